@@ -1,0 +1,46 @@
+# make audit   installs what is needed and runs the default audit into results/occupations
+# make test    the same for the tests
+# make lint    the same for style, types and import layers
+#
+# Another Python:  make test PYTHON=python3.12      Start over:  make clean
+
+PYTHON ?= python3
+READY := .venv/.ready
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+# One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
+WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, concepts.cli'
+
+.PHONY: audit test lint clean
+.DELETE_ON_ERROR:
+
+# The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
+# checkout that was moved are all installed again.
+$(shell .venv/bin/python -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" = "$$PWD" ] || rm -f $(READY))
+
+audit: $(READY)
+	.venv/bin/probing audit experiments/audits/occupations.yaml --out results/occupations
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy --strict
+	.venv/bin/lint-imports
+
+$(READY): pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one, as in: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing this checkout and what it needs into .venv: the first time several GB and some minutes."
+	@$(PIP) --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
+	$(PIP) install --editable '.[demo,dev]'
+	@$(WORKS) 2>/dev/null || { \
+	  echo "The installation does not work: building .venv anew." && \
+	  "$(PYTHON)" -m venv --clear .venv && $(PIP) install --editable '.[demo,dev]'; }
+	@$(WORKS) || { echo "Not usable. If torchvision does not import, it is of another build than torch; mend it by:" \
+	  "$(PIP) install --force-reinstall torch torchvision" >&2; exit 1; }
+	@pwd > $@
+
+clean:
+	rm -rf .venv results

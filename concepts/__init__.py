@@ -1,0 +1,9 @@
+"""Relate what a network computes to concepts that people have names for.
+
+Where images come from: `concepts.manifest`. Concepts and their random counterparts: `concepts.sets`. Concept
+directions: `concepts.cav`. Whether a class depends on them: `concepts.tcav`. A whole audit: `concepts.audit`.
+"""
+
+from probing import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,288 @@
+"""Which examples every CAV of an analysis is fitted on: runs, pseudo-concepts, bootstrap draws.
+
+Examples are rows of one table that holds all sets. What is drawn depends on seeds and sizes only, never on
+activations, so one plan serves all layers and targets.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from concepts.statistics import TooFewError, relabellings
+
+Rows = npt.NDArray[np.int64]
+_NEGATIVE_SHARE = 1 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A set of examples as groups of rows: the rows of a cluster, or a single row, are what is drawn."""
+
+    groups: tuple[Rows, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, clusters: Rows) -> "Sample":
+        """Return the sample of some rows, given the cluster of every row of the table."""
+        own = clusters[rows]
+        order = np.argsort(own, kind="stable")
+        cuts = np.flatnonzero(np.diff(own[order])) + 1
+        return cls(tuple(np.split(rows[order], cuts)))
+
+    @property
+    def rows(self) -> Rows:
+        return np.concatenate(self.groups)
+
+    def some(self, count: int, rng: np.random.Generator) -> "Sample":
+        """Return whole groups in random order until there are `count` rows; the last group is cut."""
+        picked: list[Rows] = []
+        for i in rng.permutation(len(self.groups)):
+            if count <= 0:
+                break
+            picked.append(self.groups[i][:count])
+            count -= len(picked[-1])
+        return Sample(tuple(picked))
+
+    def again(self, rng: np.random.Generator) -> "Sample":
+        """Return as many groups, drawn with replacement."""
+        return Sample(tuple(self.groups[i] for i in rng.integers(0, len(self.groups), len(self.groups))))
+
+    def parts(self, share: float, rng: np.random.Generator) -> tuple[Rows, Rows, int]:
+        """Return rows to fit on and rows held out, no group in both, and the number of groups held out."""
+        out = max(1, round(share * len(self.groups)))
+        order = rng.permutation(len(self.groups))
+        kept = [self.groups[i] for i in order[out:]]
+        return np.concatenate(kept), np.concatenate([self.groups[i] for i in order[:out]]), out
+
+
+def union(samples: Iterable[Sample]) -> Sample:
+    """Return one sample of all groups."""
+    return Sample(tuple(group for sample in samples for group in sample.groups))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Positive and negative rows of many fits; -1 fills up where fits differ in size."""
+
+    positive: Int[Tensor, "fits p"]
+    negative: Int[Tensor, "fits q"]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Rows, Rows]]) -> "Pairs":
+        return cls(_table([p for p, _ in pairs]), _table([q for _, q in pairs]))
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def part(self, start: int, stop: int) -> "Pairs":
+        return Pairs(self.positive[start:stop], self.negative[start:stop])
+
+
+def _table(lists: Sequence[Rows]) -> Int[Tensor, "fits rows"]:
+    table = np.full((len(lists), max(map(len, lists), default=0)), -1)
+    for line, rows in zip(table, lists, strict=True):
+        line[: len(rows)] = rows
+    return torch.from_numpy(table)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """A concept, or what stands in for it, against its random counterparts or competitors."""
+
+    positive: Sample
+    negatives: tuple[Sample, ...]
+
+    def parts(self, share: float, rng: np.random.Generator) -> tuple[Pairs, Pairs, int]:
+        """Return per run what to fit on and what is held out, and how many independent trials the latter makes."""
+        fit, out, trials = [], [], []
+        for negative in self.negatives:
+            p, held_p, groups_p = self.positive.parts(share, rng)
+            q, held_q, groups_q = negative.parts(share, rng)
+            fit.append((p, q))
+            out.append((held_p, held_q))
+            trials.append(2 * min(groups_p, groups_q))
+        return Pairs.of(fit), Pairs.of(out), min(trials)
+
+    def again(self, rng: np.random.Generator) -> "Runs":
+        """Return a bootstrap draw of all sets."""
+        return Runs(self.positive.again(rng), tuple(n.again(rng) for n in self.negatives))
+
+
+Mode = Literal["random", "ovr", "pairwise"]
+"""What a concept is told apart from: random images; all competing concepts together; each of them in turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Where a concept's examples and their counterparts come from."""
+
+    concept: Sample
+    others: tuple[Sample, ...]
+    """The random pool alone, or each competing concept."""
+    mode: Mode
+    clusters: Rows
+    """The cluster of every row of the table."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All sets of an analysis as rows of one table of examples, and the inputs of each target.
+
+    Attributes:
+        concepts: rows of each concept, by name.
+        inputs: for each target, by name, the cluster of every input.
+        clusters: the cluster of every row, by name; rows of one cluster are not independent.
+        pool: rows of the random pool.
+        controls: rows of coherent concepts that the targets should not depend on.
+    """
+
+    concepts: Mapping[str, Sequence[int]]
+    inputs: Mapping[str, Sequence[str]]
+    clusters: Sequence[str]
+    pool: Sequence[int] = ()
+    controls: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def sources(self, concept: str, mode: Mode) -> Sources:
+        """Return where a concept's examples and their counterparts come from."""
+        others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
+        if not others or not all(len(rows) for rows in others):
+            missing = "a random pool" if mode == "random" else "another concept"
+            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
+        own = self._sample(self.concepts[concept])
+        return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
+
+    def control(self, name: str, size: int, rng: np.random.Generator) -> Sample:
+        """Return as many examples of a control as the concept has that it is compared with."""
+        if len(self.controls[name]) < size:
+            raise TooFewError(
+                f"control {name!r} has {len(self.controls[name])} examples, fewer than the {size} of the concept it is "
+                f"compared with: give it {size} or more."
+            )
+        return self._sample(self.controls[name]).some(size, rng)
+
+    def _sample(self, rows: Sequence[int]) -> Sample:
+        return Sample.of(np.array(rows, dtype=np.int64), self._codes)
+
+    @cached_property
+    def _codes(self) -> Rows:
+        return np.unique(np.array(self.clusters), return_inverse=True)[1].astype(np.int64)
+
+
+@runtime_checkable
+class NullDraws(Protocol):
+    """A way to draw pseudo-concepts."""
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+        """Return the concept's runs and those of each pseudo-concept."""
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Pseudo-concepts are other ways to pick the concept's examples among exchangeable ones.
+
+    Against a random pool, a third of the pool gives the negatives, which all share; the rest and the concept's own
+    examples are pooled and relabelled. Drawing pseudo-concepts from the rest alone would make them vary too little:
+    unless the rest is much larger than the concept, a random concept would then stand out more often than it should.
+    Against competing concepts, the examples of all are relabelled.
+
+    Attributes:
+        sets: pseudo-concepts; p is at least `1 / (sets + 1)`.
+    """
+
+    sets: int = 199
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+        draw = self._random if sources.mode == "random" else self._relative
+        return draw(sources, runs, rng)
+
+    def _random(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+        concept = sources.concept
+        size = len(concept.rows)
+        negatives, rest = _divide(sources.others[0], size, rng)
+        drawn = tuple(negatives.some(size, rng) for _ in range(runs))
+        rows, labels = _labelled([rest, concept])
+        ways = relabellings(labels, _dense(sources.clusters[rows]), self.sets, int(rng.integers(2**31)))
+        sets = (Sample.of(rows[way == 1], sources.clusters) for way in ways.labels.numpy())
+        return Runs(concept, drawn), tuple(Runs(s, drawn) for s in sets)
+
+    def _relative(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+        rows, labels = _labelled([sources.concept, *sources.others])
+        ways = relabellings(labels, _dense(sources.clusters[rows]), self.sets, int(rng.integers(2**31)))
+
+        def of(way: Rows) -> Runs:
+            samples = [Sample.of(rows[way == k], sources.clusters) for k in range(int(way.max()) + 1)]
+            relabelled = replace(sources, concept=samples[0], others=tuple(samples[1:]))
+            return against(relabelled, runs, rng)
+
+        return of(labels.numpy()), tuple(of(way) for way in ways.labels.numpy())
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Each random set in turn plays the concept, against all others and the concept itself.
+
+    The pool is cut into as many disjoint sets as there are runs, so p is at least `1 / (runs + 1)`. It needs far fewer
+    fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
+    """
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+        if sources.mode != "random":
+            raise ValueError("LeaveOneOut needs random counterparts: use Relabelled for competing concepts.")
+        sets = [sources.concept, *_disjoint(sources.others[0], len(sources.concept.rows), runs, rng)]
+        every = [Runs(s, tuple(other for other in sets if other is not s)) for s in sets]
+        return every[0], tuple(every[1:])
+
+
+def against(sources: Sources, runs: int, rng: np.random.Generator) -> Runs:
+    """Return runs against random subsets, of the concept's size, of the others: all together, or each in turn."""
+    size = len(sources.concept.rows)
+    pools = sources.others if sources.mode == "pairwise" else (union(sources.others),)
+    return Runs(sources.concept, tuple(pools[r % len(pools)].some(size, rng) for r in range(runs)))
+
+
+def _labelled(samples: Sequence[Sample]) -> tuple[Rows, Int[Tensor, " n"]]:
+    rows = [sample.rows for sample in samples]
+    return np.concatenate(rows), torch.repeat_interleave(torch.tensor([len(r) for r in rows]))
+
+
+def _dense(clusters: Rows) -> Int[Tensor, " n"]:
+    return torch.from_numpy(np.unique(clusters, return_inverse=True)[1])
+
+
+def _divide(pool: Sample, size: int, rng: np.random.Generator) -> tuple[Sample, Sample]:
+    """Return the part of the pool for negatives, and the rest, no group in both."""
+    order = rng.permutation(len(pool.groups))
+    total = len(pool.rows)
+    reach = np.cumsum([len(pool.groups[i]) for i in order])
+    cut = int(np.searchsorted(reach, max(size, _NEGATIVE_SHARE * total))) + 1
+    first, rest = (Sample(tuple(pool.groups[i] for i in part)) for part in (order[:cut], order[cut:]))
+    if not rest.groups or len(rest.rows) < size:
+        raise TooFewError(
+            f"a pool of {total} examples is too small for a concept of {size}: a third serves as negatives, and the rest "
+            f"must hold {size} for pseudo-concepts. Give {3 * size} or more."
+        )
+    return first, rest
+
+
+def _disjoint(pool: Sample, size: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    order, start = rng.permutation(len(pool.groups)), 0
+    sets: list[Sample] = []
+    for _ in range(count):
+        stop, held = start, 0
+        while stop < len(order) and held < size:
+            held += len(pool.groups[order[stop]])
+            stop += 1
+        if held < size:
+            raise TooFewError(
+                f"a pool of {len(pool.rows)} examples holds {len(sets)} disjoint sets of {size}, but {count} runs need as "
+                "many: enlarge the pool, or use Relabelled."
+            )
+        sets.append(Sample(tuple(pool.groups[i] for i in order[start:stop])))
+        start = stop
+    return sets

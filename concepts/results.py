@@ -1,0 +1,268 @@
+"""What an audit found, as it is saved: plain rows, of which tables, figures and the report are made.
+
+Numbers are None where nothing was measured or tested. Intervals are `low` to `high` at `AuditResults.level`; p-values
+are two-sided, and `p_corrected` counts all tests of its kind in the audit.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Direction = Literal["up", "down"]
+
+
+class ResultsError(ValueError):
+    """A folder holds no readable results of an audit."""
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """A class whose logit is explained, chosen beforehand, and why."""
+
+    name: str
+    index: int
+    group: str
+    reason: str
+    expected: dict[str, Direction]
+    """By contrast: where the logit was expected to go, written down before the audit."""
+
+
+@dataclass(frozen=True)
+class ConceptInfo:
+    """A concept: two sets that differ in one attribute (a contrast), or one set against random images."""
+
+    name: str
+    positive: str
+    negative: str
+    matched: bool
+    """Whether the two sets are matched, so that swapping one for the other can be measured."""
+    positives: int
+    negatives: int
+    clusters: int
+    """Independent groups among the images that the direction was fitted on."""
+    held_out: int
+    """Images per side that the direction was tested on."""
+    held_out_clusters: int
+    relabellings: int
+    exact: bool
+    """Whether the relabellings are all there are."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One concept at one layer."""
+
+    concept: str
+    layer: str
+    accuracy: float
+    """Share of held-out images on the right side of the classifier, mean over its runs."""
+    accuracy_low: float | None
+    accuracy_high: float | None
+    accuracy_p: float | None
+    """One-sided, against chance."""
+    cosine: float | None
+    """Mean cosine between directions of different runs."""
+    linear_tail: bool
+    """Whether all inputs have one gradient here, so that a sign score is 0 or 1 by construction."""
+    r: float | None = None
+    """Correlation over targets of predicted effect and measured swap."""
+    r_low: float | None = None
+    r_high: float | None = None
+    slope: float | None = None
+    """Measured swap per predicted effect, through the origin."""
+    signs_right: int | None = None
+    trusted: bool = False
+    """Whether `r_low` reaches the bound that the audit file sets."""
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One concept at one layer for one target."""
+
+    concept: str
+    layer: str
+    target: str
+    tcav: float
+    """Share of inputs whose logit rises along the direction (0-1)."""
+    tcav_low: float | None
+    tcav_high: float | None
+    tcav_p: float | None
+    tcav_p_corrected: float | None
+    ties: float
+    effect: float
+    """Logits."""
+    effect_low: float | None
+    effect_high: float | None
+    effect_p: float | None
+    effect_p_corrected: float | None
+
+
+@dataclass(frozen=True)
+class SwapRow:
+    """What exchanging negatives for their matched positives did to one target's logit, on held-out clusters."""
+
+    concept: str
+    target: str
+    swap: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_corrected: float | None
+    larger: float
+    """Share of all the model's classes whose change is larger in size (0-1)."""
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """The measured swap over all the model's classes, as quantiles."""
+
+    concept: str
+    classes: int
+    low: float
+    median: float
+    high: float
+    """`low` to `high` hold the middle 95 %."""
+
+
+@dataclass(frozen=True)
+class PickedRow:
+    """A class picked for its change on the clusters that concepts are fitted on, judged on the others."""
+
+    concept: str
+    target: str
+    index: int
+    picked_by: float
+    swap: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_corrected: float | None
+
+
+@dataclass(frozen=True)
+class LikenessRow:
+    """An image that is among the most or the least like a concept at one layer."""
+
+    concept: str
+    layer: str
+    among: str
+    side: Literal["most", "least"]
+    image: str
+    """Name of the file under `images`."""
+    caption: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class PositionRow:
+    """Where a neutral image lies between its matched negatives (-1) and positives (+1) at one layer."""
+
+    concept: str
+    layer: str
+    cluster: str
+    caption: str
+    position: float
+
+
+@dataclass(frozen=True)
+class AuditResults:
+    """All an audit found. Equal audits of equal data give equal results, byte for byte."""
+
+    name: str
+    title: str
+    question: str
+    model: str
+    weights: str
+    layers: tuple[str, ...]
+    level: float
+    trust: float
+    """Smallest lower bound of a layer's correlation that makes it trusted."""
+    cluster_by: str
+    fitted_on: tuple[str, ...]
+    judged_on: tuple[str, ...]
+    inputs: str
+    input_count: int
+    targets: tuple[TargetInfo, ...]
+    concepts: tuple[ConceptInfo, ...]
+    layer_rows: tuple[LayerRow, ...]
+    cells: tuple[CellRow, ...]
+    swaps: tuple[SwapRow, ...]
+    backdrops: tuple[Backdrop, ...]
+    picked: tuple[PickedRow, ...]
+    likeness: tuple[LikenessRow, ...]
+    positions: tuple[PositionRow, ...]
+    sources: tuple[tuple[str, str], ...]
+    limits: tuple[str, ...]
+    """What the audit's author wants said about the data."""
+
+    def of(self, concept: str) -> ConceptInfo:
+        """Return a concept by name."""
+        return next(c for c in self.concepts if c.name == concept)
+
+    @property
+    def contrasts(self) -> tuple[ConceptInfo, ...]:
+        """The concepts whose swap was measured."""
+        return tuple(c for c in self.concepts if c.matched)
+
+    def trusted(self, concept: str) -> tuple[str, ...]:
+        """Return the layers whose effects follow the measured swap of a concept."""
+        return tuple(r.layer for r in self.layer_rows if r.concept == concept and r.trusted)
+
+    def shown_layer(self, concept: str) -> str:
+        """Return the layer where the effect follows the swap best; the last one where there is no swap."""
+        rows = [r for r in self.layer_rows if r.concept == concept and r.r_low is not None]
+        return max(rows, key=lambda r: r.r_low or 0.0).layer if rows else self.layers[-1]
+
+    def save(self, folder: Path) -> None:
+        """Write `results.json`, and each table as CSV under `tables`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        tables: dict[str, Sequence[DataclassInstance]] = {
+            "layers": self.layer_rows,
+            "classes_by_layer": self.cells,
+            "swaps": self.swaps,
+            "picked_classes": self.picked,
+            "likeness": self.likeness,
+            "positions": self.positions,
+        }
+        for name, rows in tables.items():
+            if rows:
+                _write_csv(folder / "tables" / f"{name}.csv", rows)
+
+    @classmethod
+    def load(cls, folder: Path) -> "AuditResults":
+        """Read results back.
+
+        Raises:
+            ResultsError: if the folder holds none, or damaged ones.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        path = folder / "results.json"
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ResultsError(
+                f"{str(folder)!r} holds no results.json: run the audit first."
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ResultsError(
+                f"{str(path)!r} can't be read: {first['msg']} at {where!r}."
+            ) from None
+
+
+def _write_csv(path: Path, rows: "Sequence[DataclassInstance]") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f.name for f in fields(rows[0])])
+        writer.writerows(astuple(row) for row in rows)

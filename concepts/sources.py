@@ -1,0 +1,228 @@
+"""Where a manifest's images come from: folders, lists of files, installed packages, Hugging Face data sets."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from concepts.schema import Schema
+from probing.examples import DatasetImages, ImageFiles, ImageSource
+from probing.packages import PathEscapeError, package_path, package_version, path_under
+
+
+class ManifestError(ValueError):
+    """A manifest contradicts itself, or does not fit the images it speaks of."""
+
+
+class FolderImages(Schema):
+    """All pictures below a folder; the attribute `folder` is where a picture lies, relative to `root`."""
+
+    kind: Literal["folder"]
+    root: str = "."
+    pattern: str = "**/*"
+
+
+class Table(Schema):
+    """Pictures one by one: `columns` names what a row holds, `file`, `sha256` and attributes."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class ListedImages(Table):
+    """Pictures below a folder, listed with their checksums."""
+
+    kind: Literal["files"]
+    root: str = "."
+
+
+class PackageImages(Table):
+    """Pictures inside an installed package, listed with their checksums."""
+
+    kind: Literal["package"]
+    package: str
+    version: str
+    root: str
+
+
+class DatasetSource(Schema):
+    """An image column of a Hugging Face data set; other columns become attributes.
+
+    Attributes:
+        path: below the manifest's folder; for `hub`, the data set's name.
+        revision: which state of a hub's data set.
+    """
+
+    kind: Literal["dataset"]
+    format: Literal["imagefolder", "parquet", "arrow", "hub"]
+    path: str
+    split: str = "train"
+    column: str = "image"
+    attributes: list[str] = Field(default_factory=list)
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        name: its path below the root, or its row in a data set.
+        sha256: None where the source has no checksums.
+    """
+
+    name: str
+    attributes: Mapping[str, str]
+    sha256: str | None = None
+
+
+class Found(NamedTuple):
+    """Images that were found.
+
+    Attributes:
+        version: of the package that they come from.
+    """
+
+    items: tuple[Item, ...]
+    images: ImageSource
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Some pictures of a source."""
+
+    source: ImageSource
+    indices: tuple[int, ...]
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(self.indices[index])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def find(source: FolderImages | ListedImages | PackageImages | DatasetSource, root: Path) -> Found:
+    """Return the images that a source names, without looking into them.
+
+    Args:
+        source: one of the four kinds.
+        root: where relative paths start.
+
+    Raises:
+        ManifestError: if the source contradicts itself, or a data set cannot be read.
+        probing.examples.ExampleError: if a folder holds no picture, or a data set no such column.
+        probing.packages.PathEscapeError: if a path leaves its root.
+        probing.packages.PackageMissingError: if a package is not installed.
+    """
+    match source:
+        case FolderImages():
+            return _folder(source, path_under(root, source.root))
+        case ListedImages():
+            return _table(source, path_under(root, source.root))
+        case PackageImages():
+            found = _table(source, package_path(source.package, source.root))
+            return found._replace(version=package_version(source.package))
+        case DatasetSource():
+            return _dataset(source, root)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few names, for an error message."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _folder(source: FolderImages, root: Path) -> Found:
+    if ".." in PurePosixPath(source.pattern).parts or PurePosixPath(source.pattern).is_absolute():
+        raise PathEscapeError(
+            f"the pattern {source.pattern!r} leaves its root: give one without '..'."
+        )
+    images = ImageFiles.in_folder(root, source.pattern)
+    names = [path.relative_to(root).as_posix() for path in images.paths]
+    for name in names:
+        path_under(root, name)
+    return Found(
+        tuple(Item(n, {"folder": PurePosixPath(n).parent.as_posix()}) for n in names), images
+    )
+
+
+def _table(source: Table, root: Path) -> Found:
+    columns = source.columns
+    if len(set(columns)) < len(columns) or not {"file", "sha256"} <= set(columns):
+        raise ManifestError(
+            f"'columns' must name 'file' and 'sha256' and each attribute once, got {columns}."
+        )
+    items = [_item(dict(zip(columns, row, strict=False)), row, columns) for row in source.rows]
+    if not items:
+        raise ManifestError("'rows' lists no image.")
+    names = [item.name for item in items]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ManifestError(f"'rows' lists some files twice: {some(twice)}.")
+    return Found(tuple(items), ImageFiles(tuple(path_under(root, name) for name in names)))
+
+
+def _item(record: dict[str, str], row: Sequence[str], columns: Sequence[str]) -> Item:
+    if len(row) != len(columns):
+        raise ManifestError(
+            f"the row {list(row)} has {len(row)} values for the columns {list(columns)}."
+        )
+    name, sha256 = record.pop("file"), record.pop("sha256")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ManifestError(
+            f"the sha256 of {name!r} must be 64 hexadecimal characters in lower case, got {sha256!r}."
+        )
+    return Item(name, record, sha256)
+
+
+def _dataset(source: DatasetSource, root: Path) -> Found:
+    try:
+        data = _open_dataset(source, root)
+    except PathEscapeError:
+        raise
+    except Exception as error:  # the library and its file readers have many types for this
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ManifestError(
+            f"the data set {source.path!r} cannot be read as {source.format} ({reason})."
+        ) from error
+    images = DatasetImages(data, source.column)
+    absent = [name for name in source.attributes if name not in data.column_names]
+    if absent:
+        raise ManifestError(
+            f"the data set {source.path!r} has no column {absent[0]!r}; it has {data.column_names}."
+        )
+    columns = {name: _texts(data, name) for name in source.attributes}
+    items = (
+        Item(images.name(i), {name: values[i] for name, values in columns.items()})
+        for i in range(len(images))
+    )
+    return Found(tuple(items), images)
+
+
+def _open_dataset(source: DatasetSource, root: Path) -> Any:
+    import datasets
+
+    if source.format == "hub":
+        return datasets.load_dataset(source.path, split=source.split, revision=source.revision)
+    path = path_under(root, source.path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {str(path)!r}")
+    if source.format == "arrow":
+        data = datasets.load_from_disk(str(path))
+        return data[source.split] if isinstance(data, datasets.DatasetDict) else data
+    if source.format == "imagefolder":
+        return datasets.load_dataset("imagefolder", data_dir=str(path), split=source.split)
+    files = sorted(map(str, path.glob("**/*.parquet"))) if path.is_dir() else [str(path)]
+    return datasets.load_dataset("parquet", data_files={source.split: files}, split=source.split)
+
+
+def _texts(data: Any, column: str) -> list[str]:
+    """Return a column as text, classes by their names."""
+    names = getattr(data.features[column], "names", None)
+    return [names[v] if names else str(v) for v in data[column]]

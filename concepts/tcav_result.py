@@ -1,0 +1,207 @@
+"""What TCAV found, with the sentences that must be read beside the numbers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probing.provenance import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+LINEAR_TAIL = 1e-5
+"""Gradients that differ between inputs by no more than this share of their length are one gradient."""
+UNSTABLE = 0.2
+"""Below this mean cosine between CAVs of different runs a direction is not identified."""
+
+Cells = Float[Tensor, "layers concepts targets"]
+
+
+@dataclass(frozen=True)
+class TcavResult(Result):
+    """TCAV scores and effects of concepts on targets, by layer. NaN marks what was not asked for.
+
+    The sign score saturates where gradients vary little over inputs: random directions score 0 or 1 there too, and no
+    honest test can tell a concept from them. The effect in logits does not saturate and is the statistic to lead with.
+    """
+
+    layers: tuple[str, ...]
+    concepts: tuple[str, ...]
+    targets: tuple[str, ...]
+    controls: tuple[str, ...]
+    mode: str
+    level: float
+
+    scores: Float[Tensor, "layers concepts targets runs"]
+    """Share of inputs whose score rises along the CAV of a run (0-1); a sensitivity of exactly 0 does not count."""
+    mean: Cells
+    """Mean score over runs, the TCAV score."""
+    low: Cells
+    high: Cells
+    """Its interval: percentiles of a bootstrap of concept, counterparts and inputs jointly."""
+    ties: Cells
+    """Share of sensitivities that are exactly 0."""
+    magnitude: Cells
+    """Mean sensitivity, in score units per unit of activation along the unit CAV."""
+    positive_share: Cells
+    """Sum of positive sensitivities over the sum of all sizes (0-1); NaN if all are 0."""
+    smooth: Cells
+    """The smooth score (0-1) of one CAV fitted on all examples; see `Tcav`."""
+    p: Cells
+    """Permutation test of |score - 1/2|, ties counted half, against pseudo-concepts."""
+    p_holm: Cells
+    """Corrected over layers, concepts and targets."""
+    p_controls: Cells
+    """The same test against irrelevant coherent concepts: at least `1 / (controls + 1)`."""
+    p_paper: Cells
+    p_code: Cells
+    """The t-tests of paper and original code: anti-conservative, for comparison only."""
+    null_low: Cells
+    null_high: Cells
+    """The central `level` of pseudo-concepts' mean scores, ties counted half."""
+
+    effect: Cells
+    """Effect in logits (score units): from the mean of the counterparts to the mean of the concept, to first order."""
+    effect_low: Cells
+    effect_high: Cells
+    effect_p: Cells
+    """Permutation test by relabelling, two-sided."""
+    effect_p_holm: Cells
+    effect_p_max_t: Cells
+    """Corrected over layers and targets of each concept by the step-down maximum, then over concepts by Holm."""
+    effect_p_controls: Cells
+    """Rank of its size among the effects of irrelevant coherent concepts."""
+
+    accuracy: Float[Tensor, "layers concepts runs"]
+    """Balanced accuracy of each CAV on held-out examples (0-1)."""
+    accuracy_p: Float[Tensor, "layers concepts"]
+    """Binomial test that it is above chance."""
+    stability: Float[Tensor, "layers concepts"]
+    """Mean cosine between CAVs of different runs."""
+    gradient_spread: Float[Tensor, "layers targets"]
+    """Largest distance of an input's gradient from the mean gradient, over the latter's length."""
+    pseudo_concepts: int
+
+    @property
+    def exists(self) -> Bool[Tensor, "layers concepts"]:
+        """Whether the concept's direction exists: whether its CAVs classify held-out examples above chance."""
+        return self.accuracy_p <= 1 - self.level
+
+    @property
+    def linear_tail(self) -> Bool[Tensor, "layers targets"]:
+        """Whether all inputs have one gradient, so that every run's score is 0 or 1 by construction."""
+        return self.gradient_spread <= LINEAR_TAIL
+
+    @property
+    def significant(self) -> Bool[Tensor, "layers concepts targets"]:
+        """Whether the sign score differs from random directions', after correction, along a direction that exists."""
+        return (self.p_holm <= 1 - self.level) & self.exists.unsqueeze(2)
+
+    @property
+    def effect_significant(self) -> Bool[Tensor, "layers concepts targets"]:
+        """Whether the effect in logits is more than relabelling gives, after correction."""
+        return self.effect_p_max_t <= 1 - self.level
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what must be said beside the numbers, in plain words."""
+        return (*self._directions(), *self._tails(), *self._floor())
+
+    def _directions(self) -> list[str]:
+        found = []
+        for i, layer in enumerate(self.layers):
+            for c, concept in enumerate(self.concepts):
+                accuracy, p = float(self.accuracy[i, c].mean()), float(self.accuracy_p[i, c])
+                if not self.exists[i, c]:
+                    found.append(
+                        f"At {layer!r} no direction of {concept!r} exists: its CAVs classify held-out examples with "
+                        f"accuracy {accuracy:.2f}, not above chance (p = {p:.2g}); scores along them mean nothing."
+                    )
+                elif self.stability[i, c] < UNSTABLE:
+                    found.append(
+                        f"At {layer!r} the direction of {concept!r} is not identified at this sample size: CAVs of "
+                        f"different runs have a mean cosine of {float(self.stability[i, c]):.2f}."
+                    )
+        return found
+
+    def _tails(self) -> list[str]:
+        return [
+            f"At {layer!r} the score of {target!r} has the same gradient for every input: each run's TCAV score is 0 or 1 "
+            "by construction and tells no more than the sign of one number; read the effect in logits."
+            for i, layer in enumerate(self.layers)
+            for k, target in enumerate(self.targets)
+            if self.linear_tail[i, k]
+        ]
+
+    def _floor(self) -> list[str]:
+        tests = self.p.numel()
+        smallest = 1 / (self.pseudo_concepts + 1)
+        if not self.pseudo_concepts or tests * smallest <= 1 - self.level:
+            return []
+        return [
+            f"With {self.pseudo_concepts} pseudo-concepts a p of the sign score is at least {smallest:.2g}, and corrected "
+            f"over {tests} tests at least {min(1.0, tests * smallest):.2g}: no score can be significant at {self.level:.0%}. "
+            f"{round(tests / (1 - self.level))} pseudo-concepts could tell."
+        ]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per layer, concept and target."""
+        import pandas as pd
+
+        cells = [name for name, value in vars(self).items() if _shape(value) == tuple(self.mean.shape)]
+        rows = []
+        for i, layer in enumerate(self.layers):
+            for c, concept in enumerate(self.concepts):
+                for k, target in enumerate(self.targets):
+                    row: dict[str, object] = {"layer": layer, "concept": concept, "target": target}
+                    row |= {name: float(getattr(self, name)[i, c, k]) for name in cells}
+                    row["accuracy"] = float(self.accuracy[i, c].mean())
+                    row["accuracy_min"] = float(self.accuracy[i, c].min())
+                    row["accuracy_p"] = float(self.accuracy_p[i, c])
+                    row["stability"] = float(self.stability[i, c])
+                    row |= {name: bool(getattr(self, name)[i, c, k]) for name in ("significant", "effect_significant")}
+                    row["linear_tail"] = bool(self.linear_tail[i, k])
+                    rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self, target: str | None = None, ax: "Axes | None" = None) -> "Axes":
+        """Draw the scores of one target (the first by default), bars by layer and concept.
+
+        Whiskers are intervals, grey bands the scores of pseudo-concepts; a star marks a significant score, a hatched bar
+        a direction that does not exist.
+        """
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            ax = Figure(figsize=(1.5 + 0.5 * self.mean[..., 0].numel(), 3.2), layout="constrained").add_subplot()
+        k = 0 if target is None else self.targets.index(target)
+        width = 0.8 / len(self.concepts)
+        for c, concept in enumerate(self.concepts):
+            x = torch.arange(len(self.layers)) + (c - (len(self.concepts) - 1) / 2) * width
+            mean, low, high = self.mean[:, c, k], self.low[:, c, k], self.high[:, c, k]
+            band = self.null_high[:, c, k] - self.null_low[:, c, k]
+            ax.bar(x, band, width, bottom=self.null_low[:, c, k], color="0.9", zorder=0)
+            bars = ax.bar(x, mean, 0.8 * width, label=concept, alpha=0.8)
+            ax.errorbar(x, mean, torch.stack([mean - low, high - mean]).clamp(min=0), fmt="none", ecolor="0.2", lw=1)
+            for i, bar in enumerate(bars):
+                bar.set_hatch(None if self.exists[i, c] else "///")
+                if self.significant[i, c, k]:
+                    ax.text(float(x[i]), 1.02, "*", ha="center")
+        ax.axhline(0.5, color="0.5", lw=0.8, ls="--")
+        ax.set(ylim=(0, 1.1), ylabel="TCAV score", title=self.targets[k])
+        ax.set_xticks(range(len(self.layers)), self.layers)
+        ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
+        return f"{self.to_pandas().to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()

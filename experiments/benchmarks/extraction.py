@@ -1,0 +1,81 @@
+"""Four layers of a ResNet-18 into memory and to disk, against a bare forward pass and captum.
+
+    python experiments/benchmarks/extraction.py --out extraction.json [--tiny]
+
+`floor` is a forward pass of the prepared model (channels_last, BatchNorm folded, micro-batches) that keeps nothing;
+`eager` is the model as given in batches of 32. `ours (bf16)` is `Precision("fast")`.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torchvision
+from captum.attr import LayerActivation
+from harness import Row, arguments, race, report
+from torch import Tensor, nn
+
+from probing.examples import TensorExamples
+from probing.precision import Precision
+from probing.store import ActivationStore
+
+LAYERS = ["layer1", "layer2", "layer3", "layer4"]
+
+
+def bare_forward(net: nn.Module, precision: Precision, images: Tensor, batch: int) -> None:
+    cpu = torch.device("cpu")
+    with torch.no_grad(), precision.autocast(cpu):
+        for part in images.split(batch):
+            net(precision.inputs(part, cpu))
+
+
+def main() -> list[Row]:
+    args = arguments("Extraction of four ResNet-18 layers.")
+    count, size = (8, 64) if args.tiny else (96, 224)
+    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    examples = TensorExamples(images)
+    examples.ids  # noqa: B018  hashed before the clock starts: the ids belong to the data set
+    net = torchvision.models.resnet18(weights=None).eval()
+    cpu, exact, fast = torch.device("cpu"), Precision("float32"), Precision("fast")
+    prepared = {p: p.prepare(net, LAYERS, cpu) for p in (exact, fast)}
+    batch = max(1, min(128, 8 * 3 * 224 * 224 // images[0].numel()))
+
+    def ours(precision: Precision, *, disk: bool) -> dict[str, Tensor]:
+        with tempfile.TemporaryDirectory() as folder:
+            store = ActivationStore(Path(folder) if disk else None, precision=precision, progress=False)
+            return store.activations(net, LAYERS, examples)
+
+    def captum() -> list[Tensor]:
+        reader = LayerActivation(net, [getattr(net, layer) for layer in LAYERS])
+        with torch.no_grad():
+            parts = [reader.attribute(part) for part in images.split(32)]
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+    def gap(mine: object, theirs: object) -> str:
+        pairs = zip(mine.values(), theirs, strict=True)  # type: ignore[attr-defined, call-overload]
+        return f"largest difference {max(float((a - b).abs().max()) for a, b in pairs):.1g}"
+
+    rows = race(
+        f"four layers of {count} images",
+        {
+            "floor": lambda: bare_forward(prepared[exact], exact, images, batch),
+            "eager": lambda: bare_forward(net, Precision("reference"), images, 32),
+            "ours": lambda: ours(exact, disk=False),
+            "ours to disk": lambda: ours(exact, disk=True),
+            "floor (bf16)": lambda: bare_forward(prepared[fast], fast, images, batch),
+            "ours (bf16)": lambda: ours(fast, disk=False),
+            "captum": captum,
+        },
+        args.rounds,
+        {"captum": gap},
+    )
+    report(rows, args.out)
+    seconds = {row.who: row.seconds for row in rows}
+    print(f"ours ÷ eager: {seconds['ours'] / seconds['eager']:.2f} in float32, "
+          f"{seconds['ours (bf16)'] / seconds['eager']:.2f} in bf16; "
+          f"ours (bf16) ÷ its own floor: {seconds['ours (bf16)'] / seconds['floor (bf16)']:.2f}")  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()

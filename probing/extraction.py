@@ -1,0 +1,437 @@
+"""The engine of the activation store: finds rows in memory and on disk, computes the others, commits them in shards."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from probing.background import LoadAhead, WriteBehind
+from probing.examples import ExampleSet
+from probing.fingerprint import bytes_id, tensor_id
+from probing.passes import Pool, Runner
+from probing.precision import Precision, device_of
+from probing.progress import Progress
+from probing.scores import Score
+from probing.shards import DamagedShardError, Disk, ShardWriter, Space
+from probing.tiers import MemoryTier, Place, gather
+
+_SHARD_ROWS = 128
+_CANARIES = 4
+_RUNNERS = 4
+# Elements of a batch that suit a CPU: activations past 32 MB go back to the kernel and are faulted in again.
+_BATCH_ELEMENTS = {"cpu": 8 * 3 * 224 * 224}
+_BATCH_ELEMENTS_ELSEWHERE = 128 * 3 * 224 * 224
+
+
+class StaleRowsError(RuntimeError):
+    """Stored rows are not what the model computes now, though their names say so."""
+
+
+class RaggedRowsError(ValueError):
+    """Examples of one set give a layer's outputs different shapes."""
+
+
+@dataclass
+class StoreStats:
+    """What a store did, counted in examples; damaged shards are counted as shards.
+
+    Attributes:
+        forward_rows: passed forward to fill rows.
+        backward_rows: passed backward to fill rows, once per score.
+        reused_rows: served without a pass.
+        canary_rows: passed again to check stored rows.
+        estimate_rows: passed forward for an estimate.
+        dropped_shards: shards found damaged, and their rows computed again.
+    """
+
+    forward_rows: int = 0
+    backward_rows: int = 0
+    reused_rows: int = 0
+    canary_rows: int = 0
+    estimate_rows: int = 0
+    dropped_shards: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a request: positions in the example set, outputs by layer, and gradients by score and layer."""
+
+    positions: list[int]
+    activations: dict[str, Tensor]
+    gradients: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: which rows of which spaces, and how to compute them."""
+
+    model: nn.Module
+    layers: tuple[str, ...]
+    scores: tuple[Score, ...]
+    pool: Pool
+    outputs: dict[str, Space]
+    slopes: tuple[dict[str, Space], ...]
+    examples: ExampleSet
+    positions: dict[str, list[int]]
+
+    @property
+    def spaces(self) -> list[Space]:
+        """All spaces that rows are asked of, each once."""
+        return list(
+            dict.fromkeys(
+                space for by_layer in (self.outputs, *self.slopes) for space in by_layer.values()
+            )
+        )
+
+    def load(self, ids: Sequence[str]) -> Tensor:
+        """Return examples by id."""
+        return self.examples.load([self.positions[e][0] for e in ids])
+
+
+_Found = dict[Space, dict[str, Place]]
+_Lacking = dict[Space, list[str]]
+
+
+@dataclass
+class Engine:
+    """What a store keeps between requests."""
+
+    disk: Disk | None
+    tiers: list[MemoryTier]
+    device: torch.device | None
+    precision: Precision
+    batch_size: int | Literal["auto"]
+    show_progress: bool | None
+    stats: StoreStats = field(default_factory=StoreStats)
+    _runners: dict[tuple[object, ...], Runner] = field(default_factory=dict)
+    _input_ids: dict[str, str] = field(default_factory=dict)
+    _shapes: dict[Space, tuple[int, ...]] = field(default_factory=dict)
+    _trusted: set[Space] = field(default_factory=set)
+
+    def stream(self, job: Job) -> Iterator[Rows]:
+        """Yield the rows of a job, batch by batch; chunks that another process computes come last, from its shards."""
+        self._check_canaries(job)
+        chunks, waiting = _rotated(split(list(job.positions), _SHARD_ROWS)), set[str]()
+        title = f"{type(job.model).__name__}: {', '.join(job.layers[:3])}{' …' if len(job.layers) > 3 else ''}"
+        with (
+            Progress(len(job.positions), title, self.show_progress) as progress,
+            LoadAhead(job.load) as loader,
+        ):
+            room_checked = self.disk is None
+            while chunks:
+                chunk = chunks.popleft()
+                with self._claim(job, chunk, wait=chunk[0] in waiting) as claimed:
+                    if claimed:
+                        for rows, computed in self._chunk(job, chunk, loader):
+                            progress.advance(len(set(rows.positions)), computed=computed)
+                            if computed and not room_checked:
+                                room_checked = self._has_room(job, rows)
+                            yield rows
+                    else:
+                        waiting.add(chunk[0])
+                        chunks.append(chunk)
+                self._mend(job, chunk, loader)
+
+    def lacking(self, job: Job, ids: Sequence[str]) -> _Lacking:
+        """Return, per space, those examples whose rows are neither in memory nor on disk."""
+        found: _Lacking = {}
+        for space in job.spaces:
+            known = set().union(*(tier.find(space.id, ids) for tier in self.tiers))
+            on_disk = self.disk.rows(space) if self.disk else {}
+            if rest := [e for e in ids if e not in known and e not in on_disk]:
+                found[space] = rest
+        return found
+
+    def runner(self, job: Job, precision: Precision) -> Runner:
+        """Return the prepared model for a job, made once."""
+        device = self.device or device_of(job.model)
+        key = (next(iter(job.spaces)).weights, job.layers, precision, device)
+        if key not in self._runners:
+            while len(self._runners) >= _RUNNERS:
+                self._runners.pop(next(iter(self._runners)))
+            self._runners[key] = Runner.of(job.model, job.layers, precision, device)
+        return self._runners[key]
+
+    @contextmanager
+    def _claim(self, job: Job, chunk: list[str], *, wait: bool) -> Iterator[bool]:
+        """Hold the right to write a chunk's rows, if any are unwritten; yields False where another process has it."""
+        if self.disk is None or not self._unwritten(job, chunk):
+            yield True
+            return
+        name = bytes_id("\0".join([job.spaces[0].weights, *chunk]).encode())
+        with self.disk.lock(name, wait=wait) as held:
+            if held:
+                self._refresh(job)
+            yield held
+
+    def _refresh(self, job: Job) -> None:
+        assert self.disk is not None
+        for space in job.spaces:
+            self.disk.rows(space, refresh=True)
+
+    def _unwritten(self, job: Job, chunk: list[str]) -> _Lacking:
+        if self.disk is None:
+            return {}
+        rows = {space: self.disk.rows(space) for space in job.spaces}
+        found = {space: [e for e in chunk if e not in rows[space]] for space in job.spaces}
+        return {space: ids for space, ids in found.items() if ids}
+
+    def _chunk(self, job: Job, chunk: list[str], loader: LoadAhead) -> Iterator[tuple[Rows, bool]]:
+        """Yield a chunk's rows batch by batch, and whether any were computed; commit those that were unwritten."""
+        lacking = self.lacking(job, chunk)
+        batches = split(chunk, self._batch_rows(job) if lacking else len(chunk))
+        members = set().union(*lacking.values())
+        wanted = [[e for e in ids if e in members] for ids in batches]
+        with _Writers(self.disk, self._unwritten(job, chunk)) as writers:
+            for ids, ahead in zip(batches, [*wanted[1:], []], strict=True):
+                loader.start(ahead)
+                found, computed = self._batch(job, ids, loader)
+                writers.append(ids, found, self._input_ids)
+                self.stats.reused_rows += len(ids) - computed
+                yield self._rows(job, ids, found), computed > 0
+            writers.commit()
+
+    def _batch(self, job: Job, ids: list[str], loader: LoadAhead) -> tuple[_Found, int]:
+        """Return where a batch's rows are, having computed those that were nowhere, and how many examples that took."""
+        found = {space: self._find(space, ids) for space in job.spaces}
+        lacking = {space: [e for e in ids if e not in places] for space, places in found.items()}
+        lacking = {space: lack for space, lack in lacking.items() if lack}
+        if not lacking:
+            return found, 0
+        members = set().union(*lacking.values())
+        names = [e for e in ids if e in members]
+        computed = self._compute(job, lacking, names, loader.get(names))
+        self.stats.forward_rows += len(names)
+        for space, rows in computed.items():
+            keep = lacking[space]
+            index = {e: i for i, e in enumerate(names)}
+            block = rows if len(keep) == len(names) else rows[[index[e] for e in keep]]
+            found[space] |= self._remember(space, keep, block)
+        return found, len(names)
+
+    def _compute(
+        self, job: Job, lacking: _Lacking, names: list[str], inputs: Tensor
+    ) -> dict[Space, Tensor]:
+        """Pass examples through the model once and return rows of the spaces that lack some."""
+        self._input_ids.update(zip(names, map(tensor_id, inputs), strict=True))
+        layers = [
+            n for n in job.layers if any(by.get(n) in lacking for by in (job.outputs, *job.slopes))
+        ]
+        scores = [
+            i
+            for i, by_layer in enumerate(job.slopes)
+            if any(s in lacking for s in by_layer.values())
+        ]
+        found: dict[Space, Tensor] = {}
+        if scores:
+            runner = self.runner(job, self.precision.gradients)
+            outputs, *gradients = runner.run(
+                inputs, layers, job.pool, [job.scores[i] for i in scores]
+            )
+            self.stats.backward_rows += len(names) * len(scores)
+            for i, by_layer in zip(scores, gradients, strict=True):
+                found |= {job.slopes[i][layer]: rows for layer, rows in by_layer.items()}
+            if self.precision.gradients == self.precision and job.outputs:
+                found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
+        if rest := [
+            n
+            for n in layers
+            if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found
+        ]:
+            [outputs] = self.runner(job, self.precision).run(inputs, rest, job.pool)
+            found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
+        return {space: rows for space, rows in found.items() if space in lacking}
+
+    def _find(self, space: Space, ids: Sequence[str]) -> dict[str, Place]:
+        found: dict[str, Place] = {}
+        for tier in self.tiers:
+            found = tier.find(space.id, [e for e in ids if e not in found]) | found
+        on_disk = self.disk.rows(space) if self.disk else {}
+        for shard in dict.fromkeys(on_disk[e][0] for e in ids if e not in found and e in on_disk):
+            assert self.disk is not None
+            here = [e for e in ids if e not in found and e in on_disk and on_disk[e][0] is shard]
+            try:
+                rows = shard.read([on_disk[e][1] for e in here])
+            except DamagedShardError:
+                self.disk.drop(shard)
+                continue
+            self._input_ids |= {e: shard.inputs[on_disk[e][1]] for e in here}
+            found |= self._remember(space, here, rows)
+        return found
+
+    def _remember(self, space: Space, ids: list[str], rows: Tensor) -> dict[str, Place]:
+        shape = self._shapes.setdefault(space, tuple(rows.shape[1:]))
+        if shape != tuple(rows.shape[1:]):
+            raise RaggedRowsError(
+                f"layer {space.layer!r} returns rows of differing shape, {shape} and {tuple(rows.shape[1:])}; "
+                "use pool='mean', or examples of one size."
+            )
+        for tier in self.tiers:
+            tier.put(space.id, ids, rows)
+        home = rows.to(self.tiers[0].device)
+        return {e: (home, i) for i, e in enumerate(ids)}
+
+    def _rows(self, job: Job, ids: list[str], found: _Found) -> Rows:
+        """Return a batch's rows for every position that asks for them."""
+        home = self.tiers[0].device
+        positions = [p for e in ids for p in job.positions[e]]
+        repeats = torch.tensor([len(job.positions[e]) for e in ids], device=home)
+
+        def rows_of(by_layer: dict[str, Space]) -> dict[str, Tensor]:
+            rows = {layer: gather(found[space], ids, home) for layer, space in by_layer.items()}
+            return (
+                rows
+                if len(positions) == len(ids)
+                else {n: r.repeat_interleave(repeats, 0) for n, r in rows.items()}
+            )
+
+        return Rows(positions, rows_of(job.outputs), [rows_of(by_layer) for by_layer in job.slopes])
+
+    def _has_room(self, job: Job, rows: Rows) -> bool:
+        """Return True, or raise where the disk can't hold the rows that are still unwritten."""
+        assert self.disk is not None
+        layers = [
+            values
+            for by_layer in (rows.activations, *rows.gradients)
+            for values in by_layer.values()
+        ]
+        size = sum(values[0].numel() * values.element_size() for values in layers)
+        unwritten = set().union(*self._unwritten(job, list(job.positions)).values())
+        self.disk.refuse_beyond(len(unwritten) * size)
+        return True
+
+    def _mend(self, job: Job, chunk: list[str], loader: LoadAhead) -> None:
+        """Write rows again whose shard was found damaged while its chunk was read."""
+        if self.disk is None or self.disk.dropped == self.stats.dropped_shards:
+            return
+        self.stats.dropped_shards = self.disk.dropped
+        with self._claim(job, chunk, wait=True):  # waiting always ends with the claim
+            for _ in self._chunk(job, chunk, loader):
+                pass
+
+    def _batch_rows(self, job: Job) -> int:
+        if self.batch_size != "auto":
+            return self.batch_size
+        device = self.device or device_of(job.model)
+        elements = job.load([next(iter(job.positions))]).numel()
+        return max(
+            1,
+            min(
+                _SHARD_ROWS,
+                _BATCH_ELEMENTS.get(device.type, _BATCH_ELEMENTS_ELSEWHERE) // max(1, elements),
+            ),
+        )
+
+    def _check_canaries(self, job: Job) -> None:
+        """Recompute a few stored rows of spaces this process has not seen: this catches what no key can see."""
+        if self.disk is None:
+            return
+        by_ids: dict[tuple[str, ...], list[Space]] = {}
+        for space in job.spaces:
+            if space not in self._trusted:
+                stored = [e for e in job.positions if e in self.disk.rows(space)]
+                by_ids.setdefault(tuple(_spread(stored, _CANARIES)), []).append(space)
+        for ids, spaces in by_ids.items():
+            if ids:
+                self._check(job, list(ids), spaces)
+            self._trusted.update(spaces)
+
+    def _check(self, job: Job, ids: list[str], spaces: list[Space]) -> None:
+        stored = {space: self._find(space, ids) for space in spaces}
+        was = {e: self._input_ids[e] for places in stored.values() for e in places}
+        inputs = job.load(ids)
+        backward = self.stats.backward_rows
+        now = self._compute(job, dict.fromkeys(spaces, ids), ids, inputs)
+        self.stats.backward_rows = backward
+        self.stats.canary_rows += len(ids)
+        for e, before in was.items():
+            if self._input_ids[e] != before:
+                raise StaleRowsError(
+                    f"example {e} is preprocessed otherwise than when its rows were stored. {_MEND}"
+                )
+        for space, places in stored.items():
+            for e, (block, row) in places.items():
+                gap = _gap(now[space][ids.index(e)], block[row])
+                tolerance = Precision(space.precision).tolerance  # type: ignore[arg-type]
+                if gap > tolerance * (
+                    20 if space.quantity != "activation" else 1
+                ):  # a flipped ReLU moves a gradient
+                    raise StaleRowsError(
+                        f"stored rows of layer {space.layer!r} ({space.quantity}) are not what {space.model} computes "
+                        f"now: relative difference {gap:.2g} for example {e}. {_MEND}"
+                    )
+
+
+_MEND = (
+    "Something that no key can see has changed, such as a function patched at run time: restore it, use another root, "
+    "or run `probing cache clear`."
+)
+
+
+class _Writers:
+    """The shards that a chunk's unwritten rows go to, written behind the computation."""
+
+    def __init__(self, disk: Disk | None, unwritten: _Lacking) -> None:
+        self._disk, self._unwritten = disk, {space: set(ids) for space, ids in unwritten.items()}
+        self._writers = (
+            {s: ShardWriter(disk.folder(s), s, tuple(ids)) for s, ids in unwritten.items()}
+            if disk
+            else {}
+        )
+        self._behind = WriteBehind()
+
+    def __enter__(self) -> "_Writers":
+        return self
+
+    def append(self, ids: list[str], found: _Found, input_ids: dict[str, str]) -> None:
+        for space, writer in self._writers.items():
+            if names := [e for e in ids if e in self._unwritten[space]]:
+                rows, inputs = (
+                    gather(found[space], names, torch.device("cpu")),
+                    [input_ids[e] for e in names],
+                )
+                self._behind.submit(lambda w=writer, r=rows, i=inputs: w.append(r, i))  # type: ignore[misc]
+
+    def commit(self) -> None:
+        self._behind.wait()
+        for writer in self._writers.values():
+            assert self._disk is not None
+            self._disk.add(writer.commit())
+
+    def __exit__(self, *_: object) -> None:
+        self._behind.close()
+        for writer in self._writers.values():
+            writer.abort()
+
+
+def split(ids: list[str], size: int) -> list[list[str]]:
+    """Return consecutive pieces of at most `size`."""
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def _rotated(chunks: list[list[str]]) -> deque[list[str]]:
+    """Start each rank of a `torchrun` at its own share, so that ranks seldom meet."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    queue = deque(chunks)
+    queue.rotate(-(rank * len(chunks) // world))
+    return queue
+
+
+def _spread(items: list[str], count: int) -> list[str]:
+    """Return up to `count` items, evenly spread."""
+    if len(items) <= count:
+        return items
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+
+
+def _gap(now: Tensor, stored: Tensor) -> float:
+    now, stored = now.double().cpu(), stored.double().cpu()
+    if now.shape != stored.shape:
+        return float("inf")
+    scale = float(stored.norm())
+    return float((now - stored).norm()) / scale if scale else float(now.norm())

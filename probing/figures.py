@@ -1,0 +1,219 @@
+"""The one look of all figures: style, palette, montages of images, and saving for paper and page.
+
+A figure is drawn once, in ink on nothing. Saved, it is a PNG and a vector PDF on white for a paper; in a report it is
+an inline SVG whose ink, rules and paper follow the page, light or dark.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1a1a1a"
+FAINT = "#7f7f7f"
+RULE = "#d4d4d4"
+PAPER = "#ffffff"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Told apart with every common colour vision (Okabe & Ito 2008), and on white as on black."""
+DIVERGING = "RdBu_r"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Groups differ in shape besides colour, so that a figure survives a grey printer."""
+FULL_WIDTH = 7.0
+"""Inches of a two-column page."""
+PNG_DPI = 200
+
+_FOLLOWS_PAGE = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)"}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save in the house style inside the block."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_settings()):
+        yield
+
+
+def _settings() -> dict[Any, Any]:
+    return {
+        "font.family": ["DejaVu Sans"],
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "text.color": INK,
+        "text.parse_math": False,  # a class may be called "$x$"
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "lines.linewidth": 0.9,
+        "lines.markersize": 4,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "pdf.fonttype": 42,  # whole TrueType fonts: journals refuse Type 3, and text stays editable
+        "svg.fonttype": "none",
+        "svg.hashsalt": "probing",  # the same figure is the same bytes
+    }
+
+
+def new_figure(width: float, height: float, *, fitted: bool = True) -> "Figure":
+    """Return an empty figure of so many inches that belongs to no window; draw inside `style`.
+
+    Args:
+        width: of the figure; `FULL_WIDTH` fills a page.
+        height: of the figure.
+        fitted: parts are laid out so that nothing overlaps; else they stand where they are put.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
+
+
+def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
+    """Write `stem.png` and `stem.pdf`, on white and with fonts embedded, and return their paths.
+
+    Equal figures give equal bytes.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf"))
+    with style():
+        figure.savefig(png, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
+        figure.savefig(pdf, facecolor=PAPER, metadata={"CreationDate": None})
+    return png, pdf
+
+
+def inline_svg(figure: "Figure", label: str) -> str:
+    """Return a figure as an `svg` element of an HTML page, with nothing fetched from elsewhere.
+
+    Args:
+        figure: drawn in ink, rules and paper of this module, which then follow the page.
+        label: what it shows, for readers that do not see it.
+    """
+    from markupsafe import escape
+
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    text = buffer.getvalue()
+    head, body = text[text.index("<svg") :].split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<style type="text/css">.*?</style>', "", body, flags=re.DOTALL)
+    body = body.replace("'DejaVu Sans'", "var(--figure-font)")
+    for ink, name in _FOLLOWS_PAGE.items():
+        body = body.replace(ink, name)
+    return f'<svg {box[0] if box else ""} role="img" aria-label="{escape(label)}">{body.strip()}'
+
+
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return positions moved as little as needed to stand `gap` apart, in their order, within `low` to `high`.
+
+    Labels beside points that lie close are placed by it. If there is no room the gap shrinks.
+    """
+    n = len(positions)
+    if n < 2:
+        return [min(max(p, low), high) for p in positions]
+    gap = min(gap, (high - low) / (n - 1))
+    order = np.argsort(positions, kind="stable")
+    # Positions less their rank times the gap must not decrease: a monotone least-squares fit by pooling.
+    pools: list[list[float]] = []
+    for rank, i in enumerate(order):
+        pools.append([positions[i] - rank * gap, 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, n_a), (b, n_b) = pools[-2:]
+            pools[-2:] = [[(a * n_a + b * n_b) / (n_a + n_b), n_a + n_b]]
+    level = np.repeat([p[0] for p in pools], [int(p[1]) for p in pools]).clip(
+        low, high - (n - 1) * gap
+    )
+    placed = np.empty(n)
+    placed[order] = level + gap * np.arange(n)
+    return placed.tolist()
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of a montage: what it shows, and its images with a caption each."""
+
+    title: str
+    images: Sequence[Image.Image]
+    captions: Sequence[str]
+
+
+def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_WIDTH) -> "Figure":
+    """Return rows of images with captions, longer strips broken into lines of `columns`.
+
+    Raises:
+        ValueError: if there is no image, or a strip has not one caption per image.
+    """
+    for strip in strips:
+        if len(strip.images) != len(strip.captions):
+            raise ValueError(
+                f"{strip.title!r} has {len(strip.images)} images and {len(strip.captions)} captions."
+            )
+    lines = [
+        (strip, range(start, min(start + columns, len(strip.images))))
+        for strip in strips
+        for start in range(0, len(strip.images), columns)
+    ]
+    if not lines:
+        raise ValueError("a montage needs at least one image, got none.")
+    cell = width / columns
+    heights = [_LINE * cell + (_TITLE if shown[0] == 0 else 0) for _, shown in lines]
+    with style():
+        figure = new_figure(width, sum(heights), fitted=False)
+        top = figure.get_figheight()
+        for (strip, shown), height in zip(lines, heights, strict=True):
+            if shown[0] == 0:
+                place = (
+                    0.05 * cell / width,
+                    1 - (sum(heights) - top + 0.7 * _TITLE) / sum(heights),
+                )
+                figure.text(*place, strip.title, fontweight="bold", va="center")
+            top -= height
+            for column, i in enumerate(shown):
+                box = ((column + 0.05) * cell, top + (_LINE - 1) * cell, 0.9 * cell, 0.9 * cell)
+                inches = (width, sum(heights), width, sum(heights))
+                axes = figure.add_axes([b / whole for b, whole in zip(box, inches, strict=True)])
+                _cell(axes, strip.images[i], strip.captions[i])
+    return figure
+
+
+_LINE = 1.42
+"""Height of an image with its caption, as a share of its width."""
+_TITLE = 0.28
+"""Inches above a strip."""
+
+
+def _cell(axes: "Axes", image: Image.Image, caption: str) -> None:
+    axes.imshow(np.asarray(image.convert("RGBA")), interpolation="antialiased")
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(caption, fontsize=6, labelpad=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,86 @@
+"""Gradients of a score: with respect to the input, and to the outputs of layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probing.hooks import capture
+from probing.scores import Score, refuse_training
+
+
+class ZeroPathError(RuntimeError):
+    """A score does not depend on what it is differentiated by."""
+
+
+def input_gradient(
+    score: Score, inputs: Float[Tensor, "n *shape"], rows: Int[Tensor, " n"] | None = None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *shape"]]:
+    """Return each input's score and the score's gradient there, in score units per unit of input.
+
+    Simonyan et al. 2013, sec. 3. Parameters get no gradients and are left as they are.
+    """
+    with frozen_parameters(score.model), torch.enable_grad():
+        x = inputs.detach().clone().requires_grad_()
+        value = score(x, rows)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
+def layer_gradients(
+    score: Score, inputs: Float[Tensor, "n *shape"], layers: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each layer's output and the score's gradient there.
+
+    The gradient is in score units per unit of activation. Grad-CAM (Selvaraju et al. 2017, eq. 1) and TCAV
+    (Kim et al. 2018, sec. 3.3) both start from it.
+
+    Args:
+        layers: dotted paths; each must run once per forward pass, or be addressed as `"name:call"`.
+
+    Raises:
+        LayerNotFoundError: if a path names no submodule.
+        LayerCallError: if a layer runs twice, or returns no tensor.
+        ZeroPathError: if the score does not depend on a layer.
+
+    Example:
+        >>> activation, gradient = layer_gradients(Score(net, 3), images, ["layer4"])["layer4"]
+    """
+    refuse_training(score.model)
+    with frozen_parameters(score.model), torch.enable_grad():
+        with capture(score.model, layers, graph=True) as outputs:
+            output = score.model(inputs.detach())
+        [gradients] = score_gradients([score], output, [outputs[layer] for layer in layers], layers)
+    return {layer: (outputs[layer].detach(), g) for layer, g in zip(layers, gradients, strict=True)}
+
+
+def score_gradients(
+    scores: Sequence[Score], output: object, at: Sequence[Tensor], names: Sequence[str]
+) -> list[tuple[Tensor, ...]]:
+    """Return, per score, its gradients at tensors of one forward pass that kept its graph."""
+    found = []
+    for i, score in enumerate(scores):
+        total = score.read(output).sum()
+        if not total.requires_grad:
+            raise ZeroPathError(f"the score does not depend on {list(names)}: no path leads from there to the output.")
+        more = i + 1 < len(scores)
+        gradients = torch.autograd.grad(total, at, retain_graph=more, allow_unused=True)
+        if unused := [name for name, g in zip(names, gradients, strict=True) if g is None]:
+            raise ZeroPathError(f"the score does not depend on {unused}: no path leads from there to the output.")
+        found.append(gradients)
+    return found
+
+
+@contextmanager
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Switch off weight gradients inside the block: they would cost most of a backward pass and are not wanted."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

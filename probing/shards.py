@@ -1,0 +1,396 @@
+"""Rows on disk: safetensors shards, each valid only with the commit record that is written after it.
+
+A shard holds rows of one space (one layer, quantity, pooling and precision of one model). Its file is written under
+a temporary name, synced and renamed; then its record follows the same way. A process killed at any point leaves
+whole shards and rubbish that is overwritten, never half a shard. Each row has a checksum that is compared whenever
+the row is read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from probing.fingerprint import bytes_id, tensor_bytes
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PAGE = 4096
+
+
+class StoreWriteError(OSError):
+    """The cache folder can't be written to."""
+
+
+class StoreFullError(StoreWriteError):
+    """The disk that holds the cache is full, or too small for what was asked."""
+
+
+class DamagedShardError(ValueError):
+    """A shard on disk is not what its record says; internal, the store recomputes its rows."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the rows of a shard are: the readable key of stored work."""
+
+    weights: str
+    model: str
+    layer: str
+    quantity: str
+    pool: str
+    precision: str
+
+    @cached_property
+    def id(self) -> str:
+        """The content id that names the space's folder."""
+        return bytes_id("\0".join(asdict(self).values()).encode())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A committed file of rows."""
+
+    path: Path
+    space: Space
+    ids: tuple[str, ...]
+    inputs: tuple[str, ...]
+    checksums: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+    @property
+    def record(self) -> Path:
+        """The commit record beside the file."""
+        return self.path.with_suffix(".json")
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Return rows, each compared with its checksum.
+
+        Raises:
+            DamagedShardError: if the file is missing, short or altered.
+        """
+        out = torch.empty((len(rows), *self.shape), dtype=_DTYPES[self.dtype])
+        view, size = tensor_bytes(out), self.row_bytes
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for start, stop in _runs(rows):
+                    part = view[start * size : stop * size]
+                    if os.preadv(file.fileno(), [part], self.offset + rows[start] * size) != len(
+                        part
+                    ):
+                        raise DamagedShardError(f"{self.path} is shorter than its record says")
+        except FileNotFoundError:
+            raise DamagedShardError(f"{self.path} is gone") from None
+        for i, row in enumerate(rows):
+            if xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) != self.checksums[row]:
+                raise DamagedShardError(f"row {row} of {self.path} is not what was written")
+        return out
+
+    def drop(self) -> None:
+        """Remove the shard: the record first, so that no moment leaves a record without its file."""
+        self.record.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield stretches [start, stop) of positions whose rows follow each other in the file."""
+    start = 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[i - 1] + 1:
+            yield start, i
+            start = i
+
+
+@dataclass
+class ShardWriter:
+    """Streams rows of known number into a shard, then commits it."""
+
+    folder: Path
+    space: Space
+    ids: tuple[str, ...]
+    checksums: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / f"{bytes_id(chr(0).join(self.ids).encode())}.safetensors"
+        self.temporary = self.path.with_suffix(".tmp")
+        self.file: int | None = None
+
+    def append(self, rows: Tensor, inputs: Sequence[str]) -> None:
+        """Write rows that follow the ones before."""
+        if self.file is None:
+            self._begin(rows)
+        size = math.prod(self.shape) * rows.element_size()
+        view = tensor_bytes(rows)
+        self._write(view)
+        self.checksums += [
+            xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) for i in range(len(rows))
+        ]
+        self.inputs += inputs
+
+    def commit(self) -> Shard:
+        """Make the rows visible to every process."""
+        if self.file is None or len(self.checksums) != len(self.ids):
+            raise ValueError(
+                f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit."
+            )
+        with _explained(self.folder):
+            os.fsync(self.file)
+            self._close()
+            self.temporary.replace(self.path)
+            shard = Shard(self.path, self.space, self.ids, tuple(self.inputs), tuple(self.checksums), self.shape,
+                          self.dtype, self.offset)  # fmt: skip
+            _write_record(shard)
+        return shard
+
+    def abort(self) -> None:
+        """Forget what was written; a no-op after `commit`."""
+        self._close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+    def _begin(self, rows: Tensor) -> None:
+        if rows.dtype not in _NAMES:
+            raise ValueError(
+                f"layer {self.space.layer!r} returns {rows.dtype}, expected floating point."
+            )
+        self.shape, self.dtype = tuple(rows.shape[1:]), _NAMES[rows.dtype]
+        total = len(self.ids) * math.prod(self.shape) * rows.element_size()
+        tensor = {
+            "dtype": self.dtype,
+            "shape": [len(self.ids), *self.shape],
+            "data_offsets": [0, total],
+        }
+        header = json.dumps({"__metadata__": asdict(self.space), "rows": tensor}).encode()
+        header += b" " * (-(len(header) + 8) % _PAGE)  # data start on a page boundary
+        self.offset = len(header) + 8
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._write(memoryview(len(header).to_bytes(8, "little") + header))
+
+    def _write(self, data: memoryview) -> None:
+        assert self.file is not None
+        with _explained(self.folder):
+            while len(data):
+                data = data[os.write(self.file, data) :]
+
+    def _close(self) -> None:
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+
+def _write_record(shard: Shard) -> None:
+    fields = {
+        "space": asdict(shard.space),
+        "shape": shard.shape,
+        "dtype": shard.dtype,
+        "offset": shard.offset,
+        "ids": shard.ids,
+        "inputs": shard.inputs,
+        "checksums": shard.checksums,
+    }
+    body = json.dumps(fields).encode()
+    temporary = shard.path.with_suffix(".json.tmp")
+    with temporary.open("wb") as file:
+        file.write(bytes_id(body).encode() + b"\n" + body)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(shard.record)
+    folder = os.open(shard.path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the renames themselves
+    finally:
+        os.close(folder)
+
+
+def read_record(record: Path) -> Shard:
+    """Return the shard that a commit record describes.
+
+    Raises:
+        DamagedShardError: if the record is altered, or the file beside it is missing or of another size.
+    """
+    path = record.with_suffix(".safetensors")
+    try:
+        checksum, _, body = record.read_bytes().partition(b"\n")
+        if bytes_id(body) != checksum.decode():
+            raise DamagedShardError(f"{record} is not what was written")
+        fields = json.loads(body)
+        lists = {name: tuple(fields[name]) for name in ("ids", "inputs", "checksums", "shape")}
+        shard = Shard(
+            path, Space(**fields["space"]), dtype=fields["dtype"], offset=fields["offset"], **lists
+        )
+        if path.stat().st_size != shard.offset + shard.row_bytes * len(shard.ids):
+            raise DamagedShardError(f"{path} is not as long as its record says")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedShardError(str(error)) from None
+    return shard
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StoreFullError(
+                f"the disk of the cache folder {str(folder)!r} is full; free space, choose another root, or pool the rows."
+            ) from None
+        raise StoreWriteError(
+            f"can't write to the cache folder {str(folder)!r} ({error.strerror}); choose another root, "
+            "or root=None to keep rows in memory."
+        ) from None
+
+
+class Disk:
+    """The shards under one root, found by space and example id."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "rows-v1"
+        self.dropped = 0
+        self._records: dict[str, dict[str, Shard]] = {}
+        self._rows: dict[str, dict[str, tuple[Shard, int]]] = {}
+
+    def folder(self, space: Space) -> Path:
+        """Return where a space's shards lie."""
+        return self.root / space.id
+
+    def rows(self, space: Space, *, refresh: bool = False) -> dict[str, tuple[Shard, int]]:
+        """Return where each stored row of a space is; `refresh` sees what other processes committed."""
+        known = self._records.setdefault(space.id, {})
+        rows = self._rows.setdefault(space.id, {})
+        if refresh or not known:
+            for record in sorted(self.folder(space).glob("*.json")):
+                if record.name not in known:
+                    self._load(record)
+        return rows
+
+    def add(self, shard: Shard) -> None:
+        """Take up a shard that was committed."""
+        self._records.setdefault(shard.space.id, {})[shard.record.name] = shard
+        rows = self._rows.setdefault(shard.space.id, {})
+        for i, example in enumerate(shard.ids):
+            rows.setdefault(example, (shard, i))
+
+    def drop(self, shard: Shard) -> None:
+        """Remove a damaged shard, so that its rows are computed again."""
+        with _explained(self.root):
+            shard.drop()
+        self.dropped += 1
+        self._records[shard.space.id].pop(shard.record.name, None)
+        rows = self._rows[shard.space.id]
+        for example in [e for e, (s, _) in rows.items() if s is shard]:
+            del rows[example]
+
+    def refuse_beyond(self, size: int) -> None:
+        """Raise `StoreFullError` if the disk has less room than a job needs."""
+        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise StoreFullError(
+                f"this job writes {size / 1e9:,.2f} GB to {str(self.root)!r}, where {free / 1e9:,.2f} GB are free; "
+                "pool the rows, read fewer layers, or choose another root."
+            )
+
+    def _load(self, record: Path) -> None:
+        try:
+            self.add(read_record(record))
+        except DamagedShardError:
+            with _explained(self.root):
+                record.unlink(missing_ok=True)
+                record.with_suffix(".safetensors").unlink(missing_ok=True)
+            self.dropped += 1
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got."""
+        path = self.root / "locks" / name
+        with _explained(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked(path, wait)
+        try:
+            yield file is not None
+        finally:
+            if file is not None:
+                path.unlink(missing_ok=True)
+                os.close(file)
+
+
+def _locked(path: Path, wait: bool) -> int | None:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file).st_ino == path.stat().st_ino:
+                return file
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(
+            file
+        )  # the holder before us removed the file we locked: lock the one that others see
+
+
+def default_root() -> Path:
+    """Return the cache folder that commands use: `$PROBING_CACHE`, or `~/.cache/probing`."""
+    return Path(os.environ.get("PROBING_CACHE") or Path.home() / ".cache" / "probing")
+
+
+@dataclass(frozen=True)
+class SpaceInfo:
+    """How much is stored of one space."""
+
+    space: Space
+    rows: int
+    bytes: int
+
+
+def cache_info(root: Path) -> list[SpaceInfo]:
+    """Return what a cache folder holds, largest first; damaged shards count as nothing."""
+    totals: dict[Space, tuple[int, int]] = {}
+    for record in sorted((root / "rows-v1").glob("*/*.json")):
+        try:
+            shard = read_record(record)
+        except DamagedShardError:
+            continue
+        rows, size = totals.get(shard.space, (0, 0))
+        totals[shard.space] = rows + len(shard.ids), size + shard.path.stat().st_size
+    found = [SpaceInfo(space, rows, size) for space, (rows, size) in totals.items()]
+    return sorted(found, key=lambda info: (-info.bytes, info.space.layer))
+
+
+def clear_cache(root: Path) -> int:
+    """Remove all stored rows under a root, and nothing else that lies there; return the bytes freed."""
+    freed = 0
+    for path in sorted((root / "rows-v1").glob("*/*")):
+        if path.suffix in {".json", ".safetensors", ".tmp"} or path.parent.name == "locks":
+            freed += path.stat().st_size
+            path.unlink()
+    for folder in [*(root / "rows-v1").glob("*"), root / "rows-v1"]:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    return freed

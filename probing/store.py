@@ -1,0 +1,243 @@
+"""The activation store: rows named by content, computed once, kept in memory and on disk.
+
+A row is one layer's output (or a score's gradient there) for one example. Its name is made of what it depends on —
+weights, layer, quantity, pooling, precision, example — so a changed weight or a changed byte of an image means
+other rows, and sets that share images share rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probing.examples import ExampleSet, Subset
+from probing.extraction import Engine, Job, Rows, StoreStats
+from probing.fingerprint import model_id
+from probing.layers import expand
+from probing.passes import Pool
+from probing.precision import Precision
+from probing.scores import Score, refuse_training
+from probing.shards import Disk, Space
+from probing.tiers import MemoryTier
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request would cost: examples to compute of those asked for, and bytes of rows to keep."""
+
+    missing: int
+    examples: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.missing} of {self.examples} examples to compute, {self.bytes / 1e6:,.1f} MB of rows"
+
+
+@dataclass
+class ActivationStore:
+    """Computes, keeps and returns rows of activations and gradients.
+
+    Several processes may use one root at once: each takes chunks that no other is at work on and reads the others'.
+
+    Attributes:
+        root: folder of the disk tier; None keeps rows in memory only.
+        device: where passes run and rows are returned; None: passes run where the model is, rows come to the CPU.
+        precision: of activations; gradients are computed at `precision.gradients`.
+        batch_size: examples per pass; `auto` suits the machine. Results depend on it only by rounding.
+        budget_bytes: memory for rows on the host, and as much again on an accelerator.
+        progress: a bar on stderr while rows are computed; None shows it on a terminal.
+    """
+
+    root: Path | None = None
+    device: torch.device | str | None = None
+    precision: Precision = field(default_factory=Precision)
+    batch_size: int | Literal["auto"] = "auto"
+    budget_bytes: int = 2 << 30
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        home = torch.device(self.device or "cpu")
+        self._engine = Engine(
+            disk=None if self.root is None else Disk(Path(self.root)),
+            tiers=[
+                MemoryTier(self.budget_bytes, d) for d in dict.fromkeys([home, torch.device("cpu")])
+            ],
+            device=None if self.device is None else home,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            show_progress=self.progress,
+        )
+
+    @property
+    def stats(self) -> StoreStats:
+        """What this store has done so far."""
+        return self._engine.stats
+
+    def activations(
+        self, model: nn.Module, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+    ) -> dict[str, Float[Tensor, "n ..."]]:
+        """Return what layers return for each example, in the order of the examples; all layers from one pass.
+
+        Layers are dotted paths or globs; `""` is the model's output.
+
+        Raises:
+            LayerNotFoundError, LayerCallError: for a layer that can't be read.
+            ModelModeError, ForeignHookError: for a model whose rows would not be repeatable.
+            NonFiniteError: if an output holds NaN or infinity.
+            StaleRowsError: if stored rows are not what the model computes now.
+            StoreWriteError: if the cache folder can't be written.
+        """
+        return self._collect(self._job(model, layers, examples, pool)).activations
+
+    def gradients(
+        self, score: Score, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+    ) -> dict[str, Float[Tensor, "n ..."]]:
+        """Return the gradient of a score at layers' outputs for each example, in score units per unit of activation.
+
+        With pooling it is summed over positions: the derivative with respect to the mean. Raises as `activations`.
+        """
+        if not isinstance(score.target, Tensor):
+            return self.gradients_of([score], layers, examples, pool=pool)[0]
+        targets = score.target.tolist()
+        if len(targets) != len(examples):
+            raise ValueError(
+                f"score.target has {len(targets)} classes for {len(examples)} examples: give one each."
+            )
+        found: dict[str, Tensor] = {}
+        for target in sorted(set(targets)):
+            where = [i for i, t in enumerate(targets) if t == target]
+            part = self.gradients(
+                replace(score, target=target), layers, Subset(examples, where), pool=pool
+            )
+            for layer, rows in part.items():
+                found.setdefault(layer, rows.new_empty((len(targets), *rows.shape[1:])))[where] = (
+                    rows
+                )
+        return found
+
+    def gradients_of(
+        self,
+        scores: Sequence[Score],
+        layers: Sequence[str],
+        examples: ExampleSet,
+        *,
+        pool: Pool = "none",
+    ) -> list[dict[str, Float[Tensor, "n ..."]]]:
+        """Return `gradients` for several scores of one model, from one forward pass.
+
+        Example:
+            >>> by_class = store.gradients_of([Score(net, k) for k in classes], ["layer4"], images, pool="mean")
+        """
+        job = self._job(_model_of(scores), layers, examples, pool, scores)
+        return self._collect(replace(job, outputs={})).gradients
+
+    def read(
+        self,
+        scores: Sequence[Score],
+        layers: Sequence[str],
+        examples: ExampleSet,
+        *,
+        pool: Pool = "none",
+    ) -> Rows:
+        """Return activations and the gradients of several scores of one model.
+
+        Both come from one pass where they have the same precision. Raises as `activations`.
+        """
+        return self._collect(self._job(_model_of(scores), layers, examples, pool, scores))
+
+    def batches(
+        self, model: nn.Module, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Yield positions in the example set with their rows, batch by batch, in bounded memory.
+
+        Every position comes once; while other processes fill the same store the order may differ. Raises as
+        `activations`.
+        """
+        for rows in self._engine.stream(self._job(model, layers, examples, pool)):
+            yield (
+                rows.positions,
+                {layer: values.clone() for layer, values in rows.activations.items()},
+            )
+
+    def estimate(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        examples: ExampleSet,
+        *,
+        pool: Pool = "none",
+        scores: Sequence[Score] = (),
+    ) -> Estimate:
+        """Return what a request would cost; passes one example forward if anything is missing."""
+        job = self._job(model, layers, examples, pool, scores)
+        lacking = set().union(*self._engine.lacking(job, list(job.positions)).values())
+        missing = [e for e in job.positions if e in lacking]
+        if not missing:
+            return Estimate(0, len(job.positions), 0)
+        [outputs] = self._engine.runner(job, self.precision).run(
+            job.load(missing[:1]), job.layers, pool
+        )
+        self.stats.estimate_rows += 1
+        size = sum(out.numel() * out.element_size() for out in outputs.values()) * (1 + len(scores))
+        return Estimate(len(missing), len(job.positions), size * len(missing))
+
+    def _job(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        examples: ExampleSet,
+        pool: Pool,
+        scores: Sequence[Score] = (),
+    ) -> Job:
+        refuse_training(model)
+        if not len(examples):
+            raise ValueError("the example set is empty: there is nothing to read.")
+        names, weights = expand(model, layers), model_id(model)
+
+        def spaces(quantity: str, precision: Precision) -> dict[str, Space]:
+            return {
+                n: Space(weights, type(model).__name__, n, quantity, pool, precision.kind)
+                for n in names
+            }
+
+        slopes = tuple(spaces(_quantity(score), self.precision.gradients) for score in scores)
+        positions: dict[str, list[int]] = {}
+        for i, example in enumerate(examples.ids):
+            positions.setdefault(example, []).append(i)
+        outputs = spaces("activation", self.precision)
+        return Job(model, names, tuple(scores), pool, outputs, slopes, examples, positions)
+
+    def _collect(self, job: Job) -> Rows:
+        n = len(job.examples)
+        total = Rows(list(range(n)), {}, [{} for _ in job.scores])
+        for piece in self._engine.stream(job):
+            parts = zip(
+                [total.activations, *total.gradients],
+                [piece.activations, *piece.gradients],
+                strict=True,
+            )
+            for whole, part in parts:
+                for layer, rows in part.items():
+                    if layer not in whole:
+                        whole[layer] = rows.new_empty((n, *rows.shape[1:]))
+                    whole[layer][piece.positions] = rows
+        return total
+
+
+def _model_of(scores: Sequence[Score]) -> nn.Module:
+    if not scores or any(score.model is not scores[0].model for score in scores):
+        raise ValueError("scores must be one or more scores of the same model.")
+    return scores[0].model
+
+
+def _quantity(score: Score) -> str:
+    if not isinstance(score.target, int):
+        raise ValueError(
+            "several scores must have one class each; use gradients(score, …) for one class per example."
+        )
+    part = "" if score.output is None else f" of output {score.output!r}"
+    return f"gradient of {score.unit} {score.target}{part}"

@@ -1,0 +1,63 @@
+"""What every test file shares: one thread, no network, a cache of its own, tiny nets."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is first imported
+os.environ["MPLBACKEND"] = "Agg"
+
+import nets
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+torch.set_num_threads(1)  # six times faster for nets this small on a busy machine
+
+# The same examples in every run, and no deadline: a busy machine is no failure.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, max_examples=60, database=None
+)
+settings.load_profile("repeatable")
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests talk to this machine only, as the processes of one `torchrun` do."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: str | tuple[str, int]) -> None:
+        if isinstance(address, tuple) and address[0] not in _LOCAL:
+            raise OSError(f"tests use no network, but something connects to {address}.")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests away from the user's own activation store."""
+    monkeypatch.setenv("PROBING_CACHE", str(tmp_path / "default-cache"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def conv_net() -> nn.Module:
+    return nets.seeded(nets.ConvNet())
+
+
+@pytest.fixture
+def image_batch() -> Tensor:
+    return nets.images()

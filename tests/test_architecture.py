@@ -1,0 +1,122 @@
+"""How the packages are built: what may import what, where hooks live, what starts fast."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("probing", "concepts")
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_only_hooks_registers_hooks() -> None:
+    found = [path for path in SOURCES if "register_" in path.read_text(encoding="utf-8")]
+    assert names(found) == ["probing/hooks.py"]
+
+
+def test_imports_point_down() -> None:
+    done = run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_module_has_its_place_among_the_layers() -> None:
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    placed = set(re.findall(r"[a-z_.]+", " ".join(layers)))
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts[:2])
+        for path in SOURCES
+        if path.parent.name not in PACKAGES or path.name != "__init__.py"
+    }
+    assert modules <= placed, f"name them in a layer: {sorted(modules - placed)}"
+
+
+def test_help_needs_no_slow_library() -> None:
+    code = (
+        "import sys; from concepts.cli import main; main(['audit', '--help']); "
+        "slow = {'torch', 'torchvision', 'umap', 'datasets', 'matplotlib', 'sklearn', 'scipy', 'pandas', 'numpy'}; "
+        "sys.exit(' '.join(sorted(slow & set(sys.modules))) or 0)"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout
+
+
+@pytest.mark.slow
+def test_importing_a_module_imports_no_slow_library_that_only_some_need() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES]
+    imports = "; ".join(f"import {m.removesuffix('.__init__')}" for m in modules)
+    code = (
+        f"import sys; {imports}; "
+        "slow = {'umap', 'datasets', 'matplotlib', 'pandas', 'timm', 'torchvision', 'captum'}; "
+        "sys.exit(' '.join(sorted(slow & set(sys.modules))) or 0)"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_no_file_is_too_long_to_read_at_once(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_annotations_stay_objects_that_tests_can_check(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "from __future__ import annotations" not in text
+    assert "typing import Self" not in text
+
+
+def test_the_version_is_stated_once() -> None:
+    import concepts
+    import probing
+
+    assert concepts.__version__ == probing.__version__
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "probing/__init__.py"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", probing.__version__)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_lists_as_public_is_there(package: str) -> None:
+    module = __import__(package)
+    assert set(module.__all__) <= set(dir(module))
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_requirements_have_lower_bounds_and_no_caps() -> None:
+    project = PROJECT["project"]
+    extras = [r for extra in project["optional-dependencies"].values() for r in extra]
+    for requirement in [*project["dependencies"], *extras]:
+        own = requirement.startswith(project["name"])
+        assert own or re.fullmatch(r"[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
+
+
+MANIFESTS = sorted((ROOT / "data_manifests").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_every_manifest_loads(path: Path) -> None:
+    from concepts import manifest
+
+    manifest.load(path)
+
+
+def test_manifests_hold_no_data() -> None:
+    held = [p for p in (ROOT / "data_manifests").rglob("*") if p.is_file()]
+    assert {p.suffix for p in held} <= {".yaml", ".md"}
+    assert all(p.stat().st_size < 200_000 for p in held)
