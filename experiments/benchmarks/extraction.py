@@ -23,6 +23,7 @@ LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 
 def bare_forward(net: nn.Module, precision: Precision, images: Tensor, batch: int) -> None:
+    """Pass all images forward and keep nothing."""
     cpu = torch.device("cpu")
     with torch.no_grad(), precision.autocast(cpu):
         for part in images.split(batch):
@@ -30,8 +31,9 @@ def bare_forward(net: nn.Module, precision: Precision, images: Tensor, batch: in
 
 
 def main() -> list[Row]:
+    """Run the benchmark."""
     args = arguments("Extraction of four ResNet-18 layers.")
-    count, size = (8, 64) if args.tiny else (96, 224)
+    count, size = (8, 64) if args.tiny else (256, 224)
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     examples = TensorExamples(images)
     examples.ids  # noqa: B018  hashed before the clock starts: the ids belong to the data set
@@ -42,7 +44,9 @@ def main() -> list[Row]:
 
     def ours(precision: Precision, *, disk: bool) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory() as folder:
-            store = ActivationStore(Path(folder) if disk else None, precision=precision, progress=False)
+            store = ActivationStore(
+                Path(folder) if disk else None, precision=precision, progress=False
+            )
             return store.activations(net, LAYERS, examples)
 
     def captum() -> list[Tensor]:

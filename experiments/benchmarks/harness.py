@@ -37,7 +37,9 @@ def arguments(description: str) -> argparse.Namespace:
     """Parse what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--tiny", action="store_true", help="a small case, to see that the script runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small case, to see that the script runs"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parsed = parser.parse_args()
@@ -54,7 +56,9 @@ def race(
     """Run contenders in turns, `rounds` times each after one unmeasured turn.
 
     Args:
+        case: what is measured.
         contenders: by name; `floor` is the least work that any of them must do, `ours` is this suite, others are peers.
+        rounds: measured turns.
         agrees: per peer, how its last result compares with ours.
     """
     walls: dict[str, list[float]] = {who: [] for who in contenders}
@@ -82,7 +86,7 @@ def race(
             cpu_of[who],
             wall_of[who] / wall_of["floor"] if "floor" in wall_of else None,
             cpu_of[who] / cpu_of["floor"] if "floor" in cpu_of else None,
-            None if who.startswith(("ours", "floor")) else wall_of["ours"] / wall_of[who],
+            None if "ours" in who or "floor" in who else wall_of["ours"] / wall_of[who],
             peaks[who],
             (agrees or {}).get(who, lambda *_: "")(last.get("ours"), last[who]),
         )
@@ -92,9 +96,17 @@ def race(
 
 def report(rows: list[Row], out: Path | None) -> None:
     """Print the table and write the JSON file."""
-    table = Table("case", "who", "s", "CPU s", "÷ floor", "÷ floor (CPU)", "ours ÷ it", "peak MB", "agrees")
+    table = Table(
+        "case", "who", "s", "CPU s", "÷ floor", "÷ floor (CPU)", "ours ÷ it", "peak MB", "agrees"
+    )
     for row in rows:
-        numbers = [row.seconds, row.cpu_seconds, row.floor_ratio, row.floor_cpu_ratio, row.peer_ratio]
+        numbers = [
+            row.seconds,
+            row.cpu_seconds,
+            row.floor_ratio,
+            row.floor_cpu_ratio,
+            row.peer_ratio,
+        ]
         shown = ["" if n is None else f"{n:.3g}" for n in numbers]
         table.add_row(row.case, row.who, *shown, f"{row.peak_mb:.0f}", row.agrees)
     Console(width=160).print(table)
@@ -106,7 +118,10 @@ def report(rows: list[Row], out: Path | None) -> None:
 
 def machine() -> dict[str, str]:
     """Describe what ran."""
-    cpu = next((x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")), platform.processor())
+    cpu = next(
+        (x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")),
+        platform.processor(),
+    )
     return {
         "cpu": cpu,
         "cores": str(os.cpu_count()),
@@ -147,4 +162,8 @@ class _PeakMemory:
 
 def _resident_mb() -> float:
     path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if path.exists() else 0.0
+    return (
+        int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        if path.exists()
+        else 0.0
+    )
