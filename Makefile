@@ -8,7 +8,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
-WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, concepts.cli'
+WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
 .PHONY: audit test lint clean
 .DELETE_ON_ERROR:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from concepts.tcav_result import TcavResult
+    from probing.examples import ImageExamples, OnError
     from probing.models import LoadedModel
 
 app = typer.Typer(
@@ -83,10 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _version(show: bool) -> None:
+def _version(show: bool) -> bool:
     if show:
         typer.echo(f"probing-concepts {__version__}")
         raise typer.Exit
+    return show
 
 
 @app.callback()
@@ -99,6 +102,112 @@ def _options(
 ) -> None:
     # Both are read elsewhere: the version by its callback, `debug` by main().
     del version, debug
+
+
+@app.command(
+    epilog="Example: probing tcav torchvision:resnet18 --layer layer3 --layer layer4 --concept striped=photos/striped"
+    " --random photos/random --inputs photos/zebras --target zebra --out results/zebra"
+)
+def tcav(
+    model: ModelArgument,
+    *,
+    layer: Annotated[list[str], typer.Option(help="Path or glob; again for more.")],
+    concept: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=DIR", help="A concept's name and pictures; again for more."),
+    ],
+    random: Annotated[
+        Path, typer.Option(metavar="DIR", help="Random pictures that concepts are told from.")
+    ],
+    inputs: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Pictures at which the targets' logits are explained."),
+    ],
+    target: Annotated[list[str], typer.Option(help="Class by name or number; again for more.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result is saved.")],
+    weights: WeightsOption = None,
+    keys: KeysOption = "name",
+    runs: Annotated[int, typer.Option(min=2, help="CAVs for each concept.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
+    ] = False,
+    cache: CacheOption = None,
+) -> None:
+    """Test whether a model's classes depend on concepts shown by folders of pictures."""
+    from concepts.sets import Concept
+    from concepts.tcav import Tcav
+    from probing import models
+    from probing.scores import Score
+    from probing.shards import default_root
+    from probing.store import ActivationStore
+
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    named = _named_folders(concept)
+    loaded = models.load(model, weights=weights, keys=keys)
+    scores = {name: Score(loaded.model, _class_index(loaded, name)) for name in target}
+
+    def pictures(folder: Path) -> "ImageExamples":
+        return _pictures(folder, loaded, "skip" if skip_unreadable else "raise")
+
+    result = Tcav(runs=runs, seed=seed)(
+        ActivationStore(cache or default_root()),
+        scores,
+        layer,
+        [Concept(name, pictures(folder)) for name, folder in named.items()],
+        pictures(inputs),
+        pictures(random),
+    )
+    result.save(out)
+    _show(_tcav_table(result))
+    for sentence in result.sentences():
+        typer.echo(sentence)
+    typer.echo(f"Saved in {out}; TcavResult.load({str(out)!r}) reads it back.")
+
+
+def _named_folders(given: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for item in given:
+        name, _, folder = item.partition("=")
+        if not name or not folder:
+            raise CommandError(
+                f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}."
+            )
+        if name in found:
+            raise CommandError(
+                f"--concept {name!r} is given twice: put its pictures into one folder."
+            )
+        found[name] = Path(folder)
+    return found
+
+
+def _class_index(loaded: "LoadedModel", name: str) -> int:
+    return loaded.class_index(int(name) if name.isdecimal() else name)
+
+
+def _pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "ImageExamples":
+    from probing.examples import ImageExamples, ImageFiles
+
+    examples = ImageExamples(ImageFiles.in_folder(folder), loaded.preprocess, on_error=on_error)
+    for left_out in examples.skipped:
+        typer.echo(f"Left out {left_out.name}: {left_out.reason}", err=True)
+    return examples
+
+
+def _tcav_table(result: "TcavResult") -> "Table":
+    level = f"{result.level:.0%}"
+    table = _table(
+        "layer", "concept", "target", "TCAV", level, "p", "effect (logits)", level, "p", "CAV accuracy"
+    )  # fmt: skip
+    for row in result.to_pandas().itertuples():
+        table.add_row(
+            row.layer, row.concept, row.target,
+            f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.p_holm:.2g}",
+            f"{row.effect:+.3f}", f"{row.effect_low:+.3f} to {row.effect_high:+.3f}", f"{row.effect_p_max_t:.2g}",
+            f"{row.accuracy:.2f}",
+        )  # fmt: skip
+    table.caption = "p-values are corrected over all layers, concepts and targets of this table."
+    return table
 
 
 @app.command(epilog="Example: probing layers torchvision:resnet18 'layer4.*'")
@@ -155,6 +264,34 @@ def _blank_input(loaded: "LoadedModel", shape: str | None) -> "Tensor":
         ) from None
 
 
+@manifest_app.command(
+    "check", epilog="Example: probing manifest check data_manifests/occupations.yaml"
+)
+def manifest_check(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A manifest in YAML."),
+    ],
+    *,
+    root: Annotated[
+        Path | None, typer.Option(help="Where relative paths start; the file's folder by default.")
+    ] = None,
+) -> None:
+    """Say whether a manifest's images are there, unchanged and readable, and its groups and pairs sound."""
+    from concepts import manifest
+
+    findings = manifest.check(file, root=root)
+    faults = [finding for finding in findings if finding.level == "error"]
+    for finding in findings:
+        typer.echo(
+            f"{finding.level.capitalize()}: {' '.join(finding.message.split())}",
+            err=finding in faults,
+        )
+    if faults:
+        raise typer.Exit(2)
+    typer.echo(f"{file}: every image is there and readable.")
+
+
 @cache_app.command("info", epilog="Example: probing cache info --cache results/cache")
 def cache_info(cache: CacheOption = None) -> None:
     """Say what is stored, largest first."""
@@ -207,7 +344,6 @@ def _show(table: "Table") -> None:
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-_OUR_ERRORS = frozenset({"probing", "concepts", "pydantic_core", "yaml"})
 _HINTS: Mapping[type[OSError], str] = {
     FileNotFoundError: "there is no {0!r}; check the path",
     PermissionError: "no permission for {0!r}; choose another place, or change its rights",
@@ -221,7 +357,7 @@ def _is_users(error: Exception) -> bool:
     """Whether an error tells of its user's mistake; types of other packages' make it a bug of ours."""
     if isinstance(error, OSError) or hasattr(error, "format_message"):
         return True
-    return type(error).__module__.partition(".")[0] in _OUR_ERRORS
+    return type(error).__module__.partition(".")[0] in {"probing", "concepts"}
 
 
 def _sentence(error: Exception) -> str:
@@ -230,17 +366,7 @@ def _sentence(error: Exception) -> str:
     if hasattr(error, "format_message"):
         path = getattr(getattr(error, "ctx", None), "command_path", "probing")
         text = f"{error.format_message().rstrip('.')}; see '{path} --help'."
-    elif type(error).__module__.startswith("pydantic_core"):
-        text = _first_field(error)
     elif isinstance(error, OSError) and type(error).__module__ == "builtins" and error.filename:
         hint = _HINTS.get(type(error), "{0!r}: " + (error.strerror or type(error).__name__))
         text = hint.format(str(error.filename)) + "."
     return " ".join(text.split()) or type(error).__name__
-
-
-def _first_field(error: Exception) -> str:
-    """Return the first fault that a checked document has, with the place in it."""
-    faults = error.errors()  # type: ignore[attr-defined]  # pydantic is not imported for this
-    place = ".".join(map(str, faults[0]["loc"]))
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{error.title}: {place}: {faults[0]['msg']}, got {faults[0]['input']!r}{more}."  # type: ignore[attr-defined]

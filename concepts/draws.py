@@ -18,6 +18,7 @@ from torch import Tensor
 from concepts.statistics import TooFewError, relabellings
 
 Rows = npt.NDArray[np.int64]
+Pair = tuple[Rows, Rows]
 _NEGATIVE_SHARE = 1 / 3
 
 
@@ -53,12 +54,12 @@ class Sample:
         """Return as many groups, drawn with replacement."""
         return Sample(tuple(self.groups[i] for i in rng.integers(0, len(self.groups), len(self.groups))))
 
-    def parts(self, share: float, rng: np.random.Generator) -> tuple[Rows, Rows, int]:
-        """Return rows to fit on and rows held out, no group in both, and the number of groups held out."""
+    def parts(self, share: float, rng: np.random.Generator) -> Pair:
+        """Return rows to fit on and rows held out, no group in both."""
         out = max(1, round(share * len(self.groups)))
         order = rng.permutation(len(self.groups))
-        kept = [self.groups[i] for i in order[out:]]
-        return np.concatenate(kept), np.concatenate([self.groups[i] for i in order[:out]]), out
+        fit, held_out = ([self.groups[i] for i in part] for part in (order[out:], order[:out]))
+        return np.concatenate(fit), np.concatenate(held_out)
 
 
 def union(samples: Iterable[Sample]) -> Sample:
@@ -74,7 +75,7 @@ class Pairs:
     negative: Int[Tensor, "fits q"]
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[Rows, Rows]]) -> "Pairs":
+    def of(cls, pairs: Sequence[Pair]) -> "Pairs":
         return cls(_table([p for p, _ in pairs]), _table([q for _, q in pairs]))
 
     def __len__(self) -> int:
@@ -98,16 +99,10 @@ class Runs:
     positive: Sample
     negatives: tuple[Sample, ...]
 
-    def parts(self, share: float, rng: np.random.Generator) -> tuple[Pairs, Pairs, int]:
-        """Return per run what to fit on and what is held out, and how many independent trials the latter makes."""
-        fit, out, trials = [], [], []
-        for negative in self.negatives:
-            p, held_p, groups_p = self.positive.parts(share, rng)
-            q, held_q, groups_q = negative.parts(share, rng)
-            fit.append((p, q))
-            out.append((held_p, held_q))
-            trials.append(2 * min(groups_p, groups_q))
-        return Pairs.of(fit), Pairs.of(out), min(trials)
+    def parts(self, share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
+        """Return, for each run, positives and negatives to fit on, and those held out."""
+        halves = [(self.positive.parts(share, rng), n.parts(share, rng)) for n in self.negatives]
+        return [(p[0], n[0]) for p, n in halves], [(p[1], n[1]) for p, n in halves]
 
     def again(self, rng: np.random.Generator) -> "Runs":
         """Return a bootstrap draw of all sets."""
@@ -131,8 +126,8 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Table:
-    """All sets of an analysis as rows of one table of examples, and the inputs of each target.
+class Sets:
+    """All sets of an analysis, as rows of one table of examples, and the inputs of each target.
 
     Attributes:
         concepts: rows of each concept, by name.

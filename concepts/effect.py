@@ -15,13 +15,13 @@ chosen on one part and judged on the other.)
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from concepts.effect_result import EffectResult
 from concepts.statistics import (
     ClusteredMean,
     Correlation,
@@ -30,8 +30,8 @@ from concepts.statistics import (
     bootstrap_counts,
     bootstrap_interval,
     clustered_mean,
-    labels_held,
     holm,
+    labels_held,
     max_t,
     pearson,
     permutation_p,
@@ -39,14 +39,14 @@ from concepts.statistics import (
     same_sign,
 )
 from probing.examples import ExampleSet
+from probing.fingerprint import content_id
+from probing.linear import RowProducts, SharedRows
 from probing.passes import Pool
-from probing.provenance import Provenance, Result
+from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+_PART = 1000  # relabellings looked at together
 
 
 @dataclass(frozen=True)
@@ -170,25 +170,22 @@ class LayerEffect:
         return bootstrap_interval(self.effect, self.draws, groups, level)
 
 
-def layer_effect(
-    features: Float[Tensor, "examples m"], gradients: Float[Tensor, "targets inputs m"], design: Design
-) -> LayerEffect:
-    """Return the effect in logits at one layer: features are met once, all draws are products of small matrices.
+def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Design) -> LayerEffect:
+    """Return the effect in logits at one layer; all draws are products of small matrices.
 
     Args:
-        features: positives first, then negatives.
-        gradients: of each target's score at the layer, in score units per unit of the features.
+        products: of each input's gradient of each target with each example's features, positives first; features may be
+            shifted by a constant.
+        design: of the examples and inputs.
 
     Raises:
         TooFewError: if an input's cluster holds all positives, or all negatives.
     """
     sizes = torch.bincount(design.unit_of).double()
-    sums = _sums(features.double() - features.double().mean(0), design.unit_of)
-    slopes = torch.stack([_sums(g.double(), design.input_unit_of) for g in gradients])
-    cross = slopes @ sums.mT
     weight = torch.bincount(design.input_unit_of).double()
-    every = torch.ones(1, len(weight), dtype=torch.float64)
+    cross = torch.stack([_sums(_sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products])
     sides = torch.stack([design.positive, ~design.positive]).double()
+    every = torch.ones(1, len(weight), dtype=torch.float64)
     effect = _effects(cross, weight, sizes, design.allowed, every, sides[:1], sides[1:])[0]
     if effect.isnan().any():
         raise TooFewError("an input's cluster holds all positives or all negatives: delta needs another cluster.")
@@ -200,10 +197,11 @@ def layer_effect(
     patterns, group = torch.unique(design.allowed, dim=0, return_inverse=True)
     grouped = torch.stack([_sums(c, group) for c in cross])
     group_weight = torch.zeros(len(patterns), dtype=torch.float64).index_add_(0, group, weight)
-    labels = design.relabelled.labels.double()
-    ones = torch.ones(len(labels), len(patterns), dtype=torch.float64)
-    null = _effects(grouped, group_weight, sizes, patterns, ones, labels, 1 - labels)
-    return LayerEffect(effect, null, draws)
+    null = [
+        _effects(grouped, group_weight, sizes, patterns, every.new_ones(len(part), len(patterns)), part, 1 - part)
+        for part in map(Tensor.double, torch.split(design.relabelled.labels, _PART))
+    ]
+    return LayerEffect(effect, torch.cat(null), draws)
 
 
 def _sums(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"]) -> Float[Tensor, "groups m"]:
@@ -238,82 +236,6 @@ def _effects(
 
 
 @dataclass(frozen=True)
-class EffectResult(Result):
-    """Predicted effects in logits, layer by layer, beside the measured effect of a swap."""
-
-    layers: tuple[str, ...]
-    targets: tuple[str, ...]
-    effect: Float[Tensor, "layers targets"]
-    """Score units: what moving the layer from the typical negative to the typical positive does, to first order."""
-    low: Float[Tensor, "layers targets"]
-    high: Float[Tensor, "layers targets"]
-    """Joint bootstrap over clusters and inputs, at `level`."""
-    p: Float[Tensor, "layers targets"]
-    """Two-sided, by relabelling."""
-    p_holm: Float[Tensor, "layers targets"]
-    p_max_t: Float[Tensor, "layers targets"]
-    """Corrected over layers and targets: Holm, and the step-down maximum over the same relabellings."""
-    swap: Float[Tensor, " targets"]
-    """Mean score of positives less that of their matched negatives, at the input; NaN without matched clusters."""
-    swap_low: Float[Tensor, " targets"]
-    swap_high: Float[Tensor, " targets"]
-    swap_p: Float[Tensor, " targets"]
-    """t over clusters."""
-    agreement: Float[Tensor, "layers 3"]
-    """Pearson's r of effect and swap over targets, and Fisher's interval, which takes targets as independent."""
-    slope: Float[Tensor, " layers"]
-    """Least-squares slope of swap on effect through the origin: 1 where the first order carries all the way."""
-    signs_right: Int[Tensor, " layers"]
-    """For how many targets effect and swap have the same sign."""
-    groups: int
-    """Independent groups: clusters of positives and negatives, or of the smaller of the two sets."""
-    relabellings: int
-    exact: bool
-    """Whether the relabellings are all there are."""
-    level: float
-
-    def correlation(self, layer: str) -> Correlation:
-        """Return the agreement at a layer."""
-        r, low, high = self.agreement[self.layers.index(layer)].tolist()
-        return Correlation(r, low, high, len(self.targets))
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Return one row per layer and target."""
-        import pandas as pd
-
-        columns = ("effect", "low", "high", "p", "p_holm", "p_max_t")
-        rows = [
-            {"layer": layer, "target": target}
-            | {name: float(getattr(self, name)[i, k]) for name in columns}
-            | {name: float(getattr(self, name)[k]) for name in ("swap", "swap_low", "swap_high", "swap_p")}
-            for i, layer in enumerate(self.layers)
-            for k, target in enumerate(self.targets)
-        ]
-        return pd.DataFrame(rows)
-
-    def plot(self) -> "Figure":
-        """Draw predicted effect against measured swap over all targets, one panel per layer."""
-        from matplotlib.figure import Figure
-
-        columns = min(4, len(self.layers))
-        rows = math.ceil(len(self.layers) / columns)
-        figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
-        for i, layer in enumerate(self.layers):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            x, y = self.effect[i], self.swap
-            spread = [torch.stack([x - self.low[i], self.high[i] - x]), torch.stack([y - self.swap_low, self.swap_high - y])]
-            axes.errorbar(x, y, xerr=spread[0].clamp(min=0), yerr=spread[1].clamp(min=0), fmt="o", ms=4, lw=0.7)
-            reach = 1.1 * float(torch.cat([x.abs(), y.abs()]).nan_to_num().max())
-            axes.plot([-reach, reach], [-reach, reach], color="0.7", lw=0.8, zorder=0)
-            axes.set(title=f"{layer}\n{self.correlation(layer)}", xlabel="predicted effect (logits)")
-            axes.set_ylabel("measured swap (logits)" if i % columns == 0 else "")
-        return figure
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
-
-
-@dataclass(frozen=True)
 class LogitEffect:
     """The effect in logits of a concept given as two sets, on several targets and layers at once.
 
@@ -333,16 +255,23 @@ class LogitEffect:
     def __call__(
         self, store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str],
         positive: ExampleSet, negative: ExampleSet, inputs: ExampleSet, clusters: Clusters | None = None,
+        swap: ClusteredMean | None = None,
     ) -> EffectResult:  # fmt: skip
         """Return effects, their null and intervals, and the measured swap where positives and negatives are matched.
 
         Args:
+            store: reads activations, gradients and logits, and keeps them.
             targets: scores of one model, by name.
+            layers: dotted paths or globs.
+            positive: examples of the concept.
+            negative: examples of its counterpart.
+            inputs: what scores are differentiated at.
             clusters: which examples belong together; None: none do, and nothing is matched.
+            swap: measured elsewhere, on other examples; by default on these, where they are matched.
 
         Raises:
             TooFewError: if there are too few examples or clusters.
-            ValueError: if `clusters` names other numbers of examples, or matched clusters hold unequal numbers.
+            ValueError: if `clusters` names other numbers of examples, or only some are matched.
         """
         names = clusters or Clusters.none(len(positive), len(negative), len(inputs))
         _check(names, len(positive), len(negative), len(inputs))
@@ -350,28 +279,54 @@ class LogitEffect:
         model = next(iter(targets.values())).model
         sides = [store.activations(model, layers, side, pool=self.pool) for side in (positive, negative)]
         slopes = store.gradients_of(list(targets.values()), layers, inputs, pool=self.pool)
-        found = [
-            layer_effect(
-                torch.cat([side[layer].flatten(1) for side in sides]),
-                torch.stack([by_layer[layer].flatten(1) for by_layer in slopes]),
-                design,
-            )
-            for layer in sides[0]
-        ]
-        swap = self._swap(store, targets, positive, negative, design) if design.matched else None
-        provenance = Provenance.collect(model=model, method=self)
+        found = []
+        for layer in sides[0]:
+            rows = SharedRows(torch.cat([side[layer].flatten(1) for side in sides]))
+            products = RowProducts(rows, torch.cat([by_layer[layer].flatten(1) for by_layer in slopes])).weighted(0)
+            found.append(layer_effect(products.reshape(len(slopes), len(inputs), -1), design))
+        if swap is None and design.matched:
+            swap = measure_swap(store, targets, positive, negative, names.positive, names.negative, self.level)
+        provenance = Provenance.collect(model=model, examples=_ids(positive, negative, inputs), method=self)
         return summarize(found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance)
 
-    def _swap(
-        self, store: ActivationStore, targets: Mapping[str, Score], positive: ExampleSet, negative: ExampleSet,
-        design: Design,
-    ) -> ClusteredMean:  # fmt: skip
-        model = next(iter(targets.values())).model
-        values = []
-        for side in (positive, negative):
-            output = store.activations(model, [""], side)[""]
-            values.append(torch.stack([replace(score, output=None).read(output) for score in targets.values()], 1))
-        return measured_swap(torch.cat(values), design, self.level)
+
+def measure_swap(
+    store: ActivationStore, targets: Mapping[str, Score], positive: ExampleSet, negative: ExampleSet,
+    positive_clusters: Sequence[str], negative_clusters: Sequence[str], level: float,
+) -> ClusteredMean:  # fmt: skip
+    """Return how much higher positives score than matched negatives, for each target, with its interval and p.
+
+    Raises:
+        ValueError: if the two sets do not share their clusters.
+    """
+    names, index = _index([*positive_clusters, *negative_clusters])
+    model = next(iter(targets.values())).model
+    outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
+    scores = torch.stack([replace(score, output=None).read(outputs) for score in targets.values()], 1)
+    return measured_swap(scores, torch.arange(len(scores)) < len(positive), index, level)
+
+
+def measured_swap(
+    scores: Float[Tensor, "examples targets"],
+    positive: Bool[Tensor, " examples"],
+    clusters: Int[Tensor, " examples"],
+    level: float,
+) -> ClusteredMean:
+    """Return the mean score of positives less the mean of the negatives of their own cluster: the truth at the input.
+
+    Raises:
+        ValueError: if a cluster lacks positives or negatives.
+    """
+    if not labels_held(positive.long(), clusters).all():
+        raise ValueError("a swap needs matched examples: every cluster must hold positives and negatives.")
+    negatives = _sums(scores[~positive].double(), clusters[~positive])
+    counts = torch.bincount(clusters[~positive]).unsqueeze(1)
+    differences = scores[positive].double() - (negatives / counts)[clusters[positive]]
+    return clustered_mean(differences, clusters[positive], level)
+
+
+def _ids(*sets: ExampleSet) -> str:
+    return content_id([list(examples.ids) for examples in sets])
 
 
 def _check(names: Clusters, positive: int, negative: int, inputs: int) -> None:
@@ -384,27 +339,6 @@ def _check(names: Clusters, positive: int, negative: int, inputs: int) -> None:
             raise ValueError(f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each.")
         if not count:
             raise TooFewError(f"{what} examples are empty: there is nothing to compare.")
-
-
-def measured_swap(
-    scores: Float[Tensor, "examples targets"], design: Design, level: float
-) -> ClusteredMean:
-    """Return the mean score of positives less the mean of the negatives of their own cluster: the truth at the input.
-
-    Args:
-        scores: of the positives, then the negatives.
-
-    Raises:
-        ValueError: if positives and negatives are not matched.
-    """
-    if not design.matched:
-        raise ValueError("positives and negatives share no clusters: a swap needs matched examples.")
-    cluster = design.cluster_of_unit[design.unit_of]
-    positive = design.positive[design.unit_of]
-    negatives = _sums(scores[~positive].double(), cluster[~positive])
-    counts = torch.bincount(cluster[~positive]).unsqueeze(1)
-    differences = scores[positive].double() - (negatives / counts)[cluster[positive]]
-    return clustered_mean(differences, cluster[positive], level)
 
 
 def summarize(

@@ -35,7 +35,7 @@ def agreement(results: AuditResults, concept: str) -> "Figure":
     reach = _reach(results, concept)
     with style():
         panel = min(2.4, (FULL_WIDTH - 1.4) / len(results.layers))
-        figure = new_figure(min(FULL_WIDTH, 1.6 + panel * len(results.layers)), panel + 1.05)
+        figure = new_figure(min(FULL_WIDTH, 1.6 + panel * len(results.layers)), panel + 0.95)
         grid = figure.add_gridspec(1, len(results.layers))
         panels = [figure.add_subplot(grid[0, i]) for i in range(len(results.layers))]
         for axes, layer in zip(panels, results.layers, strict=True):
@@ -48,7 +48,7 @@ def agreement(results: AuditResults, concept: str) -> "Figure":
             axes.tick_params(labelleft=False)
         panels[0].set_ylabel("measured swap (logits)")
         figure.supxlabel("predicted effect (logits)", fontsize=8)
-        _name_points(panels[-1], swaps, reach)
+        _name_points(panels[-1], swaps, reach, 2 * reach * _LABEL / panel)
         _group_legend(figure, results)
     return figure
 
@@ -99,23 +99,27 @@ def _whiskers(
 
 
 def _correlation(results: AuditResults, concept: str, layer: str) -> str:
-    row = next(r for r in results.layer_rows if r.concept == concept and r.layer == layer)
+    row = results.layer(concept, layer)
     if row.r is None:
         return "no correlation"
     return f"r = {number(row.r)} ({number(row.r_low)} to {number(row.r_high)})"
 
 
-def _name_points(axes: "Axes", swaps: Mapping[str, SwapRow], reach: float) -> None:
+_LABEL = 0.095
+"""Inches from one label to the next."""
+
+
+def _name_points(axes: "Axes", swaps: Mapping[str, SwapRow], reach: float, gap: float) -> None:
     """Name the targets beside the last panel: the measured swap, and so the height, is the same in all."""
     rows = sorted(swaps.values(), key=lambda r: r.swap)
-    places = spread([r.swap for r in rows], 2 * reach / 19, -reach, reach)
+    beside = axes.get_yaxis_transform()
+    places = spread([r.swap for r in rows], gap, -1.25 * reach, 1.25 * reach)
     for row, place in zip(rows, places, strict=True):
-        axes.annotate(
-            row.target, xy=(1.02, row.swap), xytext=(1.13, place),
-            xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(),
-            fontsize=6, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": FAINT, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)},
+        axes.plot(
+            [1.02, 1.12], [row.swap, place], color=FAINT, lw=0.4, transform=beside, clip_on=False,
+            scalex=False, scaley=False,
         )  # fmt: skip
+        axes.text(1.14, place, row.target, fontsize=6, va="center", transform=beside)
 
 
 def group_looks(results: AuditResults) -> dict[str, tuple[str, str]]:
@@ -180,18 +184,17 @@ def _changes_panel(
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [y, y], color=colour, lw=1.2, zorder=2)
         axes.plot(row.swap, y, marker, color=colour, mec=PAPER, mew=0.5, ms=5, zorder=3)
-        for k, layer in enumerate(trusted):
-            cell = _cell(results, concept, layer, target)
-            axes.plot(cell.effect, y, "|x+1"[k % 4], color=INK, ms=5, mew=0.8, zorder=4)
+        for layer in trusted:
+            effect = results.cell(concept, layer, target).effect
+            axes.plot(effect, y, _sign(results, layer), color=INK, ms=5, mew=0.8, zorder=4)
     axes.set_yticks(range(len(targets)), targets)
     axes.set(ylim=(len(targets) - 0.4, -0.6), xlabel="change of the logit")
     axes.spines["left"].set_visible(False)
 
 
-def _cell(results: AuditResults, concept: str, layer: str, target: str) -> CellRow:
-    return next(
-        c for c in results.cells if (c.concept, c.layer, c.target) == (concept, layer, target)
-    )
+def _sign(results: AuditResults, layer: str) -> str:
+    """Return the mark of a layer's prediction, counted from the deepest layer."""
+    return "x|+1"[(len(results.layers) - 1 - results.layers.index(layer)) % 4]
 
 
 def _changes_legend(figure: "Figure", results: AuditResults) -> None:
@@ -202,7 +205,8 @@ def _changes_legend(figure: "Figure", results: AuditResults) -> None:
         Line2D([], [], marker=marker, color=colour, lw=1.2, ms=5, label=f"measured, {group}")
         for group, (colour, marker) in group_looks(results).items()
     ]
-    layers = dict.fromkeys(layer for c in results.contrasts for layer in results.trusted(c.name))
+    trusted = {layer for c in results.contrasts for layer in results.trusted(c.name)}
+    layers = [layer for layer in results.layers if layer in trusted]
     handles += [
         Line2D(
             [], [], marker="|x+1"[k % 4], color=INK, ls="none", ms=5, label=f"predicted, {layer}"
@@ -213,20 +217,19 @@ def _changes_legend(figure: "Figure", results: AuditResults) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
-def scores(results: AuditResults, alpha: float = 0.05) -> "Figure":
-    """Draw the TCAV score of every target, concept and layer; a dot marks corrected p below `alpha`."""
+def scores(results: AuditResults) -> "Figure":
+    """Draw the TCAV score of every target, concept and layer; a dot marks corrected p below `results.alpha`."""
     targets = _ordered_targets(results)
     columns = [(c.name, layer) for c in results.concepts for layer in results.layers]
     with style():
         figure = new_figure(FULL_WIDTH, 1.9 + 0.16 * len(targets))
         axes = figure.add_subplot()
-        cells = {(c.concept, c.layer, c.target): c for c in results.cells}
-        values = [[cells[*column, t].tcav for column in columns] for t in targets]
+        values = [[results.cell(*column, t).tcav for column in columns] for t in targets]
         picture = axes.imshow(values, cmap=DIVERGING, vmin=0, vmax=1, aspect="auto")
         for x, column in enumerate(columns):
             for y, target in enumerate(targets):
-                p = cells[*column, target].tcav_p_corrected
-                if p is not None and p < alpha:
+                p = results.cell(*column, target).tcav_p_corrected
+                if p is not None and p < results.alpha:
                     axes.plot(x, y, "o", color=INK, mec=PAPER, mew=0.4, ms=2.6)
         _score_axes(axes, results, targets)
         bar = figure.colorbar(picture, ax=axes, shrink=0.6, aspect=18, pad=0.01)

@@ -133,7 +133,8 @@ class Manifest:
         path = Path(path)
         file = read(path, ManifestFile)
         manifest = cls(path, file, *find(file.images, root or path.parent))
-        manifest._verify()
+        manifest._verify_content()
+        manifest._verify_structure()
         return manifest._readable() if on_error == "skip" else manifest
 
     def __len__(self) -> int:
@@ -172,11 +173,8 @@ class Manifest:
         group = self.file.groups[name]
         chosen = self.select(group.where, group.without)
         if group.files is not None:
-            absent = sorted(
-                set(group.files)
-                - {item.name for item in self.items}
-                - {s.name for s in self.skipped}
-            )
+            known = {item.name for item in self.items} | {bad.name for bad in self.skipped}
+            absent = sorted(set(group.files) - known)
             if absent:
                 raise ManifestError(
                     f"the group {name!r} lists {absent[0]!r}, which is none of the images."
@@ -227,10 +225,8 @@ class Manifest:
         return Pairs(first, second, tuple(self.items[i].attributes[matched.cluster] for i in first))
 
     def _values(self, name: str, values: str | list[str]) -> set[str]:
-        wanted, seen = (
-            {values} if isinstance(values, str) else set(values),
-            set(self.attribute(name)),
-        )
+        wanted = {values} if isinstance(values, str) else set(values)
+        seen = set(self.attribute(name))
         if unknown := sorted(wanted - seen):
             raise ManifestError(
                 f"no image of {self.file.name!r} has {name} {unknown[0]!r}; values: {some(sorted(seen))}."
@@ -250,31 +246,46 @@ class Manifest:
             found[key] = i
         return found
 
-    def _verify(self) -> None:
-        missing, changed = [], []
-        for i, item in enumerate(self.items):
-            if item.sha256 is not None:
-                try:
-                    data = self.images.read(i)
-                except FileNotFoundError:
-                    missing.append(item.name)
-                else:
-                    if hashlib.sha256(data).hexdigest() != item.sha256:
-                        changed.append(item.name)
-        if missing or changed:
-            parts = [
-                f"{len(names)} {what} ({some(names)})"
-                for names, what in ((missing, "missing"), (changed, "changed"))
-                if names
-            ]
-            raise ChecksumError(
-                f"of the {len(self.items)} images of {str(self.path)!r}, {' and '.join(parts)}: "
-                "restore them, or write the manifest anew if the change is meant."
+    def _verify_content(self) -> None:
+        found = [self._state(i) for i in range(len(self.items))]
+        if all(state == "sound" for state in found):
+            return
+        parts = [
+            f"{len(names)} {what} ({some(names)})"
+            for what in ("missing", "changed")
+            if (
+                names := [
+                    item.name
+                    for item, state in zip(self.items, found, strict=True)
+                    if state == what
+                ]
             )
+        ]
+        raise ChecksumError(
+            f"of the {len(self.items)} images of {str(self.path)!r}, {' and '.join(parts)}: "
+            "restore them, or write the manifest anew if the change is meant."
+        )
+
+    def _state(self, index: int) -> Literal["sound", "missing", "changed"]:
+        checksum = self.items[index].sha256
+        if checksum is None:
+            return "sound"
+        try:
+            data = self.images.read(index)
+        except FileNotFoundError:
+            return "missing"
+        return "sound" if hashlib.sha256(data).hexdigest() == checksum else "changed"
+
+    def _verify_structure(self) -> None:
         for name in self.file.groups:
             self.group(name)
         for matched in self.file.matched:
-            for name in (matched.vary, matched.cluster, *matched.within):
+            if matched.vary in matched.within or matched.cluster not in matched.within:
+                raise ManifestError(
+                    f"images matched over {matched.vary!r} must agree in their cluster {matched.cluster!r} and not in "
+                    f"{matched.vary!r} itself, got within: {matched.within}."
+                )
+            for name in matched.within:
                 self.attribute(name)
             for value in set(self.attribute(matched.vary)):
                 self._keyed(matched, self.select({matched.vary: value}))

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -181,6 +182,8 @@ class AuditResults:
     weights: str
     layers: tuple[str, ...]
     level: float
+    alpha: float
+    """A corrected p below this is called evidence."""
     trust: float
     """Smallest lower bound of a layer's correlation that makes it trusted."""
     cluster_by: str
@@ -205,10 +208,26 @@ class AuditResults:
         """Return a concept by name."""
         return next(c for c in self.concepts if c.name == concept)
 
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str], CellRow]:
+        return {(c.concept, c.layer, c.target): c for c in self.cells}
+
     @property
     def contrasts(self) -> tuple[ConceptInfo, ...]:
         """The concepts whose swap was measured."""
         return tuple(c for c in self.concepts if c.matched)
+
+    def cell(self, concept: str, layer: str, target: str) -> CellRow:
+        """Return one concept at one layer for one target."""
+        return self._cells[concept, layer, target]
+
+    def layer(self, concept: str, layer: str) -> LayerRow:
+        """Return one concept at one layer."""
+        return next(r for r in self.layer_rows if (r.concept, r.layer) == (concept, layer))
+
+    def swap(self, concept: str, target: str) -> SwapRow:
+        """Return what the swap did to one target."""
+        return next(r for r in self.swaps if (r.concept, r.target) == (concept, target))
 
     def trusted(self, concept: str) -> tuple[str, ...]:
         """Return the layers whose effects follow the measured swap of a concept."""

@@ -40,7 +40,8 @@ def read(path: Path | str, schema: type[S]) -> S:
         value = _plain(data)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SchemaError(f"{str(path)!r} cannot be read: {error.problem}{line}.") from None
+        said = ", ".join(filter(None, [error.context, error.problem]))
+        raise SchemaError(f"{str(path)!r} cannot be read: {said}{line}.") from None
     except (yaml.YAMLError, ValueError) as error:  # text that is no UTF-8 among them
         raise SchemaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}.") from None
     try:
@@ -84,14 +85,15 @@ def _refuse_repeats(node: yaml.Node | None) -> None:
 
 
 def _sentence(error: ValidationError, schema: type[Schema]) -> str:
-    first, *others = error.errors()
+    # an unknown key first: it is often a known one misspelt, which is then missing
+    first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         near = get_close_matches(key, sorted(_keys(schema)), n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        return f"unknown key {place!r}{hint}{more}".removesuffix("?")
+        hint = f"; did you mean {' or '.join(map(repr, near))}" if near else ""
+        return f"unknown key {place!r}{hint}{more}"
     if first["type"] == "missing":
         return f"the key {place!r} is missing{more}"
     got = f", got {first['input']!r:.80}"

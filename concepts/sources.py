@@ -123,14 +123,17 @@ def find(source: FolderImages | ListedImages | PackageImages | DatasetSource, ro
     """
     match source:
         case FolderImages():
-            return _folder(source, path_under(root, source.root))
+            found = _folder(source, path_under(root, source.root))
         case ListedImages():
-            return _table(source, path_under(root, source.root))
+            found = _table(source, path_under(root, source.root))
         case PackageImages():
             found = _table(source, package_path(source.package, source.root))
-            return found._replace(version=package_version(source.package))
+            found = found._replace(version=package_version(source.package))
         case DatasetSource():
-            return _dataset(source, root)
+            found = _dataset(source, root)
+    if not found.items:
+        raise ManifestError(f"the images of kind {source.kind!r} are none at all.")
+    return found
 
 
 def some(names: Sequence[str]) -> str:
@@ -159,8 +162,6 @@ def _table(source: Table, root: Path) -> Found:
             f"'columns' must name 'file' and 'sha256' and each attribute once, got {columns}."
         )
     items = [_item(dict(zip(columns, row, strict=False)), row, columns) for row in source.rows]
-    if not items:
-        raise ManifestError("'rows' lists no image.")
     names = [item.name for item in items]
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})

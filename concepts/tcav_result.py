@@ -1,6 +1,6 @@
 """What TCAV found, with the sentences that must be read beside the numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,14 +72,14 @@ class TcavResult(Result):
     """Permutation test by relabelling, two-sided."""
     effect_p_holm: Cells
     effect_p_max_t: Cells
-    """Corrected over layers and targets of each concept by the step-down maximum, then over concepts by Holm."""
+    """Corrected over layers and targets by the step-down maximum, and over concepts by Bonferroni."""
     effect_p_controls: Cells
     """Rank of its size among the effects of irrelevant coherent concepts."""
 
     accuracy: Float[Tensor, "layers concepts runs"]
     """Balanced accuracy of each CAV on held-out examples (0-1)."""
     accuracy_p: Float[Tensor, "layers concepts"]
-    """Binomial test that it is above chance."""
+    """Binomial test that its mean over runs is above chance, counting each held-out example once."""
     stability: Float[Tensor, "layers concepts"]
     """Mean cosine between CAVs of different runs."""
     gradient_spread: Float[Tensor, "layers targets"]
@@ -88,7 +88,7 @@ class TcavResult(Result):
 
     @property
     def exists(self) -> Bool[Tensor, "layers concepts"]:
-        """Whether the concept's direction exists: whether its CAVs classify held-out examples above chance."""
+        """Whether there is evidence of a direction: whether CAVs classify held-out examples above chance."""
         return self.accuracy_p <= 1 - self.level
 
     @property
@@ -117,8 +117,9 @@ class TcavResult(Result):
                 accuracy, p = float(self.accuracy[i, c].mean()), float(self.accuracy_p[i, c])
                 if not self.exists[i, c]:
                     found.append(
-                        f"At {layer!r} no direction of {concept!r} exists: its CAVs classify held-out examples with "
-                        f"accuracy {accuracy:.2f}, not above chance (p = {p:.2g}); scores along them mean nothing."
+                        f"At {layer!r} there is no evidence of a direction of {concept!r}: its CAVs classify held-out "
+                        f"examples with accuracy {accuracy:.2f} (p = {p:.2g} against chance). Scores along them are not "
+                        "called significant."
                     )
                 elif self.stability[i, c] < UNSTABLE:
                     found.append(
@@ -151,7 +152,7 @@ class TcavResult(Result):
         """Return one row per layer, concept and target."""
         import pandas as pd
 
-        cells = [name for name, value in vars(self).items() if _shape(value) == tuple(self.mean.shape)]
+        cells = [f.name for f in fields(self) if f.type is Cells]
         rows = []
         for i, layer in enumerate(self.layers):
             for c, concept in enumerate(self.concepts):
@@ -202,6 +203,3 @@ class TcavResult(Result):
         notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
         return f"{self.to_pandas().to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
 
-
-def _shape(value: object) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -100,9 +100,17 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf"))
     with style():
+        _settle(figure)
         figure.savefig(png, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
         figure.savefig(pdf, facecolor=PAPER, metadata={"CreationDate": None})
     return png, pdf
+
+
+def _settle(figure: "Figure") -> None:
+    """Lay a figure out once: every format would do it again."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def inline_svg(figure: "Figure", label: str) -> str:
@@ -116,6 +124,7 @@ def inline_svg(figure: "Figure", label: str) -> str:
 
     buffer = io.StringIO()
     with style():
+        _settle(figure)
         figure.savefig(
             buffer,
             format="svg",

@@ -5,7 +5,7 @@ memo on `data_ptr` and `_version` misses writes through `.data`, and hashing 25 
 milliseconds. Ids depend on the version of Python, whose bytecode they cover, but not on the process.
 """
 
-import dataclasses
+import copyreg
 import functools
 import inspect
 import pickle
@@ -51,6 +51,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
         kind = f"{tensor.layout} tensor of {tensor.dtype} on {str(tensor.device)!r}"
         raise FingerprintError(f"a {kind} has no plain values to read; make it dense first.")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # one value may have any stride
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -98,7 +99,7 @@ def _model_parts(model: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
         paths.setdefault(id(module), path)
     weights = {id(weight): path for path, weight in model.named_parameters()}
     above = (*above, *paths, *weights)
-    class_id = functools.cache(_class_id)
+    class_ids: dict[type, str] = {}
     _refuse_global_hooks()
     for path, module in modules:
         yield f"module:{path}"
@@ -106,7 +107,9 @@ def _model_parts(model: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
             yield f"same:{paths[id(module)]}"
             continue
         _refuse_foreign(path, module)
-        yield class_id(type(module))
+        if type(module) not in class_ids:
+            class_ids[type(module)] = _class_id(type(module))
+        yield class_ids[type(module)]
         yield from _tensor_parts(module, path, weights)
         yield from _attribute_parts(module, above)
 
@@ -159,16 +162,14 @@ def _refuse_global_hooks() -> None:
 
 
 def _refuse_foreign(path: str, module: nn.Module) -> None:
-    where = f"{path or 'the model'!r} ({type(module).__name__})"
+    where = f"{repr(path) if path else 'the model'} ({type(module).__name__})"
     attributes = vars(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise ForeignHookError(
             f"{where} is TorchScript, whose layers can't be read: pass the Python model."
         )
     if "_orig_mod" in attributes["_modules"] and "dynamo_ctx" in attributes:
-        raise ForeignHookError(
-            f"{where} is compiled: pass the model that torch.compile was given."
-        )
+        raise ForeignHookError(f"{where} is compiled: pass the model that torch.compile was given.")
     for kind in _HOOKS:
         if attributes[f"_{kind}"]:
             raise ForeignHookError(
@@ -217,12 +218,12 @@ def _container_parts(
     yield f"{type(value).__name__ if builtin else _class_id(type(value))}:{len(value)}"
     if isinstance(value, AbstractSet):
         yield from sorted(_digest(_parts(item, above)) for item in value)
-        return
-    for item in value.items() if isinstance(value, Mapping) else value:
-        if isinstance(value, Mapping):
-            yield from _parts(item[0], above)
-            yield from _parts(item[1], above)
-        else:
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _parts(key, above)
+            yield from _parts(item, above)
+    else:
+        for item in value:
             yield from _parts(item, above)
     if isinstance(value, dict | list | tuple) and hasattr(value, "__dict__"):
         yield from _parts(_state(value), above)
@@ -262,11 +263,9 @@ def _object_parts(value: object, above: tuple[int, ...]) -> Iterator[str]:
 def _instance_parts(value: object, above: tuple[int, ...]) -> Iterator[str]:
     """Yield an object's class and what `pickle` would keep of it."""
     yield f"object:{_class_id(type(value))}"
-    if dataclasses.is_dataclass(value):
-        yield from _parts({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, above)
-        return
+    reduce = copyreg.dispatch_table.get(type(value))
     try:
-        kept = value.__reduce_ex__(4)
+        kept = value.__reduce_ex__(4) if reduce is None else reduce(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, pickle.PickleError):
         raise FingerprintError(
             f"a {type(value).__qualname__} has no stable content to name stored work by: {value!r}."
@@ -319,7 +318,9 @@ def _class_parts(cls: type) -> Iterator[str]:
             if library and name != "forward":
                 continue
             function = _function_of(member)
-            if function is not None:  # follows a class whose methods were replaced while the program runs
+            if (
+                function is not None
+            ):  # follows a class whose methods were replaced while the program runs
                 yield name
                 yield from _lenient_parts(function, {id(function)})
             elif type(member) in _PLAIN and not name.startswith("__"):

@@ -21,11 +21,18 @@ def input_gradient(
     """Return each input's score and the score's gradient there, in score units per unit of input.
 
     Simonyan et al. 2013, sec. 3. Parameters get no gradients and are left as they are.
+
+    Raises:
+        ZeroPathError: if the score does not depend on the inputs.
     """
-    with frozen_parameters(score.model), torch.enable_grad():
+    with _graph_of(score.model):
         x = inputs.detach().clone().requires_grad_()
-        value = score(x, rows)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        value = score(x.clone(), rows)  # a copy, for models that begin in place
+        if not value.requires_grad:
+            raise ZeroPathError(_no_path(["the input"]))
+        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if gradient is None:
+        raise ZeroPathError(_no_path(["the input"]))
     return value.detach(), gradient
 
 
@@ -34,24 +41,27 @@ def layer_gradients(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each layer's output and the score's gradient there.
 
-    The gradient is in score units per unit of activation. Grad-CAM (Selvaraju et al. 2017, eq. 1) and TCAV
-    (Kim et al. 2018, sec. 3.3) both start from it.
+    The gradient is in score units per unit of activation. Grad-CAM (Selvaraju et al. 2017, eq. 1) and
+    TCAV (Kim et al. 2018, sec. 3.3) both start from it.
 
     Args:
+        score: differentiated; its target has one class, or one per input.
+        inputs: in model space.
         layers: dotted paths; each must run once per forward pass, or be addressed as `"name:call"`.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
         LayerCallError: if a layer runs twice, or returns no tensor.
+        ModelModeError: if the model, or a part of it, is in training mode.
         ZeroPathError: if the score does not depend on a layer.
 
     Example:
         >>> activation, gradient = layer_gradients(Score(net, 3), images, ["layer4"])["layer4"]
     """
     refuse_training(score.model)
-    with frozen_parameters(score.model), torch.enable_grad():
+    with _graph_of(score.model):
         with capture(score.model, layers, graph=True) as outputs:
-            output = score.model(inputs.detach())
+            output = score.model(inputs.detach().clone())
         [gradients] = score_gradients([score], output, [outputs[layer] for layer in layers], layers)
     return {layer: (outputs[layer].detach(), g) for layer, g in zip(layers, gradients, strict=True)}
 
@@ -64,11 +74,11 @@ def score_gradients(
     for i, score in enumerate(scores):
         total = score.read(output).sum()
         if not total.requires_grad:
-            raise ZeroPathError(f"the score does not depend on {list(names)}: no path leads from there to the output.")
+            raise ZeroPathError(_no_path(names))
         more = i + 1 < len(scores)
         gradients = torch.autograd.grad(total, at, retain_graph=more, allow_unused=True)
         if unused := [name for name, g in zip(names, gradients, strict=True) if g is None]:
-            raise ZeroPathError(f"the score does not depend on {unused}: no path leads from there to the output.")
+            raise ZeroPathError(_no_path(unused))
         found.append(gradients)
     return found
 
@@ -77,10 +87,21 @@ def score_gradients(
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """Switch off weight gradients inside the block: they would cost most of a backward pass and are not wanted."""
     wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
     try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _graph_of(model: nn.Module) -> Iterator[None]:
+    """Record a graph whatever mode the caller is in, but none of the weights."""
+    with frozen_parameters(model), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _no_path(names: Sequence[str]) -> str:
+    return f"the score does not depend on {list(names)}: no path leads from there to the output."

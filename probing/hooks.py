@@ -1,13 +1,12 @@
 """Two context managers are all the hooks there are: `capture` records layers' outputs, `edit` replaces them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from probing.layers import resolve, split_call
 
@@ -20,7 +19,11 @@ class LayerCallError(RuntimeError):
 
 
 class _StopPass(BaseException):
-    """Ends a forward pass that has gone as far as it needs to; never leaves this file."""
+    """Ends a forward pass that has gone as far as its recorder needs; never leaves this file."""
+
+    def __init__(self, recorder: "_Recorder") -> None:
+        super().__init__("a forward pass was stopped")
+        self.recorder = recorder
 
 
 @contextmanager
@@ -34,16 +37,19 @@ def capture(
 ) -> Iterator[Mapping[str, Tensor]]:
     """Record what layers return while the model runs inside the block.
 
-    The mapping holds the last pass. What it holds is never an alias of what the network goes on with, so a later
-    in-place operation can't change it. A layer that runs several times in a pass is addressed as `"name:0"`,
-    `"name:1"`, …; its plain name is refused.
+    The mapping holds the last pass. What it holds is never an alias of what the network goes on with,
+    so a later in-place operation can't change it. A layer that runs several times in a pass is addressed
+    as `"name:0"`, `"name:1"`, …; its plain name is refused. Blocks may be nested: hooks run in the order
+    in which blocks were entered, so `capture` inside `edit` records edited outputs.
 
     Args:
         model: any module; every path is resolved before the first hook is set.
         layers: dotted paths, `""` for the model's own output.
-        graph: keep the autograd graph, so that scores can be differentiated with respect to what was recorded.
-        stop: end the `with` block at the model's call, as soon as all layers have run: what stands after that call
-            inside the block does not run. (A model's first pass goes to its end, to count calls.)
+        graph: keep the autograd graph, so that scores can be differentiated with respect to what was
+            recorded: along paths that lead through the layer, not past it.
+        stop: end the `with` block at the model's call, as soon as all layers have run: what stands after
+            that call inside the block does not run. (The first pass with inputs of a shape goes to its
+            end, to count calls.)
         reduce: applied to each output before it is kept, to save memory; not with `graph`.
 
     Raises:
@@ -51,17 +57,18 @@ def capture(
         LayerCallError: if a layer ran twice under its plain name, never, or returned no tensor.
     """
     if graph and reduce is not None:
-        raise ValueError("capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients.")
+        raise ValueError(
+            "capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients."
+        )
     taps = [_Tap.of(model, layer) for layer in dict.fromkeys(layers)]
     recorder = _Recorder(model, taps, graph, stop, reduce)
-    handles = recorder.attach()
-    try:
-        yield recorder.kept
-    except _StopPass:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        recorder.attach(hooks)
+        try:
+            yield recorder.kept
+        except _StopPass as stopped:
+            if stopped.recorder is not recorder:  # an outer block's, on its way there
+                raise
     recorder.check()
 
 
@@ -70,33 +77,52 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Replace layers' outputs while the model runs inside the block.
 
     An edit that returns an output of equal value with another gradient changes backward passes only, as in
-    `z_rule * (z / z_rule).detach()`. A layer that runs several times is edited every time.
+    `z_rule * (z / z_rule).detach()`. A layer that runs several times is edited every time. The edit
+    gets a copy of the input made before the layer ran, since the layer may work in place.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
-        LayerCallError: if an edited layer never ran, or returned no tensor.
+        LayerCallError: if an edited layer never ran, or it or its edit returned no tensor.
     """
-    modules = {layer: resolve(model, layer) for layer in edits}
-    ran: set[str] = set()
-
-    def hook_for(layer: str) -> Callable[[nn.Module, tuple[object, ...], object], Tensor]:
-        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor:
-            ran.add(layer)
-            before = args[0] if args else None
-            if not isinstance(output, Tensor) or not isinstance(before, Tensor):
-                raise LayerCallError(f"layer {layer!r} maps {_kind(before)} to {_kind(output)}, expected tensors.")
-            return edits[layer](module, before, output)
-
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(layer)) for layer, module in modules.items()]
-    try:
+    editors = [_Editor(layer, resolve(model, layer), change) for layer, change in edits.items()]
+    with ExitStack() as hooks:
+        for editor in editors:
+            editor.attach(hooks)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    if idle := [layer for layer in edits if layer not in ran]:
+    if idle := [editor.layer for editor in editors if not editor.ran]:
         raise LayerCallError(_never_ran(idle))
+
+
+@dataclass
+class _Editor:
+    layer: str
+    module: nn.Module
+    change: Edit
+    ran: bool = False
+    inputs: list[object] = field(default_factory=list)
+
+    def attach(self, hooks: ExitStack) -> None:
+        hooks.callback(self.module.register_forward_pre_hook(self._keep_input).remove)
+        hooks.callback(self.module.register_forward_hook(self._edit).remove)
+
+    def _keep_input(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        before = args[0] if args else None
+        self.inputs.append(before.clone() if isinstance(before, Tensor) else before)
+
+    def _edit(self, module: nn.Module, args: tuple[object, ...], output: object) -> Tensor:
+        self.ran = True
+        before = self.inputs.pop()
+        if not isinstance(output, Tensor) or not isinstance(before, Tensor):
+            raise LayerCallError(
+                f"layer {self.layer!r} maps {_kind(before)} to {_kind(output)}, "
+                "expected one tensor, given by position, and one tensor returned."
+            )
+        after: object = self.change(module, before, output)
+        if not isinstance(after, Tensor):
+            raise LayerCallError(
+                f"the edit of layer {self.layer!r} returned {_kind(after)}, expected a tensor."
+            )
+        return after
 
 
 @dataclass(frozen=True)
@@ -113,11 +139,14 @@ class _Tap:
         return cls(address, resolve(model, name), call)
 
 
-_RUNS_ONCE: WeakSet[nn.Module] = WeakSet()
-"""Modules seen to run exactly once in a whole pass: only these may end a pass early."""
+_RUNS_ONCE: WeakKeyDictionary[nn.Module, dict[object, WeakSet[nn.Module]]] = WeakKeyDictionary()
+"""By model and shapes of its inputs, the modules seen to run exactly once in a whole pass.
+
+Only these may end a pass early: a layer that a loop over time steps calls may run once for short inputs."""
 
 
-@dataclass
+# Compared by identity, as `_StopPass` needs.
+@dataclass(eq=False)
 class _Recorder:
     model: nn.Module
     taps: Sequence[_Tap]
@@ -126,68 +155,82 @@ class _Recorder:
     reduce: Callable[[Tensor], Tensor] | None
     kept: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[nn.Module, int] = field(default_factory=dict)
+    once: WeakSet[nn.Module] = field(default_factory=WeakSet)
     passes: int = 0
 
-    def attach(self) -> list[RemovableHandle]:
+    def attach(self, hooks: ExitStack) -> None:
         by_module: dict[nn.Module, list[_Tap]] = {}
         for tap in self.taps:
             by_module.setdefault(tap.module, []).append(tap)
-        handles = [self.model.register_forward_pre_hook(self._begin)]
+        own = by_module.pop(self.model, [])
+        begin = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        hooks.callback(begin.remove)
         for module, taps in by_module.items():
-            if module is not self.model:
-                handles.append(module.register_forward_hook(self._record(taps)))
-        # Registered last, so that the model's own output is recorded when the pass is over.
-        own = by_module.get(self.model, [])
-        handles.append(self.model.register_forward_hook(self._finish(own)))
-        return handles
+            hooks.callback(module.register_forward_hook(self._record(taps)).remove)
+        hooks.callback(self.model.register_forward_hook(self._finish(own)).remove)
 
-    def _begin(self, module: nn.Module, args: object) -> None:
+    def _begin(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
         self.kept.clear()
         self.calls.clear()
         self.passes += 1
+        shapes = _shape((args, kwargs))
+        self.once = _RUNS_ONCE.setdefault(self.model, {}).setdefault(shapes, WeakSet())
 
-    def _record(self, taps: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+    def _record(
+        self, taps: Sequence[_Tap]
+    ) -> Callable[[nn.Module, tuple[object, ...], object], Tensor | None]:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor | None:
             call = self.calls.get(module, 0)
             self.calls[module] = call + 1
             result: Tensor | None = None
             for tap in taps:
-                if tap.call == call or tap.call is None:
-                    if call and tap.call is None:
-                        raise LayerCallError(_ran_again(tap.address))
-                    result = self._keep(tap.address, output)
+                if tap.call is None and call:
+                    raise LayerCallError(_ran_again(tap.address))
+                if tap.call is None or tap.call == call:
+                    result = self._keep(tap, args, output)
+                    output = output if result is None else result
             if self.stop and len(self.kept) == len(self.taps) and self._may_stop():
-                raise _StopPass
+                raise _StopPass(self)
             return result
 
         return hook
 
     def _may_stop(self) -> bool:
-        return all(tap.call is not None or tap.module in _RUNS_ONCE for tap in self.taps)
+        return all(tap.call is not None or tap.module in self.once for tap in self.taps)
 
-    def _finish(self, own: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def _finish(
+        self, own: Sequence[_Tap]
+    ) -> Callable[[nn.Module, tuple[object, ...], object], Tensor | None]:
         record = self._record(own)
 
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor | None:
             result = record(module, args, output) if own else None
-            _RUNS_ONCE.update(m for m, count in self.calls.items() if count == 1)
+            self.once.update(m for m, count in self.calls.items() if count == 1)
             if self.stop:
                 self.check()
-                raise _StopPass
+                raise _StopPass(self)
             return result
 
         return hook
 
-    def _keep(self, address: str, output: object) -> Tensor | None:
+    def _keep(self, tap: _Tap, args: tuple[object, ...], output: object) -> Tensor | None:
         if not isinstance(output, Tensor):
-            raise LayerCallError(f"layer {address!r} returns {_kind(output)}, expected one tensor; read a layer inside it.")
-        if not self.graph:
-            kept = output.detach() if self.reduce is None else self.reduce(output.detach())
-            self.kept[address] = kept.clone() if _shares_memory(kept, output) else kept
-            return None
-        source = output if output.requires_grad else output.detach().requires_grad_()
-        self.kept[address] = source
-        return source.clone()  # the network goes on with the copy: an in-place ReLU hits that one
+            raise LayerCallError(
+                f"layer {tap.address!r} returns {_kind(output)}, expected one tensor; "
+                "read a layer inside it."
+            )
+        if self.graph:
+            self.kept[tap.address] = source = _own_node(tap, args, output)
+            return (
+                source.clone()
+            )  # the network goes on with the copy: an in-place ReLU hits that one
+        kept = output.detach() if self.reduce is None else self.reduce(output.detach())
+        with torch.inference_mode(False):  # else what is kept could never enter autograd
+            alias = kept.is_inference() or _shares_memory(kept, output)
+            self.kept[tap.address] = kept.clone() if alias else kept
+        return None
 
     def check(self) -> None:
         """Raise unless every address was recorded in the last pass; a block without a pass is an error too."""
@@ -196,24 +239,52 @@ class _Recorder:
             raise LayerCallError(_never_ran(missing) + reason)
 
 
+def _own_node(tap: _Tap, args: tuple[object, ...], output: Tensor) -> Tensor:
+    """Return an output as a node of the graph through which only the layer's callers lead.
+
+    A layer that hands on its input, as `Identity` does, returns a node that others use too, and memory that
+    others may overwrite: such an output is copied.
+    """
+    if not (output.is_floating_point() or output.is_complex()):
+        raise LayerCallError(
+            f"layer {tap.address!r} returns {output.dtype}, which has no gradient."
+        )
+    own = (*tap.module.parameters(recurse=False), *tap.module.buffers(recurse=False))
+    if any(isinstance(a, Tensor) and _shares_memory(output, a) for a in (*args, *own)):
+        output = output.clone()
+    return output if output.requires_grad else output.detach().requires_grad_()
+
+
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _shape(value: object) -> object:
+    """Return what of an input can decide how often a layer runs, as far as that is told without its values."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return tuple((key, _shape(item)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return tuple(map(_shape, value))
+    return value if isinstance(value, bool | int | float | str) else type(value)
 
 
 def _kind(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _ran_again(layer: str) -> str:
-    return f"layer {layer!r} runs more than once in a forward pass; name one call: '{layer}:0', '{layer}:1', …"
+    return (
+        f"layer {layer!r} runs more than once in a forward pass; "
+        f"name one call: '{layer}:0', '{layer}:1', …"
+    )
 
 
 def _never_ran(layers: Sequence[str]) -> str:
     return (
-        f"layers {list(layers)} did not run in the forward pass: they may be unused, have fewer calls than named, "
-        "or the model was compiled before (pass the uncompiled model)."
+        f"layers {list(layers)} did not run in the forward pass: they may be unused, have fewer calls than "
+        "named, or the model was compiled before (pass the uncompiled model)."
     )
-
-

@@ -49,7 +49,7 @@ def expand(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_call(address: str) -> tuple[str, int | None]:
-    """Return the path and the number of the call in an address such as `"relu:1"`; None where no call is named."""
+    """Return the path and the number of the call in an address such as `"relu:1"`; None if no call is named."""
     name, colon, call = address.rpartition(":")
     return (name, int(call)) if colon and call.isdecimal() else (address, None)
 

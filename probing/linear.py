@@ -10,24 +10,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, nan
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.estimators import (
-    TOLERANCE,
-    ConvergenceError,
-    Estimator,
-    GramSystem,
-    Hinge,
-    Lda,
-    Logistic,
-    Pattern,
-    Ridge,
-    RowSystem,
-)
+from probing.estimators import TOLERANCE, Estimator, Hinge, Lda, Logistic, Pattern, Ridge
+from probing.rows import BLOCK, DegenerateRowsError, RowProducts, SharedRows
+from probing.systems import GramSystem, RowSystem
+
+__all__ = [
+    "ESTIMATORS",
+    "ConvergenceError",
+    "DegenerateRowsError",
+    "Estimator",
+    "Hinge",
+    "Lda",
+    "Logistic",
+    "PairFits",
+    "Pattern",
+    "Ridge",
+    "RowProducts",
+    "SharedRows",
+    "fit_pairs",
+]
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "logistic": Logistic,
@@ -36,138 +42,12 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "pattern": Pattern,
     "hinge": Hinge,
 }
-SMALLEST_SCALE = 1e-2
-"""A feature's standard deviation counts as at least this share of the root mean square over features:
-else a unit that is nearly dead over the rows would rule every normal, which carries its inverse."""
 ROWS_PER_FEATURE = 1.5
 """Fits with more rows than this many times their features are solved in the space of features."""
-BLOCK = 1 << 21
-"""Elements of a working block: bounds memory, without effect on results but for rounding."""
 
 
-class DegenerateRowsError(ValueError):
-    """Rows that no classifier can be fitted to."""
-
-
-@dataclass(frozen=True, eq=False)
-class SharedRows:
-    """Rows of features and the products of each with each, for any number of fits.
-
-    Rows are centred and divided by a scale that all fits share. Products are made at first use and
-    kept: an n by n float64 matrix for classifiers and another for the lengths of their normals.
-    """
-
-    features: Float[Tensor, "n m"]
-    scaling: Literal["feature", "layer"] = "feature"
-    """One scale per feature, its standard deviation over the rows; or one for the layer, the root
-    mean square of those, with which a rotation of the features rotates every normal alike."""
-
-    def __post_init__(self) -> None:
-        finite = torch.cat([b.isfinite().all(1, keepdim=True) for b in self._columns()], 1).all(1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten().tolist()
-            raise DegenerateRowsError(
-                f"features must be finite, got NaN or infinity in {len(rows)} of {len(finite)} rows, "
-                f"the first being {rows[:5]}: drop those examples."
-            )
-
-    @cached_property
-    def center(self) -> Float[Tensor, " m"]:
-        """Mean of each feature."""
-        return torch.cat([block.mean(0) for block in self._columns()])
-
-    @cached_property
-    def scale(self) -> Float[Tensor, " m"]:
-        """What each feature is divided by, in the feature's own units."""
-        variance = torch.cat([(b - b.mean(0)).square_().mean(0) for b in self._columns()])
-        overall = variance.mean().sqrt()
-        if not (overall > 0 and overall.isfinite()):
-            raise DegenerateRowsError(
-                f"features must differ between rows, got {len(self.features)} rows with root mean "
-                f"square deviation {float(overall)}: check that the layer's output varies."
-            )
-        if self.scaling == "layer":
-            return overall.expand_as(variance)
-        return variance.sqrt().clamp_min(SMALLEST_SCALE * overall)
-
-    def gram(self, power: int) -> Float[Tensor, "n n"]:
-        """Return the centred rows' products with each other, features weighted by scale**power."""
-        if power not in self._grams:
-            n = len(self.features)
-            total = self.features.new_zeros(n, n, dtype=torch.float64)
-            for _, block in self.blocks(power // 2):
-                for start in range(0, n, 256):  # only the lower triangle: half the products
-                    total[start:, start : start + 256] += (
-                        block[start:] @ block[start : start + 256].mT
-                    )
-            self._grams[power] = total.tril() + total.tril(-1).mT
-        return self._grams[power]
-
-    def between(self, vectors: Float[Tensor, "k m"], power: int) -> Float[Tensor, "k n"]:
-        """Return vectors' products with the centred rows, features weighted by scale**power."""
-        total = self.features.new_zeros(len(vectors), len(self.features), dtype=torch.float64)
-        for start, block in self.blocks(power):
-            total += vectors[:, start : start + block.shape[1]].to(block) @ block.mT
-        return total
-
-    def blocks(self, power: int) -> Iterator[tuple[int, Float[Tensor, "n w"]]]:
-        """Yield the centred rows times scale**power, some columns at a time, with the first's index."""
-        start = 0
-        for block in self._columns():
-            stop = start + block.shape[1]
-            yield start, (block - self.center[start:stop]).mul_(self.scale[start:stop] ** power)
-            start = stop
-
-    def lengths(self, power: int) -> Float[Tensor, " n"]:
-        """Return the length of each centred row, features weighted by scale**power."""
-        if self.wide:
-            return self.gram(power).diagonal().clamp_min(0).sqrt()
-        parts = [block.square().sum(1) for _, block in self.blocks(power // 2)]
-        return torch.stack(parts).sum(0).sqrt()
-
-    @property
-    def wide(self) -> bool:
-        """Whether features outnumber rows, so that products of rows are the smaller matrix."""
-        return self.features.shape[1] > len(self.features)
-
-    def cancelled(self, total: Tensor, bound: Tensor) -> Tensor:
-        """Return sums of products with those set to 0 that are rounding, beside the sum of sizes."""
-        return torch.where(total.abs() > 4 * torch.finfo(torch.float64).eps * bound, total, 0)
-
-    @cached_property
-    def _grams(self) -> dict[int, Tensor]:
-        return {}
-
-    def _columns(self) -> Iterator[Tensor]:
-        width = max(64, BLOCK // len(self.features))
-        for block in torch.split(self.features.detach(), width, 1):
-            yield block.double()
-
-
-@dataclass(frozen=True, eq=False)
-class RowProducts:
-    """Vectors in feature space, such as class gradients, seen through shared rows.
-
-    Made once, they serve every `PairFits.project` on the same rows.
-    """
-
-    rows: SharedRows
-    vectors: Float[Tensor, "k m"]
-
-    def weighted(self, power: int) -> Float[Tensor, "k n"]:
-        """Return the products with the centred rows, features weighted by scale**power."""
-        if power not in self._known:
-            products = self.rows.between(self.vectors, power)
-            if not products.isfinite().all():
-                raise ValueError(
-                    "vectors must be finite, got NaN or infinity: check the gradients."
-                )
-            self._known[power] = products
-        return self._known[power]
-
-    @cached_property
-    def _known(self) -> dict[int, Tensor]:
-        return {}
+class ConvergenceError(RuntimeError):
+    """A classifier's optimum was not reached."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +71,11 @@ class PairFits:
     def norms(self) -> Float[Tensor, " fits"]:
         """Length of each normal: decision per unit along it, or the length of a mean difference."""
         square, bound = [], []
-        sizes = self.rows.lengths(2 * self.power)
         for weights in self._weights(torch.ones_like(self.intercepts)):
-            square.append(self._square(weights))
-            bound.append((weights.abs() @ sizes).square())
-        return self.rows.cancelled(torch.cat(square), torch.cat(bound)).clamp_min(0).sqrt()
+            length, sizes = self._squares(weights)
+            square.append(length)
+            bound.append((weights.abs() @ sizes.sqrt()).square())
+        return _cancelled(torch.cat(square), torch.cat(bound)).clamp_min(0).sqrt()
 
     def project(self, vectors: Float[Tensor, "k m"] | RowProducts) -> Float[Tensor, "fits k"]:
         """Return the products of vectors with the unit normals, which are never formed.
@@ -206,9 +86,14 @@ class PairFits:
             ValueError: if a vector is not finite.
         """
         products = vectors if isinstance(vectors, RowProducts) else RowProducts(self.rows, vectors)
+        if products.rows is not self.rows:
+            raise ValueError(
+                "products must be with the rows that were fitted, got those with other rows: use "
+                "RowProducts(fits.rows, vectors), or extended() for rows that were extended."
+            )
         known = products.weighted(self.power)
         parts = [
-            self.rows.cancelled(weights @ known.mT, weights.abs() @ known.mT.abs())
+            _cancelled(weights @ known.mT, weights.abs() @ known.mT.abs())
             for weights in self._unit_weights()
         ]
         return torch.cat(parts)
@@ -221,7 +106,7 @@ class PairFits:
 
     def decision(self, features: Float[Tensor, "k m"]) -> Float[Tensor, "fits k"]:
         """Return the decision values of new rows; above 0 means positive."""
-        known = self.rows.between(features - self.rows.center.to(features), self.power)
+        known = self.rows.times(features - self.rows.center, self.power)
         values = torch.cat([weights @ known.mT for weights in self._unit_weights()])
         return values * self.norms.unsqueeze(1) + self.intercepts.unsqueeze(1)
 
@@ -242,7 +127,7 @@ class PairFits:
     def mean_cosine(self) -> float:
         """Return the mean cosine between the normals of two different fits."""
         total = torch.stack([part.sum(0) for part in self._unit_weights()]).sum(0)
-        square = self._square(total.unsqueeze(0)).squeeze()
+        square = self._squares(total.unsqueeze(0))[0].squeeze()
         fits = len(self.index)
         return float((square - (self.norms > 0).sum()) / (fits * (fits - 1))) if fits > 1 else nan
 
@@ -256,18 +141,23 @@ class PairFits:
 
     def _weights(self, factors: Tensor) -> Iterator[Tensor]:
         """Yield factor times normal as weights on all rows, some fits at a time."""
-        n = len(self.rows.features)
+        n = len(self.rows)
         for part in _parts(len(self.index), n):
             known = self.coefficients[part] * factors[part].unsqueeze(1)
             empty = torch.zeros(len(known), n, dtype=known.dtype, device=known.device)
             yield empty.scatter_add_(1, self.index[part].clamp_min(0), known)
 
-    def _square(self, weights: Tensor) -> Tensor:
-        """Return the squared length of the weighted sums of rows, in the space of normals."""
-        if self.rows.wide:
-            return ((weights @ self.rows.gram(2 * self.power)) * weights).sum(1)
-        parts = [(weights @ block).square().sum(1) for _, block in self.rows.blocks(self.power)]
-        return torch.stack(parts).sum(0)
+    def _squares(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return squared lengths, in the space of normals, of weighted sums of rows and of rows."""
+        if self.rows.wide and 2 * len(self.index) >= len(self.rows):
+            gram = self.rows.gram(2 * self.power)
+            return ((weights @ gram) * weights).sum(1), gram.diagonal().clamp_min(0)
+        # Few fits: their normals, a piece at a time, take less work than all products of rows.
+        sums, rows = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights[0])
+        for _, block in self.rows.blocks(self.power):
+            sums += (weights @ block).square().sum(1)
+            rows += block.square().sum(1)
+        return sums, rows
 
     def _against(self, index: Tensor, power: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the products of given rows with the fits' own, some fits at a time."""
@@ -303,7 +193,7 @@ def fit_pairs(
     """
     shared = rows if isinstance(rows, SharedRows) else SharedRows(rows)
     for side, table in (("positive", positive), ("negative", negative)):
-        _check_index(side, table, len(shared.features))
+        _check_index(side, table, len(shared))
     index = torch.cat([positive, negative], 1).long().to(shared.features.device)
     signs = torch.ones_like(index, dtype=torch.float64)
     signs[:, positive.shape[1] :] = -1
@@ -334,9 +224,14 @@ def _systems(
         yield GramSystem(signs[part], block * mask * mask.mT, features)
 
 
+def _cancelled(total: Tensor, bound: Tensor) -> Tensor:
+    """Set to 0 the sums that are no more than rounding beside the sum of their terms' sizes."""
+    return torch.where(total.abs() > 4 * torch.finfo(torch.float64).eps * bound, total, 0)
+
+
 def _parts(total: int, elements: int) -> Iterator[slice]:
     """Yield slices of fits, each of about a block's elements."""
-    step = max(1, min(100, BLOCK // elements))
+    step = max(1, BLOCK // elements)
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))
 

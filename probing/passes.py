@@ -37,7 +37,9 @@ class Runner:
     device: torch.device
 
     @classmethod
-    def of(cls, model: nn.Module, layers: Sequence[str], precision: Precision, device: torch.device) -> "Runner":
+    def of(
+        cls, model: nn.Module, layers: Sequence[str], precision: Precision, device: torch.device
+    ) -> "Runner":
         """Prepare a model for reading some of its layers."""
         return cls(precision.prepare(model, layers, device), precision, device)
 
@@ -46,36 +48,58 @@ class Runner:
     ) -> list[dict[str, Tensor]]:
         """Return layers' pooled outputs, then per score its pooled gradients there.
 
-        Without scores the pass ends after the deepest layer. A batch that an accelerator has no memory for is halved.
+        Without scores the pass ends after the deepest layer. A batch that an accelerator has no memory for is
+        halved.
+
+        Args:
+            inputs: in model space; left as they are, also by models that overwrite their input.
+            layers: as the runner was prepared for, or fewer.
+            pool: what is kept of each output and gradient.
+            scores: of the model the runner was made of, with one class each.
+
+        Raises:
+            LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
+            NonFiniteError: if an output or gradient holds NaN or infinity.
         """
         try:
-            return self._gradients(inputs, layers, pool, scores) if scores else [self._outputs(inputs, layers, pool)]
+            if scores:
+                return self._gradients(inputs, layers, pool, scores)
+            return [self._outputs(inputs, layers, pool)]
         except torch.OutOfMemoryError:
             if len(inputs) == 1:
                 raise
         halves = [self.run(half, layers, pool, scores) for half in inputs.tensor_split(2)]
-        return [{layer: torch.cat([a[layer], b[layer]]) for layer in a} for a, b in zip(*halves, strict=True)]
+        return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
     def _outputs(self, inputs: Tensor, layers: Sequence[str], pool: Pool) -> dict[str, Tensor]:
-        inputs = self.precision.inputs(inputs, self.device)
-        with torch.no_grad(), self.precision.autocast(self.device):
-            with capture(self.model, layers, stop=True, reduce=lambda out: pooled(out, pool)) as kept:
-                self.model(inputs)
+        def reduce(output: Tensor) -> Tensor:
+            return pooled(output, pool).contiguous()
+
+        with (
+            torch.no_grad(),
+            self.precision.autocast(self.device),
+            capture(self.model, layers, stop=True, reduce=reduce) as kept,
+        ):
+            self.model(self.precision.inputs(inputs, self.device))
         return {layer: _checked(layer, "output", kept[layer]) for layer in layers}
 
     def _gradients(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
     ) -> list[dict[str, Tensor]]:
-        inputs = self.precision.inputs(inputs, self.device)
-        with torch.enable_grad(), self.precision.autocast(self.device):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self.precision.autocast(self.device),
+        ):
             with capture(self.model, layers, graph=True) as kept:
-                output = self.model(inputs)
-            found = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
-        outputs = {layer: _checked(layer, "output", pooled(kept[layer].detach(), pool)) for layer in layers}
-        return [outputs] + [
-            {layer: _checked(layer, "gradient", pooled(g, pool, total=True)) for layer, g in zip(layers, gs, strict=True)}
-            for gs in found
-        ]
+                output = self.model(self.precision.inputs(inputs, self.device))
+            slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
+        outputs = {n: pooled(kept[n].detach(), pool).contiguous() for n in layers}
+        found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]
+        for gradients in slopes:
+            rows = {n: pooled(g, pool, total=True) for n, g in zip(layers, gradients, strict=True)}
+            found.append({n: _checked(n, "gradient", g.contiguous()) for n, g in rows.items()})
+        return found
 
 
 def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
@@ -86,20 +110,27 @@ def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
     """
     if pool not in get_args(Pool):
         raise PoolError(f"pool must be one of {get_args(Pool)}, got {pool!r}.")
-    if pool == "none" or values.ndim == 2:
+    if pool == "none":
         return values
-    if values.ndim not in {3, 4, 5}:
-        raise PoolError(f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; use pool='none'.")
+    if values.ndim not in {2, 3, 4, 5}:
+        raise PoolError(
+            f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; use pool='none'."
+        )
     if values.dtype != torch.float64:
         values = values.float()
+    if values.ndim == 2:  # features without positions
+        return values
     tokens = pool == "mean_last" or values.ndim == 3
     axes = tuple(range(1, values.ndim - 1)) if tokens else tuple(range(2, values.ndim))
     return values.sum(axes) if total else values.mean(axes)
 
 
 def _checked(layer: str, what: str, values: Tensor) -> Tensor:
-    # A finite sum proves all finite terms (a NaN or infinity survives summation); only a suspicious one is looked at.
-    if not torch.isfinite(values.sum(dtype=torch.float64)) and not torch.isfinite(values).all():
-        row = int((~torch.isfinite(values.flatten(1))).any(1).nonzero()[0])
-        raise NonFiniteError(f"the {what} of layer {layer!r} is not finite (NaN or infinity) for row {row} of the batch.")
+    # NaN and infinity survive summation, so a finite sum proves finite terms; only another one is looked into.
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        rows = torch.isfinite(values.reshape(len(values), -1)).all(1)
+        raise NonFiniteError(
+            f"the {what} of layer {layer!r} is not finite (NaN or infinity) "
+            f"for row {int((~rows).nonzero()[0])} of the batch."
+        )
     return values

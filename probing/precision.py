@@ -1,17 +1,17 @@
 """How a forward pass runs: number format, memory layout, folded BatchNorm; and the prepared copy that runs it."""
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from probing.layers import split_call
+from probing.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]
 
@@ -28,6 +28,10 @@ class Precision:
 
     kind: Kind = "float32"
 
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"precision must be one of {get_args(Kind)}, got {self.kind!r}.")
+
     @property
     def gradients(self) -> "Precision":
         """How gradients are computed: bfloat16 is unfit for them (cosine to float32 0.91–0.97)."""
@@ -43,22 +47,27 @@ class Precision:
         return torch.autocast(device.type, torch.bfloat16) if self.kind == "fast" else nullcontext()
 
     def inputs(self, batch: Tensor, device: torch.device) -> Tensor:
-        """Return a batch as the prepared model takes it."""
-        batch = batch.to(device, torch.float64 if self.kind == "float64" and batch.is_floating_point() else None)
-        return batch.contiguous(memory_format=torch.channels_last) if self._relaid and batch.ndim == 4 else batch
+        """Return a copy of a batch as the prepared model takes it; models may overwrite their input."""
+        wide = self.kind == "float64" and batch.is_floating_point()
+        layout = torch.channels_last if self._relaid and batch.ndim == 4 else torch.preserve_format
+        dtype = torch.float64 if wide else batch.dtype
+        return batch.to(device, dtype, copy=True, memory_format=layout)
 
     def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device) -> nn.Module:
         """Return a frozen copy of the model, ready to run; it shares the weights it need not change.
 
         Args:
+            model: in evaluation mode.
             layers: paths whose outputs will be read, so that what they return stays what it is.
+            device: where it will run.
         """
-        clone = frozen_copy(model).to(device)
-        if self.kind == "float64":
-            clone = clone.double()
-        if self._relaid:
-            fold_batchnorm(clone, {split_call(layer)[0] for layer in layers})
-            clone = clone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.inference_mode(False):  # folded weights take part in gradients later
+            clone = frozen_copy(model).to(device)
+            if self.kind == "float64":
+                clone = clone.double()
+            if self._relaid:
+                fold_batchnorm(clone, {split_call(layer)[0] for layer in layers})
+                _lay_channels_last(clone)
         return clone
 
     @property
@@ -74,73 +83,118 @@ def device_of(model: nn.Module) -> torch.device:
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model's structure that shares its weights, which get no gradients there."""
-    memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo |= {id(b): b.detach() for b in model.buffers()}
+    memo: dict[int, object] = {id(b): b.detach() for b in model.buffers()}
+    for module in (
+        model.modules()
+    ):  # tensors kept as plain attributes may have a graph, which can't be copied
+        memo |= {id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor)}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)
+
+
+def _lay_channels_last(model: nn.Module) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:  # `Module.to` fails on five axes
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def fold_batchnorm(model: nn.Module, keep: Collection[str] = ()) -> int:
     """Fold BatchNorm layers in evaluation mode into the convolutions before them, in place.
 
-    Only pairs that tracing proves are connected by nothing else are folded; a model that can't be traced stays as it
-    is. The output of every layer in `keep` stays what it was.
+    Only pairs that tracing proves are connected by nothing else are folded; a model that can't be traced
+    stays as it is. The output of every layer in `keep` stays what it was.
 
     Returns:
         How many pairs were folded.
     """
-    modules = dict(model.named_modules())
-    pairs = [pair for pair in _pairs(model, modules) if not _is_read_between(*pair, keep)]
-    for conv_name, norm_name in pairs:
-        conv, norm = modules[conv_name], modules[norm_name]
-        assert isinstance(conv, nn.Conv2d | nn.Conv1d | nn.Conv3d)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )  # type: ignore[arg-type]
-        conv.requires_grad_(False)
-        model.set_submodule(norm_name, _what_follows(norm))
-    return len(pairs)
+    inside = [set(resolve(model, layer).modules()) for layer in keep if layer]
+    count = 0
+    for conv_name, norm_name in _pairs(model):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        # A layer that holds the convolution but not the norm returns what lies between them.
+        if not any(conv in modules and norm not in modules for modules in inside):
+            _fold(conv, norm)
+            model.set_submodule(norm_name, _what_follows(norm))
+            count += 1
+    return count
 
 
-_CONVOLUTIONS = {"Conv1d", "Conv2d", "Conv3d", "Conv2dSame"}  # the last one is timm's, padding apart an ordinary one
-_NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d"}  # the last: timm's, with its activation inside
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    conv.requires_grad_(False)
 
 
-def _is_known(module: nn.Module, names: set[str]) -> bool:
-    return type(module).__name__ in names and type(module).__module__.split(".")[0] in {"torch", "timm"}
+# Exactly these classes: subclasses may compute something else. timm's convolution is an ordinary one, padding
+# apart; its norm has the activation inside.
+_CONVOLUTIONS = {
+    "torch.nn.modules.conv.Conv1d",
+    "torch.nn.modules.conv.Conv2d",
+    "torch.nn.modules.conv.Conv3d",
+    "timm.layers.conv2d_same.Conv2dSame",
+}
+_NORM_WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
+_NORMS = {
+    "torch.nn.modules.batchnorm.BatchNorm1d",
+    "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.batchnorm.BatchNorm3d",
+    _NORM_WITH_ACTIVATION,
+}
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _what_follows(norm: nn.Module) -> nn.Module:
-    if not _is_known(norm, {"BatchNormAct2d"}):
+    if _class_of(norm) != _NORM_WITH_ACTIVATION:
         return nn.Identity()
-    return nn.Sequential(OrderedDict(drop=norm.get_submodule("drop"), act=norm.get_submodule("act")))
+    parts = OrderedDict(drop=norm.get_submodule("drop"), act=norm.get_submodule("act"))
+    return nn.Sequential(parts).eval()
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = _is_known(m, _CONVOLUTIONS | _NORMS)
+        known = _class_of(m) in _CONVOLUTIONS | _NORMS
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pairs(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
+def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the paths of convolutions and of the norms that alone read them."""
     try:
-        nodes = list(_Tracer().trace(model).nodes)
-    except Exception:  # tracing runs the model's own code on proxies, which may raise anything: then nothing is folded
+        nodes = list(
+            _Tracer().trace(frozen_copy(model)).nodes
+        )  # a copy: a pass may leave proxies behind
+    except (
+        Exception
+    ):  # tracing runs the model's own code, which may raise anything: then nothing is folded
         return
-    calls = [node.target for node in nodes if node.op == "call_module"]
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    names = Counter(map(id, (m for _, m in model.named_modules(remove_duplicate=False))))
     for node in nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         conv, norm = str(before.target), str(node.target)
-        once = calls.count(conv) == 1 and calls.count(norm) == 1
-        if once and _is_known(modules[conv], _CONVOLUTIONS) and _is_known(modules[norm], _NORMS):
-            if getattr(modules[norm], "running_mean", None) is not None:
-                yield conv, norm
+        once = calls[conv] == 1 and calls[norm] == 1 and names[id(model.get_submodule(norm))] == 1
+        if once and not {conv, norm} & read and _is_pair(*map(model.get_submodule, (conv, norm))):
+            yield conv, norm
 
 
-def _is_read_between(conv: str, norm: str, keep: Collection[str]) -> bool:
-    """Whether a layer in `keep` returns the convolution's own output: the convolution, or a container that ends there."""
-    inside = {k for k in keep if conv == k or conv.startswith(f"{k}.")}
-    return any(not norm.startswith(f"{k}.") for k in inside if k)
-
-
+def _is_pair(conv: nn.Module, norm: nn.Module) -> bool:
+    known = _class_of(conv) in _CONVOLUTIONS and _class_of(norm) in _NORMS
+    return known and not norm.training and norm.running_mean is not None

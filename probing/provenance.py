@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,15 +16,26 @@ from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from probing.fingerprint import model_id
+from probing.fingerprint import bytes_id, model_id
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json = None | bool | int | float | str | tuple["Json", ...] | list["Json"] | dict[str, "Json"]
+"""What a JSON file holds; sequences are written as tuples, and a parsed file's lists are read as such."""
 T = TypeVar("T", bound="Result")
 
-_PACKAGES = ("probing-concepts", "torch", "torchvision", "timm", "scikit-learn", "numpy", "Pillow", "datasets")
+_PACKAGES = (
+    "probing-concepts",
+    "torch",
+    "torchvision",
+    "timm",
+    "scikit-learn",
+    "numpy",
+    "Pillow",
+    "datasets",
+)
 
 
 class SavedResultError(ValueError):
@@ -44,7 +55,9 @@ class Provenance:
     method: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
-    def collect(cls, *, model: nn.Module | None = None, examples: str = "", method: object = None) -> "Provenance":
+    def collect(
+        cls, *, model: nn.Module | None = None, examples: str = "", method: object = None
+    ) -> "Provenance":
         """Describe this process and what it works on.
 
         Args:
@@ -67,21 +80,31 @@ class Provenance:
 class Result:
     """What a method returns: frozen, typed, with named axes as fields beside the tensors.
 
-    Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, tuples, mappings with string keys,
-    or frozen dataclasses of these.
+    Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples, mappings with
+    string keys, or frozen dataclasses of these.
     """
 
     provenance: Provenance
 
     def save(self, folder: str | Path) -> Path:
-        """Write `tensors.safetensors` and `result.json` into a folder, which is made if missing."""
+        """Write `tensors.safetensors` and `result.json` into a folder, which is made if missing.
+
+        An earlier result there stays readable until the new one is complete.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         document = _encode(self, "", tensors)
-        _replace(folder / "tensors.safetensors", lambda path: save_file(tensors, path))
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        _replace(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        assert isinstance(document, dict)
+        data = save_tensors(tensors)
+        text = json.dumps(
+            document | {"tensors": bytes_id(data)}, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        _replace(folder / _NEW, data)
+        _replace(
+            folder / _DOCUMENT, text.encode(errors="surrogatepass")
+        )  # from here on the new one counts
+        (folder / _NEW).replace(folder / _TENSORS)
         return folder
 
     @classmethod
@@ -93,64 +116,107 @@ class Result:
         """
         folder = Path(folder)
         try:
-            document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "tensors.safetensors")
-            result = _decode(document, tensors)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            text = (folder / _DOCUMENT).read_bytes().decode(errors="surrogatepass")
+            document = json.loads(text)
+            result = _decode(document, _tensors_of(folder, document["tensors"]))
+        except _DAMAGE as error:
             raise SavedResultError(f"{str(folder)!r} holds no readable result: {error}.") from None
         if not isinstance(result, cls):
-            raise SavedResultError(f"{str(folder)!r} holds a {type(result).__name__}, expected a {cls.__name__}.")
+            raise SavedResultError(
+                f"{str(folder)!r} holds a {type(result).__name__}, expected a {cls.__name__}."
+            )
         return result
+
+
+_DOCUMENT, _TENSORS, _NEW = "result.json", "tensors.safetensors", "tensors.new.safetensors"
+# What reading a damaged document can raise: it may be any JSON, nested as deep as it likes.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RecursionError,
+    SafetensorError,
+)
+
+
+def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
+    """Return the tensors that a document was saved with; a save cut short may have left them under another name."""
+    for name in (_TENSORS, _NEW):
+        data = (folder / name).read_bytes() if (folder / name).exists() else b""
+        if data and bytes_id(data) == checksum:
+            return load_tensors(data)
+    raise ValueError(f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}")
 
 
 def describe(value: object) -> dict[str, Json]:
     """Return a JSON description of a frozen dataclass without tensors, such as a method, for `rebuild`."""
     document = _encode(value, "", None)
     if not isinstance(document, dict) or "class" not in document:
-        raise TypeError(f"only dataclasses can be described, got a {type(value).__name__}.")
+        raise TypeError(f"only frozen dataclasses can be described, got a {type(value).__name__}.")
     return document
 
 
 def rebuild(description: Mapping[str, Json]) -> object:
-    """Return the dataclass that `describe` described."""
-    return _decode(dict(description), {})
+    """Return the dataclass that `describe` described.
+
+    Raises:
+        SavedResultError: if the description is damaged or names no frozen dataclass of this suite.
+    """
+    try:
+        return _decode(dict(description), {})
+    except _DAMAGE as error:
+        raise SavedResultError(f"the description can't be rebuilt: {error}.") from None
 
 
 def _encode(value: object, where: str, tensors: dict[str, Tensor] | None) -> Json:
+    if isinstance(value, Tensor) and tensors is not None:
+        name = where if where not in tensors else f"{where}#{len(tensors)}"
+        tensors[name] = (
+            value.detach().cpu().contiguous().clone()
+        )  # safetensors refuses shared memory
+        return {"tensor": name}
+    if isinstance(value, tuple | list):
+        return tuple(_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value))
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(
+                f"a mapping at {where!r} has the key {odd[0]!r}; only strings can be saved as keys."
+            )
+        return {"map": {k: _encode(item, f"{where}.{k}", tensors) for k, item in value.items()}}
+    if dataclasses.is_dataclass(value) and _is_frozen(type(value)):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        below = {k: _encode(v, f"{where}.{k}".lstrip("."), tensors) for k, v in fields.items()}
+        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": below}
+    return _encode_scalar(value, where)
+
+
+def _encode_scalar(value: object, where: str) -> Json:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, Tensor) and tensors is not None:
-        tensors[where] = value.detach().cpu().contiguous().clone()  # a clone: safetensors refuses shared memory
-        return {"tensor": where}
     if isinstance(value, Path):
         return {"path": str(value)}
-    if isinstance(value, tuple | list):
-        return [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        items = {str(key): _encode(item, f"{where}.{key}", tensors) for key, item in value.items()}
-        return {"map": items}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: _encode(getattr(value, f.name), f"{where}.{f.name}".lstrip("."), tensors)
-            for f in dataclasses.fields(value)
-            if f.init
-        }
-        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
-    raise TypeError(f"a {type(value).__name__} at {where!r} can't be part of a saved result or description.")
+    raise TypeError(
+        f"a {type(value).__name__} at {where!r} can't be part of a saved result or description."
+    )
 
 
 def _decode(document: Json, tensors: Mapping[str, Tensor]) -> object:
-    if isinstance(document, list):
+    if isinstance(document, list | tuple):
         return tuple(_decode(item, tensors) for item in document)
     if not isinstance(document, dict):
         return document
     if "class" in document:
         fields = cast("dict[str, Json]", document["fields"])
-        return _class(str(document["class"]))(**{name: _decode(item, tensors) for name, item in fields.items()})
+        values = {name: _decode(item, tensors) for name, item in fields.items()}
+        return _class(str(document["class"]))(**values)
     if "map" in document:
-        return {key: _decode(item, tensors) for key, item in cast("dict[str, Json]", document["map"]).items()}
+        items = cast("dict[str, Json]", document["map"])
+        return {key: _decode(item, tensors) for key, item in items.items()}
     if "tensor" in document:
         return tensors[str(document["tensor"])]
     return Path(str(document["path"])) if "path" in document else float(str(document["float"]))
@@ -164,15 +230,20 @@ def _class(name: str) -> type:
     found: object = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"{name!r} is no dataclass of this suite")
+    # A module's attributes lead out of the suite, to what it imports.
+    if not (isinstance(found, type) and found.__module__ == module and _is_frozen(found)):
+        raise ValueError(f"{name!r} is no frozen dataclass of this suite")
     return found
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def _is_frozen(cls: type) -> bool:
+    return bool(getattr(getattr(cls, "__dataclass_params__", None), "frozen", False))
+
+
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
+        temporary.write_bytes(data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

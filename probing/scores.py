@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,8 @@ class Score:
     Attributes:
         target: a class index, or one per example.
         unit: `logit`; `probability` (softmax, 0–1); `logprob`; `margin` (logit minus the largest other logit).
-        output: which part of the output holds the class scores, a position or a key, where a model returns several.
+        output: which part of the output holds the class scores, a position or a key, where a model
+            returns several.
     """
 
     model: nn.Module
@@ -38,7 +39,13 @@ class Score:
     unit: Unit = "logit"
     output: str | int | None = None
 
-    def __call__(self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"score.unit must be one of {get_args(Unit)}, got {self.unit!r}.")
+
+    def __call__(
+        self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
         """Return the score of each input, differentiable.
 
         Args:
@@ -51,28 +58,64 @@ class Score:
             TargetError: if a target is no class, or targets and inputs differ in number.
         """
         refuse_training(self.model)
-        return self.read(self.model(inputs), rows)
+        score = self.read(self.model(inputs), rows)
+        if len(score) != len(inputs):
+            raise OutputError(
+                f"the model returns {len(score)} rows of scores for {len(inputs)} inputs."
+            )
+        return score
 
     def read(self, output: object, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score from an output of the model that is there already."""
         scores = class_scores(output, self.output)
-        return _in_unit(scores, self._classes(scores, rows), self.unit)
+        target = self._targets(scores, rows)
+        if len(target) and (int(target.min()) < 0 or int(target.max()) >= scores.shape[1]):
+            bad = int(target.min()) if int(target.min()) < 0 else int(target.max())
+            raise TargetError(
+                f"class {bad} is out of range: the model has {scores.shape[1]} classes, "
+                f"0 to {scores.shape[1] - 1}."
+            )
+        return _in_unit(scores, target, self.unit)
 
-    def _classes(self, scores: Float[Tensor, "n classes"], rows: Int[Tensor, " n"] | None) -> Int[Tensor, " n"]:
-        n, classes = scores.shape
-        if isinstance(self.target, Tensor):
-            target = self.target.to(scores.device)
-            if rows is None and len(target) != n:
-                raise TargetError(f"score.target has {len(target)} classes for {n} inputs: give one each, or `rows`.")
-            target = target if rows is None else target[rows.to(scores.device)]
-        elif isinstance(self.target, int) and not isinstance(self.target, bool):
-            target = torch.full((n,), self.target, device=scores.device)
-        else:
-            raise TargetError(f"score.target must be a class index or a tensor of them, got {self.target!r}.")
-        if n and not (0 <= int(target.min()) and int(target.max()) < classes):
-            bad = int(target.max()) if int(target.max()) >= classes else int(target.min())
-            raise TargetError(f"class {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
+    def _targets(
+        self, scores: Float[Tensor, "n classes"], rows: Int[Tensor, " n"] | None
+    ) -> Int[Tensor, " n"]:
+        """Return the class of each row of scores."""
+        if isinstance(self.target, int) and not isinstance(self.target, bool):
+            return torch.full((len(scores),), self.target, device=scores.device)
+        target = _class_indices(self.target).to(scores.device)
+        if rows is not None:
+            rows = rows.to(scores.device)
+            if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(target)):
+                raise TargetError(
+                    f"rows must name examples 0 to {len(target) - 1}, as many as score.target has classes; "
+                    f"got {int(rows.min())} to {int(rows.max())}."
+                )
+            target = target[rows]
+        if len(target) != len(scores):
+            what = "score.target has" if rows is None else "rows name"
+            raise TargetError(
+                f"{what} {len(target)} classes for {len(scores)} inputs: give one each, or `rows`."
+            )
         return target
+
+
+def _class_indices(target: object) -> Int[Tensor, " examples"]:
+    if not isinstance(target, Tensor):
+        raise TargetError(
+            f"score.target must be a class index or a tensor of them, got {target!r}."
+        )
+    if (
+        target.ndim != 1
+        or target.dtype == torch.bool
+        or target.is_floating_point()
+        or target.is_complex()
+    ):
+        raise TargetError(
+            "score.target must hold one whole number per example, "
+            f"got {target.dtype} of shape {tuple(target.shape)}."
+        )
+    return target.long()
 
 
 def class_scores(output: object, part: str | int | None = None) -> Float[Tensor, "n classes"]:
@@ -82,15 +125,24 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
         OutputError: if there is none; the message names what the output holds.
     """
     if part is not None:
-        try:
-            output = output[part]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError):
-            raise OutputError(f"the model's output has no part {part!r}: it is {_holds(output)}.") from None
+        output = _part(output, part)
     if not isinstance(output, Tensor):
-        raise OutputError(f"the model returns {_holds(output)}; name the class scores with Score(output=…).")
+        raise OutputError(
+            f"the model returns {_holds(output)}; name the class scores with Score(output=…)."
+        )
     if output.ndim != 2:
         raise OutputError(f"class scores must be [n, classes], got shape {tuple(output.shape)}.")
     return output
+
+
+def _part(output: object, part: str | int) -> object:
+    problem = f"the model's output has no part {part!r}: it is {_holds(output)}."
+    if isinstance(output, Tensor):  # whose parts are examples
+        raise OutputError(problem)
+    try:
+        return output[part]  # type: ignore[index]  # whatever is no container says so
+    except (KeyError, IndexError, TypeError):
+        raise OutputError(problem) from None
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -98,10 +150,14 @@ def refuse_training(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             where = f"{name!r} of {type(model).__name__}" if name else type(model).__name__
-            raise ModelModeError(f"{where} is in training mode: call model.eval() before reading it.")
+            raise ModelModeError(
+                f"{where} is in training mode: call model.eval() before reading it."
+            )
 
 
-def _in_unit(scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit) -> Float[Tensor, " n"]:
+def _in_unit(
+    scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit
+) -> Float[Tensor, " n"]:
     index = target.unsqueeze(1)
     if unit == "logprob":
         return scores.log_softmax(dim=1).gather(1, index).squeeze(1)

@@ -52,6 +52,7 @@ def results(targets: tuple[str, ...] = TARGETS, seed: int = 0) -> AuditResults:
         weights="none",
         layers=LAYERS,
         level=0.95,
+        alpha=0.05,
         trust=0.5,
         cluster_by="role",
         fitted_on=("pilot", "farmer"),
@@ -78,13 +79,17 @@ def _target(index: int, name: str) -> TargetInfo:
     return TargetInfo(name, index, group, f"the reason for {name}", expected)
 
 
-def _cell(c: ConceptInfo, layer: str, target: str, swap: float, rng: np.random.Generator) -> CellRow:
+def _cell(
+    c: ConceptInfo, layer: str, target: str, swap: float, rng: np.random.Generator
+) -> CellRow:
     r = _FOLLOWS[layer]
     effect = r * swap + 0.4 * (1 - r * r) ** 0.5 * float(rng.normal())
     tcav = float(np.clip(0.5 + effect, 0, 1))
     p = float(np.clip(0.4 - abs(effect), 1e-4, 1))
     spread = (effect - 0.15, effect + 0.15, p / 8, p)
-    return CellRow(c.name, layer, target, tcav, tcav - 0.1, tcav + 0.1, 0.2, 1.0, 0.0, effect, *spread)
+    return CellRow(
+        c.name, layer, target, tcav, tcav - 0.1, tcav + 0.1, 0.2, 1.0, 0.0, effect, *spread
+    )
 
 
 def _layer(c: ConceptInfo, layer: str, cells: list[CellRow], swap: list[float]) -> LayerRow:
@@ -116,7 +121,9 @@ def _likeness(concept: str) -> list[LikenessRow]:
 
 def _positions(concept: str, rng: np.random.Generator) -> list[PositionRow]:
     return [
-        PositionRow(concept, "blocks.6", cluster, f"tone {k}", float(rng.normal(0.2 * i - 0.5, 0.2)))
+        PositionRow(
+            concept, "blocks.6", cluster, f"tone {k}", float(rng.normal(0.2 * i - 0.5, 0.2))
+        )
         for i, cluster in enumerate(("cook", "student", "singer", "artist"))
         for k in range(6)
     ]

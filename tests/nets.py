@@ -1,7 +1,12 @@
 """Tiny networks whose answers can be worked out by hand; all in evaluation mode."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
+
+from probing.images import Preprocess
+from probing.models import LoadedModel
 
 
 def seeded(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -132,3 +137,16 @@ class TwoHeadNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(x).relu()
         return self.head(features), features
+
+
+def red_net() -> LoadedModel:
+    """A network for pictures of 8 pixels a side: class "red" is the mean of red, class "other" that of the rest."""
+    conv, head = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(3)[:, :, None, None])
+        head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
+    layers = OrderedDict(
+        conv=conv, relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head
+    )
+    transform = Preprocess(size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return LoadedModel(nn.Sequential(layers), transform, classes=("red", "other"))

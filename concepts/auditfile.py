@@ -1,0 +1,198 @@
+"""The audit file: question, model, data, concepts and targets, written down before anything is measured."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from concepts.results import Direction
+from concepts.schema import Schema, SchemaError, read
+from probing.models import Keys
+from probing.precision import Kind
+
+Where = dict[str, str | list[str]]
+"""Attributes and the value or values that they may have."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Some = Annotated[int, Field(ge=1)]
+
+
+class AuditFileError(SchemaError):
+    """An audit file contradicts itself, or the data and the model that it names."""
+
+
+class ModelPart(Schema):
+    """The model to audit: as `probing.models.load` takes it."""
+
+    reference: str
+    weights: str | None = None
+    keys: Keys = "name"
+    layers: Annotated[list[str], Field(min_length=1)]
+    precision: Kind = "float32"
+
+
+class InputsPart(Schema):
+    """The images whose logits are explained, those of clusters that no concept is fitted on.
+
+    Attributes:
+        about: what they are, in words.
+        cluster: the attribute whose images are not independent of each other, such as the role that is drawn.
+        fit_share: share of the clusters that concepts are fitted on; all is judged on the others.
+    """
+
+    about: str
+    where: Where = Field(default_factory=dict)
+    cluster: str
+    fit_share: Share = 0.5
+    caption: list[str] = Field(default_factory=list)
+
+
+class Side(Schema):
+    """One set of a contrast."""
+
+    name: str
+    where: Annotated[Where, Field(min_length=1)]
+
+
+class Contrast(Schema):
+    """Two sets that differ in one attribute: swapping one for the other shows what the model really does.
+
+    Attributes:
+        matched: attributes that agree within a swap.
+        neutral: among the inputs, those that are on neither side; they are placed between the two.
+    """
+
+    positive: Side
+    negative: Side
+    matched: Annotated[list[str], Field(min_length=1)]
+    neutral: Where | None = None
+
+    @property
+    def name(self) -> str:
+        """How the contrast is called everywhere."""
+        return f"{self.positive.name} against {self.negative.name}"
+
+
+class Pictured(Schema):
+    """A concept shown by images of the audit's data, of the clusters that concepts are fitted on."""
+
+    kind: Literal["images"]
+    name: str
+    where: Annotated[Where, Field(min_length=1)]
+
+
+class Drawn(Schema):
+    """A concept of synthetic images with a known answer."""
+
+    kind: Literal["synthetic"]
+    name: str
+    pattern: str
+    seed: int = 0
+
+
+class RandomPart(Schema):
+    """The images that concepts given as one set are told from.
+
+    Attributes:
+        data: their manifest.
+        images: how many of them are drawn.
+        size: images of a concept and of each random counterpart.
+    """
+
+    data: str
+    about: str
+    images: Some = 240
+    size: Annotated[int, Field(ge=4)] = 60
+
+
+class Target(Schema):
+    """A class whose logit is explained, and why.
+
+    Attributes:
+        name: the class as the model calls it, or its number.
+        expect: by contrast, where its logit is expected to go.
+    """
+
+    name: str | int
+    group: str
+    reason: Annotated[str, Field(min_length=1)]
+    expect: dict[str, Direction] = Field(default_factory=dict)
+
+
+class StatisticsPart(Schema):
+    """How sure is sure.
+
+    Attributes:
+        level: of intervals.
+        trust: a layer is trusted for a contrast if the lower bound of the correlation over targets of predicted
+            effect and measured swap is at least this.
+        relabellings: of the test of the effect; with few clusters all there are.
+        pseudo_concepts: of the test of the TCAV score.
+        runs: CAVs a concept, each against another random counterpart or on other held-out images.
+        picked: classes per contrast and direction that are picked on the fitted clusters and judged on the others.
+    """
+
+    level: Share = 0.95
+    alpha: Share = 0.05
+    trust: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    relabellings: Annotated[int, Field(ge=99)] = 9999
+    bootstraps: Annotated[int, Field(ge=100)] = 1000
+    pseudo_concepts: Annotated[int, Field(ge=19)] = 199
+    runs: Annotated[int, Field(ge=2)] = 10
+    picked: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+
+
+class AuditFile(Schema):
+    """A whole audit; the schema of the YAML file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: str
+    question: str
+    limits: list[str] = Field(default_factory=list)
+    data: str
+    model: ModelPart
+    inputs: InputsPart
+    contrasts: Annotated[list[Contrast], Field(min_length=1)]
+    concepts: list[Annotated[Pictured | Drawn, Field(discriminator="kind")]] = Field(
+        default_factory=list
+    )
+    random: RandomPart | None = None
+    targets: Annotated[list[Target], Field(min_length=1)]
+    statistics: StatisticsPart = Field(default_factory=StatisticsPart)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "AuditFile":
+        concepts = [*(c.name for c in self.contrasts), *(c.name for c in self.concepts)]
+        _refuse_twice("concept", concepts)
+        _refuse_twice("target", [str(t.name) for t in self.targets])
+        if self.concepts and self.random is None:
+            raise ValueError(
+                "concepts given as one set need random counterparts: add the key 'random'"
+            )
+        known = [c.name for c in self.contrasts]
+        for target in self.targets:
+            if unknown := sorted(set(target.expect) - set(known)):
+                raise ValueError(
+                    f"target {target.name!r} expects something of {unknown[0]!r}, which is none of {known}"
+                )
+        return self
+
+
+def _refuse_twice(what: str, names: Iterable[str]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the {what} {name!r} stands twice")
+        seen.add(name)
+
+
+def read_audit(path: Path) -> AuditFile:
+    """Return what an audit file says.
+
+    Raises:
+        concepts.schema.SchemaError: if it is no plain YAML, has an unknown key, or contradicts itself.
+        FileNotFoundError: if there is no such file.
+    """
+    return read(path, AuditFile)

@@ -1,0 +1,92 @@
+"""Effects in logits beside measured swaps, as they are saved."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from concepts.statistics import Correlation
+from probing.provenance import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class EffectResult(Result):
+    """Predicted effects in logits, layer by layer, beside the measured effect of a swap."""
+
+    layers: tuple[str, ...]
+    targets: tuple[str, ...]
+    effect: Float[Tensor, "layers targets"]
+    """Score units: what moving the layer from the typical negative to the typical positive does, to first order."""
+    low: Float[Tensor, "layers targets"]
+    high: Float[Tensor, "layers targets"]
+    """Joint bootstrap over clusters and inputs, at `level`."""
+    p: Float[Tensor, "layers targets"]
+    """Two-sided, by relabelling."""
+    p_holm: Float[Tensor, "layers targets"]
+    p_max_t: Float[Tensor, "layers targets"]
+    """Corrected over layers and targets: Holm, and the step-down maximum over the same relabellings."""
+    swap: Float[Tensor, " targets"]
+    """Mean score of positives less that of their matched negatives, at the input; NaN without matched clusters."""
+    swap_low: Float[Tensor, " targets"]
+    swap_high: Float[Tensor, " targets"]
+    swap_p: Float[Tensor, " targets"]
+    """t over clusters."""
+    agreement: Float[Tensor, "layers 3"]
+    """Pearson's r of effect and swap over targets, and Fisher's interval, which takes targets as independent."""
+    slope: Float[Tensor, " layers"]
+    """Least-squares slope of swap on effect through the origin: 1 where the first order carries all the way."""
+    signs_right: Int[Tensor, " layers"]
+    """For how many targets effect and swap have the same sign."""
+    groups: int
+    """Independent groups: clusters of positives and negatives, or of the smaller of the two sets."""
+    relabellings: int
+    exact: bool
+    """Whether the relabellings are all there are."""
+    level: float
+
+    def correlation(self, layer: str) -> Correlation:
+        """Return the agreement at a layer."""
+        r, low, high = self.agreement[self.layers.index(layer)].tolist()
+        return Correlation(r, low, high, len(self.targets))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per layer and target."""
+        import pandas as pd
+
+        columns = ("effect", "low", "high", "p", "p_holm", "p_max_t")
+        rows = [
+            {"layer": layer, "target": target}
+            | {name: float(getattr(self, name)[i, k]) for name in columns}
+            | {name: float(getattr(self, name)[k]) for name in ("swap", "swap_low", "swap_high", "swap_p")}
+            for i, layer in enumerate(self.layers)
+            for k, target in enumerate(self.targets)
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure":
+        """Draw predicted effect against measured swap over all targets, one panel per layer."""
+        from matplotlib.figure import Figure
+
+        columns = min(4, len(self.layers))
+        rows = math.ceil(len(self.layers) / columns)
+        figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
+        for i, layer in enumerate(self.layers):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            x, y = self.effect[i], self.swap
+            spread = [torch.stack([x - self.low[i], self.high[i] - x]), torch.stack([y - self.swap_low, self.swap_high - y])]
+            axes.errorbar(x, y, xerr=spread[0].clamp(min=0), yerr=spread[1].clamp(min=0), fmt="o", ms=4, lw=0.7)
+            reach = 1.1 * float(torch.cat([x.abs(), y.abs()]).nan_to_num().max())
+            axes.plot([-reach, reach], [-reach, reach], color="0.7", lw=0.8, zorder=0)
+            axes.set(title=f"{layer}\n{self.correlation(layer)}", xlabel="predicted effect (logits)")
+            axes.set_ylabel("measured swap (logits)" if i % columns == 0 else "")
+        return figure
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))

@@ -1,0 +1,98 @@
+"""What a TCAV analysis fits for one concept, drawn once and used at every layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concepts.draws import Mode, NullDraws, Pairs, Rows, Runs, Sets, Sources, against, union
+from concepts.effect import Clusters, Design
+from concepts.statistics import TooFewError, bootstrap_counts
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is fitted for one concept, the same at all layers."""
+
+    fit: Pairs
+    held_out: Pairs
+    trials: int
+    """Independent decisions: examples, or clusters, of the concept that some run held out, and as many counterparts."""
+    whole: Pairs
+    null: Pairs
+    bootstrap: Pairs
+    controls: Pairs
+    input_weights: Float[Tensor, "draws inputs"]
+    """Share of each input among its target's, in each bootstrap draw."""
+    control_rows: tuple[Rows, ...]
+    designs: tuple[tuple[tuple[int, ...], Design], ...]
+    """Of the effect in logits: targets that have the same inputs, and how those are used."""
+
+    @classmethod
+    def of(
+        cls, sets: Sets, concept: str, *, null: NullDraws | None, runs: int, mode: Mode, holdout: float,
+        bootstraps: int, relabellings: int, seed: int,
+    ) -> "Plan":  # fmt: skip
+        """Draw everything. Concepts share the seeds, so that no plan depends on which others are made."""
+        rng = [np.random.default_rng([seed, stage]) for stage in range(6)]
+        sources = sets.sources(concept, mode)
+        _check_size(concept, len(sources.concept.groups), holdout)
+        own, pseudo = (against(sources, runs, rng[0]), ()) if null is None else null(sources, runs, rng[0])
+        fit, held_out = own.parts(holdout, rng[1])
+        judged = [np.unique(sources.clusters[np.concatenate(side)]) for side in zip(*held_out, strict=True)]
+        controls = [sets.control(name, len(sources.concept.rows), rng[2]) for name in sets.controls]
+        others = [Runs(control, own.negatives) for control in controls]
+        again = [own.again(rng[4]) for _ in range(bootstraps)]
+        return cls(
+            fit=Pairs.of(fit),
+            held_out=Pairs.of(held_out),
+            trials=2 * min(map(len, judged)),
+            whole=Pairs.of([(sources.concept.rows, union(sources.others).rows)]),
+            null=_fitted(pseudo, holdout, rng[3]),
+            bootstrap=_fitted(again, holdout, rng[4]),
+            controls=_fitted(others, holdout, rng[5]),
+            input_weights=_input_weights(sets, bootstraps, seed),
+            control_rows=tuple(control.rows for control in controls),
+            designs=_designs(sets, sources, relabellings, bootstraps, seed),
+        )
+
+
+def _check_size(concept: str, groups: int, holdout: float) -> None:
+    if groups - max(1, round(holdout * groups)) < 2:
+        raise TooFewError(
+            f"concept {concept!r} has {groups} independent examples: with {holdout:.0%} held out fewer than 2 are left "
+            "to fit a CAV on."
+        )
+
+
+def _fitted(many: Sequence[Runs], holdout: float, rng: np.random.Generator) -> Pairs:
+    return Pairs.of([pair for runs in many for pair in runs.parts(holdout, rng)[0]])
+
+
+def _input_weights(sets: Sets, draws: int, seed: int) -> Float[Tensor, "draws inputs"]:
+    weights = []
+    for names in sets.inputs.values():
+        codes = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])
+        one_kind = torch.zeros(int(codes.max()) + 1, dtype=torch.long)
+        counts = bootstrap_counts(one_kind, draws, seed)[:, codes]
+        weights.append(counts / counts.sum(1, keepdim=True))
+    return torch.cat(weights, 1)
+
+
+def _designs(
+    sets: Sets, sources: Sources, relabellings: int, bootstraps: int, seed: int
+) -> tuple[tuple[tuple[int, ...], Design], ...]:
+    positive, negative = ([sets.clusters[i] for i in s.rows] for s in (sources.concept, union(sources.others)))
+    inputs: dict[tuple[str, ...], list[int]] = {}
+    for target, names in enumerate(sets.inputs.values()):
+        inputs.setdefault(tuple(names), []).append(target)
+    return tuple(
+        (
+            tuple(targets),
+            Design.of(Clusters(positive, negative, names), draws=relabellings, bootstraps=bootstraps, seed=seed),
+        )
+        for names, targets in inputs.items()
+    )

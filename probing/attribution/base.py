@@ -1,0 +1,177 @@
+"""What every local method takes and returns."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probing.fingerprint import model_id
+from probing.provenance import Provenance, Result
+from probing.scores import Score, TargetError, refuse_training
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Inputs that can't be explained: none, NaN, or of a shape that the method or the model does not take."""
+
+
+class RefusedError(RuntimeError):
+    """A network that a method can't explain exactly; the message names the part and what to do."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the cells of a map lie in the input: cell (i, j) is centred at `start + (i, j) · stride`.
+
+    Attributes:
+        size: height and width of the input, in pixels.
+        start: centre of the first cell, rows then columns, in pixels; the first pixel's centre is at 0.
+        stride: distance between centres, in pixels.
+        anchor: `receptive field` if the centres are those of the cells' receptive fields; `tiles` if the
+            network does not tell them, and cells are taken to tile the input.
+    """
+
+    size: tuple[int, int]
+    start: tuple[float, float]
+    stride: tuple[float, float]
+    anchor: str = "receptive field"
+
+
+@dataclass(frozen=True)
+class Attribution(Result):
+    """A map per example, in score units; positive values are evidence that raises the score.
+
+    Nothing is normalised, rectified or summed over channels here: that is rendering.
+    """
+
+    values: Float[Tensor, "n *shape"]
+    """Of the inputs' shape; `[n, 1, h, w]` at the layer's own resolution for class activation maps."""
+    score: Float[Tensor, " n"]
+    """What was explained: the score of each input."""
+    target: tuple[int, ...]
+    """The class of each input."""
+    unit: str
+    """The unit of the score, such as `logit`."""
+    n_forward: int
+    """Examples passed forward, all variants counted."""
+    n_backward: int
+    """Examples passed backward."""
+    baseline_score: Float[Tensor, " n"] | None = None
+    """The score at the baseline, for methods that have one."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """What tells how far to trust the map, each `[n]` or of the map's shape: `completeness_gap`, `standard_error`,
+    `absorbed_by_bias`, `r2` …"""
+    layer: str = ""
+    """The layer that a class activation map was read at."""
+    geometry: Geometry | None = None
+    """Where the cells of a class activation map lie in the input; None for maps of another shape."""
+
+    def upsampled(self) -> Float[Tensor, "n *shape"]:
+        """Return the map at the input's resolution; what has it already is returned as it is.
+
+        Bilinear between the centres of the cells' receptive fields, and constant outside the outermost
+        ones (Bau et al. 2017, sec. 2.2); no value is rescaled.
+        """
+        if self.geometry is None:
+            return self.values
+        rows, columns = (
+            _interpolation(self.values, axis, self.geometry) for axis in range(2)
+        )
+        return rows @ self.values @ columns.T
+
+
+@runtime_checkable
+class AttributionMethod(Protocol):
+    """A frozen dataclass of hyperparameters that explains scores of inputs; it holds no model."""
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the attribution of each input's score."""
+        ...
+
+
+def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
+    """Return the inputs, detached, if they can be explained.
+
+    Args:
+        score: asked for its model and targets.
+        inputs: one example per row.
+        integers: whether whole numbers, such as token ids, are inputs too.
+
+    Raises:
+        InputError: for an empty batch, integers, NaN or infinity.
+        ModelModeError: for a model in training mode.
+        TargetError: for targets of another number than the inputs.
+    """
+    refuse_training(score.model)
+    if inputs.ndim < 2 or not inputs.numel():
+        raise InputError(
+            f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}."
+        )
+    if not inputs.is_floating_point() and not integers:
+        raise InputError(f"inputs must be floating point in model space, got {inputs.dtype}.")
+    if not torch.isfinite(inputs).all():
+        row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
+        raise InputError(f"input {row} holds NaN or infinity.")
+    if isinstance(score.target, Tensor) and tuple(score.target.shape) != (len(inputs),):
+        raise TargetError(
+            f"score.target must have one class per input, {len(inputs)}, "
+            f"got shape {tuple(score.target.shape)}."
+        )
+    return inputs.detach()
+
+
+def attribution(
+    method: AttributionMethod,
+    score: Score,
+    inputs: Tensor,
+    values: Tensor,
+    value: Tensor,
+    **facts: object,
+) -> Attribution:
+    """Return a method's result, with its provenance filled in."""
+    targets = (
+        score.target.tolist() if isinstance(score.target, Tensor) else [score.target] * len(inputs)
+    )
+    provenance = replace(Provenance.collect(method=method), model=identity(score.model))
+    return Attribution(
+        provenance, values.detach(), value.detach(), tuple(targets), score.unit, **facts
+    )  # type: ignore[arg-type]  # the facts are fields of their own, checked by name
+
+
+def in_chunks(count: int, size: int, work: Callable[[slice], T]) -> list[T]:
+    """Call `work` on consecutive slices of at most `size`."""
+    return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+_KNOWN: ContextVar[tuple[tuple[nn.Module, str], ...]] = ContextVar("known models", default=())
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[str]:
+    """Compute the model's content id, and trust it inside the block: a method that calls others asks once."""
+    name = identity(model)
+    token = _KNOWN.set((*_KNOWN.get(), (model, name)))
+    try:
+        yield name
+    finally:
+        _KNOWN.reset(token)
+
+
+def identity(model: nn.Module) -> str:
+    """Return the content id of what a model computes."""
+    return next((name for known, name in _KNOWN.get() if known is model), "") or model_id(model)
+
+
+def _interpolation(maps: Tensor, axis: int, geometry: Geometry) -> Float[Tensor, "pixels cells"]:
+    """Return the weights by which cells along an axis make up pixels."""
+    cells, pixels = maps.shape[2 + axis], geometry.size[axis]
+    at = torch.arange(pixels, dtype=torch.float64, device=maps.device) - geometry.start[axis]
+    at = (at / geometry.stride[axis]).clamp(0, cells - 1)
+    centres = torch.arange(cells, dtype=torch.float64, device=maps.device)
+    return (1 - (at[:, None] - centres).abs()).clamp(min=0).to(maps.dtype)

@@ -1,0 +1,216 @@
+"""Forward and backward passes of one score, through a prepared copy of its model, in chunks that fit."""
+
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probing.attribution.base import (
+    Attribution,
+    AttributionMethod,
+    InputError,
+    attribution,
+    identity,
+)
+from probing.attribution.gates import Gates
+from probing.gradients import ZeroPathError
+from probing.precision import Precision, device_of
+from probing.scores import OutputError, Score
+
+T = TypeVar("T")
+BatchSize = int | Literal["auto"]
+"""Rows (examples × steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""
+Call = Callable[[Tensor, Tensor | None], object]
+"""(points, of which example each is a variant) → the model's output."""
+
+# Elements of a batch that suit a CPU: activations past 32 MB go back to the kernel and are faulted in again.
+_CPU_ELEMENTS = 8 * 3 * 224 * 224
+_ELSEWHERE_ELEMENTS = 64 * 3 * 224 * 224
+_MOST_ROWS = 256
+
+
+@dataclass
+class Passes:
+    """Passes of a score through a prepared copy of its model; a count of examples passed is kept.
+
+    Attributes:
+        score: of the prepared copy.
+        origin: the score asked for.
+        call: runs the copy, or the part of it that is wanted.
+        chunk: rows of a pass.
+    """
+
+    score: Score
+    origin: Score
+    call: Call
+    precision: Precision
+    device: torch.device
+    chunk: int
+    n_forward: int = 0
+    n_backward: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        score: Score,
+        inputs: Tensor,
+        batch_size: BatchSize = "auto",
+        precision: Precision | None = None,
+        layers: Collection[str] = (),
+    ) -> "Passes":
+        """Prepare a score's model for inputs like these.
+
+        Args:
+            score: what is explained.
+            inputs: whose size decides how many make up a chunk.
+            batch_size: rows of a pass.
+            precision: how the copy computes; `float32` if None.
+            layers: paths whose outputs will be read.
+
+        Raises:
+            InputError: for a batch size that is none.
+        """
+        precision = Precision() if precision is None else precision
+        device = device_of(score.model)
+        key = ("prepared", precision, frozenset(layers), device)
+        copy = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device))
+        chunk = _chunk(inputs, batch_size, device)
+        return cls(
+            replace(score, model=copy), score, lambda x, _: copy(x), precision, device, chunk
+        )
+
+    def slices(self, rows: int) -> Iterator[slice]:
+        """Yield the chunks of that many rows."""
+        for start in range(0, rows, self.chunk):
+            yield slice(start, min(start + self.chunk, rows))
+
+    def values(
+        self, points: Float[Tensor, "n *shape"], rows: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """Return the score at each point, without gradients."""
+        found = []
+        for part in self.slices(len(points)):
+            with torch.no_grad():
+                value = self.value(points[part], None if rows is None else rows[part])
+            found.append(value.to(points.device))
+        return torch.cat(found)
+
+    def gradients(
+        self, points: Float[Tensor, "n *shape"], gates: Gates | None = None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *shape"]]:
+        """Return the score of each example and its gradient there, chunk by chunk."""
+        rows = torch.arange(len(points))
+        parts = [self.gradient(points[p], rows[p], gates) for p in self.slices(len(points))]
+        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
+
+    def gradient(
+        self,
+        points: Float[Tensor, "n *shape"],
+        rows: Int[Tensor, " n"] | None,
+        gates: Gates | None = None,
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *shape"]]:
+        """Return the score of each point and its gradient there, in one pass.
+
+        Args:
+            points: where the score is differentiated.
+            rows: of which example each point is a variant.
+            gates: backward rules of non-linearities, if not their own.
+
+        Raises:
+            ZeroPathError: if the score does not depend on the points.
+        """
+        try:
+            return self._gradient(points, rows, gates)
+        except torch.OutOfMemoryError:
+            if len(points) == 1:
+                raise
+        halves = zip(points.tensor_split(2), _halves(rows), strict=True)
+        found = [self.gradient(p, r, gates) for p, r in halves]
+        return torch.cat([v for v, _ in found]), torch.cat([g for _, g in found])
+
+    def _gradient(
+        self, points: Tensor, rows: Tensor | None, gates: Gates | None
+    ) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            at = points.detach().clone().requires_grad_()
+            with gates or nullcontext():
+                value = self.value(at, rows)
+            if not value.requires_grad:
+                raise ZeroPathError("the score does not depend on the input: no path leads there.")
+            if gates is not None:
+                gates.check(value)
+            (slope,) = torch.autograd.grad(value.sum(), at, allow_unused=True)
+        if slope is None:
+            raise ZeroPathError("the score does not depend on the input: no path leads there.")
+        self.n_backward += len(points)
+        return value.detach().to(points), slope.contiguous()
+
+    def value(self, points: Tensor, rows: Tensor | None) -> Float[Tensor, " n"]:
+        """Return the score at each point, in the caller's gradient mode."""
+        value = self.score.read(self.output(points, rows), rows)
+        if len(value) != len(points):
+            raise OutputError(
+                f"the model returns {len(value)} rows of scores for {len(points)} inputs."
+            )
+        return value
+
+    def output(self, points: Tensor, rows: Tensor | None = None) -> object:
+        """Return the model's output.
+
+        Raises:
+            InputError: if the model does not take such inputs; the message holds the model's own.
+        """
+        self.n_forward += len(points)
+        points = self.precision.inputs(points, self.device)
+        try:
+            with self.precision.autocast(self.device):
+                return self.call(points, rows)
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            if type(error) not in {RuntimeError, AssertionError, ValueError, IndexError}:
+                raise  # one of ours, or out of memory: they say what is wrong themselves
+            raise InputError(
+                f"{type(self.origin.model).__name__} does not take inputs of shape "
+                f"{tuple(points.shape)} and {points.dtype}: {error}"
+            ) from error
+
+    def attribution(
+        self, method: AttributionMethod, inputs: Tensor, values: Tensor, value: Tensor, **facts: object
+    ) -> Attribution:
+        """Return a method's result, with these passes counted in it."""
+        counts = {"n_forward": self.n_forward, "n_backward": self.n_backward}
+        return attribution(method, self.origin, inputs, values, value, **(counts | facts))
+
+
+_REMEMBERED: WeakKeyDictionary[nn.Module, tuple[str, dict[Hashable, object]]] = WeakKeyDictionary()
+
+
+def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
+    """Return what was made of a model before, under a key, as long as the model computes the same."""
+    name = identity(model)
+    if model not in _REMEMBERED or _REMEMBERED[model][0] != name:
+        _REMEMBERED[model] = (name, {})
+    made = _REMEMBERED[model][1]
+    if key not in made:
+        made[key] = make()
+    return cast("T", made[key])
+
+
+def _chunk(inputs: Tensor, batch_size: BatchSize, device: torch.device) -> int:
+    if batch_size != "auto":
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 'auto' or at least 1, got {batch_size!r}.")
+        return batch_size
+    elements = _CPU_ELEMENTS if device.type == "cpu" else _ELSEWHERE_ELEMENTS
+    return max(1, min(_MOST_ROWS, elements // inputs[0].numel()))
+
+
+def _halves(rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    if rows is None:
+        return None, None
+    first, second = rows.tensor_split(2)
+    return first, second
