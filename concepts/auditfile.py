@@ -6,20 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from concepts.manifest import Where
 from concepts.results import Direction
-from concepts.schema import Schema, SchemaError, read
+from concepts.schema import Schema, read
+from concepts.sets import MINIMUM
 from probing.models import Keys
 from probing.precision import Kind
 
-Where = dict[str, str | list[str]]
-"""Attributes and the value or values that they may have."""
-
 Share = Annotated[float, Field(gt=0, lt=1)]
 Some = Annotated[int, Field(ge=1)]
-
-
-class AuditFileError(SchemaError):
-    """An audit file contradicts itself, or the data and the model that it names."""
 
 
 class ModelPart(Schema):
@@ -29,49 +24,46 @@ class ModelPart(Schema):
     weights: str | None = None
     keys: Keys = "name"
     layers: Annotated[list[str], Field(min_length=1)]
+    pool: Literal["mean", "mean_last"] = "mean"
     precision: Kind = "float32"
 
 
 class InputsPart(Schema):
-    """The images whose logits are explained, those of clusters that no concept is fitted on.
+    """The images whose logits are explained, of clusters that no concept is fitted on.
 
     Attributes:
         about: what they are, in words.
-        cluster: the attribute whose images are not independent of each other, such as the role that is drawn.
         fit_share: share of the clusters that concepts are fitted on; all is judged on the others.
+        caption: attributes that name an image in figures.
     """
 
     about: str
     where: Where = Field(default_factory=dict)
-    cluster: str
     fit_share: Share = 0.5
     caption: list[str] = Field(default_factory=list)
-
-
-class Side(Schema):
-    """One set of a contrast."""
-
-    name: str
-    where: Annotated[Where, Field(min_length=1)]
 
 
 class Contrast(Schema):
     """Two sets that differ in one attribute: swapping one for the other shows what the model really does.
 
     Attributes:
-        matched: attributes that agree within a swap.
-        neutral: among the inputs, those that are on neither side; they are placed between the two.
+        vary: the attribute; the manifest says which images match over it, and what their clusters are.
+        swaps: pairs of its values, from and to.
+        place: whether to show where inputs that are on neither side lie between the two.
     """
 
-    positive: Side
-    negative: Side
-    matched: Annotated[list[str], Field(min_length=1)]
-    neutral: Where | None = None
+    positive: str
+    negative: str
+    vary: str
+    swaps: Annotated[
+        list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)
+    ]
+    place: bool = False
 
     @property
     def name(self) -> str:
         """How the contrast is called everywhere."""
-        return f"{self.positive.name} against {self.negative.name}"
+        return f"{self.positive} against {self.negative}"
 
 
 class Pictured(Schema):
@@ -83,12 +75,11 @@ class Pictured(Schema):
 
 
 class Drawn(Schema):
-    """A concept of synthetic images with a known answer."""
+    """A concept of synthetic images: a colour or a texture."""
 
     kind: Literal["synthetic"]
     name: str
     pattern: str
-    seed: int = 0
 
 
 class RandomPart(Schema):
@@ -96,14 +87,17 @@ class RandomPart(Schema):
 
     Attributes:
         data: their manifest.
-        images: how many of them are drawn.
+        about: what they are, in words.
+        caption: the attribute that names an image in figures.
+        images: how many of them are drawn, three times `size` at least.
         size: images of a concept and of each random counterpart.
     """
 
     data: str
     about: str
+    caption: str | None = None
     images: Some = 240
-    size: Annotated[int, Field(ge=4)] = 60
+    size: Annotated[int, Field(ge=MINIMUM)] = 40
 
 
 class Target(Schema):

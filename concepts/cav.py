@@ -13,6 +13,7 @@ from math import nan
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 
 from concepts.draws import Pair, Pairs, Rows
@@ -125,7 +126,8 @@ def against_union(competitors: Sequence[Int[Tensor, " _"]], runs: int) -> Int[Te
 
     Runs differ by what `fit_cavs` draws of them.
     """
-    return torch.cat(list(competitors)).unique().expand(runs, -1)
+    rows = np.unique(torch.cat(list(competitors)).cpu().numpy())
+    return torch.from_numpy(rows).expand(runs, -1)
 
 
 def against_each(competitors: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "runs q"]:
@@ -220,9 +222,44 @@ def kendall_w(scores: Float[Tensor, "raters k"]) -> float:
         raise TooFewError(
             f"agreement needs 2 rankings of 2 examples or more, got {raters} of {items}."
         )
-    equal = scores.unsqueeze(1) == scores.unsqueeze(2)
-    below = scores.unsqueeze(1) < scores.unsqueeze(2)
-    ranks = below.sum(2).double() + (equal.sum(2).double() + 1) / 2
-    spread = (ranks.sum(0) - raters * (items + 1) / 2).square().sum()
-    ties = (equal.sum((1, 2)) - items).double()
-    ...
+    ranks = stats.rankdata(scores.cpu().numpy(), axis=1) - (items + 1) / 2
+    spread = float(np.square(ranks).sum())
+    return float(np.square(ranks.sum(0)).sum()) / (raters * spread) if spread else nan
+
+
+def _labels(groups: Sequence[str], count: int) -> Rows:
+    if not groups:
+        return np.arange(count)
+    if len(groups) != count:
+        raise ValueError(f"groups must label each of the {count} rows, got {len(groups)} labels.")
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def _rows(index: Tensor, count: int) -> Rows:
+    rows: Rows = index.cpu().numpy()
+    if rows.size and not (rows.min() >= -1 and rows.max() < count):
+        raise IndexError(
+            f"rows must be indices from 0 to {count - 1}, got {rows.min()} to {rows.max()}."
+        )
+    return rows
+
+
+def _split(
+    concept: Rows, others: Rows, labels: Rows, holdout: float, rng: np.random.Generator
+) -> tuple[Pair, Pair]:
+    """Draw as many rows of each side; return those to fit on and those held out, by whole groups."""
+    size = min(len(concept), len(others))
+    sides = [np.sort(rng.permutation(side)[:size]) for side in (concept, others)]
+    own, theirs = (np.unique(labels[side]) for side in sides)
+    both = np.intersect1d(own, theirs)
+    strata = (both, np.setdiff1d(own, both), np.setdiff1d(theirs, both))
+    held = np.concatenate([rng.permutation(s)[: round(holdout * len(s))] for s in strata])
+    out = [np.isin(labels[side], held) for side in sides]
+    for name, mask in zip(("the concept", "the other side"), out, strict=True):
+        if mask.sum() < 1 or (~mask).sum() < 2:
+            raise TooFewError(
+                f"a CAV is fitted on 2 rows or more of a side and judged on others, got {(~mask).sum()} "
+                f"and {mask.sum()} of {name}: give more rows or groups."
+            )
+    fit, judge = ([s[m == flag] for s, m in zip(sides, out, strict=True)] for flag in (False, True))
+    return (fit[0], fit[1]), (judge[0], judge[1])

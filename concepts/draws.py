@@ -19,7 +19,6 @@ from concepts.statistics import TooFewError, relabellings
 
 Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]
-_NEGATIVE_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,9 @@ class Sample:
 
     def again(self, rng: np.random.Generator) -> "Sample":
         """Return as many groups, drawn with replacement."""
-        return Sample(tuple(self.groups[i] for i in rng.integers(0, len(self.groups), len(self.groups))))
+        return Sample(
+            tuple(self.groups[i] for i in rng.integers(0, len(self.groups), len(self.groups)))
+        )
 
     def parts(self, share: float, rng: np.random.Generator) -> Pair:
         """Return rows to fit on and rows held out, no group in both."""
@@ -145,10 +146,16 @@ class Sets:
 
     def sources(self, concept: str, mode: Mode) -> Sources:
         """Return where a concept's examples and their counterparts come from."""
-        others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
+        others = (
+            [self.pool]
+            if mode == "random"
+            else [r for name, r in self.concepts.items() if name != concept]
+        )
         if not others or not all(len(rows) for rows in others):
             missing = "a random pool" if mode == "random" else "another concept"
-            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
+            raise TooFewError(
+                f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none."
+            )
         own = self._sample(self.concepts[concept])
         return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
 
@@ -173,18 +180,21 @@ class Sets:
 class NullDraws(Protocol):
     """A way to draw pseudo-concepts."""
 
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+    def __call__(
+        self, sources: Sources, runs: int, rng: np.random.Generator
+    ) -> tuple[Runs, tuple[Runs, ...]]:
         """Return the concept's runs and those of each pseudo-concept."""
 
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Pseudo-concepts are other ways to pick the concept's examples among exchangeable ones.
+    """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
 
-    Against a random pool, a third of the pool gives the negatives, which all share; the rest and the concept's own
-    examples are pooled and relabelled. Drawing pseudo-concepts from the rest alone would make them vary too little:
-    unless the rest is much larger than the concept, a random concept would then stand out more often than it should.
-    Against competing concepts, the examples of all are relabelled.
+    Each is told from random sets of the examples it leaves, as the concept is from sets of its counterparts, so under the
+    null all are exchangeable and the test is exact. Drawing pseudo-concepts from the pool alone would make them vary
+    too little: a random concept would stand out more often than it should, unless the pool is far larger than the
+    concept. And with negatives set aside for all, what pseudo-concepts hold of the concept would pull every one of them
+    its way and cost power; here it is on both sides and cancels.
 
     Attributes:
         sets: pseudo-concepts; p is at least `1 / (sets + 1)`.
@@ -193,27 +203,15 @@ class Relabelled:
     sets: int = 199
 
     def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
-        draw = self._random if sources.mode == "random" else self._relative
-        return draw(sources, runs, rng)
-
-    def _random(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
-        concept = sources.concept
-        size = len(concept.rows)
-        negatives, rest = _divide(sources.others[0], size, rng)
-        drawn = tuple(negatives.some(size, rng) for _ in range(runs))
-        rows, labels = _labelled([rest, concept])
-        ways = relabellings(labels, _dense(sources.clusters[rows]), self.sets, int(rng.integers(2**31)))
-        sets = (Sample.of(rows[way == 1], sources.clusters) for way in ways.labels.numpy())
-        return Runs(concept, drawn), tuple(Runs(s, drawn) for s in sets)
-
-    def _relative(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
-        rows, labels = _labelled([sources.concept, *sources.others])
-        ways = relabellings(labels, _dense(sources.clusters[rows]), self.sets, int(rng.integers(2**31)))
+        samples = [s.rows for s in (sources.concept, *sources.others)]
+        rows = np.concatenate(samples)
+        labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
+        clusters = torch.from_numpy(np.unique(sources.clusters[rows], return_inverse=True)[1])
+        ways = relabellings(labels, clusters, self.sets, int(rng.integers(2**31)))
 
         def of(way: Rows) -> Runs:
-            samples = [Sample.of(rows[way == k], sources.clusters) for k in range(int(way.max()) + 1)]
-            relabelled = replace(sources, concept=samples[0], others=tuple(samples[1:]))
-            return against(relabelled, runs, rng)
+            groups = [Sample.of(rows[way == k], sources.clusters) for k in range(len(samples))]
+            return against(replace(sources, concept=groups[0], others=tuple(groups[1:])), runs, rng)
 
         return of(labels.numpy()), tuple(of(way) for way in ways.labels.numpy())
 
@@ -226,10 +224,17 @@ class LeaveOneOut:
     fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
     """
 
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
+    def __call__(
+        self, sources: Sources, runs: int, rng: np.random.Generator
+    ) -> tuple[Runs, tuple[Runs, ...]]:
         if sources.mode != "random":
-            raise ValueError("LeaveOneOut needs random counterparts: use Relabelled for competing concepts.")
-        sets = [sources.concept, *_disjoint(sources.others[0], len(sources.concept.rows), runs, rng)]
+            raise ValueError(
+                "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
+            )
+        sets = [
+            sources.concept,
+            *_disjoint(sources.others[0], len(sources.concept.rows), runs, rng),
+        ]
         every = [Runs(s, tuple(other for other in sets if other is not s)) for s in sets]
         return every[0], tuple(every[1:])
 
@@ -239,30 +244,6 @@ def against(sources: Sources, runs: int, rng: np.random.Generator) -> Runs:
     size = len(sources.concept.rows)
     pools = sources.others if sources.mode == "pairwise" else (union(sources.others),)
     return Runs(sources.concept, tuple(pools[r % len(pools)].some(size, rng) for r in range(runs)))
-
-
-def _labelled(samples: Sequence[Sample]) -> tuple[Rows, Int[Tensor, " n"]]:
-    rows = [sample.rows for sample in samples]
-    return np.concatenate(rows), torch.repeat_interleave(torch.tensor([len(r) for r in rows]))
-
-
-def _dense(clusters: Rows) -> Int[Tensor, " n"]:
-    return torch.from_numpy(np.unique(clusters, return_inverse=True)[1])
-
-
-def _divide(pool: Sample, size: int, rng: np.random.Generator) -> tuple[Sample, Sample]:
-    """Return the part of the pool for negatives, and the rest, no group in both."""
-    order = rng.permutation(len(pool.groups))
-    total = len(pool.rows)
-    reach = np.cumsum([len(pool.groups[i]) for i in order])
-    cut = int(np.searchsorted(reach, max(size, _NEGATIVE_SHARE * total))) + 1
-    first, rest = (Sample(tuple(pool.groups[i] for i in part)) for part in (order[:cut], order[cut:]))
-    if not rest.groups or len(rest.rows) < size:
-        raise TooFewError(
-            f"a pool of {total} examples is too small for a concept of {size}: a third serves as negatives, and the rest "
-            f"must hold {size} for pseudo-concepts. Give {3 * size} or more."
-        )
-    return first, rest
 
 
 def _disjoint(pool: Sample, size: int, count: int, rng: np.random.Generator) -> list[Sample]:

@@ -88,7 +88,9 @@ def split_clusters(
     distinct = sorted(set(names))
     count = round(share * len(distinct))
     if not 0 < count < len(distinct):
-        raise TooFewError(f"{len(distinct)} clusters can't be split with a share of {share}: a part would be empty.")
+        raise TooFewError(
+            f"{len(distinct)} clusters can't be split with a share of {share}: a part would be empty."
+        )
     order = np.random.default_rng(seed).permutation(len(distinct))
     first = frozenset(distinct[i] for i in order[:count])
     return first, frozenset(distinct) - first
@@ -118,7 +120,11 @@ class Design:
     @classmethod
     def of(cls, clusters: Clusters, *, draws: int, bootstraps: int, seed: int) -> "Design":
         """Plan an analysis with so many draws of the null and of the interval."""
-        sides = [(f"{int(side)}{n}", n) for side, ns in ((1, clusters.positive), (0, clusters.negative)) for n in ns]
+        sides = [
+            (f"{int(side)}{n}", n)
+            for side, ns in ((1, clusters.positive), (0, clusters.negative))
+            for n in ns
+        ]
         units, unit_of = _index([key for key, _ in sides])
         names, cluster_of = _index([key[1:] for key in units] + list(clusters.inputs))
         positive = torch.tensor([key[0] == "1" for key in units])
@@ -149,7 +155,9 @@ def _index(names: Sequence[str]) -> tuple[list[str], Int[Tensor, " n"]]:
     return list(numbers), torch.tensor(index)
 
 
-def _strata(positive: Bool[Tensor, " units"], of_unit: Int[Tensor, " units"], clusters: int) -> Int[Tensor, " clusters"]:
+def _strata(
+    positive: Bool[Tensor, " units"], of_unit: Int[Tensor, " units"], clusters: int
+) -> Int[Tensor, " clusters"]:
     """Return what kind of examples each cluster holds: clusters are resampled among those of their kind."""
     kind = torch.zeros(clusters, dtype=torch.long)
     kind[of_unit[positive]] += 1
@@ -165,7 +173,9 @@ class LayerEffect:
     null: Float[Tensor, "relabellings targets"]
     draws: Float[Tensor, "bootstraps targets"]
 
-    def interval(self, groups: int, level: float) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
+    def interval(
+        self, groups: int, level: float
+    ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Return the bounds of the bootstrap interval, for so many independent groups."""
         return bootstrap_interval(self.effect, self.draws, groups, level)
 
@@ -183,12 +193,16 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
     """
     sizes = torch.bincount(design.unit_of).double()
     weight = torch.bincount(design.input_unit_of).double()
-    cross = torch.stack([_sums(_sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products])
+    cross = torch.stack(
+        [_sums(_sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products]
+    )
     sides = torch.stack([design.positive, ~design.positive]).double()
     every = torch.ones(1, len(weight), dtype=torch.float64)
     effect = _effects(cross, weight, sizes, design.allowed, every, sides[:1], sides[1:])[0]
     if effect.isnan().any():
-        raise TooFewError("an input's cluster holds all positives or all negatives: delta needs another cluster.")
+        raise TooFewError(
+            "an input's cluster holds all positives or all negatives: delta needs another cluster."
+        )
     draws = _effects(
         cross, weight, sizes, design.allowed,
         design.input_draws, design.unit_draws * sides[0], design.unit_draws * sides[1],
@@ -198,7 +212,15 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
     grouped = torch.stack([_sums(c, group) for c in cross])
     group_weight = torch.zeros(len(patterns), dtype=torch.float64).index_add_(0, group, weight)
     null = [
-        _effects(grouped, group_weight, sizes, patterns, every.new_ones(len(part), len(patterns)), part, 1 - part)
+        _effects(
+            grouped,
+            group_weight,
+            sizes,
+            patterns,
+            every.new_ones(len(part), len(patterns)),
+            part,
+            1 - part,
+        )
         for part in map(Tensor.double, torch.split(design.relabelled.labels, _PART))
     ]
     return LayerEffect(effect, torch.cat(null), draws)
@@ -275,19 +297,31 @@ class LogitEffect:
         """
         names = clusters or Clusters.none(len(positive), len(negative), len(inputs))
         _check(names, len(positive), len(negative), len(inputs))
-        design = Design.of(names, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed)
+        design = Design.of(
+            names, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed
+        )
         model = next(iter(targets.values())).model
-        sides = [store.activations(model, layers, side, pool=self.pool) for side in (positive, negative)]
+        sides = [
+            store.activations(model, layers, side, pool=self.pool) for side in (positive, negative)
+        ]
         slopes = store.gradients_of(list(targets.values()), layers, inputs, pool=self.pool)
         found = []
         for layer in sides[0]:
             rows = SharedRows(torch.cat([side[layer].flatten(1) for side in sides]))
-            products = RowProducts(rows, torch.cat([by_layer[layer].flatten(1) for by_layer in slopes])).weighted(0)
+            products = RowProducts(
+                rows, torch.cat([by_layer[layer].flatten(1) for by_layer in slopes])
+            ).weighted(0)
             found.append(layer_effect(products.reshape(len(slopes), len(inputs), -1), design))
         if swap is None and design.matched:
-            swap = measure_swap(store, targets, positive, negative, names.positive, names.negative, self.level)
-        provenance = Provenance.collect(model=model, examples=_ids(positive, negative, inputs), method=self)
-        return summarize(found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance)
+            swap = measure_swap(
+                store, targets, positive, negative, names.positive, names.negative, self.level
+            )
+        provenance = Provenance.collect(
+            model=model, examples=_ids(positive, negative, inputs), method=self
+        )
+        return summarize(
+            found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance
+        )
 
 
 def measure_swap(
@@ -302,7 +336,9 @@ def measure_swap(
     names, index = _index([*positive_clusters, *negative_clusters])
     model = next(iter(targets.values())).model
     outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
-    scores = torch.stack([replace(score, output=None).read(outputs) for score in targets.values()], 1)
+    scores = torch.stack(
+        [replace(score, output=None).read(outputs) for score in targets.values()], 1
+    )
     return measured_swap(scores, torch.arange(len(scores)) < len(positive), index, level)
 
 
@@ -318,7 +354,9 @@ def measured_swap(
         ValueError: if a cluster lacks positives or negatives.
     """
     if not labels_held(positive.long(), clusters).all():
-        raise ValueError("a swap needs matched examples: every cluster must hold positives and negatives.")
+        raise ValueError(
+            "a swap needs matched examples: every cluster must hold positives and negatives."
+        )
     negatives = _sums(scores[~positive].double(), clusters[~positive])
     counts = torch.bincount(clusters[~positive]).unsqueeze(1)
     differences = scores[positive].double() - (negatives / counts)[clusters[positive]]
@@ -336,7 +374,9 @@ def _check(names: Clusters, positive: int, negative: int, inputs: int) -> None:
         ("inputs", names.inputs, inputs),
     ):
         if len(given) != count:
-            raise ValueError(f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each.")
+            raise ValueError(
+                f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each."
+            )
         if not count:
             raise TooFewError(f"{what} examples are empty: there is nothing to compare.")
 
@@ -348,7 +388,9 @@ def summarize(
     """Return the result of several layers' effects and, where it was measured, the swap."""
     effect = torch.stack([layer.effect for layer in found])
     null = torch.stack([layer.null for layer in found], 1).abs()
-    low, high = (torch.stack(b) for b in zip(*(f.interval(design.groups, level) for f in found), strict=True))
+    low, high = (
+        torch.stack(b) for b in zip(*(f.interval(design.groups, level) for f in found), strict=True)
+    )
     exact = design.relabelled.exact
     p = permutation_p(effect.abs(), null, exact=exact)
     unknown = torch.full((len(targets),), torch.nan, dtype=torch.float64)
@@ -378,7 +420,9 @@ def summarize(
     )
 
 
-def _agreement(effect: Float[Tensor, " targets"], swap: Float[Tensor, " targets"], level: float) -> Correlation:
+def _agreement(
+    effect: Float[Tensor, " targets"], swap: Float[Tensor, " targets"], level: float
+) -> Correlation:
     if len(effect) < 2 or swap.isnan().any():
         return Correlation(math.nan, -1.0, 1.0, len(effect))
     return pearson(effect, swap, level)

@@ -64,7 +64,10 @@ class EffectResult(Result):
         rows = [
             {"layer": layer, "target": target}
             | {name: float(getattr(self, name)[i, k]) for name in columns}
-            | {name: float(getattr(self, name)[k]) for name in ("swap", "swap_low", "swap_high", "swap_p")}
+            | {
+                name: float(getattr(self, name)[k])
+                for name in ("swap", "swap_low", "swap_high", "swap_p")
+            }
             for i, layer in enumerate(self.layers)
             for k, target in enumerate(self.targets)
         ]
@@ -80,11 +83,24 @@ class EffectResult(Result):
         for i, layer in enumerate(self.layers):
             axes = figure.add_subplot(rows, columns, i + 1)
             x, y = self.effect[i], self.swap
-            spread = [torch.stack([x - self.low[i], self.high[i] - x]), torch.stack([y - self.swap_low, self.swap_high - y])]
-            axes.errorbar(x, y, xerr=spread[0].clamp(min=0), yerr=spread[1].clamp(min=0), fmt="o", ms=4, lw=0.7)
+            spread = [
+                torch.stack([x - self.low[i], self.high[i] - x]),
+                torch.stack([y - self.swap_low, self.swap_high - y]),
+            ]
+            axes.errorbar(
+                x,
+                y,
+                xerr=spread[0].clamp(min=0),
+                yerr=spread[1].clamp(min=0),
+                fmt="o",
+                ms=4,
+                lw=0.7,
+            )
             reach = 1.1 * float(torch.cat([x.abs(), y.abs()]).nan_to_num().max())
             axes.plot([-reach, reach], [-reach, reach], color="0.7", lw=0.8, zorder=0)
-            axes.set(title=f"{layer}\n{self.correlation(layer)}", xlabel="predicted effect (logits)")
+            axes.set(
+                title=f"{layer}\n{self.correlation(layer)}", xlabel="predicted effect (logits)"
+            )
             axes.set_ylabel("measured swap (logits)" if i % columns == 0 else "")
         return figure
 

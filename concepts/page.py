@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 Draw = Callable[[], "Figure"]
 
 
-def write_report(folder: Path, provenance: Mapping[str, str]) -> AuditResults:
+def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults:
     """Draw all figures and write the report of the results saved in a folder; no model is run.
 
     Args:
         folder: with `results.json` and the pictures under `images`.
-        provenance: what stands at the foot of the page, as name and value.
+        provenance: what made the results, as saved beside them.
 
     Raises:
         concepts.results.ResultsError: if there are no readable results.
@@ -58,10 +58,31 @@ def write_report(folder: Path, provenance: Mapping[str, str]) -> AuditResults:
         findings=verdict(results),
         limits=(*results.limits, *_limits(results)),
         sections=tuple(s for s in sections if s is not None),
-        colophon=(*provenance.items(), *results.sources),
+        colophon=(*_colophon(provenance), *results.sources),
     )
     page.save(folder / "report.html")
     return results
+
+
+def _colophon(provenance: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in (
+        "created",
+        "command",
+        "model",
+        "weights",
+        "examples",
+        "machine",
+        "versions",
+        "rows",
+    ):
+        value = provenance.get(name, "")
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        elif isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        found.append((name.capitalize(), str(value)))
+    return tuple(found)
 
 
 def _plate(folder: Path, stem: str, draw: Draw, label: str, caption: str) -> Plate:

@@ -40,9 +40,14 @@ class Plan:
         rng = [np.random.default_rng([seed, stage]) for stage in range(6)]
         sources = sets.sources(concept, mode)
         _check_size(concept, len(sources.concept.groups), holdout)
-        own, pseudo = (against(sources, runs, rng[0]), ()) if null is None else null(sources, runs, rng[0])
+        own, pseudo = (
+            (against(sources, runs, rng[0]), ()) if null is None else null(sources, runs, rng[0])
+        )
         fit, held_out = own.parts(holdout, rng[1])
-        judged = [np.unique(sources.clusters[np.concatenate(side)]) for side in zip(*held_out, strict=True)]
+        judged = [
+            np.unique(sources.clusters[np.concatenate(side)])
+            for side in zip(*held_out, strict=True)
+        ]
         controls = [sets.control(name, len(sources.concept.rows), rng[2]) for name in sets.controls]
         others = [Runs(control, own.negatives) for control in controls]
         again = [own.again(rng[4]) for _ in range(bootstraps)]
@@ -85,14 +90,21 @@ def _input_weights(sets: Sets, draws: int, seed: int) -> Float[Tensor, "draws in
 def _designs(
     sets: Sets, sources: Sources, relabellings: int, bootstraps: int, seed: int
 ) -> tuple[tuple[tuple[int, ...], Design], ...]:
-    positive, negative = ([sets.clusters[i] for i in s.rows] for s in (sources.concept, union(sources.others)))
+    positive, negative = (
+        [sets.clusters[i] for i in s.rows] for s in (sources.concept, union(sources.others))
+    )
     inputs: dict[tuple[str, ...], list[int]] = {}
     for target, names in enumerate(sets.inputs.values()):
         inputs.setdefault(tuple(names), []).append(target)
     return tuple(
         (
             tuple(targets),
-            Design.of(Clusters(positive, negative, names), draws=relabellings, bootstraps=bootstraps, seed=seed),
+            Design.of(
+                Clusters(positive, negative, names),
+                draws=relabellings,
+                bootstraps=bootstraps,
+                seed=seed,
+            ),
         )
         for names, targets in inputs.items()
     )

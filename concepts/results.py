@@ -4,16 +4,12 @@ Numbers are None where nothing was measured or tested. Intervals are `low` to `h
 are two-sided, and `p_corrected` counts all tests of its kind in the audit.
 """
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Literal
 
 Direction = Literal["up", "down"]
 
@@ -48,7 +44,7 @@ class ConceptInfo:
     clusters: int
     """Independent groups among the images that the direction was fitted on."""
     held_out: int
-    """Images per side that the direction was tested on."""
+    """Images per side that a direction was tested on; of a contrast, of clusters that none was fitted on."""
     held_out_clusters: int
     relabellings: int
     exact: bool
@@ -234,26 +230,14 @@ class AuditResults:
         return tuple(r.layer for r in self.layer_rows if r.concept == concept and r.trusted)
 
     def shown_layer(self, concept: str) -> str:
-        """Return the layer where the effect follows the swap best; the last one where there is no swap."""
-        rows = [r for r in self.layer_rows if r.concept == concept and r.r_low is not None]
-        return max(rows, key=lambda r: r.r_low or 0.0).layer if rows else self.layers[-1]
+        """Return the layer at which a concept is shown."""
+        return shown_layer(concept, self.layer_rows)
 
     def save(self, folder: Path) -> None:
-        """Write `results.json`, and each table as CSV under `tables`."""
+        """Write `results.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-        tables: dict[str, Sequence[DataclassInstance]] = {
-            "layers": self.layer_rows,
-            "classes_by_layer": self.cells,
-            "swaps": self.swaps,
-            "picked_classes": self.picked,
-            "likeness": self.likeness,
-            "positions": self.positions,
-        }
-        for name, rows in tables.items():
-            if rows:
-                _write_csv(folder / "tables" / f"{name}.csv", rows)
 
     @classmethod
     def load(cls, folder: Path) -> "AuditResults":
@@ -279,9 +263,8 @@ class AuditResults:
             ) from None
 
 
-def _write_csv(path: Path, rows: "Sequence[DataclassInstance]") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([f.name for f in fields(rows[0])])
-        writer.writerows(astuple(row) for row in rows)
+def shown_layer(concept: str, rows: Sequence[LayerRow]) -> str:
+    """Return the layer whose effects follow the swap best; the last one where there is no swap to follow."""
+    own = [r for r in rows if r.concept == concept]
+    known = [(r.r_low, r.layer) for r in own if r.r_low is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else own[-1].layer

@@ -39,7 +39,9 @@ def permutation_p(
     if not len(null):
         raise ValueError("a permutation test needs draws under the null, got none.")
     if null.isnan().any():
-        raise ValueError(f"{int(null.isnan().sum())} draws under the null are NaN, expected numbers.")
+        raise ValueError(
+            f"{int(null.isnan().sum())} draws under the null are NaN, expected numbers."
+        )
     observed, null = observed.double(), null.double()
     hits = (null >= observed - _RELATIVE_TIE * observed.abs()).sum(0).double()
     p = hits / len(null) if exact else (1 + hits) / (len(null) + 1)
@@ -74,7 +76,9 @@ def max_t(
     flat = flat / pool.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     order = flat[0].argsort(descending=True)
     ordered = flat[:, order]
-    largest = ordered.flip(1).cummax(1).values.flip(1)  # over the cells that are not yet stepped over
+    largest = (
+        ordered.flip(1).cummax(1).values.flip(1)
+    )  # over the cells that are not yet stepped over
     p = permutation_p(ordered[0], largest[1:], exact=exact).cummax(0).values
     corrected = torch.empty_like(p)
     corrected[order] = p
@@ -112,7 +116,9 @@ def relabellings(
     """
     kinds = int(labels.max()) + 1
     if kinds < 2 or len(torch.unique(labels)) < kinds:
-        raise TooFewError(f"relabelling needs two groups, got {len(torch.unique(labels))} among {len(labels)} examples.")
+        raise TooFewError(
+            f"relabelling needs two groups, got {len(torch.unique(labels))} among {len(labels)} examples."
+        )
     members = torch.arange(len(labels)) if clusters is None else clusters
     held = labels_held(labels, members).sum(1)
     if (held == kinds).all():
@@ -129,7 +135,9 @@ def relabellings(
     return Relabellings(permuted[:, members], exact)
 
 
-def labels_held(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> Bool[Tensor, "clusters labels"]:
+def labels_held(
+    labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]
+) -> Bool[Tensor, "clusters labels"]:
     """Return which labels occur in each cluster."""
     held = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.bool)
     held[clusters, labels] = True
@@ -147,7 +155,9 @@ def _exchanges(
     return torch.from_numpy(np.random.default_rng(seed).permuted(tiled, axis=2)), False
 
 
-def _permutations(labels: Int[Tensor, " n"], count: int, seed: int) -> tuple[Int[Tensor, "draws n"], bool]:
+def _permutations(
+    labels: Int[Tensor, " n"], count: int, seed: int
+) -> tuple[Int[Tensor, "draws n"], bool]:
     n, ones = len(labels), int((labels == 1).sum())
     if int(labels.max()) == 1 and math.comb(n, ones) <= count:
         chosen = torch.tensor(list(itertools.combinations(range(n), ones)))
@@ -156,9 +166,7 @@ def _permutations(labels: Int[Tensor, " n"], count: int, seed: int) -> tuple[Int
     return torch.from_numpy(np.random.default_rng(seed).permuted(tiled, axis=1)), False
 
 
-def bootstrap_counts(
-    strata: Int[Tensor, " n"], draws: int, seed: int
-) -> Float[Tensor, "draws n"]:
+def bootstrap_counts(strata: Int[Tensor, " n"], draws: int, seed: int) -> Float[Tensor, "draws n"]:
     """Return how often each unit is drawn when as many as there are are drawn with replacement, stratum by stratum.
 
     A unit is what is sampled independently: an example, or a cluster of them.
@@ -173,7 +181,10 @@ def bootstrap_counts(
 
 
 def bootstrap_interval(
-    estimate: Float[Tensor, "*cells"], draws: Float[Tensor, "draws *cells"], groups: int, level: float
+    estimate: Float[Tensor, "*cells"],
+    draws: Float[Tensor, "draws *cells"],
+    groups: int,
+    level: float,
 ) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
     """Return estimate ± t · (standard deviation of bootstrap draws), with `groups - 1` degrees of freedom.
 
@@ -222,7 +233,9 @@ def clustered_mean(
     values = values.double()
     size = int(clusters.max()) + 1
     mean = values.mean(0)
-    residuals = torch.zeros(size, *mean.shape, dtype=torch.float64).index_add_(0, clusters, values - mean)
+    residuals = torch.zeros(size, *mean.shape, dtype=torch.float64).index_add_(
+        0, clusters, values - mean
+    )
     if size < 2:
         unknown = torch.full_like(mean, torch.nan)
         return ClusteredMean(mean, unknown, unknown.clone(), unknown.clone(), size)
@@ -269,8 +282,12 @@ def _two_sided(
 ) -> Float[Tensor, "*cells"]:
     """Return p of a t statistic; a difference without any error is certain, and none without any is no evidence."""
     noise = _RELATIVE_TIE * difference.abs().clamp(max=1)
-    t = torch.where(error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0))
-    return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(difference.shape)
+    t = torch.where(
+        error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0)
+    )
+    return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(
+        difference.shape
+    )
 
 
 def above_chance(
@@ -341,6 +358,8 @@ class RankSum:
 def rank_sum(first: Float[Tensor, " n"], second: Float[Tensor, " m"]) -> RankSum:
     """Return the rank-sum test of two independent groups."""
     if not len(first) or not len(second):
-        raise TooFewError(f"a rank-sum test needs two groups, got {len(first)} and {len(second)} values.")
+        raise TooFewError(
+            f"a rank-sum test needs two groups, got {len(first)} and {len(second)} values."
+        )
     found = stats.mannwhitneyu(first.double().numpy(), second.double().numpy())
     return RankSum(float(found.pvalue), float(found.statistic) / (len(first) * len(second)))

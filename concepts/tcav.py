@@ -114,11 +114,15 @@ class Tcav:
         by_target = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(targets, inputs)
         _check_inputs(targets, by_target, input_clusters)
         for i, concept in enumerate(concepts):
-            others = {c.name: c.examples for c in concepts[i + 1 :]} if self.mode != "random" else {}
+            others = (
+                {c.name: c.examples for c in concepts[i + 1 :]} if self.mode != "random" else {}
+            )
             pools = {"the random pool": random_pool} if random_pool is not None else {}
             about = {f"the inputs of {t}": x for t, x in by_target.items()}
             refuse_overlap(concept, {**pools, **others, **about}, allow_overlap=allow_overlap)
-        parts, sets = _sets(concepts, controls, random_pool, by_target, pool_clusters, input_clusters)
+        parts, sets = _sets(
+            concepts, controls, random_pool, by_target, pool_clusters, input_clusters
+        )
         model = next(iter(targets.values())).model
         features = [store.activations(model, layers, part, pool=self.pool) for part in parts]
         gradients = _gradients(store, targets, layers, by_target, self.pool)
@@ -159,19 +163,25 @@ class Tcav:
             _Layer.of(self, rows.flatten(1), [g.flatten(1) for g in gradients[layer]]).read(plans)
             for layer, rows in features.items()
         ]
-        return _assemble(self, found, plans, tuple(features), sets, provenance or Provenance.collect(method=self))
+        return _assemble(
+            self, found, plans, tuple(features), sets, provenance or Provenance.collect(method=self)
+        )
 
 
 def _check_inputs(
     targets: Mapping[str, Score], inputs: Mapping[str, ExampleSet], clusters: Sequence[str]
 ) -> None:
     if list(inputs) != list(targets):
-        raise ValueError(f"inputs are for {list(inputs)}, targets are {list(targets)}: give each target its inputs.")
+        raise ValueError(
+            f"inputs are for {list(inputs)}, targets are {list(targets)}: give each target its inputs."
+        )
     for name, examples in inputs.items():
         if not len(examples):
             raise TooFewError(f"target {name!r} has no inputs to differentiate its score at.")
         if clusters and len(clusters) != len(examples):
-            raise ValueError(f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each.")
+            raise ValueError(
+                f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each."
+            )
 
 
 def _sets(
@@ -183,7 +193,9 @@ def _sets(
     clusters = [name for c in (*concepts, *controls) for name in _names(c.clusters, c.name, len(c))]
     if pool is not None:
         if pool_clusters and len(pool_clusters) != len(pool):
-            raise ValueError(f"pool_clusters has {len(pool_clusters)} names for {len(pool)} examples: give one each.")
+            raise ValueError(
+                f"pool_clusters has {len(pool_clusters)} names for {len(pool)} examples: give one each."
+            )
         first = sorted({id_: i for i, id_ in reversed(list(enumerate(pool.ids)))}.values())
         names = _names(pool_clusters, "pool", len(pool))
         parts.append(Subset(pool, first))
@@ -212,7 +224,9 @@ def _gradients(
     sets = list(inputs.values())
     if all(examples is sets[0] for examples in sets):
         return store.gradients_of(list(targets.values()), layers, sets[0], pool=pool)
-    return [store.gradients(score, layers, inputs[name], pool=pool) for name, score in targets.items()]
+    return [
+        store.gradients(score, layers, inputs[name], pool=pool) for name, score in targets.items()
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,14 +244,19 @@ class _Layer:
 
     @classmethod
     def of(
-        cls, method: Tcav, features: Float[Tensor, "rows m"], gradients: Sequence[Float[Tensor, "_ m"]]
+        cls,
+        method: Tcav,
+        features: Float[Tensor, "rows m"],
+        gradients: Sequence[Float[Tensor, "_ m"]],
     ) -> "_Layer":
         rows = SharedRows(features, method.scaling)
         sizes = torch.tensor([len(g) for g in gradients])
         owner = torch.repeat_interleave(sizes)
         share = torch.nn.functional.one_hot(owner, len(gradients)) / sizes.double()
         spread = torch.stack([_spread(g) for g in gradients])
-        return cls(method, rows, RowProducts(rows, torch.cat(list(gradients))), owner, share, spread)
+        return cls(
+            method, rows, RowProducts(rows, torch.cat(list(gradients))), owner, share, spread
+        )
 
     def read(self, plans: Sequence[Plan]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return what is found for all concepts, stacked, and for each the null of its effect."""
@@ -245,7 +264,9 @@ class _Layer:
         stacked = {name: torch.stack([cell[name] for cell in cells]) for name in cells[0]}
         return stacked | {"gradient_spread": self.spread}, list(nulls)
 
-    def _concept(self, plan: Plan) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
+    def _concept(
+        self, plan: Plan
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
         runs = len(plan.fit)
         fits = self._fit(plan.fit)
         s = fits.project(self.products)
@@ -254,7 +275,9 @@ class _Layer:
         votes = _votes(s, self.share).mean(0)
         low, high = self._interval(plan.bootstrap, plan.input_weights, runs)
         scores = (s > 0).double() @ self.share
-        accuracy = torch.stack(fits.accuracy(plan.held_out.positive, plan.held_out.negative)).mean(0)
+        accuracy = torch.stack(fits.accuracy(plan.held_out.positive, plan.held_out.negative)).mean(
+            0
+        )
         effect, effect_null = self._effect(plan)
         found = {
             "scores": scores.T,
@@ -275,21 +298,27 @@ class _Layer:
     def _fit(self, pairs: Pairs) -> PairFits:
         return fit_pairs(self.rows, pairs.positive, pairs.negative, self.method.estimator)
 
-    def _sensitivities(self, pairs: Pairs, runs: int) -> Iterator[Float[Tensor, "sets runs inputs"]]:
+    def _sensitivities(
+        self, pairs: Pairs, runs: int
+    ) -> Iterator[Float[Tensor, "sets runs inputs"]]:
         """Yield sensitivities of some sets at a time; with no sets, nothing."""
         step = runs * max(1, _CHUNK // (runs * len(self.owner)))
         for start in range(0, len(pairs), step):
             found = self._fit(pairs.part(start, start + step)).project(self.products)
             yield found.reshape(-1, runs, found.shape[1])
 
-    def _votes(self, pairs: Pairs, runs: int) -> tuple[Float[Tensor, "sets runs targets"], Float[Tensor, " targets"]]:
+    def _votes(
+        self, pairs: Pairs, runs: int
+    ) -> tuple[Float[Tensor, "sets runs targets"], Float[Tensor, " targets"]]:
         """Return the votes of each set and run, and the root mean square sensitivity over all of them."""
         votes, squares = [], torch.zeros(self.share.shape[1], dtype=torch.float64)
         for s in self._sensitivities(pairs, runs):
             votes.append(_votes(s, self.share))
             squares += s.square().sum((0, 1)) @ self.share
         if not votes:
-            return torch.zeros(0, runs, len(squares), dtype=torch.float64), torch.full_like(squares, torch.nan)
+            return torch.zeros(0, runs, len(squares), dtype=torch.float64), torch.full_like(
+                squares, torch.nan
+            )
         return torch.cat(votes), (squares / len(pairs)).sqrt()
 
     def _interval(
@@ -299,16 +328,22 @@ class _Layer:
             unknown = torch.full((self.share.shape[1],), torch.nan, dtype=torch.float64)
             return unknown, unknown
         rising = torch.cat([(s > 0).double().mean(1) for s in self._sensitivities(pairs, runs)])
-        return percentile_interval((rising * weights) @ (self.share > 0).double(), self.method.level)
+        return percentile_interval(
+            (rising * weights) @ (self.share > 0).double(), self.method.level
+        )
 
-    def _smooth(self, whole: Pairs, typical: Float[Tensor, " targets"]) -> Float[Tensor, " targets"]:
+    def _smooth(
+        self, whole: Pairs, typical: Float[Tensor, " targets"]
+    ) -> Float[Tensor, " targets"]:
         if typical.isnan().all():
             return typical
         s = self._fit(whole).project(self.products)[0]
         scale = (self.method.temperature * typical)[self.owner]
         return torch.where(s == 0, 0.5, torch.special.ndtr(s / scale)) @ self.share
 
-    def _effect(self, plan: Plan) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
+    def _effect(
+        self, plan: Plan
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
         products = self.products.weighted(0)
         concept, others = plan.whole.positive[0], plan.whole.negative[0]
         rows = torch.cat([concept, others])
@@ -317,16 +352,23 @@ class _Layer:
         for targets, design in plan.designs:
             own = torch.stack([products[self.owner == target][:, rows] for target in targets])
             found = layer_effect(own, design)
-            bounds[:, targets] = torch.stack([found.effect, *found.interval(design.groups, self.method.level)])
+            bounds[:, targets] = torch.stack(
+                [found.effect, *found.interval(design.groups, self.method.level)]
+            )
             null[:, targets] = found.null
         slope = self.share.T @ products
-        controls = [slope[:, torch.from_numpy(r)].mean(1) - slope[:, others].mean(1) for r in plan.control_rows]
+        controls = [
+            slope[:, torch.from_numpy(r)].mean(1) - slope[:, others].mean(1)
+            for r in plan.control_rows
+        ]
         names = ("effect", "effect_low", "effect_high")
         values = dict(zip(names, bounds, strict=True))
         return values | {"effect_p_controls": _rank(bounds[0], controls)}, null
 
 
-def _rank(effect: Float[Tensor, " targets"], controls: Sequence[Float[Tensor, " targets"]]) -> Float[Tensor, " targets"]:
+def _rank(
+    effect: Float[Tensor, " targets"], controls: Sequence[Float[Tensor, " targets"]]
+) -> Float[Tensor, " targets"]:
     if not controls:
         return torch.full_like(effect, torch.nan)
     return permutation_p(effect.abs(), torch.stack(list(controls)).abs())
@@ -368,7 +410,9 @@ def _tests(
     if len(null):
         # The original code compares R runs with R(R - 1) runs of random sets against the same R random sets.
         random = null[: len(scores) - 1].flatten(0, 1)
-        found["p_code"] = code_t_test(scores.T, random.T) if several and len(random) > 1 else unknown
+        found["p_code"] = (
+            code_t_test(scores.T, random.T) if several and len(random) > 1 else unknown
+        )
         found["null_low"], found["null_high"] = percentile_interval(null.mean(1), level)
     return found
 

@@ -163,7 +163,10 @@ class TcavResult(Result):
                     row["accuracy_min"] = float(self.accuracy[i, c].min())
                     row["accuracy_p"] = float(self.accuracy_p[i, c])
                     row["stability"] = float(self.stability[i, c])
-                    row |= {name: bool(getattr(self, name)[i, c, k]) for name in ("significant", "effect_significant")}
+                    row |= {
+                        name: bool(getattr(self, name)[i, c, k])
+                        for name in ("significant", "effect_significant")
+                    }
                     row["linear_tail"] = bool(self.linear_tail[i, k])
                     rows.append(row)
         return pd.DataFrame(rows)
@@ -177,7 +180,9 @@ class TcavResult(Result):
         if ax is None:
             from matplotlib.figure import Figure
 
-            ax = Figure(figsize=(1.5 + 0.5 * self.mean[..., 0].numel(), 3.2), layout="constrained").add_subplot()
+            ax = Figure(
+                figsize=(1.5 + 0.5 * self.mean[..., 0].numel(), 3.2), layout="constrained"
+            ).add_subplot()
         k = 0 if target is None else self.targets.index(target)
         width = 0.8 / len(self.concepts)
         for c, concept in enumerate(self.concepts):
@@ -186,7 +191,14 @@ class TcavResult(Result):
             band = self.null_high[:, c, k] - self.null_low[:, c, k]
             ax.bar(x, band, width, bottom=self.null_low[:, c, k], color="0.9", zorder=0)
             bars = ax.bar(x, mean, 0.8 * width, label=concept, alpha=0.8)
-            ax.errorbar(x, mean, torch.stack([mean - low, high - mean]).clamp(min=0), fmt="none", ecolor="0.2", lw=1)
+            ax.errorbar(
+                x,
+                mean,
+                torch.stack([mean - low, high - mean]).clamp(min=0),
+                fmt="none",
+                ecolor="0.2",
+                lw=1,
+            )
             for i, bar in enumerate(bars):
                 bar.set_hatch(None if self.exists[i, c] else "///")
                 if self.significant[i, c, k]:
@@ -201,5 +213,6 @@ class TcavResult(Result):
         from html import escape
 
         notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
-        return f"{self.to_pandas().to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
-
+        return (
+            f"{self.to_pandas().to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
+        )

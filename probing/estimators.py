@@ -19,6 +19,7 @@ from probing.systems import PairSystem, less_class_mean
 
 MAX_STEPS = 100
 TOLERANCE = 1e-9
+AFFORDABLE_ROWS = 1500
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,12 @@ class Lda:
             output = system.times(alpha)
             spread = less_class_mean(output.unsqueeze(-1), signs).squeeze(-1)
             left = contrast - floor * alpha - (1 - shrinkage) / count * spread
-        ratio = _dot(left, system.times(left)) / _dot(contrast, system.times(contrast))
+        # Equal means make no difference to be relative to, hence the share of a row's own square.
+        least = 1e-12 * _sum(system.lengths()) / count
+        size = _dot(contrast, system.times(contrast)).clamp_min(0) + least
+        certificate = (_dot(left, system.times(left)).clamp_min(0) / size).sqrt()
         odds = _sum((signs > 0).double()) / _sum((signs < 0).double())
         intercept = odds.log() - _dot(output, contrast.abs()) / 2
-        certificate = ratio.nan_to_num(0).clamp_min(0).sqrt()
         return PairSolution(alpha, intercept.squeeze(1), certificate.squeeze(1))
 
     def _shrinkage(self, within: PairSystem, scatter: Tensor, count: Tensor) -> Tensor:
@@ -234,9 +237,11 @@ class Hinge:
         _check_penalty(self.penalty)
 
     def __call__(self, system: PairSystem) -> PairSolution:
-        # Weights on rows range over twenty decades near the optimum, too many for products of
-        # features: the problem is solved on products of rows even where those are more.
-        system, signs = system.squared(), system.signs
+        # Near the optimum weights on rows range over twenty decades, too many for products of
+        # features: as long as products of rows can be afforded, those are used.
+        if system.signs.shape[1] <= AFFORDABLE_ROWS:
+            system = system.squared()
+        signs = system.signs
         limit = 1 / (self.penalty * _sum(signs.abs()))
         point = _start(system, limit)
         certificate = torch.full_like(limit, torch.inf)

@@ -20,19 +20,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 _THUMBNAIL = 256  # pixels: enough for a montage
 
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probing.background import LoadAhead, WriteBehind
-from probing.examples import ExampleSet
 from probing.fingerprint import bytes_id, tensor_id
-from probing.passes import Pool, Runner
+from probing.jobs import Job, Rows, StoreStats
+from probing.passes import Runner
 from probing.precision import Precision, device_of
 from probing.progress import Progress
-from probing.scores import Score
 from probing.shards import DamagedShardError, Disk, ShardWriter, Space
 from probing.tiers import MemoryTier, Place, gather
 
@@ -34,63 +33,6 @@ class StaleRowsError(RuntimeError):
 
 class RaggedRowsError(ValueError):
     """Examples of one set give a layer's outputs different shapes."""
-
-
-@dataclass
-class StoreStats:
-    """What a store did, counted in examples; damaged shards are counted as shards.
-
-    Attributes:
-        forward_rows: passed forward to fill rows.
-        backward_rows: passed backward to fill rows, once per score.
-        reused_rows: served without a pass.
-        canary_rows: passed again to check stored rows.
-        estimate_rows: passed forward for an estimate.
-        dropped_shards: shards found damaged, and their rows computed again.
-    """
-
-    forward_rows: int = 0
-    backward_rows: int = 0
-    reused_rows: int = 0
-    canary_rows: int = 0
-    estimate_rows: int = 0
-    dropped_shards: int = 0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a request: positions in the example set, outputs by layer, and gradients by score and layer."""
-
-    positions: list[int]
-    activations: dict[str, Tensor]
-    gradients: list[dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request: which rows of which spaces, and how to compute them."""
-
-    model: nn.Module
-    layers: tuple[str, ...]
-    scores: tuple[Score, ...]
-    pool: Pool
-    outputs: dict[str, Space]
-    slopes: tuple[dict[str, Space], ...]
-    examples: ExampleSet
-    positions: dict[str, list[int]]
-
-    @property
-    def spaces(self) -> list[Space]:
-        """All spaces that rows are asked of, each once."""
-        return list(
-            dict.fromkeys(
-                space for by_layer in (self.outputs, *self.slopes) for space in by_layer.values()
-            )
-        )
-
-    def load(self, ids: Sequence[str]) -> Tensor:
-        """Return examples by id."""
-        return self.examples.load([self.positions[e][0] for e in ids])
 
 
 _Found = dict[Space, dict[str, Place]]

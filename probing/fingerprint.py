@@ -311,7 +311,7 @@ def _class_parts(cls: type) -> Iterator[str]:
     """
     for base in cls.__mro__:
         yield f"{base.__module__}.{base.__qualname__}"
-        library = base.__module__.split(".")[0] in {"torch", "builtins", "typing", "abc"}
+        library = base.__module__.split(".")[0] in {"torch", "typing", "abc"}
         if not library:
             yield _source(base)
         for name, member in vars(base).items():

@@ -71,10 +71,11 @@ class PairFits:
     def norms(self) -> Float[Tensor, " fits"]:
         """Length of each normal: decision per unit along it, or the length of a mean difference."""
         square, bound = [], []
-        for weights in self._weights(torch.ones_like(self.intercepts)):
+        for part, weights in self._weights(torch.ones_like(self.intercepts)):
             length, sizes = self._squares(weights)
+            terms = self.coefficients[part].abs() * sizes.sqrt()[self.index[part].clamp_min(0)]
             square.append(length)
-            bound.append((weights.abs() @ sizes.sqrt()).square())
+            bound.append(terms.sum(1).square())
         return _cancelled(torch.cat(square), torch.cat(bound)).clamp_min(0).sqrt()
 
     def project(self, vectors: Float[Tensor, "k m"] | RowProducts) -> Float[Tensor, "fits k"]:
@@ -137,15 +138,16 @@ class PairFits:
         return (correct * present).sum(1) / present.sum(1)
 
     def _unit_weights(self) -> Iterator[Tensor]:
-        return self._weights(torch.where(self.norms > 0, 1 / self.norms, 0))
+        inverse = torch.where(self.norms > 0, 1 / self.norms, 0)
+        return (weights for _, weights in self._weights(inverse))
 
-    def _weights(self, factors: Tensor) -> Iterator[Tensor]:
+    def _weights(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield factor times normal as weights on all rows, some fits at a time."""
         n = len(self.rows)
         for part in _parts(len(self.index), n):
             known = self.coefficients[part] * factors[part].unsqueeze(1)
             empty = torch.zeros(len(known), n, dtype=known.dtype, device=known.device)
-            yield empty.scatter_add_(1, self.index[part].clamp_min(0), known)
+            yield part, empty.scatter_add_(1, self.index[part].clamp_min(0), known)
 
     def _squares(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared lengths, in the space of normals, of weighted sums of rows and of rows."""
@@ -242,12 +244,15 @@ def _check_index(side: str, table: Tensor, rows: int) -> None:
             f"{side} rows must be indices from 0 to {rows - 1}, or -1 for none, got "
             f"{int(table.min())} to {int(table.max())}."
         )
-    counts = (table >= 0).sum(1)
-    if not len(table) or int(counts.min()) < 2:
-        fit = int(counts.argmin()) if len(table) else 0
+    if not len(table):
         raise ValueError(
-            f"a classifier needs 2 {side} rows or more, got {int(counts.min()) if len(table) else 0}"
-            f" in fit {fit}: add examples."
+            f"a classifier needs 2 {side} rows or more, got none: give it a line of indices."
+        )
+    counts = (table >= 0).sum(1)
+    if int(counts.min()) < 2:
+        raise ValueError(
+            f"a classifier needs 2 {side} rows or more, got {int(counts.min())} in fit "
+            f"{int(counts.argmin())}: add examples."
         )
 
 

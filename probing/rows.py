@@ -41,6 +41,8 @@ class SharedRows:
                 f"rows to add must have {self.base.features.shape[1]} features, got "
                 f"{self.features.shape[1]}: read them at the same layer."
             )
+        if not len(self.features):
+            raise DegenerateRowsError("features must have a row or more, got no rows.")
         if not self._mean.isfinite().all():
             rows = (~self.features.isfinite().all(1)).nonzero().flatten().tolist()
             raise DegenerateRowsError(

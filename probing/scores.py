@@ -78,7 +78,7 @@ class Score:
         return _in_unit(scores, target, self.unit)
 
     def _targets(
-        self, scores: Float[Tensor, "n classes"], rows: Int[Tensor, " n"] | None
+        self, scores: Float[Tensor, "n classes"], rows: Tensor | None
     ) -> Int[Tensor, " n"]:
         """Return the class of each row of scores."""
         if isinstance(self.target, int) and not isinstance(self.target, bool):
@@ -130,8 +130,11 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
         raise OutputError(
             f"the model returns {_holds(output)}; name the class scores with Score(output=…)."
         )
-    if output.ndim != 2:
-        raise OutputError(f"class scores must be [n, classes], got shape {tuple(output.shape)}.")
+    if output.ndim != 2 or not output.is_floating_point():
+        raise OutputError(
+            "class scores must be real numbers of shape [n, classes], "
+            f"got {output.dtype} of shape {tuple(output.shape)}."
+        )
     return output
 
 

@@ -15,26 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet, Subset
-from probing.extraction import Engine, Job, Rows, StoreStats
-from probing.fingerprint import model_id
-from probing.layers import expand
+from probing.extraction import Engine
+from probing.jobs import Estimate, Job, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
 from probing.precision import Precision
-from probing.scores import Score, refuse_training
-from probing.shards import Disk, Space
+from probing.scores import Score
+from probing.shards import Disk
 from probing.tiers import MemoryTier
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a request would cost: examples to compute of those asked for, and bytes of rows to keep."""
-
-    missing: int
-    examples: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.missing} of {self.examples} examples to compute, {self.bytes / 1e6:,.1f} MB of rows"
 
 
 @dataclass
@@ -104,7 +91,7 @@ class ActivationStore:
             return self.gradients_of([score], layers, examples, pool=pool)[0]
         targets = score.target.tolist()
         if len(targets) != len(examples):
-            raise ValueError(
+            raise RequestError(
                 f"score.target has {len(targets)} classes for {len(examples)} examples: give one each."
             )
         found: dict[str, Tensor] = {}
@@ -132,7 +119,7 @@ class ActivationStore:
         Example:
             >>> by_class = store.gradients_of([Score(net, k) for k in classes], ["layer4"], images, pool="mean")
         """
-        job = self._job(_model_of(scores), layers, examples, pool, scores)
+        job = self._job(model_of(scores), layers, examples, pool, scores)
         return self._collect(replace(job, outputs={})).gradients
 
     def read(
@@ -147,7 +134,7 @@ class ActivationStore:
 
         Both come from one pass where they have the same precision. Raises as `activations`.
         """
-        return self._collect(self._job(_model_of(scores), layers, examples, pool, scores))
+        return self._collect(self._job(model_of(scores), layers, examples, pool, scores))
 
     def batches(
         self, model: nn.Module, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
@@ -193,23 +180,7 @@ class ActivationStore:
         pool: Pool,
         scores: Sequence[Score] = (),
     ) -> Job:
-        refuse_training(model)
-        if not len(examples):
-            raise ValueError("the example set is empty: there is nothing to read.")
-        names, weights = expand(model, layers), model_id(model)
-
-        def spaces(quantity: str, precision: Precision) -> dict[str, Space]:
-            return {
-                n: Space(weights, type(model).__name__, n, quantity, pool, precision.kind)
-                for n in names
-            }
-
-        slopes = tuple(spaces(_quantity(score), self.precision.gradients) for score in scores)
-        positions: dict[str, list[int]] = {}
-        for i, example in enumerate(examples.ids):
-            positions.setdefault(example, []).append(i)
-        outputs = spaces("activation", self.precision)
-        return Job(model, names, tuple(scores), pool, outputs, slopes, examples, positions)
+        return Job.of(model, layers, examples, pool, self.precision, scores)
 
     def _collect(self, job: Job) -> Rows:
         n = len(job.examples)
@@ -226,18 +197,3 @@ class ActivationStore:
                         whole[layer] = rows.new_empty((n, *rows.shape[1:]))
                     whole[layer][piece.positions] = rows
         return total
-
-
-def _model_of(scores: Sequence[Score]) -> nn.Module:
-    if not scores or any(score.model is not scores[0].model for score in scores):
-        raise ValueError("scores must be one or more scores of the same model.")
-    return scores[0].model
-
-
-def _quantity(score: Score) -> str:
-    if not isinstance(score.target, int):
-        raise ValueError(
-            "several scores must have one class each; use gradients(score, …) for one class per example."
-        )
-    part = "" if score.output is None else f" of output {score.output!r}"
-    return f"gradient of {score.unit} {score.target}{part}"

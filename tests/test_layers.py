@@ -19,7 +19,9 @@ def test_the_empty_path_is_the_model_itself() -> None:
 
 
 def test_an_unknown_path_names_the_model_the_path_and_its_near_names() -> None:
-    with pytest.raises(LayerNotFoundError, match=r"ConvNet has no layer 'featres\.2'.*'features\.2'") as caught:
+    with pytest.raises(
+        LayerNotFoundError, match=r"ConvNet has no layer 'featres\.2'.*'features\.2'"
+    ) as caught:
         resolve(ConvNet(), "featres.2")
     assert isinstance(caught.value, LookupError)
     assert caught.value.__suppress_context__
@@ -31,7 +33,8 @@ def test_a_path_near_to_none_shows_the_first_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["forward", "training", "head.weight", "head.", ".head", "features.9", "features.-1", "head:0"]
+    "path",
+    ["forward", "training", "head.weight", "head.", ".head", "features.9", "features.-1", "head:0"],
 )
 def test_what_is_no_module_is_no_layer(path: str) -> None:
     with pytest.raises(LayerNotFoundError, match="ConvNet has no layer"):
@@ -48,7 +51,12 @@ def test_a_glob_gives_its_matches_in_the_order_of_the_model_and_never_the_model(
         "pool",
         "head",
     )
-    assert expand(ConvNet(), ["features.?"]) == ("features.0", "features.1", "features.2", "features.3")
+    assert expand(ConvNet(), ["features.?"]) == (
+        "features.0",
+        "features.1",
+        "features.2",
+        "features.3",
+    )
     assert expand(ConvNet(), ["features.[13]"]) == ("features.1", "features.3")
 
 
@@ -79,7 +87,7 @@ def test_globs_distinguish_upper_and_lower_case() -> None:
 
 def test_a_numbered_call_is_kept_as_an_address() -> None:
     assert expand(SharedReluNet(), ["relu:1", "relu"]) == ("relu:1", "relu")
-    with pytest.raises(LayerNotFoundError, match="'rleu'.*'relu'"):
+    with pytest.raises(LayerNotFoundError, match=r"'rleu'.*'relu'"):
         expand(SharedReluNet(), ["rleu:1"])
 
 

@@ -263,6 +263,13 @@ def test_streamed_top_examples_equal_the_sorted_ones_ties_included(
     assert top.indices.T.tolist() == expected_indices
 
 
+def test_of_many_equal_values_the_first_examples_stay(generator: torch.Generator) -> None:
+    top = TopK(100)
+    for chunk in torch.randperm(400, generator=generator).split(50):
+        top.add(torch.ones(50, 1), chunk)
+    assert top.value().indices[:, 0].tolist() == list(range(100))
+
+
 def test_top_examples_keep_k_rows_only(generator: torch.Generator) -> None:
     top = TopK(3)
     for start in range(0, 1000, 100):

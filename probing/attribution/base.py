@@ -80,9 +80,7 @@ class Attribution(Result):
         """
         if self.geometry is None:
             return self.values
-        rows, columns = (
-            _interpolation(self.values, axis, self.geometry) for axis in range(2)
-        )
+        rows, columns = (_interpolation(self.values, axis, self.geometry) for axis in range(2))
         return rows @ self.values @ columns.T
 
 
@@ -139,14 +137,40 @@ def attribution(
         score.target.tolist() if isinstance(score.target, Tensor) else [score.target] * len(inputs)
     )
     provenance = replace(Provenance.collect(method=method), model=identity(score.model))
-    return Attribution(
-        provenance, values.detach(), value.detach(), tuple(targets), score.unit, **facts
-    )  # type: ignore[arg-type]  # the facts are fields of their own, checked by name
+    fixed = (provenance, values.detach(), value.detach(), tuple(targets), score.unit)
+    return Attribution(*fixed, **facts)  # type: ignore[arg-type]  # fields, checked by name
 
 
 def in_chunks(count: int, size: int, work: Callable[[slice], T]) -> list[T]:
     """Call `work` on consecutive slices of at most `size`."""
     return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+class Moments:
+    """Running mean and variance over the first axis (Chan et al. 1983, eq. 2.1); give it float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Float[Tensor, "count *shape"]) -> None:
+        """Take in more values."""
+        mean, total = values.mean(0), self.count + len(values)
+        step = mean - self._mean
+        between = step.square() * (self.count * len(values) / total)
+        self._squares = self._squares + (values - mean).square().sum(0) + between
+        self._mean = self._mean + step * (len(values) / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Float[Tensor, "*shape"]:
+        """The mean so far."""
+        return self._mean
+
+    @property
+    def variance(self) -> Float[Tensor, "*shape"]:
+        """The unbiased variance so far; zero for a single value."""
+        return self._squares / max(self.count - 1, 1)
 
 
 _KNOWN: ContextVar[tuple[tuple[nn.Module, str], ...]] = ContextVar("known models", default=())

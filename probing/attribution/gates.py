@@ -81,13 +81,15 @@ class Gates(TorchFunctionMode):
             return func(*args, **named)
         named.pop("input", None)
         self.count += 1
-        return _Gate.apply(x, lambda u: func(u, *args[1:], **named), gate[0], self._rule)  # type: ignore[no-untyped-call]
+        return _Gate.apply(x, lambda u: func(u, *args[1:], **named), gate[0], self._rule)
 
     def _ceiling(
         self, name: str, args: tuple[object, ...], named: dict[str, object]
     ) -> tuple[Ceiling] | None:
         """Return where a rectifier saturates (infinity: nowhere; None: a smooth gate); nothing for other calls."""
-        if name in _RELU or (name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)):
+        if name in _RELU or (
+            name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)
+        ):
             return (torch.inf,)
         if name in _RELU6:
             return (6.0,)
@@ -118,7 +120,7 @@ class Gates(TorchFunctionMode):
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, call, ceiling, rule):  # type: ignore[no-untyped-def]  # noqa: D102
+    def forward(ctx, x, call, ceiling, rule):  # type: ignore[no-untyped-def]
         ctx.rule, ctx.ceiling = rule, ceiling
         if ceiling is None and rule == "guided":
             with torch.enable_grad():
@@ -132,7 +134,7 @@ class _Gate(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: D102
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         kept = gradient.clamp(min=0)
         if ctx.rule == "guided":
             (saved,) = ctx.saved_tensors
@@ -174,11 +176,8 @@ def _gate_kind(node: Node) -> str | None:
     kind = _NODES.get(node.name())
     if kind in {"clamp", "hardtanh"}:
         low = getattr(node, "_saved_min_val" if kind == "hardtanh" else "_saved_min", None)
-        return kind if low is None or isinstance(low, Tensor) or low == 0 else None
+        return kind if isinstance(low, int | float) and low == 0 else None
     if kind == "maximum":
-        return kind if not any(map(_is_nonzero, (node._saved_self, node._saved_other))) else None  # type: ignore[attr-defined]
+        sides = (node._saved_self, node._saved_other)  # type: ignore[attr-defined]
+        return None if all(bool(side.any()) for side in sides) else kind
     return kind
-
-
-def _is_nonzero(tensor: Tensor) -> bool:
-    return bool(tensor.count_nonzero())

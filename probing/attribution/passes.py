@@ -24,9 +24,11 @@ from probing.scores import OutputError, Score
 
 T = TypeVar("T")
 BatchSize = int | Literal["auto"]
-"""Rows (examples × steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""
+"""Rows (examples times steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""
 Call = Callable[[Tensor, Tensor | None], object]
 """(points, of which example each is a variant) → the model's output."""
+
+FLOAT32 = Precision("float32")
 
 # Elements of a batch that suit a CPU: activations past 32 MB go back to the kernel and are faulted in again.
 _CPU_ELEMENTS = 8 * 3 * 224 * 224
@@ -60,7 +62,7 @@ class Passes:
         score: Score,
         inputs: Tensor,
         batch_size: BatchSize = "auto",
-        precision: Precision | None = None,
+        precision: Precision = FLOAT32,
         layers: Collection[str] = (),
     ) -> "Passes":
         """Prepare a score's model for inputs like these.
@@ -69,13 +71,12 @@ class Passes:
             score: what is explained.
             inputs: whose size decides how many make up a chunk.
             batch_size: rows of a pass.
-            precision: how the copy computes; `float32` if None.
+            precision: how the copy computes.
             layers: paths whose outputs will be read.
 
         Raises:
             InputError: for a batch size that is none.
         """
-        precision = Precision() if precision is None else precision
         device = device_of(score.model)
         key = ("prepared", precision, frozenset(layers), device)
         copy = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device))
@@ -179,7 +180,12 @@ class Passes:
             ) from error
 
     def attribution(
-        self, method: AttributionMethod, inputs: Tensor, values: Tensor, value: Tensor, **facts: object
+        self,
+        method: AttributionMethod,
+        inputs: Tensor,
+        values: Tensor,
+        value: Tensor,
+        **facts: object,
     ) -> Attribution:
         """Return a method's result, with these passes counted in it."""
         counts = {"n_forward": self.n_forward, "n_backward": self.n_backward}

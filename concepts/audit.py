@@ -1,0 +1,228 @@
+"""The main job: one audit file in, one folder of results and one report out."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concepts.auditfile import read_audit
+from concepts.findings import reading
+from concepts.likeness import likeness_rows, picture_name, position_rows
+from concepts.material import Material
+from concepts.measure import Meter
+from concepts.page import write_report
+from concepts.results import AuditResults, TargetInfo, shown_layer
+from concepts.tabulate import (
+    backdrops,
+    cell_rows,
+    concept_infos,
+    layer_rows,
+    picked_rows,
+    swap_rows,
+)
+from probing.fingerprint import content_id
+from probing.precision import Precision
+from probing.provenance import Provenance
+from probing.scores import Score
+from probing.shards import default_root
+from probing.store import ActivationStore
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Say = Callable[[str], object]
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def run_audit(
+    file: Path,
+    out: Path,
+    *,
+    store_root: Path | None = None,
+    progress: bool | None = None,
+    say: Say = _say,
+) -> AuditResults:
+    """Run an audit and write its results and report.
+
+    The folder gets `results.json`, `tables/*.csv`, `figures/*.png` and `*.pdf`, the pictures shown, `provenance.json`
+    and `report.html`. Everything but `results.json` and `provenance.json` is made of these two by `rebuild`.
+
+    Args:
+        file: the audit file; paths in it start at its folder.
+        out: the folder of results, made if missing.
+        store_root: the cache of activations; by default the one of all commands.
+        progress: a bar on stderr; None shows it on a terminal.
+        say: takes what there is to be done, before, and what was reused, after; by default to stderr.
+
+    Raises:
+        concepts.schema.SchemaError: if the audit file is no audit file.
+        concepts.material.AuditError: if its parts do not fit each other.
+        ValueError, LookupError, RuntimeError, OSError, ImportError: as raised for models, manifests and stores.
+    """
+    audit = read_audit(file)
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    material = Material.of(audit, file.parent)
+    store = ActivationStore(
+        store_root or default_root(), precision=Precision(audit.model.precision), progress=progress
+    )
+    say(_ahead(material, store))
+    meter, done = _read(material, store)
+    results = _results(meter)
+    results.save(out)
+    _save_pictures(meter, results, out / "images")
+    _save_provenance(material, done, out)
+    rebuild(out)
+    say(f"{done} Report: {out / 'report.html'}")
+    return results
+
+
+def rebuild(out: Path) -> AuditResults:
+    """Make tables, figures and the report again from what was saved; no model is loaded or run.
+
+    Raises:
+        concepts.results.ResultsError: if the folder holds no readable results.
+    """
+    results = AuditResults.load(out)
+    _write_tables(results, out / "tables")
+    document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
+    return write_report(out, document)
+
+
+def _ahead(material: Material, store: ActivationStore) -> str:
+    """Say what there is to be done."""
+    model, pool = material.loaded.model, material.file.model.pool
+    layers = [*material.layers, ""]
+    rows = store.estimate(model, layers, material.examples, pool=pool)
+    slopes = store.estimate(
+        model,
+        material.layers,
+        material.subset(material.inputs),
+        pool=pool,
+        scores=_scores(material),
+    )
+    return (
+        f"Audit {material.file.name!r}: {len(material.examples)} images at {len(material.layers)} layers and the logits: "
+        f"{rows}. Gradients of {len(material.targets)} logits at {len(material.inputs)} inputs: {slopes}. "
+        f"Rows are kept in {store.root}."
+    )
+
+
+def _scores(material: Material) -> list[Score]:
+    return [Score(material.loaded.model, index) for index in material.targets.values()]
+
+
+def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
+    """Read all rows, in one pass over the images and one over the inputs, and say how many were reused."""
+    model, pool = material.loaded.model, material.file.model.pool
+    before = store.stats.reused_rows
+    rows = store.activations(model, [*material.layers, ""], material.examples, pool=pool)
+    images = store.stats.reused_rows - before
+    store.gradients_of(
+        _scores(material), material.layers, material.subset(material.inputs), pool=pool
+    )
+    inputs = store.stats.reused_rows - before - images
+    canaries = store.stats.canary_rows
+    checked = f"; {canaries} canary rows recomputed and equal" if canaries else ""
+    done = (
+        f"Reused {images} of {len(set(material.examples.ids))} rows of images and {inputs} of {len(material.inputs)} of "
+        f"gradients; {store.stats.forward_rows} forward and {store.stats.backward_rows} backward passes{checked}."
+    )
+    features = {layer: rows[layer].flatten(1).cpu() for layer in material.layers}
+    return Meter(material, store, features, rows[""].cpu()), done
+
+
+def _results(meter: Meter) -> AuditResults:
+    material, audit = meter.material, meter.material.file
+    measured = [meter.contrast(sets) for sets in material.contrasts]
+    single = meter.concepts()
+    layers = tuple(layer_rows(material, measured, single))
+    shown = {r.concept: shown_layer(r.concept, layers) for r in layers}
+    return AuditResults(
+        name=audit.name,
+        title=audit.title,
+        question=audit.question,
+        model=audit.model.reference,
+        weights=material.loaded.weights,
+        layers=material.layers,
+        level=audit.statistics.level,
+        alpha=audit.statistics.alpha,
+        trust=audit.statistics.trust,
+        cluster_by=material.cluster_by,
+        fitted_on=tuple(sorted(material.fitted_on)),
+        judged_on=tuple(sorted(material.judged_on)),
+        inputs=audit.inputs.about,
+        input_count=len(material.inputs),
+        targets=tuple(_targets(material)),
+        concepts=tuple(concept_infos(material, measured, single)),
+        layer_rows=layers,
+        cells=tuple(cell_rows(measured, single)),
+        swaps=tuple(swap_rows(material, measured)),
+        backdrops=tuple(backdrops(measured)),
+        picked=tuple(picked_rows(material, measured)),
+        likeness=tuple(likeness_rows(meter, measured, shown)),
+        positions=tuple(position_rows(meter, measured, shown)),
+        sources=tuple(
+            (m.file.name, f"{m.file.source}. Licence: {m.file.licence}.")
+            for m in material.manifests
+        ),
+        limits=tuple(audit.limits),
+    )
+
+
+def _targets(material: Material) -> list[TargetInfo]:
+    pairs = zip(material.file.targets, material.targets.items(), strict=True)
+    return [
+        TargetInfo(name, index, spec.group, spec.reason, dict(spec.expect))
+        for spec, (name, index) in pairs
+    ]
+
+
+def _save_pictures(meter: Meter, results: AuditResults, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    wanted = {row.image for row in results.likeness}
+    for i in range(len(meter.material.examples)):
+        name = picture_name(meter, i)
+        if name in wanted and not (folder / name).exists():
+            picture = meter.material.examples.image(i)
+            picture.thumbnail((96, 96))
+            picture.save(folder / name)
+
+
+def _save_provenance(material: Material, done: str, out: Path) -> None:
+    provenance = Provenance.collect(
+        model=material.loaded.model, examples=content_id(list(material.examples.ids))
+    )
+    document = asdict(provenance) | {"audit": material.file.model_dump(), "rows": done}
+    document["weights"] = material.loaded.weights
+    del document["method"]
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    (out / "provenance.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_tables(results: AuditResults, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    said = [reading(results, c) if results.of(c.concept).matched else "" for c in results.cells]
+    _write_csv(folder / "classes_by_layer.csv", results.cells, {"reading": said})
+    _write_csv(folder / "layers.csv", results.layer_rows)
+    _write_csv(folder / "swaps.csv", results.swaps)
+    _write_csv(folder / "picked_classes.csv", results.picked)
+    _write_csv(folder / "likeness.csv", results.likeness)
+    _write_csv(folder / "positions.csv", results.positions)
+
+
+def _write_csv(
+    path: Path, rows: "Sequence[DataclassInstance]", more: dict[str, Sequence[str]] | None = None
+) -> None:
+    extra = more or {}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if rows:
+            writer.writerow([*(f.name for f in fields(rows[0])), *extra])
+        for i, row in enumerate(rows):
+            writer.writerow([*asdict(row).values(), *(column[i] for column in extra.values())])

@@ -1,0 +1,42 @@
+"""Explanations of single inputs; `METHODS` lists them by the names that the command line takes."""
+
+from probing.attribution.base import AttributionMethod
+from probing.attribution.cam import (
+    CAM,
+    AblationCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+)
+from probing.attribution.gradient import (
+    Deconvolution,
+    GradientTimesInput,
+    GuidedBackprop,
+    Saliency,
+    SmoothGrad,
+)
+from probing.attribution.path import (
+    ExpectedGradients,
+    IntegratedGradients,
+    LayerIntegratedGradients,
+)
+
+METHODS: dict[str, type[AttributionMethod]] = {
+    "saliency": Saliency,
+    "gradient_times_input": GradientTimesInput,
+    "guided_backprop": GuidedBackprop,
+    "deconvolution": Deconvolution,
+    "smoothgrad": SmoothGrad,
+    "ig": IntegratedGradients,
+    "layer_ig": LayerIntegratedGradients,
+    "expected_gradients": ExpectedGradients,
+    "cam": CAM,
+    "gradcam": GradCAM,
+    "gradcam++": GradCAMPlusPlus,
+    "guided_gradcam": GuidedGradCAM,
+    "hirescam": HiResCAM,
+    "layercam": LayerCAM,
+    "ablationcam": AblationCAM,
+}

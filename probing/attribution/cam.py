@@ -1,0 +1,423 @@
+"""Class activation maps: which places of a layer's map raise a score, by weights of its channels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from probing.attribution.base import (
+    Attribution,
+    Geometry,
+    InputError,
+    RefusedError,
+    attribution,
+    checked,
+    in_chunks,
+    unchanged,
+)
+from probing.attribution.gradient import GuidedBackprop
+from probing.attribution.maps import Layout, Ran, cam_layer, layers_run
+from probing.attribution.passes import FLOAT32, BatchSize, Passes, remembered
+from probing.attribution.tail import agree, is_affine, rerun, tail_of
+from probing.gradients import score_gradients
+from probing.hooks import capture
+from probing.layers import resolve
+from probing.precision import Precision
+from probing.scores import Score, class_scores
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A score, inputs, and the layer whose maps are weighed."""
+
+    passes: Passes
+    inputs: Tensor
+    layer: str
+    layout: Layout
+
+    def slopes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the score, the layer's output, the score's gradient there, and the model's class scores."""
+        parts = in_chunks(len(self.inputs), self.passes.chunk, self._slopes)
+        score, output, slope, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return score, output, slope, classes
+
+    def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        passes, rows = self.passes, torch.arange(part.start, part.stop)
+        score = passes.score
+        if isinstance(score.target, Tensor):
+            score = Score(score.model, score.target[rows], score.unit, score.output)
+        with torch.inference_mode(False), torch.enable_grad():
+            with capture(score.model, [self.layer], graph=True) as kept:
+                output = passes.output(self.inputs[part])
+            [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
+        passes.n_backward += len(rows)
+        classes = class_scores(output, score.output)
+        found = (score.read(output), kept[self.layer], slope, classes)
+        return cast(
+            "tuple[Tensor, Tensor, Tensor, Tensor]",
+            tuple(t.detach().to(self.inputs) for t in found),
+        )
+
+
+@dataclass(frozen=True)
+class _LayerMap(ABC):
+    """What all maps of a layer have in common.
+
+    Attributes:
+        layer: a dotted path. By default the last layer whose map has the resolution of the last convolution (its
+            non-linearity and residual sum included); in a vision transformer the last layer of patch tokens that
+            the score depends on. The result names it.
+        grid: rows and columns of patches, for tokens whose number does not tell; class tokens before them are
+            left out.
+        channels_last: whether the layer returns `[n, h, w, c]`.
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    layer: str | None = None
+    grid: tuple[int, int] | None = None
+    channels_last: bool = False
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+        """Return maps `[n, 1, h, w]` of the layer's resolution; `.upsampled()` gives the input's.
+
+        Raises:
+            RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
+            ZeroPathError: if the score does not depend on the layer.
+        """
+        inputs = checked(score, _images(inputs))
+        with unchanged(score.model):
+            ran = layers_run(score.model, inputs)
+            layer = _chosen(score, inputs, ran) if self.layer is None else self.layer
+            resolve(score.model, layer.partition(":")[0])
+            passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
+            layout = Layout.of(
+                ran, layer, tuple(inputs.shape[2:]), self.grid, channels_last=self.channels_last
+            )
+            value, maps = self._explain(_Reading(passes, inputs, layer, layout))
+            dark = (maps <= 0).flatten(1).all(1)
+            return passes.attribution(
+                self,
+                inputs,
+                maps[:, None].contiguous(),
+                value,
+                layer=layer,
+                geometry=layout.geometry,
+                diagnostics={"nothing_positive": dark},
+            )
+
+    @abstractmethod
+    def _explain(self, reading: _Reading) -> tuple[Float[Tensor, " n"], Float[Tensor, "n h w"]]:
+        """Return the scores and the maps."""
+
+
+@dataclass(frozen=True)
+class GradCAM(_LayerMap):
+    """Channels weighed by their mean gradient (Selvaraju et al. 2017, eq. 1 and 2).
+
+    `diagnostics["nothing_positive"]` marks maps that the ReLU leaves empty.
+
+    Attributes:
+        reduce: `sum` over channels as in the paper, or their `mean`.
+        relu: keep only what raises the score.
+        counterfactual: explain what lowers the score instead (sec. 3.3 there).
+    """
+
+    reduce: Literal["sum", "mean"] = "sum"
+    relu: bool = True
+    counterfactual: bool = False
+
+    def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
+        value, maps, slopes = _maps(reading)
+        weights = slopes.mean((2, 3), keepdim=True) * (-1 if self.counterfactual else 1)
+        total = (weights * maps).sum(1) if self.reduce == "sum" else (weights * maps).mean(1)
+        return value, total.relu() if self.relu else total
+
+
+@dataclass(frozen=True)
+class GradCAMPlusPlus(_LayerMap):
+    """Positive gradients weighed so that every object counts alike (Chattopadhay et al. 2018, eq. 10 and 19).
+
+    The exponential of the score, a factor that all of a map has in common, is left out.
+    """
+
+    def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
+        value, maps, slopes = _maps(reading)
+        scale = 2 * slopes.square() + maps.sum((2, 3), keepdim=True) * slopes**3
+        shares = torch.where(scale == 0, 0, slopes.square() / torch.where(scale == 0, 1, scale))
+        weights = (shares * slopes.relu()).sum((2, 3), keepdim=True)
+        return value, (weights * maps).sum(1).relu()
+
+
+@dataclass(frozen=True)
+class LayerCAM(_LayerMap):
+    """Each place of each channel weighed by its own positive gradient (Jiang et al. 2021, eq. 5 and 6)."""
+
+    def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
+        value, maps, slopes = _maps(reading)
+        return value, (slopes.relu() * maps).sum(1).relu()
+
+
+@dataclass(frozen=True)
+class HiResCAM(_LayerMap):
+    """Gradient times activation at each place, added over channels (Draelos & Carin 2020, eq. 4).
+
+    Where the layer feeds a global average and a linear layer, the map adds up to the logit minus its bias.
+    """
+
+    def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
+        value, maps, slopes = _maps(reading)
+        return value, (slopes * maps).sum(1)
+
+
+@dataclass(frozen=True)
+class AblationCAM(_LayerMap):
+    """Channels weighed by how much the score falls without them (Desai & Ramaswamy 2020, eq. 3).
+
+    Only what follows the layer runs again, for many channels at once; where that is affine, one gradient tells all.
+    The fall is not divided by the score, which would only scale the map, and turn it over where the score is negative.
+    """
+
+    def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
+        value, output, slope, classes = reading.slopes()
+        tail = _tail(reading, output, classes)
+        axis = 1 if reading.layout.kind == "channels_first" else -1
+        if tail is not None and is_affine(tail) and reading.passes.origin.unit == "logit":
+            others = [a for a in range(1, output.ndim) if a != axis % output.ndim]
+            falls = (slope * output).sum(others)
+        else:
+            falls = _falls(reading, tail, output, value, axis)
+        maps = reading.layout.maps(output)
+        return value, (falls[:, :, None, None] * maps).sum(1).relu()
+
+
+@dataclass(frozen=True)
+class CAM:
+    """A logit's own parts: the weights of the last layer applied at each place (Zhou et al. 2016, eq. 2).
+
+    Exact, and so refused unless a global average (or sum) of a map feeds the linear layer that gives the logits. The
+    map has no ReLU; its mean (or sum) is the logit minus its bias, `diagnostics["completeness_gap"]` aside.
+
+    Attributes:
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+        """Return maps `[n, 1, h, w]` of the last map's resolution.
+
+        Raises:
+            RefusedError: for another head, or a score that is no logit.
+        """
+        inputs = checked(score, _images(inputs))
+        if score.unit != "logit":
+            raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
+        with unchanged(score.model):
+            ran = layers_run(score.model, inputs)
+            head_name = _head(score.model, ran)
+            passes = Passes.of(score, inputs, self.batch_size, self.precision, [head_name])
+            head = resolve(passes.score.model, head_name)
+            assert isinstance(head, nn.Linear)
+            parts = in_chunks(
+                len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head)
+            )
+            maps, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            rows = torch.arange(len(inputs), device=inputs.device)
+            target = (
+                score.target
+                if isinstance(score.target, Tensor)
+                else torch.full_like(rows, score.target)
+            )
+            value = passes.score.read(scores)
+            weights = head.weight.detach().to(maps)[target]
+            values = torch.einsum("nk,nkhw->nhw", weights, maps)
+            bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
+            sides = (values.mean((1, 2)), values.sum((1, 2)))
+            gap = min((side + bias - value for side in sides), key=lambda g: float(g.abs().max()))
+            layer = next((r for r in reversed(ran) if r.shape[1:] == maps.shape[1:]), None)
+            name = "" if layer is None else layer.layer
+            return passes.attribution(
+                self, inputs, values[:, None].contiguous(), value, layer=name,
+                geometry=_where(ran, layer, inputs), diagnostics={"completeness_gap": gap},
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GuidedGradCAM:
+    """Guided backpropagation times the upsampled Grad-CAM (Selvaraju et al. 2017, sec. 3.2); of the inputs' shape.
+
+    Attributes:
+        cam: where.
+        backprop: what.
+    """
+
+    cam: GradCAM = field(default_factory=GradCAM)
+    backprop: GuidedBackprop = field(default_factory=GuidedBackprop)
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+        with unchanged(score.model):
+            where = self.cam(score, inputs)
+            what = self.backprop(score, inputs)
+            return attribution(
+                self,
+                score,
+                inputs,
+                what.values * where.upsampled(),
+                what.score,
+                n_forward=where.n_forward + what.n_forward,
+                n_backward=where.n_backward + what.n_backward,
+                diagnostics=where.diagnostics | what.diagnostics,
+                layer=where.layer,
+            )
+
+
+def _images(inputs: Tensor) -> Tensor:
+    if inputs.ndim != 4:
+        raise InputError(
+            f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}."
+        )
+    return inputs
+
+
+def _chosen(score: Score, inputs: Tensor, ran: tuple[Ran, ...]) -> str:
+    layer, tokens = cam_layer(ran, score.model)
+    if not tokens:
+        return layer
+    key = ("token layer", tuple(inputs.shape[1:]))
+    return remembered(
+        score.model, key, lambda: _token_layer(score, inputs[:1], ran, tokens) or layer
+    )
+
+
+def _token_layer(
+    score: Score, one: Tensor, ran: tuple[Ran, ...], tokens: tuple[str, ...]
+) -> str | None:
+    """Return the last layer whose patch tokens the score depends on: a last block may read its class token only."""
+    if isinstance(score.target, Tensor):
+        score = Score(score.model, score.target[:1], score.unit, score.output)
+    passes = Passes.of(score, one, "auto", FLOAT32, tokens)
+    with torch.inference_mode(False), torch.enable_grad():
+        with capture(passes.score.model, tokens, graph=True) as kept:
+            value = passes.value(one, torch.zeros(1, dtype=torch.long))
+        slopes = torch.autograd.grad(value.sum(), [kept[t] for t in tokens], allow_unused=True)
+    for layer, slope in zip(tokens, slopes, strict=True):
+        layout = Layout.of(ran, layer, tuple(one.shape[2:]), None)
+        if slope is not None and bool(layout.maps(slope).any()):
+            return layer
+    return None
+
+
+def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:
+    value, output, slope, _ = reading.slopes()
+    return value, reading.layout.maps(output), reading.layout.maps(slope)
+
+
+def _tail(reading: _Reading, output: Tensor, classes: Tensor) -> fx.GraphModule | None:
+    """Return what follows the layer, if it gives the same class scores from its output as the model did."""
+    passes = reading.passes
+    key = ("tail", reading.layer, passes.precision, passes.device)
+    tail = remembered(passes.origin.model, key, lambda: tail_of(passes.score.model, reading.layer))
+    if tail is None:
+        return None
+    some = slice(0, passes.chunk)
+    with torch.no_grad(), passes.precision.autocast(passes.device):
+        alone = tail(passes.precision.inputs(output[some], passes.device))
+    same = agree(class_scores(alone, passes.score.output).to(classes), classes[some])
+    return tail if same else None
+
+
+def _falls(
+    reading: _Reading, tail: fx.GraphModule | None, output: Tensor, value: Tensor, axis: int
+) -> Float[Tensor, "n channels"]:
+    """Return how much the score falls when a channel is set to zero, for each example and channel."""
+    passes, channels = reading.passes, output.shape[axis]
+    call = rerun(passes.score.model, reading.layer, tail, reading.inputs)
+    passes.call, whole = call, passes.call
+    found = torch.empty(len(output), channels, dtype=value.dtype, device=value.device)
+    for part in passes.slices(found.numel()):
+        row = torch.arange(part.start, part.stop, device=output.device)
+        i, k = row // channels, row % channels
+        points = output[i].movedim(axis, 1)  # a copy, so it may be written to
+        points[torch.arange(len(row)), k] = 0
+        found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
+    passes.call = whole
+    return found
+
+
+def _head(model: nn.Module, ran: tuple[Ran, ...]) -> str:
+    linear = [r for r in ran if r.layer and isinstance(resolve(model, r.layer), nn.Linear)]
+    if not linear:
+        raise RefusedError(_no_cam(model, "it has no linear layer"))
+    return linear[-1].layer
+
+
+def _no_cam(model: nn.Module, reason: str) -> str:
+    return (
+        f"CAM needs a global average of a map that feeds the last linear layer of {type(model).__name__}, "
+        f"but {reason}: use GradCAM or HiResCAM."
+    )
+
+
+class _Pools(TorchFunctionMode):
+    """Keeps the map that the last pooling over all places was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: Tensor | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Pass a call on and keep the map if it is a pooling that leaves one value per channel."""
+        named = kwargs or {}
+        given = args[0] if args else named.get("input")
+        pools = getattr(func, "__name__", "") in {
+            "adaptive_avg_pool2d",
+            "avg_pool2d",
+            "mean",
+            "sum",
+        }
+        if pools and isinstance(given, Tensor) and given.ndim == 4:
+            kept = given.clone()
+            out = func(*args, **named)
+            if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
+                self.maps = kept
+            return out
+        return func(*args, **named)
+
+
+def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return the maps that are averaged, and the class scores, proved to be the head's of their means or sums."""
+    pools = _Pools()
+    with torch.no_grad(), pools:
+        scores = class_scores(passes.output(inputs), passes.score.output)
+    maps = pools.maps
+    if maps is None or maps.shape[1] != head.in_features:
+        raise RefusedError(_no_cam(passes.origin.model, "no map of its width is averaged"))
+    with torch.no_grad():
+        fits = any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3))))
+    if not fits:
+        raise RefusedError(
+            _no_cam(passes.origin.model, "other operations stand between them or after")
+        )
+    return maps.to(inputs), scores.to(inputs)
+
+
+def _where(ran: tuple[Ran, ...], layer: Ran | None, inputs: Tensor) -> Geometry | None:
+    if layer is None:
+        return None
+    return Layout.of(ran, f"{layer.layer}:{layer.call}", tuple(inputs.shape[2:]), None).geometry

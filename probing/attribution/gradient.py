@@ -1,0 +1,227 @@
+"""Gradients of a score with respect to the input: as they are, times the input, rectified, and smoothed by noise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.base import (
+    Attribution,
+    AttributionMethod,
+    InputError,
+    Moments,
+    attribution,
+    checked,
+    unchanged,
+)
+from probing.attribution.gates import Gates, Rule, Which
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.precision import Precision
+from probing.scores import Score
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """The gradient of the score at the input: its change per unit of input (Simonyan et al. 2014, sec. 3).
+
+    The sign is kept and channels stay apart; the paper's map is their largest absolute value, which is rendering.
+
+    Attributes:
+        batch_size: examples of a pass.
+        precision: how passes run; `fast` (bfloat16) is unfit for gradient maps (cosine to float32 about 0.91).
+    """
+
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        return _explain(self, score, inputs)
+
+
+@dataclass(frozen=True)
+class GradientTimesInput:
+    """The gradient times the input: a linear model's parts of the score (Shrikumar et al. 2016, sec. 3.1).
+
+    For positively homogeneous networks (ReLU without biases) the parts add up to the score.
+
+    Attributes:
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the map; `diagnostics["completeness_gap"]` is its sum minus the score."""
+        found = _explain(self, score, inputs)
+        values = found.values * inputs.detach()
+        gap = values.flatten(1).sum(1, dtype=torch.float64) - found.score
+        return replace(found, values=values, diagnostics={"completeness_gap": gap})
+
+
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """The gradient, with what arrives at each rectifier cut to its positive part (Springenberg et al. 2015, sec. 3.4).
+
+    Rectifiers are ReLU, ReLU6 and clamps from 0, as modules or functions. A network with other gates, such as
+    GELU, is refused unless they are asked for; then each passes on its slope times the positive part. The signal
+    that leaves the first layer is not cut. `diagnostics["gates"]` counts the rectifiers met.
+
+    Attributes:
+        gates: `rectifiers`, or `all` for leaky and smooth ones too.
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    gates: Which = "rectifiers"
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the map.
+
+        Raises:
+            RefusedError: if a gate can't be given the rule; the message names its kind.
+        """
+        return _explain(self, score, inputs, "guided")
+
+
+@dataclass(frozen=True)
+class Deconvolution:
+    """Backward through the network, each rectifier passing what is positive (Zeiler & Fergus 2014, sec. 2.1).
+
+    Rectifiers are those of `GuidedBackprop`; pooling goes back to the positions of the maxima.
+
+    Attributes:
+        gates: `rectifiers`, or `all` for leaky and smooth ones too.
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    gates: Which = "rectifiers"
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the map.
+
+        Raises:
+            RefusedError: if a gate can't be given the rule; the message names its kind.
+        """
+        return _explain(self, score, inputs, "deconvolution")
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """The mean of a method's maps over inputs with Gaussian noise (Smilkov et al. 2017, sec. 3).
+
+    All inputs get the same noise, so that none depends on which others are in the batch. Noise is never clipped
+    to the valid range, which would bias the mean. The score reported is the clean input's.
+
+    Attributes:
+        method: what is smoothed.
+        samples: noisy copies of each input.
+        noise: the standard deviation, as a share of each input's range (largest minus smallest value) or in input units.
+        unit: of the noise: `range` or `absolute`.
+        statistic: `mean`; `square`, the mean of squared maps; `variance` of the maps (VarGrad, Adebayo et al. 2018).
+        seed: of the noise.
+        batch_size: noisy inputs handed to the method at once.
+    """
+
+    method: AttributionMethod = field(default_factory=Saliency)
+    samples: int = 50
+    noise: float = 0.15
+    unit: Literal["range", "absolute"] = "range"
+    statistic: Literal["mean", "square", "variance"] = "mean"
+    seed: int = 0
+    batch_size: BatchSize = "auto"
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the map; `diagnostics["standard_error"]` is its sampling error, of its shape.
+
+        For the variance that is the error if maps were normally distributed.
+        """
+        inputs = checked(score, inputs)
+        if self.samples < 2 or self.noise < 0:
+            raise InputError(
+                "SmoothGrad needs at least 2 samples and noise of at least 0, "
+                f"got samples={self.samples} and noise={self.noise}."
+            )
+        passes = Passes.of(score, inputs, self.batch_size)
+        with unchanged(score.model):
+            clean = passes.values(inputs, torch.arange(len(inputs)))
+            moments, last = Moments(), None
+            for maps in self._maps(score, inputs, max(1, passes.chunk // len(inputs)), passes):
+                values = maps.values.reshape(-1, len(inputs), *maps.values.shape[1:]).double()
+                moments.add(values.square() if self.statistic == "square" else values)
+                last = maps
+            assert last is not None
+            values, error = moments.mean, (moments.variance / self.samples).sqrt()
+            if self.statistic == "variance":
+                values, error = moments.variance, moments.variance * (2 / (self.samples - 1)) ** 0.5
+            return attribution(
+                self,
+                score,
+                inputs,
+                values.to(inputs.dtype),
+                clean,
+                n_forward=passes.n_forward,
+                n_backward=passes.n_backward,
+                diagnostics={"standard_error": error.to(inputs.dtype)},
+                layer=last.layer,
+                geometry=last.geometry,
+            )
+
+    def _maps(
+        self, score: Score, inputs: Tensor, at_once: int, passes: Passes
+    ) -> Iterator[Attribution]:
+        """Yield the method's maps of some noisy copies at a time, copies first, then examples."""
+        generator = torch.Generator().manual_seed(self.seed)
+        flat = inputs.flatten(1)
+        scale = torch.full_like(flat[:, 0], self.noise)
+        if self.unit == "range":
+            scale = scale * (flat.amax(1) - flat.amin(1))
+        scale = scale.reshape(-1, *[1] * (inputs.ndim - 1))
+        for start in range(0, self.samples, at_once):
+            count = min(at_once, self.samples - start)
+            noise = torch.stack([_normal(inputs[:1], generator) for _ in range(count)])
+            maps = self.method(_repeated(score, count), (inputs + scale * noise).flatten(0, 1))
+            passes.n_forward += maps.n_forward
+            passes.n_backward += maps.n_backward
+            yield maps
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return noise.to(like.device, like.dtype)
+
+
+def _repeated(score: Score, count: int) -> Score:
+    return (
+        replace(score, target=score.target.repeat(count))
+        if isinstance(score.target, Tensor)
+        else score
+    )
+
+
+def _explain(
+    method: Saliency | GradientTimesInput | GuidedBackprop | Deconvolution,
+    score: Score,
+    inputs: Tensor,
+    rule: Rule | None = None,
+) -> Attribution:
+    inputs = checked(score, inputs)
+    with unchanged(score.model):
+        passes = Passes.of(score, inputs, method.batch_size, method.precision)
+        if rule is None:
+            value, gradient = passes.gradients(inputs)
+            return passes.attribution(method, inputs, gradient, value)
+        assert isinstance(method, GuidedBackprop | Deconvolution)
+        gates = Gates(rule, method.gates)
+        value, gradient = passes.gradients(inputs, gates)
+        count = torch.full((len(inputs),), gates.count // -(-len(inputs) // passes.chunk))
+        return passes.attribution(method, inputs, gradient, value, diagnostics={"gates": count})

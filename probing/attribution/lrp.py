@@ -1,0 +1,182 @@
+"""Layer-wise relevance propagation (Bach et al. 2015), on the operations that a forward pass consists of."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.base import Attribution, RefusedError, attribution, checked, in_chunks
+from probing.attribution.lrp_composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
+from probing.attribution.lrp_layers import LAYERS, Backward
+from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
+from probing.attribution.lrp_tape import Tape
+from probing.attribution.rules import Relevance
+from probing.layers import LayerNotFoundError
+from probing.scores import Score, class_scores
+
+_ENTRIES = {
+    "bias": "absorbed_by_bias",
+    "epsilon": "absorbed_by_epsilon",
+    "softmax": "absorbed_by_softmax",
+}
+
+
+@dataclass(frozen=True)
+class Lrp:
+    """Layer-wise relevance propagation: the score is shared among the inputs, layer by layer.
+
+    Whatever a model computes is recorded operation by operation, whether modules, functions or operators run it;
+    nothing is set on the model. BatchNorm after a layer is folded into it. Residual sums share in proportion to their
+    terms; activations, dropout and reshaping pass relevance on; the deviation in normalisation layers, divisors and
+    sigmoid gates count as constants; products of two activations share it in halves and a softmax inside the network
+    passes gradient × input (AttnLRP, Achtibat et al. 2024). What has no rule is refused by module and operation.
+
+    `diagnostics` holds the ledger, each `[n]`: `input`, `absorbed_by_bias` (constants and position embeddings too),
+    `absorbed_by_epsilon` (stabilisers, and what a rule drops), `absorbed_by_softmax`, their distance from the relevance
+    at the start as `conservation_gap`, and `fallbacks`, the α-β outputs that lacked products of one sign.
+
+    Attributes:
+        composite: which layer gets which rule.
+        start: `score`: the relevance is the score itself, which the ledger sums to. `one`: 1 at the target.
+            `contrast`: the target's logit, minus the mean of the others.
+        attention: `product`: half of what attention makes goes through its weights (AttnLRP); `constant`: all goes
+            through the values (Ali et al. 2022).
+        batch_size: inputs that run together.
+
+    Raises:
+        RefusedError: for an operation that relevance reaches and that has no rule.
+        LayerNotFoundError: for a key of `PerLayer` that fits no layer.
+
+    Example:
+        >>> Lrp(EpsilonPlus())(Score(model, 3), images).diagnostics["absorbed_by_bias"]
+    """
+
+    composite: Composite = EpsilonPlusFlat()
+    start: Literal["score", "one", "contrast"] = "score"
+    attention: Literal["product", "constant"] = "product"
+    batch_size: int = 8
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        inputs = checked(score, inputs)
+
+        def explain(rows: slice) -> "_Part":
+            part = (
+                replace(score, target=score.target[rows])
+                if isinstance(score.target, Tensor)
+                else score
+            )
+            return self._explain(part, inputs[rows])
+
+        with torch.no_grad():
+            parts = in_chunks(len(inputs), self.batch_size, explain)
+        n = len(inputs)
+        return attribution(
+            self,
+            score,
+            inputs,
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.score for part in parts]),
+            n_forward=n,
+            n_backward=n,
+            diagnostics={
+                name: torch.cat([part.ledger[name] for part in parts]) for name in parts[0].ledger
+            },
+        )
+
+    def _explain(self, score: Score, inputs: Tensor) -> "_Part":
+        try:
+            return self._propagate(score, inputs)
+        except MixedRowsError:  # never for a single example
+            parts = [self._propagate(_one(score, i), inputs[i : i + 1]) for i in range(len(inputs))]
+            ledgers = {
+                name: torch.cat([part.ledger[name] for part in parts]) for name in parts[0].ledger
+            }
+            return _Part(
+                torch.cat([p.values for p in parts]), torch.cat([p.score for p in parts]), ledgers
+            )
+
+    def _propagate(self, score: Score, inputs: Tensor) -> "_Part":
+        tape = Tape(score.model, inputs.clone(), LAYERS)
+        outputs = class_scores(tape.record(), score.output)
+        key = tape.key_of(outputs)
+        if key is None:
+            raise RefusedError(
+                "the class scores don't depend on the input by operations that can be recorded."
+            )
+        value, start = self._start(score, outputs.detach())
+        mark_gates(tape, constant_attention=self.attention == "constant")
+        begun = start.of(outputs).double().sum(1)
+        last = tape.nodes[-1]
+        if last.outputs[0] == key and last.name in {"_softmax", "_log_softmax"}:
+            key, start = (
+                last.inputs[0],
+                Relevance(extra=start.of(outputs)),
+            )  # cut off: the logits are explained
+        flow = Flow(tape, {key: start})
+        backward = Backward(flow, self.composite)
+        backward.run()
+        _refuse_idle_keys(self.composite, backward.met)
+        return _finish(flow, value, begun)
+
+    def _start(self, score: Score, outputs: Float[Tensor, "n classes"]) -> tuple[Tensor, Relevance]:
+        """Return the score, and the relevance of the class scores that the walk back starts from."""
+        score = replace(score, output=None)  # `outputs` is that part already
+        value = score.read(outputs)
+        target = _gradient(replace(score, unit="logit"), outputs)
+        if self.start == "one":
+            return value, Relevance(extra=target)
+        if self.start == "contrast":
+            others = max(outputs.shape[1] - 1, 1)
+            return value, Relevance(target - (1 - target) / others)
+        if score.unit in {"logit", "margin"}:
+            return value, Relevance(_gradient(score, outputs))
+        return value, Relevance(extra=target * value.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one batch gives."""
+
+    values: Tensor
+    score: Float[Tensor, " n"]
+    ledger: dict[str, Float[Tensor, " n"]]
+
+
+def _gradient(score: Score, outputs: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        return torch.autograd.grad(score.read(leaf).sum(), leaf)[0]
+
+
+def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
+    """Read the relevance of the input, and close the ledger."""
+    inputs = flow.tape.inputs
+    values = flow.relevance.get(0, Relevance()).of(inputs)
+    nothing = torch.zeros_like(begun)
+    ledger = {"input": values.flatten(1).double().sum(1)}
+    ledger |= {name: flow.ledger.get(entry, nothing) for entry, name in _ENTRIES.items()}
+    ledger["conservation_gap"] = begun - torch.stack(list(ledger.values())).sum(0)
+    ledger["fallbacks"] = flow.ledger.get("fallbacks", nothing)
+    return _Part(values, score, ledger)
+
+
+def _one(score: Score, row: int) -> Score:
+    return (
+        replace(score, target=score.target[row : row + 1])
+        if isinstance(score.target, Tensor)
+        else score
+    )
+
+
+def _refuse_idle_keys(composite: Composite, met: list[LrpLayer]) -> None:
+    if not isinstance(composite, PerLayer):
+        return
+    if idle := [
+        key for key in composite.rules if not any(composite.fits(key, layer) for layer in met)
+    ]:
+        known = sorted({layer.path for layer in met})
+        raise LayerNotFoundError(
+            f"the rules for {idle} fit no layer that takes a rule; those are {known[:8]}."
+        )

@@ -1,0 +1,221 @@
+"""Linear layers of a recorded pass: their weights with BatchNorm folded in, and the rule that each gets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.lrp_composites import Composite, LrpLayer
+from probing.attribution.lrp_maps import Convolution, Dense, LinearMap
+from probing.attribution.lrp_ops import Flow, refuse, unwind
+from probing.attribution.lrp_tape import Node, Slot
+from probing.attribution.rules import LinearCall, Pass, Relevance
+
+LAYERS = frozenset({"convolution", "addmm", "mm"})
+_NORMS = frozenset(
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training "
+    "_native_batch_norm_legit batch_norm_backward_elemt".split()
+)
+_PLAIN_NORMS = frozenset({"native_layer_norm", "native_group_norm"})
+_RESHAPES = frozenset({"view", "_unsafe_view"})
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What follows a linear layer before anything else does: a factor and an offset per unit."""
+
+    scale: Float[Tensor, " units"] | None
+    shift: Float[Tensor, " units"]
+
+    def folded(self, map_: LinearMap, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return weights and bias of one layer that computes both."""
+        if self.scale is None:
+            return weight, self.shift if bias is None else bias + self.shift
+        return map_.scaled(
+            weight, self.scale
+        ), self.shift if bias is None else bias * self.scale + self.shift
+
+
+@dataclass
+class Backward:
+    """Walks a tape from its end to its start, with a rule for each layer."""
+
+    flow: Flow
+    composite: Composite
+    met: list[LrpLayer] = field(default_factory=list)
+    """The layers that got a rule."""
+
+    def __post_init__(self) -> None:
+        tape = self.flow.tape
+        self._maker = {key: node for node in tape.nodes for key in node.outputs if key is not None}
+        self._folded: dict[int, tuple[Affine, Tensor]] = {}
+
+    def run(self) -> None:
+        """Bring all relevance to the tape's input, forgetting what is no longer needed on the way."""
+        nodes = self.flow.tape.nodes
+        while nodes:
+            node = nodes[-1]
+            if node.outputs[0] in self.flow.relevance and (
+                node.name in LAYERS or node.name in _NORMS | _PLAIN_NORMS
+            ):
+                self._layer(node) if node.name in LAYERS else self._norm(node)
+            elif not self._is_bias(node) or not self._fold(node, Affine(None, node.args[1])):
+                unwind(self.flow, node)
+            nodes.pop()
+            for key in node.outputs:
+                if key is not None:
+                    self.flow.tape.values[key].tensor = _FORGOTTEN
+
+    def _layer(self, node: Node) -> None:
+        parts = _linear_parts(node)
+        key = node.outputs[0]
+        assert key is not None
+        if parts is None:
+            unwind(self.flow, node)
+            return
+        source, map_, weight, bias = parts
+        output = self.flow.value(key)
+        if key in self._folded:
+            affine, after = self._folded.pop(key)
+            weight, bias = affine.folded(map_, weight, bias)
+            output = after.reshape(output.shape)
+        kind: Literal["convolution", "dense"] = (
+            "convolution" if isinstance(map_, Convolution) else "dense"
+        )
+        layer = LrpLayer(node.path, node.type, kind, not self.flow.tape.values[source].deep)
+        call = LinearCall(
+            node.where,
+            map_,
+            self.flow.value(source),
+            weight,
+            bias,
+            output,
+            self.flow.relevance.pop(key),
+        )
+        self._apply(layer, call, source, self.flow.tape.values[key].lead)
+
+    def _apply(self, layer: LrpLayer, call: LinearCall, source: int, lead: int | None) -> None:
+        self.met.append(layer)
+        share = self.composite(layer)(call)
+        self.flow.give(source, share.inputs)
+        self.flow.keep("bias", share.by_bias, lead)
+        self.flow.keep("epsilon", share.by_epsilon, lead)
+        if share.fallbacks is not None:
+            self.flow.keep("fallbacks", share.fallbacks, lead)
+
+    def _norm(self, node: Node) -> None:
+        source, key = node.inputs[0], node.outputs[0]
+        affine = None if node.name in _PLAIN_NORMS else _batch_norm(node)
+        if affine is not None and self._fold(node, affine):
+            return
+        layer = LrpLayer(node.path, node.type, "norm", not self.flow.tape.values[source].deep)
+        self.met.append(layer)
+        if isinstance(self.composite(layer), Pass):
+            total = self.flow.relevance.pop(key).of(self.flow.value(key))
+            self.flow.give(source, Relevance(extra=total))
+        elif affine is None:
+            unwind(self.flow, node)
+        else:
+            self._affine(node, affine)
+
+    def _affine(self, node: Node, affine: Affine) -> None:
+        source, key = node.inputs[0], node.outputs[0]
+        assert key is not None
+        assert affine.scale is not None
+        value = self.flow.value(key)
+        relevance = self.flow.relevance.pop(key)
+        share = relevance.as_gradient(value)
+        each = (1, -1, *[1] * (value.ndim - 2))
+        lead = self.flow.tape.values[key].lead
+        self.flow.give(source, Relevance(share * affine.scale.view(each)))
+        self.flow.keep("bias", share * affine.shift.view(each), lead)
+        if relevance.extra is not None:
+            self.flow.keep("epsilon", relevance.of(value) - share * value, lead)
+
+    def _is_bias(self, node: Node) -> bool:
+        """Whether an operation adds one number per unit of the last axis, as a dense layer's bias does."""
+        if (
+            node.name != "add"
+            or len(node.args) != 2
+            or node.kwargs
+            or node.outputs[0] not in self.flow.relevance
+        ):
+            return False
+        term = node.args[1]
+        shape = self.flow.value(node.outputs[0]).shape
+        return (
+            isinstance(node.args[0], Slot) and isinstance(term, Tensor) and term.shape == shape[-1:]
+        )
+
+    def _fold(self, node: Node, affine: Affine) -> bool:
+        """Fold an affine operation into the layer before it, if that layer feeds nothing else."""
+        key, source = node.outputs[0], node.inputs[0]
+        assert key is not None
+        maker = self._maker_of(source, through=_RESHAPES if node.name == "add" else frozenset())
+        if maker is None or maker.outputs[0] in self._folded:
+            return False
+        parts = _linear_parts(maker)
+        made = maker.outputs[0]
+        if (
+            parts is None
+            or made is None
+            or (node.name == "add" and not isinstance(parts[1], Dense))
+        ):
+            return False
+        if node.name == "add" and self.flow.value(made).shape[-1:] != node.args[1].shape:
+            return False
+        self._folded[made] = (affine, self.flow.value(key))
+        self.flow.give(source, self.flow.relevance.pop(key))
+        return True
+
+    def _maker_of(self, key: int, through: frozenset[str]) -> Node | None:
+        """Return the layer that made a tensor, apart from reshapes, if all in between is used once."""
+        while self.flow.tape.users[key] == 1:
+            node = self._maker.get(key)
+            if node is None or node.name in LAYERS:
+                return node
+            if node.name not in through:
+                return None
+            key = node.inputs[0]
+        return None
+
+
+_FORGOTTEN = torch.empty(0)
+
+
+def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | None:
+    """Return a layer's input, geometry, weights and bias; None if its weights depend on the network's input."""
+    if node.name == "convolution":
+        source, weight, bias, *geometry = node.args
+        lists = [tuple(g) if isinstance(g, list) else g for g in geometry]
+        map_: LinearMap = Convolution(*lists)
+    else:
+        bias, source, weight = node.args if node.name == "addmm" else (None, *node.args)
+        weight = weight.t() if isinstance(weight, Tensor) else weight
+        map_ = Dense()
+    plain = (
+        isinstance(source, Slot)
+        and isinstance(weight, Tensor)
+        and not isinstance(bias, Slot)
+        and not node.kwargs
+    )
+    units = plain and (bias is None or bias.ndim == 1)
+    return (source.key, map_, weight, bias) if units else None
+
+
+def _batch_norm(node: Node) -> Affine | None:
+    """Return what BatchNorm computes from its running statistics; None for one that averages over the batch."""
+    weight, bias, mean, variance = node.args[1:5]
+    flags = [a for a in node.args[5:] if isinstance(a, bool)]
+    eps = node.args[-1]
+    if mean is None or any(flags):
+        return None
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    return Affine(scale, -mean * scale if bias is None else bias - mean * scale)
+
+
+__all__ = ["LAYERS", "Affine", "Backward", "refuse"]

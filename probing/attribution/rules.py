@@ -1,0 +1,328 @@
+"""LRP rules: how the relevance of a linear layer's outputs is shared among its inputs.
+
+A rule sees one call of a linear layer, `z = W a + b`, and shares `R_j` in proportion to what the products `a_i w_ij`
+bring to `z_j`. Relevance travels in two parts, `R = a · gradient + extra`: nearly every rule gives each input a
+multiple of its value, and that multiple is kept, not the relevance, so that nothing is ever divided by an activation
+near zero. Only rules that look at weights or pixel bounds alone fill `extra`.
+
+Bach et al. 2015; Montavon et al. 2017 (z^B, w²), 2019 (γ); the generalised γ is zennit's, for inputs of either sign.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.base import RefusedError
+from probing.attribution.lrp_maps import LinearMap
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The relevance `value · gradient + extra` of a tensor; None stands for zero."""
+
+    gradient: Tensor | None = None
+    extra: Tensor | None = None
+
+    def __add__(self, other: "Relevance") -> "Relevance":
+        return Relevance(_sum(self.gradient, other.gradient), _sum(self.extra, other.extra))
+
+    def of(self, value: Tensor) -> Tensor:
+        """Return the relevance itself, given the tensor's value."""
+        if self.gradient is None:
+            return torch.zeros_like(value) if self.extra is None else self.extra
+        total = value * self.gradient
+        return total if self.extra is None else total.add_(self.extra)
+
+    def as_gradient(self, value: Tensor) -> Tensor:
+        """Return the relevance per unit of the tensor's value; extra relevance where the value is zero is lost."""
+        if self.extra is None:
+            return torch.zeros_like(value) if self.gradient is None else self.gradient
+        share = self.extra / (value + signed(value, _TINY))
+        return share if self.gradient is None else share + self.gradient
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One call of a linear layer, with the relevance of its output."""
+
+    where: str
+    """The layer, for error messages."""
+    map: LinearMap
+    inputs: Float[Tensor, "rows ..."]
+    weight: Float[Tensor, "..."]
+    bias: Float[Tensor, " units"] | None
+    output: Float[Tensor, "rows ..."]
+    relevance: Relevance
+
+    @cached_property
+    def non_negative(self) -> bool:
+        """Whether all inputs are, as after a ReLU: then half of each splitting rule's work falls away."""
+        return not self.inputs.numel() or bool(self.inputs.amin() >= 0)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The output's relevance."""
+        return self.relevance.of(self.output)
+
+    def positive(self) -> Tensor:
+        """Return, per output, the sum of positive products and positive bias."""
+        above, bias = (
+            self.weight.clamp(min=0),
+            None if self.bias is None else self.bias.clamp(min=0),
+        )
+        if self.non_negative:
+            return self.map(self.inputs, above, bias)
+        below = self.map(self.inputs.clamp(max=0), self.weight.clamp(max=0), None)
+        return self.map(self.inputs.clamp(min=0), above, bias).add_(below)
+
+    def gradient(self, *terms: "Term") -> Tensor:
+        """Return the inputs' gradient: each term's shares, transposed through the layer."""
+        above = _sum(*(self.map.transpose(t.shares, t.above, self.inputs) for t in terms))
+        if self.non_negative or all(t.below is t.above for t in terms):
+            return above
+        below = _sum(*(self.map.transpose(t.shares, t.below, self.inputs) for t in terms))
+        return torch.where(self.inputs > 0, above, below)
+
+    def biased(self, shares: Tensor, bias: Tensor | None) -> Float[Tensor, " rows"]:
+        """Return, per row, what a bias takes if each output gives `shares` per unit of it."""
+        if bias is None:
+            return shares.new_zeros(len(shares))
+        return self.map.by_unit(shares) @ bias
+
+
+@dataclass(frozen=True)
+class Term:
+    """Shares per output, and the weights they are multiplied with where inputs are above and below zero."""
+
+    shares: Tensor
+    above: Tensor
+    below: Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rule hands down, and what stays behind, per row of the output."""
+
+    inputs: Relevance
+    by_bias: Float[Tensor, " rows"]
+    by_epsilon: Float[Tensor, " rows"]
+    fallbacks: Float[Tensor, " rows"] | None = None
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A frozen dataclass that shares the relevance of one linear layer's call."""
+
+    def __call__(self, call: LinearCall) -> Share: ...
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """`R_i = Σ_j a_i w_ij / (z_j + ε sign z_j) R_j` (Bach et al. 2015, eq. 58); `Epsilon(0)` is LRP-0, exactly."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        if self.epsilon == 0:
+            shares = call.relevance.as_gradient(call.output)
+            lost = shares.new_zeros(len(shares))
+        else:
+            stabilizer = signed(call.output, self.epsilon)
+            shares = call.total / (call.output + stabilizer)
+            lost = _rows(shares * stabilizer)
+        inputs = Relevance(call.gradient(Term(shares, call.weight, call.weight)))
+        return Share(inputs, call.biased(shares, call.bias), lost)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Positive products count 1 + γ times for outputs above zero, negative ones for outputs below zero."""
+
+    gamma: float = 0.25
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        below = call.output < 0
+        plus = call.positive()
+        total = torch.where(below, call.output - plus, plus).mul_(self.gamma).add_(call.output)
+        stabilizer = signed(call.output, self.epsilon)
+        shares = call.total / total.add_(stabilizer)
+        lost = _rows(stabilizer.mul_(shares))
+        up, down = self._weights(call.weight)
+        up_bias, down_bias = (None, None) if call.bias is None else self._weights(call.bias)
+        low = shares * below
+        if not bool(low.any()):  # as before a ReLU: its negative inputs got no relevance
+            inputs = Relevance(call.gradient(Term(shares, up, down)))
+            return Share(inputs, call.biased(shares, up_bias), lost)
+        high = shares - low
+        inputs = Relevance(call.gradient(Term(high, up, down), Term(low, down, up)))
+        return Share(inputs, call.biased(high, up_bias) + call.biased(low, down_bias), lost)
+
+    def _weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight + self.gamma * weight.clamp(min=0), weight + self.gamma * weight.clamp(max=0)
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """`R_i = Σ_j (α z_ij⁺ / z_j⁺ - β z_ij⁻ / z_j⁻) R_j` with positive and negative products (Bach et al. 2015, eq. 60).
+
+    Attributes:
+        fallback: use α = 1, β = 0 for outputs that lack products of one sign; otherwise they create or lose relevance.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    epsilon: float = 1e-6
+    fallback: bool = True
+
+    def __post_init__(self) -> None:
+        if self.alpha < 1 or abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ValueError(
+                f"α - β must be 1 and α at least 1, got α = {self.alpha} and β = {self.beta}."
+            )
+
+    def __call__(self, call: LinearCall) -> Share:
+        plus = call.positive()
+        if self.beta == 0:
+            return _positive_only(call, plus, self.epsilon)
+        minus = call.output - plus
+        noise = (
+            64 * torch.finfo(plus.dtype).eps
+        )  # what is left of z - z⁺ by rounding is no negative product
+        minus = minus.masked_fill_(minus > -noise * plus, 0)
+        total, ups, downs, fell = call.total, self.alpha, self.beta, None
+        one_sided = (minus == 0) | (plus <= -noise * minus)
+        if self.fallback and bool(one_sided.any()):
+            ups, downs = torch.where(one_sided, 1.0, ups), torch.where(one_sided, 0.0, downs)
+            fell = _rows((one_sided & (total != 0)).to(total.dtype))
+        up = (total * ups).div_(plus.add_(self.epsilon))
+        down = (total * -downs).div_(minus.sub_(self.epsilon))
+        return self._share(call, up, down, fell)
+
+    def _share(self, call: LinearCall, up: Tensor, down: Tensor, fell: Tensor | None) -> Share:
+        above, below = call.weight.clamp(min=0), call.weight.clamp(max=0)
+        inputs = Relevance(call.gradient(Term(up, above, below), Term(down, below, above)))
+        high, low = (
+            (None, None) if call.bias is None else (call.bias.clamp(min=0), call.bias.clamp(max=0))
+        )
+        by_bias = call.biased(up, high) + call.biased(down, low)
+        return Share(inputs, by_bias, self.epsilon * (_rows(up) - _rows(down)), fell)
+
+
+@dataclass(frozen=True)
+class ZPlus:
+    """Positive products only: `AlphaBeta(1, 0)` (Montavon et al. 2017, eq. 15, for inputs of either sign)."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        return _positive_only(call, call.positive(), self.epsilon)
+
+
+@dataclass(frozen=True)
+class ZBox:
+    """For pixels in [low, high]: `x_i w_ij - low_i w_ij⁺ - high_i w_ij⁻` (Montavon et al. 2017, eq. 18).
+
+    Attributes:
+        low: the smallest value a pixel can have in model space, for all channels or one per channel.
+        high: the largest.
+    """
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        above, below = call.weight.clamp(min=0), call.weight.clamp(max=0)
+        low, high = self._bound(self.low, call), self._bound(self.high, call)
+        span = call.map(low, above, None) + call.map(high, below, None)
+        total = call.map(call.inputs, call.weight, None) - span
+        stabilizer = signed(total, self.epsilon)
+        shares = call.total / (total + stabilizer)
+        back = [call.map.transpose(shares, w, call.inputs) for w in (call.weight, above, below)]
+        inputs = Relevance(back[0], -low * back[1] - high * back[2])
+        return Share(inputs, call.biased(shares, None), _rows(shares * stabilizer))
+
+    def _bound(self, bound: float | tuple[float, ...], call: LinearCall) -> Tensor:
+        one = call.inputs[:1]
+        values = torch.tensor(bound, dtype=one.dtype, device=one.device)
+        if values.ndim:
+            if len(values) != one.shape[1]:
+                raise ValueError(
+                    f"{call.where} has {one.shape[1]} channels, the pixel bounds have {len(values)}: give one each."
+                )
+            values = values.view(1, -1, *[1] * (one.ndim - 2))
+        return values.expand_as(one).contiguous()
+
+
+@dataclass(frozen=True)
+class WSquare:
+    """`R_i = Σ_j w_ij² / Σ_i w_ij² R_j`, whatever the inputs (Montavon et al. 2017, eq. 12)."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        bias = None if call.bias is None else call.bias.square()
+        return _by_weights(call, call.weight.square(), bias, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Every input of an output gets the same (Lapuschkin et al. 2019)."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: LinearCall) -> Share:
+        return _by_weights(call, torch.ones_like(call.weight), None, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Each input gets the relevance of the output at its place; for layers that keep the shape."""
+
+    def __call__(self, call: LinearCall) -> Share:
+        if call.inputs.shape != call.output.shape:
+            raise RefusedError(
+                f"{call.where} maps {tuple(call.inputs.shape)} to {tuple(call.output.shape)}, and the rule Pass needs "
+                "a layer that keeps the shape: give it another rule."
+            )
+        nothing = call.total.new_zeros(len(call.output))
+        return Share(Relevance(extra=call.total), nothing, nothing)
+
+
+_TINY = 1e-12
+
+
+def signed(values: Tensor, size: float) -> Tensor:
+    """Return `size` with the sign of each value, plus for zero."""
+    return torch.where(values < 0, -size, size).to(values.dtype)
+
+
+def _positive_only(call: LinearCall, plus: Tensor, epsilon: float) -> Share:
+    shares = call.total / plus.add_(epsilon)
+    above = call.weight.clamp(min=0)
+    below = above if call.non_negative else call.weight.clamp(max=0)
+    bias = None if call.bias is None else call.bias.clamp(min=0)
+    lost = epsilon * _rows(shares)
+    return Share(
+        Relevance(call.gradient(Term(shares, above, below))), call.biased(shares, bias), lost
+    )
+
+
+def _by_weights(call: LinearCall, weight: Tensor, bias: Tensor | None, epsilon: float) -> Share:
+    shares = call.total / (call.map(torch.ones_like(call.inputs[:1]), weight, bias) + epsilon)
+    inputs = Relevance(extra=call.map.transpose(shares, weight, call.inputs))
+    return Share(inputs, call.biased(shares, bias), epsilon * _rows(shares))
+
+
+def _rows(values: Tensor) -> Float[Tensor, " rows"]:
+    return values.flatten(1).sum(1)
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    found = [term for term in terms if term is not None]
+    return sum(found[1:], start=found[0]) if found else None

@@ -1,0 +1,136 @@
+"""What is asked of the activation store, what it answers, and what that cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from probing.examples import ExampleSet
+from probing.fingerprint import model_id
+from probing.layers import expand
+from probing.passes import Pool
+from probing.precision import Precision
+from probing.scores import Score, refuse_training
+from probing.shards import Space
+
+
+class RequestError(ValueError):
+    """A request that no rows could answer."""
+
+
+@dataclass
+class StoreStats:
+    """What a store did, counted in examples; damaged shards are counted as shards.
+
+    Attributes:
+        forward_rows: passed forward to fill rows.
+        backward_rows: passed backward to fill rows, once per score.
+        reused_rows: served without a pass.
+        canary_rows: passed again to check stored rows.
+        estimate_rows: passed forward for an estimate.
+        dropped_shards: shards found damaged, and their rows computed again.
+    """
+
+    forward_rows: int = 0
+    backward_rows: int = 0
+    reused_rows: int = 0
+    canary_rows: int = 0
+    estimate_rows: int = 0
+    dropped_shards: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request would cost: examples to compute of those asked for, and bytes of rows to keep."""
+
+    missing: int
+    examples: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.missing} of {self.examples} examples to compute, {self.bytes / 1e6:,.1f} MB of rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a request: positions in the example set, outputs by layer, and gradients by score and layer."""
+
+    positions: list[int]
+    activations: dict[str, Tensor]
+    gradients: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: which rows of which spaces, and how to compute them."""
+
+    model: nn.Module
+    layers: tuple[str, ...]
+    scores: tuple[Score, ...]
+    pool: Pool
+    outputs: dict[str, Space]
+    slopes: tuple[dict[str, Space], ...]
+    examples: ExampleSet
+    positions: dict[str, list[int]]
+
+    @property
+    def spaces(self) -> list[Space]:
+        """All spaces that rows are asked of, each once."""
+        return list(
+            dict.fromkeys(
+                space for by_layer in (self.outputs, *self.slopes) for space in by_layer.values()
+            )
+        )
+
+    def load(self, ids: Sequence[str]) -> Tensor:
+        """Return examples by id."""
+        return self.examples.load([self.positions[e][0] for e in ids])
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layers: Sequence[str],
+        examples: ExampleSet,
+        pool: Pool,
+        precision: Precision,
+        scores: Sequence[Score] = (),
+    ) -> "Job":
+        """Name the rows of a request by what they depend on.
+
+        Raises:
+            RequestError: for an empty example set, or scores of another model or with a class per example.
+            LayerNotFoundError, ModelModeError, ForeignHookError: for a model or layers that can't be read.
+        """
+        refuse_training(model)
+        if not len(examples):
+            raise RequestError("the example set is empty: there is nothing to read.")
+        names, weights = expand(model, layers), model_id(model)
+
+        def spaces(quantity: str, how: Precision) -> dict[str, Space]:
+            return {
+                n: Space(weights, type(model).__name__, n, quantity, pool, how.kind) for n in names
+            }
+
+        slopes = tuple(spaces(_quantity(score), precision.gradients) for score in scores)
+        positions: dict[str, list[int]] = {}
+        for i, example in enumerate(examples.ids):
+            positions.setdefault(example, []).append(i)
+        outputs = spaces("activation", precision)
+        return cls(model, names, tuple(scores), pool, outputs, slopes, examples, positions)
+
+
+def model_of(scores: Sequence[Score]) -> nn.Module:
+    """Return the one model of some scores."""
+    if not scores or any(score.model is not scores[0].model for score in scores):
+        raise RequestError("scores must be one or more scores of the same model.")
+    return scores[0].model
+
+
+def _quantity(score: Score) -> str:
+    if not isinstance(score.target, int):
+        raise RequestError(
+            "several scores must have one class each; use gradients(score, …) for one class per example."
+        )
+    part = "" if score.output is None else f" of output {score.output!r}"
+    return f"gradient of {score.unit} {score.target}{part}"

@@ -1,0 +1,529 @@
+"""A prepared copy computes what the model computes, at every layer that is read, and the model is left alone."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from nets import BatchNormNet, ConvNet, images, seeded
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from probing.fingerprint import model_id
+from probing.gradients import layer_gradients
+from probing.hooks import capture
+from probing.layers import LayerNotFoundError
+from probing.precision import Precision, device_of, fold_batchnorm, frozen_copy
+from probing.scores import Score
+
+CPU = torch.device("cpu")
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Give BatchNorm layers statistics and weights that are not the identity, and set evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in net.modules():
+        if isinstance(norm, NORMS) and norm.running_mean is not None:
+            norm.running_mean.normal_(0, 0.3, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            if norm.affine:
+                norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+                norm.bias.data.normal_(0, 0.3, generator=generator)
+    return net.eval()
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def outputs(net: nn.Module, x: Tensor, layers: list[str]) -> dict[str, Tensor]:
+    with torch.no_grad(), capture(net, layers) as kept:
+        net(x)
+    return dict(kept)
+
+
+# Real models
+
+MODELS = {
+    "resnet18": 20,
+    "mobilenet_v3_small": 34,
+    "densenet121": 59,  # the other 62 norms follow a concatenation, or are read by several layers
+    "efficientnet_b0": 49,
+    "tf_efficientnet_lite0": 49,
+}
+"""Pairs of convolution and norm that can be folded, by model."""
+
+_MADE: dict[str, nn.Module] = {}
+
+
+def real(name: str) -> nn.Module:
+    if name not in _MADE:
+        import timm
+        import torchvision
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = (
+                timm.create_model(name)
+                if name[:3] == "tf_"
+                else torchvision.models.get_model(name, weights=None)
+            )
+        _MADE[name] = shaken(made)
+    return _MADE[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_default_equals_the_model_as_given_up_to_rounding(name: str) -> None:
+    net, x = real(name), images(n=2, channels=3, size=64)
+    before = model_id(net)
+    prepared = Precision().prepare(net, [""], CPU)
+    with torch.no_grad():
+        expected = net(x)
+        assert gap(prepared(Precision().inputs(x, CPU)), expected) < 1e-5
+        assert torch.equal(Precision("reference").prepare(net, [""], CPU)(x), expected)
+    assert fold_batchnorm(frozen_copy(net)) == MODELS[name]
+    assert model_id(net) == before
+
+
+def addresses(net: nn.Module, x: Tensor) -> list[str]:
+    """Return the address of the first call of every layer that returns a tensor."""
+    found: list[str] = []
+    handles = [
+        module.register_forward_hook(
+            lambda _, a, out, n=name: found.append(f"{n}:0") if isinstance(out, Tensor) else None
+        )
+        for name, module in net.named_modules()
+        if name
+    ]
+    net(x)
+    for handle in handles:
+        handle.remove()
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_that_is_read_returns_what_it_returned(name: str) -> None:
+    """Whole networks in double precision, where only a wrong fold and no rounding can show."""
+    net, x = real(name), images(n=1, channels=3, size=32).double()
+    wide = frozen_copy(net).double()
+    layers = addresses(wide, x)
+    expected, folded = outputs(wide, x, layers), set()
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.02, 0.2, 1.0):
+        chosen = [layer for layer in layers if torch.rand((), generator=generator) < share]
+        found = frozen_copy(net).double()
+        folded.add(fold_batchnorm(found, {layer.rpartition(":")[0] for layer in chosen}))
+        for layer, value in outputs(found, x, chosen).items():
+            assert gap(value, expected[layer]) < 1e-12, layer
+    assert 0 in folded
+    assert max(folded) > MODELS[name] / 2
+
+
+@pytest.mark.parametrize(
+    "layer", ["conv1", "bn1", "layer1.0", "layer2.0.downsample", "layer2.0.downsample.0", "layer3"]
+)
+def test_one_layer_read_of_a_residual_network_costs_at_most_its_own_fold(layer: str) -> None:
+    net = frozen_copy(real("resnet18"))
+    reads_convolution = isinstance(net.get_submodule(layer), nn.Conv2d)
+    assert fold_batchnorm(net, [layer]) == MODELS["resnet18"] - reads_convolution
+    x = images(n=1, channels=3, size=32)
+    expected = outputs(real("resnet18"), x, [layer])[layer]
+    assert gap(outputs(net, x, [layer])[layer], expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_gradients_of_the_prepared_copy_equal_the_models(name: str) -> None:
+    net, x, layers = real(name), images(n=1, channels=3, size=64), ["layer3", "layer4"]
+    if name != "resnet18":
+        layers = ["blocks.2", "blocks.5"]
+    prepared = Precision().prepare(net, layers, CPU)
+    expected = layer_gradients(Score(net, 5), x, layers)
+    found = layer_gradients(Score(prepared, 5), x, layers)
+    for layer in layers:
+        assert gap(found[layer][1], expected[layer][1]) < 1e-3
+
+
+# Which pairs are folded
+
+
+class Pair(nn.Module):
+    """conv → norm inside parts of several depths: what is read decides whether the pair may be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 3, 3)))
+        self.tail = nn.Sequential(nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(3))), nn.ReLU())
+        self.alias = self.stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.stem(x))
+
+
+@pytest.mark.parametrize(
+    ("read", "folded"),
+    [
+        ([], 1),
+        ([""], 1),
+        (["tail.0.norm"], 1),
+        (["tail.0", "tail", "tail.1", ""], 1),
+        (["stem.conv"], 0),
+        (["stem"], 0),
+        (["alias"], 0),
+        (["alias.conv"], 0),
+        (["tail", "stem"], 0),
+    ],
+)
+def test_a_pair_is_folded_unless_something_that_ends_between_is_read(
+    read: list[str], folded: int
+) -> None:
+    net = shaken(seeded(Pair()).double())
+    expected = outputs(net, images().double(), read)
+    copy = frozen_copy(net)
+    assert fold_batchnorm(copy, read) == folded
+    torch.testing.assert_close(outputs(copy, images().double(), read), expected)
+    torch.testing.assert_close(copy(images().double()), net(images().double()))
+
+
+def test_a_block_that_holds_the_pair_may_be_read() -> None:
+    net = shaken(seeded(nn.Sequential(Pair(), nn.Flatten())).double())
+    copy = frozen_copy(net)
+    assert fold_batchnorm(copy, ["0"]) == 1
+    torch.testing.assert_close(
+        outputs(copy, images().double(), ["0"]), outputs(net, images().double(), ["0"])
+    )
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    with pytest.raises(LayerNotFoundError, match="'stem.covn'"):
+        Precision().prepare(shaken(Pair()), ["stem.covn"], CPU)
+
+
+def make(forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module) -> nn.Module:
+    """Return a module with parts and a forward pass."""
+
+    class Made(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)
+
+    net = Made()
+    for name, part in parts.items():
+        net.add_module(name, part)
+    return shaken(seeded(net).double())
+
+
+class Shifted(nn.Conv2d):
+    """A convolution that is none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.weight.mean()
+
+
+def conv(**options: object) -> nn.Module:
+    return nn.Conv2d(1, 4, 3, padding=1, **options)  # type: ignore[arg-type]
+
+
+def plain(net: nn.Module, x: Tensor) -> Tensor:
+    return net.norm(net.conv(x))
+
+
+FOLDED: dict[str, Callable[[], nn.Module]] = {
+    "with a bias": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4)),
+    "without a bias": lambda: make(plain, conv=conv(bias=False), norm=nn.BatchNorm2d(4)),
+    "norm without weights": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4, affine=False)),
+    "padded in a circle": lambda: make(
+        plain, conv=conv(padding_mode="circular"), norm=nn.BatchNorm2d(4)
+    ),
+    "large epsilon": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4, eps=0.5)),
+    "in groups": lambda: make(
+        lambda net, x: net.norm(net.conv(x.repeat(1, 2, 1, 1))),
+        conv=nn.Conv2d(2, 4, 3, groups=2, dilation=2),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "along one axis": lambda: make(
+        lambda net, x: net.norm(net.conv(x.flatten(2))),
+        conv=nn.Conv1d(1, 4, 3),
+        norm=nn.BatchNorm1d(4),
+    ),
+    "along three axes": lambda: make(
+        lambda net, x: net.norm(net.conv(x[:, :, None])),
+        conv=nn.Conv3d(1, 4, 1),
+        norm=nn.BatchNorm3d(4),
+    ),
+    "given by keyword": lambda: make(
+        lambda net, x: net.norm(net.conv(input=x)), conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
+    "the norm read by several": lambda: make(
+        lambda net, x: (y := net.norm(net.conv(x))) + y.relu(), conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
+    "its weights tied to another convolution's": lambda: _tied(),
+}
+
+
+def _tied() -> nn.Module:
+    net = make(
+        lambda net, x: net.norm(net.conv(x)) + net.other(x),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+        other=conv(),
+    )
+    net.other.weight = net.conv.weight
+    return net
+
+
+def _shared_norm() -> nn.Module:
+    net = make(lambda net, x: net.second(net.conv(x)), conv=conv(), first=nn.BatchNorm2d(4))
+    net.second = net.first  # tracing calls it by its first name, the forward pass by its second
+    return net
+
+
+def _in_training() -> nn.Module:
+    net = make(plain, conv=conv(), norm=nn.BatchNorm2d(4, momentum=0.0))
+    net.norm.train()
+    return net
+
+
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "the convolution is read elsewhere": lambda: make(
+        lambda net, x: net.norm(y := net.conv(x)) + y, conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
+    "the convolution runs twice": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) + net.conv(-x), conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
+    "the norm runs twice": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) + net.norm(x.expand(-1, 4, -1, -1)),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "something lies between": lambda: make(
+        lambda net, x: net.norm(net.conv(x).relu()), conv=conv(), norm=nn.BatchNorm2d(4)
+    ),
+    "the norm comes first": lambda: make(
+        lambda net, x: net.conv(net.norm(x)), conv=conv(), norm=nn.BatchNorm2d(1)
+    ),
+    "its weight is used elsewhere": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) + functional.conv2d(x, net.conv.weight, padding=1),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "the norm's statistics are used elsewhere": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) + net.norm.running_mean.sum(),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "the norm has two names": _shared_norm,
+    "no running statistics": lambda: make(
+        plain, conv=conv(), norm=nn.BatchNorm2d(4, track_running_stats=False)
+    ),
+    "the norm is in training mode": _in_training,
+    "another norm": lambda: make(plain, conv=conv(), norm=nn.GroupNorm(2, 4)),
+    "another convolution": lambda: make(plain, conv=Shifted(1, 4, 3), norm=nn.BatchNorm2d(4)),
+    "a transposed convolution": lambda: make(
+        plain, conv=nn.ConvTranspose2d(1, 4, 3), norm=nn.BatchNorm2d(4)
+    ),
+    "a parametrized convolution": lambda: make(
+        plain, conv=parametrizations.weight_norm(conv()), norm=nn.BatchNorm2d(4)
+    ),
+    "a branch on values": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) if x.sum() > 0 else net.conv(x),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    ),
+    "a branch on shapes": lambda: make(
+        lambda net, x: net.norm(net.conv(x)) if len(x) > 1 else x,
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    ),
+}
+
+
+@pytest.mark.parametrize("build", FOLDED.values(), ids=FOLDED)
+def test_a_convolution_and_its_norm_become_one(build: Callable[[], nn.Module]) -> None:
+    net = build()
+    copy = frozen_copy(net)
+    assert fold_batchnorm(copy) == 1
+    assert not any(isinstance(m, NORMS) for m in copy.modules())
+    torch.testing.assert_close(copy(images().double()), net(images().double()))
+    assert not any(p.requires_grad for p in copy.parameters())
+
+
+@pytest.mark.parametrize("build", KEPT.values(), ids=KEPT)
+def test_what_can_not_be_proved_to_be_a_pair_is_kept(build: Callable[[], nn.Module]) -> None:
+    net = build()
+    copy = frozen_copy(net)
+    assert fold_batchnorm(copy) == 0
+    for x in (images().double(), -images().double(), images(n=1).double()):
+        torch.testing.assert_close(copy(x), net(x), rtol=0, atol=0)
+
+
+def test_tracing_leaves_nothing_in_the_model() -> None:
+    class Remembers(Pair):
+        seen: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.seen is None:
+                self.seen = x
+            return super().forward(x)
+
+    net = shaken(seeded(Remembers()))
+    prepared = Precision().prepare(net, [], CPU)
+    prepared(images())
+    assert isinstance(prepared.seen, Tensor)
+    assert net.seen is None
+
+
+# Copies
+
+
+def test_a_prepared_copy_shares_the_weights_it_need_not_change() -> None:
+    net = shaken(seeded(BatchNormNet()))
+    copy = Precision().prepare(net, [], CPU)
+    assert copy.head.weight.data_ptr() == net.head.weight.data_ptr()
+    assert copy.conv1.weight.data_ptr() != net.conv1.weight.data_ptr()
+    reference = Precision("reference").prepare(net, [], CPU)
+    for mine, theirs in zip(
+        reference.state_dict().values(), net.state_dict().values(), strict=True
+    ):
+        assert mine.data_ptr() == theirs.data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["float32", "fast", "reference", "float64"])
+def test_the_model_is_untouched_bit_for_bit(kind: str) -> None:
+    net = shaken(seeded(BatchNormNet()))
+    net.head.weight.grad = torch.ones_like(net.head.weight)
+    before, weights = (
+        model_id(net),
+        {n: (p, p.data_ptr(), p.stride()) for n, p in net.named_parameters()},
+    )
+    copy = Precision(kind).prepare(net, ["conv1"], CPU)  # type: ignore[arg-type]
+    copy(Precision(kind).inputs(images(), CPU))  # type: ignore[arg-type]
+    assert model_id(net) == before
+    for name, parameter in net.named_parameters():
+        assert (parameter, parameter.data_ptr(), parameter.stride()) == weights[name]
+        assert parameter.requires_grad
+    assert net.head.weight.grad.eq(1).all()
+    assert all(p.grad is None and not p.requires_grad for p in copy.parameters())
+
+
+def test_moving_or_widening_a_copy_does_not_move_or_widen_the_model() -> None:
+    net = shaken(seeded(BatchNormNet()))
+    copy = frozen_copy(net).double()
+    copy.bn1.running_mean.zero_()
+    copy.head.weight.data.zero_()
+    assert net.head.weight.dtype == torch.float32
+    assert net.head.weight.any()
+    assert net.bn1.running_mean.any()
+
+
+def test_a_copy_keeps_ties_and_modes_and_needs_no_leaves() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    net[1].weight = net[0].weight
+    net[0].train()
+    net.attention = (
+        net[0].weight * 2
+    )  # a tensor with a graph, as models that remember their attention hold
+    copy = frozen_copy(net)
+    assert copy[0].weight is copy[1].weight
+    assert [m.training for m in copy.modules()] == [False, True, False]
+    assert not copy.attention.requires_grad
+    assert torch.equal(copy.attention, net.attention)
+
+
+def test_a_recurrent_network_is_copied_with_its_flat_weights() -> None:
+    net = seeded(nn.LSTM(3, 4, batch_first=True))
+    x = images(n=2, size=3).squeeze(1)
+    expected = frozen_copy(net).double()(x.double())[0]
+    torch.testing.assert_close(Precision("float64").prepare(net, [], CPU)(x.double())[0], expected)
+    torch.testing.assert_close(expected.float(), net(x)[0])
+    copy = frozen_copy(net)
+    copy.weight_ih_l0.data = copy.weight_ih_l0 * 2
+    assert not torch.equal(copy(x)[0], net(x)[0])
+
+
+def test_a_model_compiled_in_place_is_copied_uncompiled() -> None:
+    net = seeded(ConvNet())
+    net.compile(backend="eager")
+    copy = Precision("reference").prepare(net, [], CPU)
+    assert copy._compiled_call_impl is None
+    with capture(copy, ["features.0"]) as kept:
+        copy(images())
+    assert kept["features.0"].shape == (4, 4, 6, 6)
+
+
+def test_a_copy_prepared_in_inference_mode_has_gradients() -> None:
+    net = shaken(seeded(BatchNormNet()))
+    with torch.inference_mode():
+        copy = Precision().prepare(net, [], CPU)
+    found = layer_gradients(Score(copy, 0), images(), ["conv1"])["conv1"]
+    expected = layer_gradients(Score(net, 0), images(), ["bn1"])["bn1"]
+    torch.testing.assert_close(found, expected)
+
+
+# Kinds
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
+    precision = Precision()
+    object.__setattr__(precision, "kind", "half")  # as without checked annotations
+    with pytest.raises(ValueError, match=r"one of \('float32', .*, got 'half'"):
+        precision.__post_init__()
+
+
+def test_gradients_are_never_computed_in_bfloat16() -> None:
+    assert Precision("fast").gradients == Precision("float32")
+    for kind in ("float32", "reference", "float64"):
+        assert Precision(kind).gradients == Precision(kind)  # type: ignore[arg-type]
+
+
+def test_fast_runs_in_bfloat16_and_is_near_float32() -> None:
+    net, fast = shaken(seeded(BatchNormNet())), Precision("fast")
+    copy = fast.prepare(net, ["relu"], CPU)
+    with fast.autocast(CPU), torch.no_grad(), capture(copy, ["relu"]) as kept:
+        copy(fast.inputs(images(), CPU))
+    assert kept["relu"].dtype == torch.bfloat16
+    expected = outputs(net, images(), ["relu"])["relu"]
+    assert 0 < gap(kept["relu"].float(), expected) < fast.tolerance
+    with Precision().autocast(CPU):
+        assert net(images()).dtype == torch.float32
+
+
+def test_float64_computes_in_double_precision_and_folds_nothing() -> None:
+    net, wide = shaken(seeded(BatchNormNet())), Precision("float64")
+    copy = wide.prepare(net, [], CPU)
+    assert isinstance(copy.bn1, nn.BatchNorm2d)
+    found = copy(wide.inputs(images(), CPU))
+    torch.testing.assert_close(found, frozen_copy(net).double()(images().double()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["float32", "fast", "reference", "float64"])
+def test_inputs_are_copies_in_the_form_that_the_kind_takes(kind: str) -> None:
+    precision = Precision(kind)  # type: ignore[arg-type]
+    for batch in (
+        images(channels=3),
+        images(channels=3).to(memory_format=torch.channels_last),
+        images(size=1),
+    ):
+        found = precision.inputs(batch, CPU)
+        assert found.data_ptr() != batch.data_ptr()
+        assert found.dtype == (torch.float64 if kind == "float64" else torch.float32)
+        assert torch.equal(found.float(), batch)
+        if kind in {"float32", "fast"}:
+            assert found.is_contiguous(memory_format=torch.channels_last)
+    tokens = torch.arange(6).reshape(2, 3)
+    assert precision.inputs(tokens, CPU).dtype == torch.int64
+    assert precision.inputs(tokens, CPU).data_ptr() != tokens.data_ptr()
+
+
+def test_a_three_dimensional_network_is_prepared() -> None:
+    net = shaken(seeded(nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU())))
+    x = images(n=2, size=4)[:, :, None].expand(-1, -1, 3, -1, -1)
+    copy = Precision().prepare(net, [], CPU)
+    assert isinstance(copy[1], nn.Identity)
+    torch.testing.assert_close(copy(Precision().inputs(x, CPU)), net(x))
+
+
+def test_the_device_of_a_model_is_that_of_its_tensors() -> None:
+    assert device_of(ConvNet()) == CPU
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(nn.ReLU()) == CPU
