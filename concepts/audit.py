@@ -8,6 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from concepts.auditfile import read_audit
 from concepts.findings import reading
 from concepts.likeness import likeness_rows, picture_name, position_rows
@@ -123,7 +125,7 @@ def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
     before = store.stats.reused_rows
     rows = store.activations(model, [*material.layers, ""], material.examples, pool=pool)
     images = store.stats.reused_rows - before
-    store.gradients_of(
+    slopes = store.gradients_of(
         _scores(material), material.layers, material.subset(material.inputs), pool=pool
     )
     inputs = store.stats.reused_rows - before - images
@@ -134,7 +136,10 @@ def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
         f"gradients; {store.stats.forward_rows} forward and {store.stats.backward_rows} backward passes{checked}."
     )
     features = {layer: rows[layer].flatten(1).cpu() for layer in material.layers}
-    return Meter(material, store, features, rows[""].cpu()), done
+    gradients = {
+        layer: torch.stack([g[layer].flatten(1).cpu() for g in slopes]) for layer in material.layers
+    }
+    return Meter(material, store, features, rows[""].cpu(), gradients), done
 
 
 def _results(meter: Meter) -> AuditResults:
@@ -156,8 +161,11 @@ def _results(meter: Meter) -> AuditResults:
         cluster_by=material.cluster_by,
         fitted_on=tuple(sorted(material.fitted_on)),
         judged_on=tuple(sorted(material.judged_on)),
+        divisions=audit.statistics.divisions,
+        pseudo_concepts=audit.statistics.pseudo_concepts,
         inputs=audit.inputs.about,
         input_count=len(material.inputs),
+        judged_inputs=len(material.judged_inputs),
         targets=tuple(_targets(material)),
         concepts=tuple(concept_infos(material, measured, single)),
         layer_rows=layers,

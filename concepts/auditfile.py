@@ -29,11 +29,11 @@ class ModelPart(Schema):
 
 
 class InputsPart(Schema):
-    """The images whose logits are explained, of clusters that no concept is fitted on.
+    """The images whose logits are explained; a direction is never read at those of a cluster it was fitted on.
 
     Attributes:
         about: what they are, in words.
-        fit_share: share of the clusters that concepts are fitted on; all is judged on the others.
+        fit_share: share of the clusters that directions are fitted on where they are judged on the others.
         caption: attributes that name an image in figures.
     """
 
@@ -120,16 +120,18 @@ class StatisticsPart(Schema):
     Attributes:
         level: of intervals.
         trust: a layer is trusted for a contrast if the lower bound of the correlation over targets of predicted
-            effect and measured swap is at least this.
+            effect and measured swap is at least this, the two coming from different clusters.
+        divisions: random ones of the clusters into halves, for that correlation.
         relabellings: of the test of the effect; with few clusters all there are.
         pseudo_concepts: of the test of the TCAV score.
         runs: CAVs a concept, each against another random counterpart or on other held-out images.
-        picked: classes per contrast and direction that are picked on the fitted clusters and judged on the others.
+        picked: classes per contrast and direction that are picked on one part of the clusters and judged on the other.
     """
 
     level: Share = 0.95
     alpha: Share = 0.05
     trust: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    divisions: Some = 200
     relabellings: Annotated[int, Field(ge=99)] = 9999
     bootstraps: Annotated[int, Field(ge=100)] = 1000
     pseudo_concepts: Annotated[int, Field(ge=19)] = 199

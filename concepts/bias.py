@@ -53,7 +53,7 @@ class Associations(Result):
 
             size = (1.5 + 0.7 * len(self.concepts), 1 + 0.4 * len(self.classes))
             ax = Figure(figsize=size, layout="constrained").add_subplot()
-        ax.imshow(self.superiority, vmin=0, vmax=1, cmap="RdBu_r", aspect="auto")
+        ax.imshow(self.superiority.numpy(), vmin=0, vmax=1, cmap="RdBu_r", aspect="auto")
         for i, c in torch.nonzero(self.p_holm <= 0.05).tolist():
             ax.text(c, i, "*", ha="center", va="center")
         ax.set_xticks(range(len(self.concepts)), self.concepts, rotation=30, ha="right")

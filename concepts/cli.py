@@ -105,6 +105,24 @@ def _options(
 
 
 @app.command(
+    epilog="Example: probing audit experiments/audits/occupations.yaml --out results/occupations"
+)
+def audit(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An audit in YAML."),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and report are written.")],
+    cache: CacheOption = None,
+) -> None:
+    """Audit a model for bias as a file lays down, and write tables, figures and a report."""
+    from concepts.audit import run_audit
+
+    run_audit(file, out, store_root=cache, say=typer.echo)
+
+
+@app.command(
     epilog="Example: probing tcav torchvision:resnet18 --layer layer3 --layer layer4 --concept striped=photos/striped"
     " --random photos/random --inputs photos/zebras --target zebra --out results/zebra"
 )

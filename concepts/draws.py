@@ -4,7 +4,7 @@ Examples are rows of one table that holds all sets. What is drawn depends on see
 activations, so one plan serves all layers and targets.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
@@ -19,53 +19,79 @@ from concepts.statistics import TooFewError, relabellings
 
 Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]
+"""Positive and negative rows of a fit."""
+Mode = Literal["random", "ovr", "pairwise"]
+"""What a concept is told from: random images; all competing concepts together; each of them in turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A set of examples as groups of rows: the rows of a cluster, or a single row, are what is drawn."""
+    """A set of examples in groups: what is drawn is all rows of a cluster, or a single row."""
 
-    groups: tuple[Rows, ...]
+    rows: Rows
+    """Group by group."""
+    ends: Rows
+    """Where each group ends."""
+    clusters: Rows
+    """The cluster that each group is."""
 
     @classmethod
     def of(cls, rows: Rows, clusters: Rows) -> "Sample":
         """Return the sample of some rows, given the cluster of every row of the table."""
-        own = clusters[rows]
-        order = np.argsort(own, kind="stable")
-        cuts = np.flatnonzero(np.diff(own[order])) + 1
-        return cls(tuple(np.split(rows[order], cuts)))
+        order = np.argsort(clusters[rows], kind="stable")
+        own = clusters[rows][order]
+        ends = np.append(np.flatnonzero(np.diff(own)) + 1, len(rows))
+        return cls(rows[order], ends, own[ends - 1])
+
+    @classmethod
+    def joined(cls, groups: Sequence[Rows], clusters: Rows) -> "Sample":
+        """Return the sample of some groups and their clusters."""
+        return cls(np.concatenate(groups), np.cumsum([len(g) for g in groups]), clusters)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @cached_property
+    def groups(self) -> list[Rows]:
+        """The rows of each group."""
+        return np.split(self.rows, self.ends[:-1])
 
     @property
-    def rows(self) -> Rows:
-        return np.concatenate(self.groups)
+    def single(self) -> bool:
+        """Whether each row is its own group."""
+        return len(self.rows) == len(self.ends)
 
-    def some(self, count: int, rng: np.random.Generator) -> "Sample":
-        """Return whole groups in random order until there are `count` rows; the last group is cut."""
-        picked: list[Rows] = []
-        for i in rng.permutation(len(self.groups)):
-            if count <= 0:
+    def cut(self, size: int, rng: np.random.Generator) -> "Sample":
+        """Return groups drawn without replacement until there are `size` rows, the last one cut."""
+        order = rng.permutation(len(self))
+        drawn: list[Rows] = []
+        for i in order:
+            drawn.append(self.groups[i][:size])
+            size -= len(drawn[-1])
+            if size <= 0:
                 break
-            picked.append(self.groups[i][:count])
-            count -= len(picked[-1])
-        return Sample(tuple(picked))
+        return Sample.joined(drawn, self.clusters[order[: len(drawn)]])
 
-    def again(self, rng: np.random.Generator) -> "Sample":
-        """Return as many groups, drawn with replacement."""
-        return Sample(
-            tuple(self.groups[i] for i in rng.integers(0, len(self.groups), len(self.groups)))
-        )
+    def of_clusters(self, clusters: Rows) -> "Sample":
+        """Return the groups of the clusters that are in the sample, as often as they are asked for."""
+        place = {cluster: i for i, cluster in enumerate(self.clusters.tolist())}
+        which = [place[c] for c in clusters.tolist() if c in place]
+        return Sample.joined([self.groups[i] for i in which], self.clusters[which])
 
-    def parts(self, share: float, rng: np.random.Generator) -> Pair:
-        """Return rows to fit on and rows held out, no group in both."""
-        out = max(1, round(share * len(self.groups)))
-        order = rng.permutation(len(self.groups))
-        fit, held_out = ([self.groups[i] for i in part] for part in (order[out:], order[:out]))
-        return np.concatenate(fit), np.concatenate(held_out)
+    def splits(self, size: int, share: float, count: int, rng: np.random.Generator) -> tuple[list[Rows], list[Rows]]:
+        """Return, `count` times, `size` single rows (or all) in two parts: to fit on, and a share held out."""
+        drawn = rng.permuted(np.tile(self.rows, (count, 1)), axis=1)[:, :size]
+        out = _held_out(drawn.shape[1], share)
+        return list(drawn[:, out:]), list(drawn[:, :out])
 
 
-def union(samples: Iterable[Sample]) -> Sample:
+def _held_out(groups: int, share: float) -> int:
+    return max(1, round(share * groups))
+
+
+def union(samples: Sequence[Sample]) -> Sample:
     """Return one sample of all groups."""
-    return Sample(tuple(group for sample in samples for group in sample.groups))
+    return Sample.joined([g for s in samples for g in s.groups], np.concatenate([s.clusters for s in samples]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +103,7 @@ class Pairs:
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> "Pairs":
-        return cls(_table([p for p, _ in pairs]), _table([q for _, q in pairs]))
+        return cls(_table([p for p, _ in pairs]), _table([n for _, n in pairs]))
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -94,29 +120,8 @@ def _table(lists: Sequence[Rows]) -> Int[Tensor, "fits rows"]:
 
 
 @dataclass(frozen=True, eq=False)
-class Runs:
-    """A concept, or what stands in for it, against its random counterparts or competitors."""
-
-    positive: Sample
-    negatives: tuple[Sample, ...]
-
-    def parts(self, share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
-        """Return, for each run, positives and negatives to fit on, and those held out."""
-        halves = [(self.positive.parts(share, rng), n.parts(share, rng)) for n in self.negatives]
-        return [(p[0], n[0]) for p, n in halves], [(p[1], n[1]) for p, n in halves]
-
-    def again(self, rng: np.random.Generator) -> "Runs":
-        """Return a bootstrap draw of all sets."""
-        return Runs(self.positive.again(rng), tuple(n.again(rng) for n in self.negatives))
-
-
-Mode = Literal["random", "ovr", "pairwise"]
-"""What a concept is told apart from: random images; all competing concepts together; each of them in turn."""
-
-
-@dataclass(frozen=True, eq=False)
 class Sources:
-    """Where a concept's examples and their counterparts come from."""
+    """A concept, or what stands in for it, and where its counterparts come from."""
 
     concept: Sample
     others: tuple[Sample, ...]
@@ -124,6 +129,131 @@ class Sources:
     mode: Mode
     clusters: Rows
     """The cluster of every row of the table."""
+
+    def runs(self, count: int, share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
+        """Return what each run fits on, and what it is judged on.
+
+        A run takes the concept and as many random counterparts; of each side, `share` is held out. A cluster that is on
+        both sides is held out of both.
+        """
+        pools = self.others if self.mode == "pairwise" else (union(self.others),)
+        turns = [pools[run % len(pools)] for run in range(count)]
+        if not all(s.single for s in (self.concept, *pools)):
+            split = [_split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns]
+            return [fit for fit, _ in split], [out for _, out in split]
+        size = len(self.concept.rows)
+        positive = self.concept.splits(size, share, count, rng)
+        drawn = [pool.splits(size, share, -(-count // len(pools)), rng) for pool in pools]
+        places = [(run % len(pools), run // len(pools)) for run in range(count)]
+        fit, held_out = ([drawn[pool][part][i] for pool, i in places] for part in (0, 1))
+        return list(zip(positive[0], fit, strict=True)), list(zip(positive[1], held_out, strict=True))
+
+    def again(self, rng: np.random.Generator) -> "Sources":
+        """Return a bootstrap draw of all sets; clusters that several sets share are drawn for all of them at once."""
+        samples = (self.concept, *self.others)
+        names = np.unique(np.concatenate([s.clusters for s in samples]))
+        kinds = np.array([np.isin(names, s.clusters) for s in samples]).T
+        drawn = []
+        for kind in np.unique(kinds, axis=0):
+            alike = names[(kinds == kind).all(1)]
+            drawn.append(alike[rng.integers(0, len(alike), len(alike))])
+        found = [s.of_clusters(np.concatenate(drawn)) for s in samples]
+        return replace(self, concept=found[0], others=tuple(found[1:]))
+
+
+def _split(positive: Sample, negative: Sample, share: float, rng: np.random.Generator) -> tuple[Pair, Pair]:
+    """Return what to fit on and what is held out, by whole clusters."""
+    both = np.intersect1d(positive.clusters, negative.clusters)
+    held = [rng.permutation(both)[: _held_out(len(both), share) if len(both) else 0]]
+    for side in (positive, negative):
+        own = np.setdiff1d(side.clusters, both)
+        if len(own):
+            held.append(rng.permutation(own)[: _held_out(len(own), share)])
+    out = np.concatenate(held)
+    masks = [np.repeat(np.isin(s.clusters, out), np.diff(s.ends, prepend=0)) for s in (positive, negative)]
+    fit, judged = ((positive.rows[masks[0] == m], negative.rows[masks[1] == m]) for m in (False, True))
+    return fit, judged
+
+
+def fitted(many: Sequence[Sources], runs: int, share: float, rng: np.random.Generator) -> Pairs:
+    """Return what the runs of many concepts fit on, concept by concept."""
+    return Pairs.of([pair for sources in many for pair in sources.runs(runs, share, rng)[0]])
+
+
+@runtime_checkable
+class NullDraws(Protocol):
+    """A way to draw pseudo-concepts."""
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+        """Return the concept with the counterparts to use, and pseudo-concepts with theirs."""
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
+
+    Each is told from random sets of the examples it leaves, as the concept is from sets of its counterparts, so under the
+    null all are exchangeable and the test is exact. Drawing pseudo-concepts from the pool alone would make them vary
+    too little: a random concept would stand out more often than it should, unless the pool is far larger than the
+    concept. And with negatives set aside for all, what pseudo-concepts hold of the concept would pull every one of them
+    its way and cost power; here it is on both sides and cancels.
+
+    Attributes:
+        sets: pseudo-concepts; p is at least `1 / (sets + 1)`.
+    """
+
+    sets: int = 199
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+        samples = [s.rows for s in (sources.concept, *sources.others)]
+        rows = np.concatenate(samples)
+        labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
+        clusters = torch.from_numpy(np.unique(sources.clusters[rows], return_inverse=True)[1])
+        ways = relabellings(labels, clusters, self.sets, int(rng.integers(2**31)))
+
+        def of(way: Rows) -> Sources:
+            groups = [Sample.of(rows[way == k], sources.clusters) for k in range(len(samples))]
+            return replace(sources, concept=groups[0], others=tuple(groups[1:]))
+
+        return sources, tuple(of(way) for way in ways.labels.long().numpy())
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Each random set in turn plays the concept, against all others and the concept itself.
+
+    The pool is cut into as many disjoint sets as there are runs, so p is at least `1 / (runs + 1)`. It needs far fewer
+    fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
+    """
+
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+        if sources.mode != "random":
+            raise ValueError("LeaveOneOut needs random counterparts: use Relabelled for competing concepts.")
+        sets = [sources.concept, *self._disjoint(sources, runs, rng)]
+
+        def of(chosen: int) -> Sources:
+            others = tuple(s for i, s in enumerate(sets) if i != chosen)
+            return replace(sources, concept=sets[chosen], others=others, mode="pairwise")
+
+        return of(0), tuple(of(i) for i in range(1, len(sets)))
+
+    def _disjoint(self, sources: Sources, count: int, rng: np.random.Generator) -> list[Sample]:
+        size, pool = len(sources.concept.rows), sources.others[0]
+        sets: list[Sample] = []
+        held: list[Rows] = []
+        names: list[int] = []
+        for i in rng.permutation(len(pool)):
+            held.append(pool.groups[i])
+            names.append(int(pool.clusters[i]))
+            if sum(map(len, held)) >= size:
+                sets.append(Sample.joined(held, np.array(names)))
+                held, names = [], []
+        if len(sets) < count:
+            raise TooFewError(
+                f"a pool of {len(pool.rows)} examples holds {len(sets)} disjoint sets of {size}, but {count} runs "
+                "need as many: enlarge the pool, or use Relabelled."
+            )
+        return sets[:count]
 
 
 @dataclass(frozen=True)
@@ -145,17 +275,11 @@ class Sets:
     controls: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def sources(self, concept: str, mode: Mode) -> Sources:
-        """Return where a concept's examples and their counterparts come from."""
-        others = (
-            [self.pool]
-            if mode == "random"
-            else [r for name, r in self.concepts.items() if name != concept]
-        )
+        """Return a concept and where its counterparts come from."""
+        others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
         if not others or not all(len(rows) for rows in others):
             missing = "a random pool" if mode == "random" else "another concept"
-            raise TooFewError(
-                f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none."
-            )
+            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
         own = self._sample(self.concepts[concept])
         return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
 
@@ -166,7 +290,7 @@ class Sets:
                 f"control {name!r} has {len(self.controls[name])} examples, fewer than the {size} of the concept it is "
                 f"compared with: give it {size} or more."
             )
-        return self._sample(self.controls[name]).some(size, rng)
+        return self._sample(self.controls[name]).cut(size, rng)
 
     def _sample(self, rows: Sequence[int]) -> Sample:
         return Sample.of(np.array(rows, dtype=np.int64), self._codes)
@@ -174,91 +298,3 @@ class Sets:
     @cached_property
     def _codes(self) -> Rows:
         return np.unique(np.array(self.clusters), return_inverse=True)[1].astype(np.int64)
-
-
-@runtime_checkable
-class NullDraws(Protocol):
-    """A way to draw pseudo-concepts."""
-
-    def __call__(
-        self, sources: Sources, runs: int, rng: np.random.Generator
-    ) -> tuple[Runs, tuple[Runs, ...]]:
-        """Return the concept's runs and those of each pseudo-concept."""
-
-
-@dataclass(frozen=True)
-class Relabelled:
-    """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
-
-    Each is told from random sets of the examples it leaves, as the concept is from sets of its counterparts, so under the
-    null all are exchangeable and the test is exact. Drawing pseudo-concepts from the pool alone would make them vary
-    too little: a random concept would stand out more often than it should, unless the pool is far larger than the
-    concept. And with negatives set aside for all, what pseudo-concepts hold of the concept would pull every one of them
-    its way and cost power; here it is on both sides and cancels.
-
-    Attributes:
-        sets: pseudo-concepts; p is at least `1 / (sets + 1)`.
-    """
-
-    sets: int = 199
-
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Runs, tuple[Runs, ...]]:
-        samples = [s.rows for s in (sources.concept, *sources.others)]
-        rows = np.concatenate(samples)
-        labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
-        clusters = torch.from_numpy(np.unique(sources.clusters[rows], return_inverse=True)[1])
-        ways = relabellings(labels, clusters, self.sets, int(rng.integers(2**31)))
-
-        def of(way: Rows) -> Runs:
-            groups = [Sample.of(rows[way == k], sources.clusters) for k in range(len(samples))]
-            return against(replace(sources, concept=groups[0], others=tuple(groups[1:])), runs, rng)
-
-        return of(labels.numpy()), tuple(of(way) for way in ways.labels.numpy())
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """Each random set in turn plays the concept, against all others and the concept itself.
-
-    The pool is cut into as many disjoint sets as there are runs, so p is at least `1 / (runs + 1)`. It needs far fewer
-    fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
-    """
-
-    def __call__(
-        self, sources: Sources, runs: int, rng: np.random.Generator
-    ) -> tuple[Runs, tuple[Runs, ...]]:
-        if sources.mode != "random":
-            raise ValueError(
-                "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
-            )
-        sets = [
-            sources.concept,
-            *_disjoint(sources.others[0], len(sources.concept.rows), runs, rng),
-        ]
-        every = [Runs(s, tuple(other for other in sets if other is not s)) for s in sets]
-        return every[0], tuple(every[1:])
-
-
-def against(sources: Sources, runs: int, rng: np.random.Generator) -> Runs:
-    """Return runs against random subsets, of the concept's size, of the others: all together, or each in turn."""
-    size = len(sources.concept.rows)
-    pools = sources.others if sources.mode == "pairwise" else (union(sources.others),)
-    return Runs(sources.concept, tuple(pools[r % len(pools)].some(size, rng) for r in range(runs)))
-
-
-def _disjoint(pool: Sample, size: int, count: int, rng: np.random.Generator) -> list[Sample]:
-    order, start = rng.permutation(len(pool.groups)), 0
-    sets: list[Sample] = []
-    for _ in range(count):
-        stop, held = start, 0
-        while stop < len(order) and held < size:
-            held += len(pool.groups[order[stop]])
-            stop += 1
-        if held < size:
-            raise TooFewError(
-                f"a pool of {len(pool.rows)} examples holds {len(sets)} disjoint sets of {size}, but {count} runs need as "
-                "many: enlarge the pool, or use Relabelled."
-            )
-        sets.append(Sample(tuple(pool.groups[i] for i in order[start:stop])))
-        start = stop
-    return sets

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -213,7 +214,7 @@ def _changes_legend(figure: "Figure", results: AuditResults) -> None:
         )
         for k, layer in enumerate(layers)
     ]
-    handles.append(Patch(color=RULE, alpha=0.45, lw=0, label="middle 95 % of all classes"))
+    handles.append(Patch(color=RULE, alpha=0.45, lw=0, label="middle 95% of all classes"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
@@ -266,16 +267,16 @@ def accuracy(results: AuditResults) -> "Figure":
         axes.axhline(0.5, color=FAINT, lw=0.7, ls=(0, (4, 3)))
         axes.text(-0.35, 0.505, "chance", color=FAINT, fontsize=6, va="bottom")
         for i, concept in enumerate(results.concepts):
-            colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            colour = PALETTE[i % len(PALETTE)] if concept.matched else FAINT
+            line, size = ("-", 5) if concept.matched else (":", 3.5)
             rows = [r for r in results.layer_rows if r.concept == concept.name]
-            places = [results.layers.index(r.layer) + 0.05 * (i % 5 - 2) for r in rows]
+            places = [results.layers.index(r.layer) + 0.08 * (i % 2) for r in rows]
             for x, row in zip(places, rows, strict=True):
                 ends = (row.accuracy, row.accuracy_low, row.accuracy_high)
                 _whiskers(axes, ends, x, colour, "y")
-            line = "-" if concept.matched else ":"
             axes.plot(
-                places, [r.accuracy for r in rows], line, marker=marker, color=colour,
-                mec=PAPER, mew=0.5, ms=4.5, label=concept.name,
+                places, [r.accuracy for r in rows], line, marker=MARKERS[i % len(MARKERS)], color=colour,
+                mec=PAPER, mew=0.5, ms=size, label=concept.name, zorder=3 if concept.matched else 2,
             )  # fmt: skip
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.4, len(results.layers) - 0.6), ylim=(0.4, 1.02))
@@ -316,6 +317,10 @@ def _symmetric_ticks(axes: "Axes", negative: str, positive: str) -> None:
     axes.set_xticks([-1, 0, 1], [f"as {negative}", "half way", f"as {positive}"])
 
 
+LINE = 8
+"""Images in a line of a montage."""
+
+
 def likeness(results: AuditResults, concept: str, folder: Path) -> "Figure":
     """Draw the images most and least like a concept, from the pictures saved in a folder."""
     rows = [r for r in results.likeness if r.concept == concept]
@@ -325,16 +330,20 @@ def likeness(results: AuditResults, concept: str, folder: Path) -> "Figure":
     for among in dict.fromkeys(r.among for r in rows):
         for side, name in names.items():
             chosen = [r for r in rows if r.among == among and r.side == side]
-            title = (
-                f"{among}: most like {name}"
-                if contrast.matched
-                else f"{among}: {side} like {concept}"
-            )
-            strips.append(_strip(title, chosen, folder))
-    return montage(strips)
+            strips.append(_strip(f"{among}: most like {name}", chosen, folder))
+    return montage(strips, columns=LINE)
+
+
+def controls(results: AuditResults, folder: Path) -> "Figure":
+    """Draw the images most like each concept that is given as one set."""
+    strips = []
+    for concept in (c for c in results.concepts if not c.matched):
+        rows = [r for r in results.likeness if r.concept == concept.name and r.side == "most"]
+        strips.append(_strip(f"{rows[0].among}: most like {concept.name}", rows, folder))
+    return montage(strips, columns=LINE)
 
 
 def _strip(title: str, rows: Sequence[LikenessRow], folder: Path) -> Strip:
     images = [Image.open(folder / row.image) for row in rows]
-    captions = [f"{row.caption}\n{number(row.cosine, sign=True)}" for row in rows]
+    captions = [f"{fill(row.caption, 17)}\n{number(row.cosine, sign=True)}" for row in rows]
     return Strip(title, images, captions)

@@ -6,15 +6,16 @@ from statistics import fmean
 
 import torch
 
-from concepts.results import AuditResults, CellRow, ConceptInfo, SwapRow
+from concepts.results import AuditResults, CellRow, ConceptInfo, SwapRow, TargetInfo
 from concepts.statistics import rank_sum
 from probing.report import Finding, interval, number, p_value
 
-AGREE = "measured and predicted agree"
-CONTRADICT = "measured and predicted have opposite signs"
-UNPREDICTED = "moved by the swap, not predicted here"
-UNMOVED = "predicted here, not moved by the swap"
-NOTHING = "no evidence either way"
+AGREE = "agree"
+CONTRADICT = "opposite signs"
+UNPREDICTED = "moved, not predicted"
+UNMOVED = "predicted, not moved"
+NOTHING = "no evidence"
+"""How predicted effect and measured swap relate, each told from chance or not."""
 _NAMED = 4
 
 
@@ -59,13 +60,13 @@ def disagreements(results: AuditResults) -> list[tuple[CellRow, SwapRow, str]]:
 
 
 def verdict(results: AuditResults) -> tuple[Finding, ...]:
-    """Return the findings, the measured first, then what may be said of layers and of TCAV."""
+    """Return the findings: what was measured, then what may be said of layers and of TCAV."""
     found = []
     for contrast in results.contrasts:
         found.append(_swap_finding(results, contrast))
         found += _expectations(results, contrast)
-        found.append(_trust_finding(results, contrast))
-    return (*found, *_groups_findings(results), _tcav_finding(results))
+    found += [_trust_finding(results, contrast) for contrast in results.contrasts]
+    return (*found, _tcav_finding(results))
 
 
 def _swap_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
@@ -74,7 +75,7 @@ def _swap_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     change = f"Drawing “{contrast.positive}” for “{contrast.negative}”"
     scale = next(b for b in results.backdrops if b.concept == contrast.name)
     context = (
-        f"For scale: over all {scale.classes:,} classes of the model the middle 95 % of changes lie between "
+        f"For scale: over all {scale.classes:,} classes of the model the middle 95% of changes lie between "
         f"{number(scale.low, sign=True)} and {number(scale.high, sign=True)}."
     )
     if not sure:
@@ -104,31 +105,56 @@ def _more(rows: Sequence[SwapRow]) -> str:
 
 def _test(results: AuditResults, contrast: ConceptInfo) -> str:
     return (
-        f"Paired differences over {contrast.held_out_clusters} held-out values of {results.cluster_by}, "
-        f"{results.level:.0%} intervals, corrected p below {results.alpha:g}."
+        f"Paired differences over {contrast.clusters} {results.clusters}, {results.level:.0%} intervals, corrected p below "
+        f"{results.alpha:g}."
     )
 
 
 def _expectations(results: AuditResults, contrast: ConceptInfo) -> list[Finding]:
+    """Say whether what was expected came, and whether classes of which nothing was expected move as much."""
     expected = [t for t in results.targets if contrast.name in t.expected]
+    others = [t for t in results.targets if contrast.name not in t.expected]
     if not expected:
         return []
     named: dict[str, list[str]] = {"borne out": [], "reversed": [], "undecided": []}
     for target in expected:
         row = results.swap(contrast.name, target.name)
         as_said = (row.swap > 0) == (target.expected[contrast.name] == "up")
-        named[
-            "undecided" if not moved(results, row) else "borne out" if as_said else "reversed"
-        ].append(target.name)
+        sure = "borne out" if as_said else "reversed"
+        named[sure if moved(results, row) else "undecided"].append(target.name)
     counts = {name: len(targets) for name, targets in named.items()}
     claim = (
         f"Of {len(expected)} directions written down beforehand for {contrast.name}, {counts['borne out']} are borne "
         f"out, {counts['reversed']} reversed and {counts['undecided']} undecided."
     )
-    evidence = [
-        f"{name.capitalize()}: {', '.join(targets)}." for name, targets in named.items() if targets
+    told = " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in named.items() if t)
+    found = [Finding(claim, told)]
+    return [*found, _comparison(results, contrast, expected, others)] if others else found
+
+
+def _comparison(
+    results: AuditResults,
+    contrast: ConceptInfo,
+    expected: Sequence[TargetInfo],
+    others: Sequence[TargetInfo],
+) -> Finding:
+    """Compare sizes: a moved logit proves little if those of classes of which nothing was expected move as much."""
+    sizes = [
+        [abs(results.swap(contrast.name, t.name).swap) for t in group]
+        for group in (expected, others)
     ]
-    return [Finding(claim, " ".join(evidence))]
+    p = rank_sum(torch.tensor(sizes[0]), torch.tensor(sizes[1])).p
+    more = "more" if fmean(sizes[0]) > fmean(sizes[1]) else "less"
+    claim = (
+        f"Classes of which something was expected move {more} than the others."
+        if p < results.alpha
+        else "That classes of which something was expected move more than the others is not shown."
+    )
+    evidence = (
+        f"Mean size of the change for {contrast.name}: {number(fmean(sizes[0]))} over {len(expected)} classes against "
+        f"{number(fmean(sizes[1]))} over {len(others)}; rank-sum p {p_value(p)}, taking classes as independent."
+    )
+    return Finding(claim, evidence)
 
 
 def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
@@ -139,7 +165,11 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
         for r in rows
         if r.r is not None
     ]
-    evidence = f"Correlation of predicted effect and measured swap over {len(results.targets)} classes: {', '.join(told)}."
+    evidence = (
+        f"Correlation over {len(results.targets)} classes of the effect predicted from one half of the {results.clusters} and "
+        f"the swap measured on the other: {', '.join(told)}; from {results.trust:g} on, the interval's lower bound counts as "
+        "trust."
+    )
     if not told:
         claim = f"Whether effects of {contrast.name} may be believed is not known: there are too few classes."
         return Finding(claim)
@@ -160,54 +190,43 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     return Finding(claim, f"{evidence} {there}")
 
 
-def _groups_findings(results: AuditResults) -> list[Finding]:
-    """Compare the groups of targets: moved logits prove little if those of neutral classes move as much."""
-    groups = list(dict.fromkeys(t.group for t in results.targets))
-    if len(groups) != 2:
-        return []
-    told = []
-    apart = []
-    for contrast in results.contrasts:
-        sizes = [
-            [
-                abs(results.swap(contrast.name, t.name).swap)
-                for t in results.targets
-                if t.group == group
-            ]
-            for group in groups
-        ]
-        p = rank_sum(torch.tensor(sizes[0]), torch.tensor(sizes[1])).p
-        apart += [contrast.name] if p < results.alpha else []
-        means = " against ".join(
-            f"{number(fmean(s))} ({g}, {len(s)})" for s, g in zip(sizes, groups, strict=True)
-        )
-        told.append(f"{contrast.name}: mean size of the change {means}, rank-sum p {p_value(p)}")
-    names = f"“{groups[0]}” and “{groups[1]}”"
-    claim = (
-        f"The sizes of the changes tell classes of the groups {names} apart for {_listed(apart)}."
-        if apart
-        else f"Classes of the groups {names} do not move by sizes that differ more than chance allows."
-    )
-    return [
-        Finding(claim, f"{'; '.join(told).capitalize()}. The test takes classes as independent.")
-    ]
-
-
 def _tcav_finding(results: AuditResults) -> Finding:
-    cells = [c for c in results.cells if c.tcav_p is not None]
+    names = {c.name for c in results.contrasts}
+    cells = [c for c in results.cells if c.concept in names and c.tcav_p is not None]
     sure = [c for c in cells if used(results, c)]
-    extreme = [c for c in results.cells if c.tcav in {0.0, 1.0}]
+    extreme = [c for c in cells if c.tcav in {0.0, 1.0}]
+    idle = [c for c in extreme if c.tcav_p is not None and c.tcav_p >= results.alpha]
     claim = (
-        f"The TCAV score alone tells {len(sure)} of {len(cells)} combinations of concept, layer and class from "
-        "pseudo-concepts."
+        f"The sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} combinations of contrast, layer "
+        "and class."
     )
-    chance = [c for c in extreme if c.tcav_p is not None and c.tcav_p >= results.alpha]
     evidence = (
-        f"{len(extreme)} scores are exactly 0 or 1; {len(chance)} of these have p of {results.alpha:g} or more even "
-        "without correction, because pseudo-concepts score 0 or 1 there too. A score near 0 or 1 is no evidence by "
-        "itself."
+        "Chance: the same count along directions fitted after labels were swapped within whole "
     )
-    return Finding(claim, evidence)
+    evidence += f"{results.clusters}; p corrected by the step-down maximum. "
+    if extreme:
+        evidence += (
+            f"{len(extreme)} scores are exactly 0 or 1, {len(idle)} of them with p of {results.alpha:g} or more even without "
+            "correction: there, relabelled directions score 0 or 1 too. "
+        )
+    unmoved = [c for c in sure if not moved(results, results.swap(c.concept, c.target))]
+    if unmoved:
+        evidence += (
+            f"{len(unmoved)} of the {len(sure)} belong to logits that the swap does not move."
+        )
+    return Finding(claim, evidence.strip())
+
+
+def floor(results: AuditResults) -> str:
+    """Say, where it is so, that too few pseudo-concepts were drawn for any corrected p of a one-set concept."""
+    tests = sum(not results.of(c.concept).matched for c in results.cells)
+    least = min(1.0, tests / (results.pseudo_concepts + 1))
+    if not tests or least < results.alpha:
+        return ""
+    return (
+        f"With {results.pseudo_concepts} pseudo-concepts and Holm's correction over {tests} tests, p of a concept given as one "
+        f"set can't fall below {p_value(least)}: these scores are shown for comparison and not tested."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ def likeness_rows(
     for one in measured:
         layer = layers[one.name]
         fits = meter.direction(layer, one.sets.fit.first, one.sets.fit.second)
-        yield from _ranked(meter, fits, one.name, layer, m.file.inputs.about, m.inputs)
+        yield from _ranked(meter, fits, one.name, layer, m.file.inputs.about, m.judged_inputs)
         if m.file.random:
             yield from _ranked(meter, fits, one.name, layer, m.file.random.about, m.pool)
     half = len(m.pool) // 2  # drawn in random order
@@ -89,7 +89,7 @@ def position_rows(
             [_means(along, side, judge.cluster) for side in (judge.first, judge.second)]
         )
         reach = (sides[0] - sides[1]).mean() / 2
-        for row in sorted(set(m.inputs) - set(judge.first) - set(judge.second)):
+        for row in sorted(set(m.judged_inputs) - set(judge.first) - set(judge.second)):
             middle = sides[:, names.index(m.clusters[row])].mean()
             place = float((along[row] - middle) / reach)
             yield PositionRow(one.name, layer, m.clusters[row], m.captions[row], place)

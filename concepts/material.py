@@ -24,9 +24,10 @@ class AuditError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ContrastSets:
-    """A contrast's matched images, those of clusters to fit on and those of clusters to judge on."""
+    """A contrast's matched images: all, those of clusters to fit on and those of clusters to judge on."""
 
     spec: Contrast
+    every: Pairs
     fit: Pairs
     judge: Pairs
 
@@ -63,6 +64,7 @@ class Material:
         targets: classes by name.
         manifests: of the data, and of the random images if there are any.
         cluster_by: the attribute whose values are divided into those to fit on and those to judge on.
+        judged_inputs: those inputs of clusters that no direction was fitted on.
         pool: random images.
         concepts: images of each concept that is given as one set.
     """
@@ -79,6 +81,7 @@ class Material:
     captions: tuple[str, ...]
     clusters: tuple[str, ...]
     inputs: tuple[int, ...]
+    judged_inputs: tuple[int, ...]
     contrasts: tuple[ContrastSets, ...]
     pool: tuple[int, ...]
     concepts: dict[str, tuple[int, ...]]
@@ -120,7 +123,8 @@ class Material:
             examples=table.examples,
             captions=tuple(table.captions),
             clusters=tuple(table.clusters),
-            inputs=_needed(file.inputs.about, [i for i in chosen if names[i] in judge]),
+            inputs=_needed(file.inputs.about, chosen),
+            judged_inputs=_needed(file.inputs.about, [i for i in chosen if names[i] in judge]),
             contrasts=tuple(_contrast(spec, data, fit, judge) for spec in file.contrasts),
             pool=tuple(pool),
         )
@@ -169,7 +173,7 @@ def _contrast(
         first, second, clusters = zip(*kept, strict=True)
         return Pairs(first, second, clusters)
 
-    return ContrastSets(spec, of(fit), of(judge))
+    return ContrastSets(spec, of(fit | judge), of(fit), of(judge))
 
 
 def _needed(what: str, rows: Sequence[int]) -> tuple[int, ...]:

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from concepts.agreement import Agreement, agreement
 from concepts.draws import Relabelled
 from concepts.effect import Clusters, LogitEffect
 from concepts.effect_result import EffectResult
+from concepts.manifest import Pairs
 from concepts.material import ContrastSets, Material
+from concepts.sign_score import SignScore, SignTest
 from concepts.statistics import ClusteredMean, clustered_mean
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
@@ -21,7 +24,7 @@ from probing.scores import Score
 from probing.store import ActivationStore
 
 _UNMATCHED_RELABELLINGS = (
-    999  # of hundreds of images, where the swap of a few clusters is drawn more often
+    999  # of hundreds of images, where swaps of a few clusters are drawn more often
 )
 
 
@@ -31,13 +34,18 @@ class Measured:
 
     sets: ContrastSets
     predicted: EffectResult
-    tcav: TcavResult
+    """From all clusters, for inputs of each from the others."""
+    sign: SignScore
     swap: ClusteredMean
-    """Of every class of the model, on images to judge on."""
-    fit_swap: Float[Tensor, " classes"]
+    """Of every class of the model, on all matched images."""
+    fit_swap: ClusteredMean
     """Of every class, on images to fit on: to pick classes by."""
+    judged_swap: ClusteredMean
+    """Of every class, on images to judge on."""
     accuracy: dict[str, ClusteredMean]
     """By layer, less one half."""
+    agreement: dict[str, Agreement]
+    """By layer."""
 
     @property
     def name(self) -> str:
@@ -54,6 +62,8 @@ class Meter:
     features: Mapping[str, Float[Tensor, "rows _"]]
     """Activations of all images, by layer."""
     logits: Float[Tensor, "rows classes"]
+    gradients: Mapping[str, Float[Tensor, "targets inputs _"]]
+    """Of the targets' logits at all inputs, by layer."""
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -63,28 +73,16 @@ class Meter:
 
     def contrast(self, sets: ContrastSets) -> Measured:
         """Measure one contrast."""
-        m, statistics = self.material, self.material.file.statistics
-        swap = self._swap(sets.judge.first, sets.judge.second, sets.judge.cluster)
-        i = list(m.targets.values())
-        of_targets = ClusteredMean(
-            swap.mean[i], swap.low[i], swap.high[i], swap.p[i], swap.clusters
-        )
-        names = Clusters(sets.fit.cluster, sets.fit.cluster, m.clusters_of(m.inputs))
-        first, second = m.subset(sets.fit.first), m.subset(sets.fit.second)
-        predicted = LogitEffect(
-            pool=m.file.model.pool,
-            relabellings=statistics.relabellings,
-            bootstraps=statistics.bootstraps,
-            level=statistics.level,
-            seed=statistics.seed,
-        )(self.store, self.scores, m.layers, first, second, m.subset(m.inputs), names, of_targets)
+        swap = self._swap(sets.every)
         return Measured(
             sets=sets,
-            predicted=predicted,
-            tcav=self._relative(sets),
+            predicted=self._predicted(sets.every, swap),
+            sign=self._sign_score(sets),
             swap=swap,
-            fit_swap=self._swap(sets.fit.first, sets.fit.second, sets.fit.cluster).mean,
-            accuracy={layer: self._accuracy(sets, layer) for layer in m.layers},
+            fit_swap=self._swap(sets.fit),
+            judged_swap=self._swap(sets.judge),
+            accuracy={layer: self._accuracy(sets, layer) for layer in self.material.layers},
+            agreement={layer: self._agreement(sets.every, layer) for layer in self.material.layers},
         )
 
     def concepts(self) -> TcavResult | None:
@@ -93,9 +91,17 @@ class Meter:
         if not m.concepts:
             return None
         concepts = [m.concept(name, rows) for name, rows in m.concepts.items()]
-        return self._tcav(relabellings=_UNMATCHED_RELABELLINGS)(
-            self.store, self.scores, m.layers, concepts, m.subset(m.inputs), m.subset(m.pool),
-            input_clusters=m.clusters_of(m.inputs),
+        statistics = m.file.statistics
+        return Tcav(
+            null=Relabelled(statistics.pseudo_concepts),
+            runs=statistics.runs,
+            pool=m.file.model.pool,
+            relabellings=_UNMATCHED_RELABELLINGS,
+            level=statistics.level,
+            seed=statistics.seed,
+        )(
+            self.store, self.scores, m.layers, concepts, m.subset(m.judged_inputs), m.subset(m.pool),
+            input_clusters=m.clusters_of(m.judged_inputs),
         )  # fmt: skip
 
     def direction(self, layer: str, positive: Sequence[int], negative: Sequence[int]) -> PairFits:
@@ -105,30 +111,41 @@ class Meter:
         second = len(positive) + torch.arange(len(negative)).unsqueeze(0)
         return fit_pairs(rows, first, second, Ridge())
 
-    def _relative(self, sets: ContrastSets) -> TcavResult:
-        m = self.material
-        sides = {sets.spec.positive: sets.fit.first, sets.spec.negative: sets.fit.second}
-        concepts = [m.concept(name, rows) for name, rows in sides.items()]
-        return self._tcav(mode="ovr", relabellings=_UNMATCHED_RELABELLINGS)(
-            self.store, self.scores, m.layers, concepts, m.subset(m.inputs), input_clusters=m.clusters_of(m.inputs)
-        )  # fmt: skip
-
-    def _tcav(self, **settings: object) -> Tcav:
-        statistics = self.material.file.statistics
-        return Tcav(
-            null=Relabelled(statistics.pseudo_concepts),
-            runs=statistics.runs,
-            pool=self.material.file.model.pool,
+    def _predicted(self, pairs: Pairs, swap: ClusteredMean) -> EffectResult:
+        m, statistics = self.material, self.material.file.statistics
+        i = list(m.targets.values())
+        measured = ClusteredMean(swap.mean[i], swap.low[i], swap.high[i], swap.p[i], swap.clusters)
+        return LogitEffect(
+            pool=m.file.model.pool,
+            relabellings=statistics.relabellings,
+            bootstraps=statistics.bootstraps,
             level=statistics.level,
             seed=statistics.seed,
-            **settings,  # type: ignore[arg-type]  # names of its fields
+        )(
+            self.store, self.scores, m.layers, m.subset(pairs.first), m.subset(pairs.second), m.subset(m.inputs),
+            Clusters(pairs.cluster, pairs.cluster, m.clusters_of(m.inputs)), measured,
+        )  # fmt: skip
+
+    def _sign_score(self, sets: ContrastSets) -> SignScore:
+        m, statistics = self.material, self.material.file.statistics
+        rows = [*sets.fit.first, *sets.fit.second]
+        judged = [m.inputs.index(row) for row in m.judged_inputs]
+        return SignTest(
+            estimator=Ridge(),
+            relabellings=statistics.pseudo_concepts,
+            bootstraps=statistics.pseudo_concepts,
+            level=statistics.level,
+            seed=statistics.seed,
+        )(
+            {layer: values[rows] for layer, values in self.features.items()},
+            {layer: values[:, judged] for layer, values in self.gradients.items()},
+            codes(sets.fit.cluster),
+            codes(m.clusters_of(m.judged_inputs)),
         )
 
-    def _swap(
-        self, after: Sequence[int], before: Sequence[int], clusters: Sequence[str]
-    ) -> ClusteredMean:
-        difference = self.logits[list(after)].double() - self.logits[list(before)].double()
-        return clustered_mean(difference, codes(clusters), self.material.file.statistics.level)
+    def _swap(self, pairs: Pairs) -> ClusteredMean:
+        change = self.logits[list(pairs.first)].double() - self.logits[list(pairs.second)].double()
+        return clustered_mean(change, codes(pairs.cluster), self.material.file.statistics.level)
 
     def _accuracy(self, sets: ContrastSets, layer: str) -> ClusteredMean:
         """Return by how much the share of right answers on clusters never seen exceeds one half."""
@@ -140,8 +157,34 @@ class Meter:
         clusters = codes([*sets.judge.cluster, *sets.judge.cluster])
         return clustered_mean(right / 2, clusters, self.material.file.statistics.level)
 
+    def _agreement(self, pairs: Pairs, layer: str) -> Agreement:
+        m, statistics = self.material, self.material.file.statistics
+        names = list(dict.fromkeys(pairs.cluster))
+        shown = [i for i, row in enumerate(m.inputs) if m.clusters[row] in names]
+        at = torch.tensor([names.index(m.clusters[m.inputs[i]]) for i in shown])
+        features, where = self.features[layer].double(), codes(pairs.cluster)
+        delta = _means(
+            features[list(pairs.first)] - features[list(pairs.second)], where, len(names)
+        )
+        slopes = torch.stack(
+            [_means(g[shown].double(), at, len(names)) for g in self.gradients[layer]]
+        )
+        logits = self.logits[:, list(m.targets.values())].double()
+        swap = _means(logits[list(pairs.first)] - logits[list(pairs.second)], where, len(names))
+        return agreement(
+            slopes @ delta.mT, swap, statistics.divisions, statistics.level, statistics.seed
+        )
 
-def codes(names: Sequence[str]) -> Tensor:
-    """Return each name's number."""
+
+def codes(names: Sequence[str]) -> Int[Tensor, " n"]:
+    """Return each name's number, in order of appearance."""
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names])
+
+
+def _means(
+    rows: Float[Tensor, "n m"], group: Int[Tensor, " n"], count: int
+) -> Float[Tensor, "groups m"]:
+    """Return each group's mean; NaN for an empty one."""
+    total = rows.new_zeros(count, rows.shape[1]).index_add_(0, group, rows)
+    return total / torch.bincount(group, minlength=count).unsqueeze(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concepts import figures
-from concepts.findings import disagreements, reading, used, verdict
+from concepts.findings import disagreements, floor, reading, used, verdict
 from concepts.results import AuditResults, ConceptInfo
 from probing.figures import inline_svg, save_figure
 from probing.report import (
@@ -97,8 +97,8 @@ def _limits(results: AuditResults) -> tuple[str, ...]:
         f"A swap changes everything that was drawn differently between {contrasts}; which of these differences moved a "
         "logit is not known.",
         "A logit that moves need not change a decision, and a change that all classes share changes none.",
-        f"Intervals and tests take values of {results.cluster_by} as independent: {len(results.fitted_on)} were used to "
-        f"find directions and {len(results.judged_on)} others to judge them. Few are few.",
+        f"Intervals and tests take the {len(results.fitted_on) + len(results.judged_on)} {results.clusters} as independent and "
+        "as a sample of others like them.",
         f"Correlations over {len(results.targets)} classes take these as independent, and they were chosen, not drawn at "
         "random.",
         "A predicted effect is a first-order statement about one layer; where it does not follow the measured swap it "
@@ -117,9 +117,10 @@ def _agreement(results: AuditResults, folder: Path) -> Section:
     for i, contrast in enumerate(results.contrasts):
         caption = (
             f"Predicted effect against measured swap, from {contrast.negative} to {contrast.positive}, "
-            f"{len(results.targets)} classes, one panel per layer; r with its {results.level:.0%} interval. Bars are "
-            f"{results.level:.0%} intervals. Directions come from {contrast.clusters} values of {results.cluster_by}, "
-            f"swaps and inputs from {contrast.held_out_clusters} others."
+            f"{len(results.targets)} classes, one panel per layer; bars are {results.level:.0%} intervals. Points use all "
+            f"{contrast.clusters} {results.clusters}, so that both their coordinates hold what is peculiar to these drawings. r "
+            f"does not: the effect comes from one half of the {results.clusters} and the swap from the other, median over "
+            f"{results.divisions} divisions, with its {results.level:.0%} interval."
         )
         label = f"Predicted effects against measured swaps of {contrast.name}"
         draw = partial(figures.agreement, results, contrast.name)
@@ -134,6 +135,7 @@ def _layer_table(results: AuditResults) -> Table:
             r.layer,
             number(r.r),
             interval(r.r_low, r.r_high, sign=False),
+            interval(r.r_least, r.r_most, sign=False),
             number(r.slope),
             NONE if r.signs_right is None else f"{r.signs_right} of {len(results.targets)}",
             "yes" if r.trusted else "no",
@@ -141,19 +143,29 @@ def _layer_table(results: AuditResults) -> Table:
         for r in results.layer_rows
         if results.of(r.concept).matched
     )
-    header = ("contrast", "layer", "r", "interval", "slope", "signs right", "trusted")
+    header = (
+        "contrast",
+        "layer",
+        "r",
+        "interval",
+        "over divisions",
+        "slope",
+        "signs right",
+        "trusted",
+    )
     caption = (
-        "Agreement of predicted effect and measured swap over the classes. Slope: measured change per predicted change; 1 "
-        f"where the first order carries all the way. Trusted: the interval's lower bound is at least {results.trust:g}."
+        "Agreement of predicted effect and measured swap over the classes. Over divisions: the middle 95% of r. Slope: "
+        "measured change per predicted change, 1 where the first order carries all the way. Trusted: the interval's lower "
+        f"bound is at least {results.trust:g}."
     )
     return Table(caption, header, rows, text_columns=2)
 
 
 def _changes(results: AuditResults, folder: Path) -> Section:
     caption = (
-        "Change of each class's logit when matched held-out images are exchanged, with "
-        f"{results.level:.0%} intervals over values of {results.cluster_by}; beside it what trusted layers predict. The "
-        "grey band holds the middle 95 % of the changes of all the model's classes: a class inside it moves no more than "
+        "Change of each class's logit when matched images are exchanged, with "
+        f"{results.level:.0%} intervals over {results.clusters}; beside it what trusted layers predict. The "
+        "grey band holds the middle 95% of the changes of all the model's classes: a class inside it moves no more than "
         "classes do that nobody asked about."
     )
     plate = _plate(
@@ -180,17 +192,16 @@ def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
             p_value(row.p_corrected),
             f"{row.larger:.0%}",
             number(cell.effect, sign=True),
-            interval(cell.effect_low, cell.effect_high),
             p_value(cell.effect_p_corrected),
             reading(results, cell),
         ))  # fmt: skip
     header = (
-        "class", "group", "expected", "swap", "interval", "p", "of all classes move more",
-        f"predicted at {layer}", "interval", "p", "reading",
+        "class", "group", "expected", "swap", "interval", "p", "classes that move more", "predicted", "p", "reading"
     )  # fmt: skip
     caption = (
-        f"From {contrast.negative} to {contrast.positive}, in logits, largest rise first. p is corrected over contrasts and "
-        "classes (swap: Holm) or over contrasts, layers and classes (predicted: step-down maximum, Bonferroni)."
+        f"From {contrast.negative} to {contrast.positive}, in logits, largest rise first; predictions at {layer}. p is "
+        "corrected over contrasts and classes (swap: Holm) or contrasts, layers and classes (predicted: step-down maximum "
+        "and Bonferroni)."
     )
     return Table(caption, header, tuple(rows), text_columns=3)
 
@@ -212,7 +223,7 @@ def _picked(results: AuditResults) -> Section | None:
     header = ("class", "contrast", "when picked", "judged", "interval", "p")
     text = (
         f"These classes were picked by the data: of all the model's classes, they change most on the "
-        f"{len(results.fitted_on)} values of {results.cluster_by} that directions were found on. That number is too large by "
+        f"{len(results.fitted_on)} {results.clusters} of one part. That number is too large by "
         "the picking; what counts is the change on the others."
     )
     caption = "Classes picked on one part of the data and judged on the other, in logits; p is corrected (Holm)."
@@ -256,12 +267,12 @@ def _scores(results: AuditResults, folder: Path) -> Section:
     text = (
         "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where "
         "gradients hardly vary over inputs, any direction scores near 0 or 1, random ones too. So each score is compared "
-        "with those of pseudo-concepts made of the same images under other labels."
+        "with those along directions fitted to the same images under other labels."
     )
     marked = sum(used(results, c) for c in results.cells)
     caption = (
         "TCAV score by class, concept and layer; white is one half. A dot marks corrected p below "
-        f"{results.alpha:g} (Holm, over all combinations): {marked} of {len(results.cells)}."
+        f"{results.alpha:g}: {marked} of {len(results.cells)}. {floor(results)}"
     )
     plate = _plate(folder, "tcav", partial(figures.scores, results), "TCAV scores", caption)
     tails = [f"{r.concept} at {r.layer}" for r in results.layer_rows if r.linear_tail]
@@ -304,7 +315,7 @@ def _cell_table(results: AuditResults) -> Table:
 def _directions(results: AuditResults, folder: Path) -> Section:
     text = (
         "A score along a direction means something only if the direction tells the concept from its counterpart on images "
-        f"that it was not fitted on: for contrasts, those of values of {results.cluster_by} never seen."
+        f"that it was not fitted on: for contrasts, those of {len(results.judged_on)} {results.clusters} never seen."
     )
     caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
     plate = _plate(
@@ -332,33 +343,42 @@ def _directions(results: AuditResults, folder: Path) -> Section:
     )
 
 
-def _likeness(results: AuditResults, folder: Path) -> Section | None:
+def _likeness(results: AuditResults, folder: Path) -> Section:
     blocks: list[Block] = []
-    for i, contrast in enumerate(
-        c for c in results.concepts if any(r.concept == c.name for r in results.likeness)
-    ):
+    pictures = folder / "images"
+    for i, contrast in enumerate(results.contrasts):
         layer = results.shown_layer(contrast.name)
         caption = (
-            f"Images most and least like “{contrast.positive}”, as against “{contrast.negative}”, at {layer}, by the cosine "
-            "below each: activation, less the mean, with the concept's direction. None of them was used to find it."
+            f"Images most like “{contrast.positive}” as against “{contrast.negative}”, and the reverse, at {layer}, by the "
+            "cosine below each: activation, less the mean, with the direction. None of them was used to find it."
         )
-        draw = partial(figures.likeness, results, contrast.name, folder / "images")
+        draw = partial(figures.likeness, results, contrast.name, pictures)
         blocks.append(
             _plate(folder, f"likeness_{i + 1}", draw, f"Images like {contrast.name}", caption)
         )
-    for i, contrast in enumerate(
-        c for c in results.concepts if any(r.concept == c.name for r in results.positions)
-    ):
+    if len(results.concepts) > len(results.contrasts):
+        caption = (
+            f"Controls: images most like each concept that is given as one set, at {results.layers[-1]}, among images not used "
+            "to find it. If these do not show the concept to the eye, its scores mean something else."
+        )
+        draw = partial(figures.controls, results, pictures)
+        blocks.append(_plate(folder, "controls", draw, "Images like the controls", caption))
+    return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
+
+
+def _positions(results: AuditResults, folder: Path) -> list[Block]:
+    placed = dict.fromkeys(r.concept for r in results.positions)
+    blocks: list[Block] = []
+    for i, contrast in enumerate(results.of(name) for name in placed):
         caption = (
             f"Where {results.inputs} lie at {results.shown_layer(contrast.name)} between the drawings of "
-            f"“{contrast.negative}” and “{contrast.positive}” that match them, by {results.cluster_by}. Dots are images, "
-            "ticks their mean."
+            f"“{contrast.negative}” and “{contrast.positive}” of the same {results.cluster_by}. Dots are images, ticks their "
+            f"mean; these {results.clusters} were not used to find the direction."
         )
         draw = partial(figures.positions, results, contrast.name)
-        blocks.append(
-            _plate(folder, f"positions_{i + 1}", draw, f"Positions along {contrast.name}", caption)
-        )
-    return Section("Which images are like the concepts", tuple(blocks)) if blocks else None
+        label = f"Positions along {contrast.name}"
+        blocks.append(_plate(folder, f"positions_{i + 1}", draw, label, caption))
+    return blocks
 
 
 def _targets(results: AuditResults) -> Section:
@@ -373,21 +393,30 @@ def _targets(results: AuditResults) -> Section:
 
 
 def _method(results: AuditResults) -> Section:
-    contrasts = [c for c in results.concepts if c.matched]
-    first = contrasts[0]
+    first = results.contrasts[0]
     items = (
-        f"Values of {results.cluster_by} were divided at random. Directions come from: {', '.join(results.fitted_on)}. "
-        f"Swaps, held-out accuracies and inputs come from: {', '.join(results.judged_on)}.",
-        f"Inputs are {results.inputs}: {results.input_count} images that are part of no concept's set.",
-        "Effect in logits: the mean over inputs of gradient times the difference of the two sets' mean activations, "
-        "averaged over positions. Its test swaps the two labels within whole "
-        f"values of {results.cluster_by} ({first.relabellings:,} ways{', all there are' if first.exact else ''}).",
-        "Measured swap: the difference of the logits of matched held-out images, averaged; its interval is a t interval "
-        f"over values of {results.cluster_by}.",
-        "Concepts given as one set are told from random images, and serve as controls: there is nothing to swap.",
+        "Measured swap: the difference of the logits of matched images, averaged over all pairs; its interval is a t interval "
+        f"over {results.clusters}. Nothing is fitted, so nothing need be held out.",
+        "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations, averaged "
+        f"over positions. For inputs of one of the {results.clusters} the difference comes from all others. Its test swaps the "
+        f"two labels within {results.clusters} ({first.relabellings:,} ways{', all there are' if first.exact else ''}).",
+        f"Inputs are {results.inputs}: {results.input_count} images.",
+        f"TCAV scores, accuracies and picked classes: the {results.clusters} were divided at random. Directions were fitted on "
+        f"{', '.join(results.fitted_on)}; they were read and judged on {', '.join(results.judged_on)} "
+        f"({results.judged_inputs} inputs).",
+        "Concepts given as one set are told from random images and serve as controls: there is nothing to swap.",
+        "p-values are corrected over contrasts, layers and classes; concepts given as one set are corrected apart.",
     )
     rows = tuple(
-        (c.name, c.negative, str(c.positives), str(c.negatives), str(c.clusters), str(c.held_out))
+        (
+            c.name,
+            c.negative,
+            str(c.positives),
+            str(c.negatives),
+            str(c.clusters),
+            str(c.fitted),
+            str(c.judged),
+        )
         for c in results.concepts
     )
     header = (
@@ -396,7 +425,8 @@ def _method(results: AuditResults) -> Section:
         "images",
         "against",
         "independent groups",
-        "held out per side",
+        "fitted on",
+        "judged on",
     )
-    table = Table("The sets.", header, rows, text_columns=2)
-    return Section("How it was done", (Points(items), table))
+    caption = "The sets. Fitted and judged on: images per side, where these are not the same."
+    return Section("How it was done", (Points(items), Table(caption, header, rows, text_columns=2)))

@@ -1,14 +1,13 @@
 """What a TCAV analysis fits for one concept, drawn once and used at every layer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.draws import Mode, NullDraws, Pairs, Rows, Runs, Sets, Sources, against, union
+from concepts.draws import Mode, NullDraws, Pairs, Rows, Sets, Sources, fitted, union
 from concepts.effect import Clusters, Design
 from concepts.statistics import TooFewError, bootstrap_counts
 
@@ -39,26 +38,20 @@ class Plan:
         """Draw everything. Concepts share the seeds, so that no plan depends on which others are made."""
         rng = [np.random.default_rng([seed, stage]) for stage in range(6)]
         sources = sets.sources(concept, mode)
-        _check_size(concept, len(sources.concept.groups), holdout)
-        own, pseudo = (
-            (against(sources, runs, rng[0]), ()) if null is None else null(sources, runs, rng[0])
-        )
-        fit, held_out = own.parts(holdout, rng[1])
-        judged = [
-            np.unique(sources.clusters[np.concatenate(side)])
-            for side in zip(*held_out, strict=True)
-        ]
-        controls = [sets.control(name, len(sources.concept.rows), rng[2]) for name in sets.controls]
-        others = [Runs(control, own.negatives) for control in controls]
+        _check_size(concept, len(sources.concept), holdout)
+        own, pseudo = (sources, ()) if null is None else null(sources, runs, rng[0])
+        fit, held_out = own.runs(runs, holdout, rng[1])
+        controls = [sets.control(name, len(own.concept.rows), rng[2]) for name in sets.controls]
+        others = [replace(own, concept=control) for control in controls]
         again = [own.again(rng[4]) for _ in range(bootstraps)]
         return cls(
             fit=Pairs.of(fit),
             held_out=Pairs.of(held_out),
-            trials=2 * min(map(len, judged)),
+            trials=2 * min(len(np.unique(own.clusters[np.concatenate(s)])) for s in zip(*held_out, strict=True)),
             whole=Pairs.of([(sources.concept.rows, union(sources.others).rows)]),
-            null=_fitted(pseudo, holdout, rng[3]),
-            bootstrap=_fitted(again, holdout, rng[4]),
-            controls=_fitted(others, holdout, rng[5]),
+            null=fitted(pseudo, runs, holdout, rng[3]),
+            bootstrap=fitted(again, runs, holdout, rng[4]),
+            controls=fitted(others, runs, holdout, rng[5]),
             input_weights=_input_weights(sets, bootstraps, seed),
             control_rows=tuple(control.rows for control in controls),
             designs=_designs(sets, sources, relabellings, bootstraps, seed),
@@ -71,10 +64,6 @@ def _check_size(concept: str, groups: int, holdout: float) -> None:
             f"concept {concept!r} has {groups} independent examples: with {holdout:.0%} held out fewer than 2 are left "
             "to fit a CAV on."
         )
-
-
-def _fitted(many: Sequence[Runs], holdout: float, rng: np.random.Generator) -> Pairs:
-    return Pairs.of([pair for runs in many for pair in runs.parts(holdout, rng)[0]])
 
 
 def _input_weights(sets: Sets, draws: int, seed: int) -> Float[Tensor, "draws inputs"]:

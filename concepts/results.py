@@ -42,10 +42,11 @@ class ConceptInfo:
     positives: int
     negatives: int
     clusters: int
-    """Independent groups among the images that the direction was fitted on."""
-    held_out: int
-    """Images per side that a direction was tested on; of a contrast, of clusters that none was fitted on."""
-    held_out_clusters: int
+    """Independent groups among these images."""
+    fitted: int
+    """Images per side that a direction was fitted on, where it was judged on others."""
+    judged: int
+    """Images per side that it was judged on."""
     relabellings: int
     exact: bool
     """Whether the relabellings are all there are."""
@@ -58,7 +59,7 @@ class LayerRow:
     concept: str
     layer: str
     accuracy: float
-    """Share of held-out images on the right side of the classifier, mean over its runs."""
+    """Share of images never fitted on that are on the right side of the classifier."""
     accuracy_low: float | None
     accuracy_high: float | None
     accuracy_p: float | None
@@ -68,9 +69,14 @@ class LayerRow:
     linear_tail: bool
     """Whether all inputs have one gradient here, so that a sign score is 0 or 1 by construction."""
     r: float | None = None
-    """Correlation over targets of predicted effect and measured swap."""
+    """Correlation over targets of the effect predicted from one half of the clusters and the swap measured on the other:
+    the median over random divisions."""
     r_low: float | None = None
     r_high: float | None = None
+    """Its interval, which takes targets as independent."""
+    r_least: float | None = None
+    r_most: float | None = None
+    """The middle 95 % of the divisions."""
     slope: float | None = None
     """Measured swap per predicted effect, through the origin."""
     signs_right: int | None = None
@@ -102,7 +108,7 @@ class CellRow:
 
 @dataclass(frozen=True)
 class SwapRow:
-    """What exchanging negatives for their matched positives did to one target's logit, on held-out clusters."""
+    """What exchanging negatives for their matched positives did to one target's logit."""
 
     concept: str
     target: str
@@ -185,8 +191,11 @@ class AuditResults:
     cluster_by: str
     fitted_on: tuple[str, ...]
     judged_on: tuple[str, ...]
+    divisions: int
+    pseudo_concepts: int
     inputs: str
     input_count: int
+    judged_inputs: int
     targets: tuple[TargetInfo, ...]
     concepts: tuple[ConceptInfo, ...]
     layer_rows: tuple[LayerRow, ...]
@@ -207,6 +216,11 @@ class AuditResults:
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str], CellRow]:
         return {(c.concept, c.layer, c.target): c for c in self.cells}
+
+    @property
+    def clusters(self) -> str:
+        """What the independent groups of images are called, in the plural."""
+        return f"{self.cluster_by}s"
 
     @property
     def contrasts(self) -> tuple[ConceptInfo, ...]:

@@ -21,27 +21,36 @@ def concept_infos(
 ) -> Iterator[ConceptInfo]:
     """Yield what each concept was fitted and judged on, contrasts first."""
     for one in measured:
-        spec, fit, judge = one.sets.spec, one.sets.fit, one.sets.judge
+        spec, every = one.sets.spec, one.sets.every
         yield ConceptInfo(
             name=one.name,
             positive=spec.positive,
             negative=spec.negative,
             matched=True,
-            positives=len(fit.first),
-            negatives=len(fit.second),
-            clusters=len(set(fit.cluster)),
-            held_out=len(judge.first),
-            held_out_clusters=len(set(judge.cluster)),
+            positives=len(every.first),
+            negatives=len(every.second),
+            clusters=len(set(every.cluster)),
+            fitted=len(one.sets.fit.first),
+            judged=len(one.sets.judge.first),
             relabellings=one.predicted.relabellings,
             exact=one.predicted.exact,
         )
     against = material.file.random.about if material.file.random else ""
     for name in single.concepts if single else ():
         rows = material.concepts[name]
-        clusters = len(set(material.clusters_of(rows)))
-        held = max(1, round(clusters / 3))
+        judged = round(len(rows) / 3)
         yield ConceptInfo(
-            name, name, against, False, len(rows), len(rows), clusters, held, held, 0, False
+            name=name,
+            positive=name,
+            negative=against,
+            matched=False,
+            positives=len(rows),
+            negatives=len(material.pool),
+            clusters=len(set(material.clusters_of(rows))),
+            fitted=len(rows) - judged,
+            judged=judged,
+            relabellings=0,
+            exact=False,
         )
 
 
@@ -52,7 +61,7 @@ def layer_rows(
     for one in measured:
         for i, layer in enumerate(material.layers):
             found = one.accuracy[layer]
-            r, low, high = map(known, one.predicted.agreement[i])
+            agreement = one.agreement[layer]
             yield LayerRow(
                 concept=one.name,
                 layer=layer,
@@ -60,14 +69,17 @@ def layer_rows(
                 accuracy_low=_share(found.low),
                 accuracy_high=_share(found.high),
                 accuracy_p=_one_sided(found.mean, found.p),
-                cosine=known(one.tcav.stability[i, 0]),
-                linear_tail=bool(one.tcav.linear_tail[i].any()),
-                r=r,
-                r_low=None if r is None else low,
-                r_high=None if r is None else high,
+                cosine=known(one.sign.cosine[i]),
+                linear_tail=one.sign.linear_tail[i],
+                r=agreement.r,
+                r_low=agreement.low,
+                r_high=agreement.high,
+                r_least=agreement.least,
+                r_most=agreement.most,
                 slope=known(one.predicted.slope[i]),
                 signs_right=int(one.predicted.signs_right[i]),
-                trusted=r is not None and low is not None and low >= material.file.statistics.trust,
+                trusted=agreement.low is not None
+                and agreement.low >= material.file.statistics.trust,
             )
     for c, name in enumerate(single.concepts if single else ()):
         assert single is not None
@@ -96,32 +108,32 @@ def _one_sided(mean: Tensor, p: Tensor) -> float | None:
 
 def cell_rows(measured: Sequence[Measured], single: TcavResult | None) -> Iterator[CellRow]:
     """Yield every concept at every layer for every target; contrasts are corrected together, as are the others."""
-    corrected = holm(torch.stack([one.tcav.p[:, 0] for one in measured]))
-    for k, one in enumerate(measured):
-        found, tcav = one.predicted, one.tcav
-        effect = (
-            found.effect,
-            found.low,
-            found.high,
-            found.p,
-            (found.p_max_t * len(measured)).clamp(max=1),
-        )
-        sign = (part[:, 0] for part in (tcav.mean, tcav.low, tcav.high, tcav.p, tcav.ties))
-        yield from _cells(one.name, tcav, (*sign, corrected[k], *effect))
+    for one in measured:
+        found, sign = one.predicted, one.sign
+        corrected = [(p * len(measured)).clamp(max=1) for p in (sign.p_max_t, found.p_max_t)]
+        parts = (
+            sign.score, sign.low, sign.high, sign.p, sign.ties, corrected[0],
+            found.effect, found.low, found.high, found.p, corrected[1],
+        )  # fmt: skip
+        yield from _cells(one.name, found.layers, found.targets, parts)
     for c, name in enumerate(single.concepts if single else ()):
         assert single is not None
         parts = (
             single.mean, single.low, single.high, single.p, single.ties, single.p_holm,
             single.effect, single.effect_low, single.effect_high, single.effect_p, single.effect_p_max_t,
         )  # fmt: skip
-        yield from _cells(name, single, tuple(part[:, c] for part in parts))
+        of_one = tuple(part[:, c] for part in parts)
+        yield from _cells(name, single.layers, single.targets, of_one)
 
 
 def _cells(
-    concept: str, found: TcavResult, parts: tuple[Float[Tensor, "layers targets"], ...]
+    concept: str,
+    layers: Sequence[str],
+    targets: Sequence[str],
+    parts: Sequence[Float[Tensor, "layers targets"]],
 ) -> Iterator[CellRow]:
-    for i, layer in enumerate(found.layers):
-        for t, target in enumerate(found.targets):
+    for i, layer in enumerate(layers):
+        for t, target in enumerate(targets):
             score, low, high, p, ties, p_corrected, effect, *rest = (part[i, t] for part in parts)
             effect_low, effect_high, effect_p, effect_p_corrected = map(known, rest)
             yield CellRow(
@@ -171,20 +183,20 @@ def backdrops(measured: Sequence[Measured]) -> Iterator[Backdrop]:
 
 def picked_rows(material: Material, measured: Sequence[Measured]) -> list[PickedRow]:
     """Return the classes that a swap moves most on the fitted clusters, judged on the others."""
-    chosen = [(one, i) for one in measured for i in _picks(material, one.fit_swap)]
+    chosen = [(one, i) for one in measured for i in _picks(material, one.fit_swap.mean)]
     if not chosen:
         return []
-    corrected = holm(torch.stack([one.swap.p[i] for one, i in chosen]))
+    corrected = holm(torch.stack([one.judged_swap.p[i] for one, i in chosen]))
     return [
         PickedRow(
             concept=one.name,
             target=class_name(material.loaded, i),
             index=i,
-            picked_by=float(one.fit_swap[i]),
-            swap=float(one.swap.mean[i]),
-            low=known(one.swap.low[i]),
-            high=known(one.swap.high[i]),
-            p=known(one.swap.p[i]),
+            picked_by=float(one.fit_swap.mean[i]),
+            swap=float(one.judged_swap.mean[i]),
+            low=known(one.judged_swap.low[i]),
+            high=known(one.judged_swap.high[i]),
+            p=known(one.judged_swap.p[i]),
             p_corrected=known(p),
         )
         for (one, i), p in zip(chosen, corrected, strict=True)

@@ -57,7 +57,8 @@ class Tcav:
     (arXiv:2509.24058).
 
     Attributes:
-        estimator: how CAVs are fitted. The default is one exact solve per CAV; a null wants thousands.
+        estimator: how CAVs are fitted. The default is one exact solve per CAV, where a null wants thousands, and is
+            stable also with about as many features as examples.
         null: how pseudo-concepts are drawn; None: no test and no smooth score.
         runs: CAVs per concept.
         mode: what a concept is told from: random examples, all other concepts at once, or each in turn.
@@ -70,7 +71,7 @@ class Tcav:
         level: of intervals and decisions (0-1).
     """
 
-    estimator: Estimator = field(default_factory=Ridge)
+    estimator: Estimator = field(default_factory=lambda: Ridge(penalty=1.0))
     null: NullDraws | None = field(default_factory=Relabelled)
     runs: int = 20
     mode: Mode = "random"

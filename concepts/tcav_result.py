@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -186,19 +186,13 @@ class TcavResult(Result):
         k = 0 if target is None else self.targets.index(target)
         width = 0.8 / len(self.concepts)
         for c, concept in enumerate(self.concepts):
-            x = torch.arange(len(self.layers)) + (c - (len(self.concepts) - 1) / 2) * width
-            mean, low, high = self.mean[:, c, k], self.low[:, c, k], self.high[:, c, k]
-            band = self.null_high[:, c, k] - self.null_low[:, c, k]
-            ax.bar(x, band, width, bottom=self.null_low[:, c, k], color="0.9", zorder=0)
+            x = np.arange(len(self.layers)) + (c - (len(self.concepts) - 1) / 2) * width
+            names = ("mean", "low", "high", "null_low", "null_high")
+            mean, low, high, *null = (getattr(self, name)[:, c, k].numpy() for name in names)
+            ax.bar(x, null[1] - null[0], width, bottom=null[0], color="0.9", zorder=0)
             bars = ax.bar(x, mean, 0.8 * width, label=concept, alpha=0.8)
-            ax.errorbar(
-                x,
-                mean,
-                torch.stack([mean - low, high - mean]).clamp(min=0),
-                fmt="none",
-                ecolor="0.2",
-                lw=1,
-            )
+            whiskers = np.stack([mean - low, high - mean]).clip(min=0)
+            ax.errorbar(x, mean, whiskers, fmt="none", ecolor="0.2", lw=1)
             for i, bar in enumerate(bars):
                 bar.set_hatch(None if self.exists[i, c] else "///")
                 if self.significant[i, c, k]:

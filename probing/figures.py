@@ -102,7 +102,7 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     with style():
         _settle(figure)
         figure.savefig(png, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
-        figure.savefig(pdf, facecolor=PAPER, metadata={"CreationDate": None})
+        figure.savefig(pdf, dpi=PNG_DPI, facecolor=PAPER, metadata={"CreationDate": None})
     return png, pdf
 
 
@@ -128,6 +128,7 @@ def inline_svg(figure: "Figure", label: str) -> str:
         figure.savefig(
             buffer,
             format="svg",
+            dpi=PNG_DPI,  # of the images in it
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     text = buffer.getvalue()
@@ -138,7 +139,9 @@ def inline_svg(figure: "Figure", label: str) -> str:
     body = body.replace("'DejaVu Sans'", "var(--figure-font)")
     for ink, name in _FOLLOWS_PAGE.items():
         body = body.replace(ink, name)
-    return f'<svg {box[0] if box else ""} role="img" aria-label="{escape(label)}">{body.strip()}'
+    share = min(1.0, figure.get_figwidth() / FULL_WIDTH)
+    box_and_size = f'{box[0] if box else ""} style="max-width: {share:.0%}"'
+    return f'<svg {box_and_size} role="img" aria-label="{escape(label)}">{body.strip()}'
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -194,35 +197,36 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
     if not lines:
         raise ValueError("a montage needs at least one image, got none.")
     cell = width / columns
-    heights = [_LINE * cell + (_TITLE if shown[0] == 0 else 0) for _, shown in lines]
+    height = sum(_LINE * cell + _TITLE * (shown[0] == 0) for _, shown in lines)
     with style():
-        figure = new_figure(width, sum(heights), fitted=False)
-        top = figure.get_figheight()
-        for (strip, shown), height in zip(lines, heights, strict=True):
+        figure = new_figure(width, height, fitted=False)
+        axes = figure.add_axes((0, 0, 1, 1))  # one for all: each would cost as much as a plot
+        top = height
+        for strip, shown in lines:
             if shown[0] == 0:
-                place = (
-                    0.05 * cell / width,
-                    1 - (sum(heights) - top + 0.7 * _TITLE) / sum(heights),
+                axes.text(
+                    0.05 * cell, top - 0.6 * _TITLE, strip.title, fontweight="bold", va="center"
                 )
-                figure.text(*place, strip.title, fontweight="bold", va="center")
-            top -= height
+                top -= _TITLE
             for column, i in enumerate(shown):
-                box = ((column + 0.05) * cell, top + (_LINE - 1) * cell, 0.9 * cell, 0.9 * cell)
-                inches = (width, sum(heights), width, sum(heights))
-                axes = figure.add_axes([b / whole for b, whole in zip(box, inches, strict=True)])
-                _cell(axes, strip.images[i], strip.captions[i])
+                _cell(axes, strip.images[i], (column + 0.5) * cell, top - 0.5 * cell, 0.9 * cell)
+                at = ((column + 0.5) * cell, top - 1.0 * cell)
+                axes.text(*at, strip.captions[i], fontsize=6, ha="center", va="top")
+            top -= _LINE * cell
+        axes.set(xlim=(0, width), ylim=(0, height))
+        axes.set_axis_off()
     return figure
 
 
-_LINE = 1.42
+_LINE = 1.46
 """Height of an image with its caption, as a share of its width."""
 _TITLE = 0.28
 """Inches above a strip."""
 
 
-def _cell(axes: "Axes", image: Image.Image, caption: str) -> None:
-    axes.imshow(np.asarray(image.convert("RGBA")), interpolation="antialiased")
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(caption, fontsize=6, labelpad=2)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _cell(axes: "Axes", image: Image.Image, x: float, y: float, size: float) -> None:
+    """Put an image into a square around a point, in inches."""
+    half = [0.5 * size * side / max(image.size) for side in image.size]
+    extent = (x - half[0], x + half[0], y - half[1], y + half[1])
+    pixels = np.asarray(image.convert("RGBA"))
+    axes.imshow(pixels, extent=extent, aspect="auto", interpolation="antialiased")

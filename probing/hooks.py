@@ -178,10 +178,8 @@ class _Recorder:
         shapes = _shape((args, kwargs))
         self.once = _RUNS_ONCE.setdefault(self.model, {}).setdefault(shapes, WeakSet())
 
-    def _record(
-        self, taps: Sequence[_Tap]
-    ) -> Callable[[nn.Module, tuple[object, ...], object], Tensor | None]:
-        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor | None:
+    def _record(self, taps: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
+        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
             call = self.calls.get(module, 0)
             self.calls[module] = call + 1
             result: Tensor | None = None
@@ -189,7 +187,7 @@ class _Recorder:
                 if tap.call is None and call:
                     raise LayerCallError(_ran_again(tap.address))
                 if tap.call is None or tap.call == call:
-                    result = self._keep(tap, args, output)
+                    result = self._keep(tap.address, output)
                     output = output if result is None else result
             if self.stop and len(self.kept) == len(self.taps) and self._may_stop():
                 raise _StopPass(self)
@@ -200,12 +198,10 @@ class _Recorder:
     def _may_stop(self) -> bool:
         return all(tap.call is not None or tap.module in self.once for tap in self.taps)
 
-    def _finish(
-        self, own: Sequence[_Tap]
-    ) -> Callable[[nn.Module, tuple[object, ...], object], Tensor | None]:
+    def _finish(self, own: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
         record = self._record(own)
 
-        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> Tensor | None:
+        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
             result = record(module, args, output) if own else None
             self.once.update(m for m, count in self.calls.items() if count == 1)
             if self.stop:
@@ -215,21 +211,25 @@ class _Recorder:
 
         return hook
 
-    def _keep(self, tap: _Tap, args: tuple[object, ...], output: object) -> Tensor | None:
+    def _keep(self, address: str, output: object) -> Tensor | None:
         if not isinstance(output, Tensor):
             raise LayerCallError(
-                f"layer {tap.address!r} returns {_kind(output)}, expected one tensor; "
+                f"layer {address!r} returns {_kind(output)}, expected one tensor; "
                 "read a layer inside it."
             )
         if self.graph:
-            self.kept[tap.address] = source = _own_node(tap, args, output)
-            return (
-                source.clone()
-            )  # the network goes on with the copy: an in-place ReLU hits that one
+            if not (output.is_floating_point() or output.is_complex()):
+                raise LayerCallError(
+                    f"layer {address!r} returns {output.dtype}, which has no gradient."
+                )
+            # Kept with a node and memory of its own, since a layer may hand on its input, as `Identity`
+            # does; and the network goes on with a copy, since an in-place ReLU may come next.
+            self.kept[address] = source = output.clone().requires_grad_()
+            return source.clone()
         kept = output.detach() if self.reduce is None else self.reduce(output.detach())
         with torch.inference_mode(False):  # else what is kept could never enter autograd
             alias = kept.is_inference() or _shares_memory(kept, output)
-            self.kept[tap.address] = kept.clone() if alias else kept
+            self.kept[address] = kept.clone() if alias else kept
         return None
 
     def check(self) -> None:
@@ -237,22 +237,6 @@ class _Recorder:
         if missing := [tap.address for tap in self.taps if tap.address not in self.kept]:
             reason = "" if self.passes else " No forward pass of this model ran inside the block."
             raise LayerCallError(_never_ran(missing) + reason)
-
-
-def _own_node(tap: _Tap, args: tuple[object, ...], output: Tensor) -> Tensor:
-    """Return an output as a node of the graph through which only the layer's callers lead.
-
-    A layer that hands on its input, as `Identity` does, returns a node that others use too, and memory that
-    others may overwrite: such an output is copied.
-    """
-    if not (output.is_floating_point() or output.is_complex()):
-        raise LayerCallError(
-            f"layer {tap.address!r} returns {output.dtype}, which has no gradient."
-        )
-    own = (*tap.module.parameters(recurse=False), *tap.module.buffers(recurse=False))
-    if any(isinstance(a, Tensor) and _shares_memory(output, a) for a in (*args, *own)):
-        output = output.clone()
-    return output if output.requires_grad else output.detach().requires_grad_()
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:

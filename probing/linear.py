@@ -151,10 +151,11 @@ class PairFits:
 
     def _squares(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared lengths, in the space of normals, of weighted sums of rows and of rows."""
-        if self.rows.wide and 2 * len(self.index) >= len(self.rows):
+        many = 2 * len(self.index) >= len(self.rows) or self.rows.base is not None
+        if self.rows.wide and many:
             gram = self.rows.gram(2 * self.power)
             return ((weights @ gram) * weights).sum(1), gram.diagonal().clamp_min(0)
-        # Few fits: their normals, a piece at a time, take less work than all products of rows.
+        # A few fits' normals, a piece at a time, take less work than all products of rows with rows.
         sums, rows = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights[0])
         for _, block in self.rows.blocks(self.power):
             sums += (weights @ block).square().sum(1)

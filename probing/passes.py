@@ -61,6 +61,14 @@ class Runner:
             LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
             NonFiniteError: if an output or gradient holds NaN or infinity.
         """
+        with torch.inference_mode(
+            False
+        ):  # rows may enter autograd later, whatever mode the caller is in
+            return self._run(inputs, layers, pool, scores)
+
+    def _run(
+        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
+    ) -> list[dict[str, Tensor]]:
         try:
             if scores:
                 return self._gradients(inputs, layers, pool, scores)
@@ -68,7 +76,7 @@ class Runner:
         except torch.OutOfMemoryError:
             if len(inputs) == 1:
                 raise
-        halves = [self.run(half, layers, pool, scores) for half in inputs.tensor_split(2)]
+        halves = [self._run(half, layers, pool, scores) for half in inputs.tensor_split(2)]
         return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
     def _outputs(self, inputs: Tensor, layers: Sequence[str], pool: Pool) -> dict[str, Tensor]:
@@ -86,11 +94,7 @@ class Runner:
     def _gradients(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
     ) -> list[dict[str, Tensor]]:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            self.precision.autocast(self.device),
-        ):
+        with torch.enable_grad(), self.precision.autocast(self.device):
             with capture(self.model, layers, graph=True) as kept:
                 output = self.model(self.precision.inputs(inputs, self.device))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)

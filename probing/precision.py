@@ -159,7 +159,7 @@ def _class_of(module: nn.Module) -> str:
 
 def _what_follows(norm: nn.Module) -> nn.Module:
     if _class_of(norm) != _NORM_WITH_ACTIVATION:
-        return nn.Identity()
+        return nn.Identity().eval()
     parts = OrderedDict(drop=norm.get_submodule("drop"), act=norm.get_submodule("act"))
     return nn.Sequential(parts).eval()
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from probing.fingerprint import bytes_id, model_id
 
-Json = None | bool | int | float | str | tuple["Json", ...] | list["Json"] | dict[str, "Json"]
+Json = None | bool | int | float | str | tuple[object, ...] | list[object] | dict[str, object]
 """What a JSON file holds; sequences are written as tuples, and a parsed file's lists are read as such."""
 T = TypeVar("T", bound="Result")
 
@@ -52,7 +52,7 @@ class Provenance:
     machine: str
     model: str = ""
     examples: str = ""
-    method: dict[str, Json] = field(default_factory=dict)
+    method: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def collect(
@@ -151,7 +151,7 @@ def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
     raise ValueError(f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}")
 
 
-def describe(value: object) -> dict[str, Json]:
+def describe(value: object) -> dict[str, object]:
     """Return a JSON description of a frozen dataclass without tensors, such as a method, for `rebuild`."""
     document = _encode(value, "", None)
     if not isinstance(document, dict) or "class" not in document:
@@ -159,7 +159,7 @@ def describe(value: object) -> dict[str, Json]:
     return document
 
 
-def rebuild(description: Mapping[str, Json]) -> object:
+def rebuild(description: Mapping[str, object]) -> object:
     """Return the dataclass that `describe` described.
 
     Raises:
@@ -205,17 +205,17 @@ def _encode_scalar(value: object, where: str) -> Json:
     )
 
 
-def _decode(document: Json, tensors: Mapping[str, Tensor]) -> object:
+def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
     if isinstance(document, list | tuple):
         return tuple(_decode(item, tensors) for item in document)
     if not isinstance(document, dict):
         return document
     if "class" in document:
-        fields = cast("dict[str, Json]", document["fields"])
+        fields = cast("dict[str, object]", document["fields"])
         values = {name: _decode(item, tensors) for name, item in fields.items()}
         return _class(str(document["class"]))(**values)
     if "map" in document:
-        items = cast("dict[str, Json]", document["map"])
+        items = cast("dict[str, object]", document["map"])
         return {key: _decode(item, tensors) for key, item in items.items()}
     if "tensor" in document:
         return tensors[str(document["tensor"])]

@@ -26,11 +26,11 @@ _FOLLOWS = {"blocks.2": -0.3, "blocks.4": 0.5, "blocks.5": 0.9, "blocks.6": 0.97
 
 def contrast(name: str = "woman against man") -> ConceptInfo:
     positive, negative = name.split(" against ")
-    return ConceptInfo(name, positive, negative, True, 78, 78, 13, 72, 12, 8192, True)
+    return ConceptInfo(name, positive, negative, True, 150, 150, 25, 72, 78, 9999, False)
 
 
 def control(name: str = "red") -> ConceptInfo:
-    return ConceptInfo(name, name, "random images", False, 60, 60, 60, 20, 20, 0, False)
+    return ConceptInfo(name, name, "random images", False, 60, 160, 60, 40, 20, 0, False)
 
 
 def results(targets: tuple[str, ...] = TARGETS, seed: int = 0) -> AuditResults:
@@ -57,8 +57,11 @@ def results(targets: tuple[str, ...] = TARGETS, seed: int = 0) -> AuditResults:
         cluster_by="role",
         fitted_on=("pilot", "farmer"),
         judged_on=("cook", "student"),
+        divisions=200,
+        pseudo_concepts=199,
         inputs="neutral figures",
-        input_count=72,
+        input_count=75,
+        judged_inputs=39,
         targets=tuple(_target(i, t) for i, t in enumerate(targets)),
         concepts=concepts,
         layer_rows=tuple(layers),
@@ -66,7 +69,7 @@ def results(targets: tuple[str, ...] = TARGETS, seed: int = 0) -> AuditResults:
         swaps=tuple(_swap(c, t, swap[c.name, t]) for c in concepts if c.matched for t in targets),
         backdrops=tuple(Backdrop(c.name, 1000, -0.5, 0.0, 0.5) for c in concepts if c.matched),
         picked=(PickedRow(concepts[0].name, "whistle", 902, -1.1, -0.9, -1.2, -0.6, 0.001, 0.004),),
-        likeness=tuple(_likeness(concepts[0].name)),
+        likeness=tuple(row for c in concepts for row in _likeness(c.name)),
         positions=tuple(_positions(concepts[0].name, rng)),
         sources=(("Drawings", "made up"),),
         limits=("The drawings are made up.",),
@@ -102,7 +105,7 @@ def _layer(c: ConceptInfo, layer: str, cells: list[CellRow], swap: list[float]) 
     if r is None:
         return LayerRow(*plain)
     low, high = (float(np.tanh(np.arctanh(r) + side * 0.6)) for side in (-1, 1))
-    return LayerRow(*plain, r, low, high, 0.9, len(swap) - 1, low >= 0.5)
+    return LayerRow(*plain, r, low, high, r - 0.2, r + 0.05, 0.9, len(swap) - 1, low >= 0.5)
 
 
 def _swap(c: ConceptInfo, target: str, swap: float) -> SwapRow:

@@ -4,7 +4,7 @@ import errno
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nets
@@ -157,6 +157,49 @@ def test_a_user_s_mistake_is_one_line_and_status_2(
     line = one_line(capsys)
     assert line.startswith("Error: ")
     assert said in line
+
+
+# Audits
+
+
+def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_audit(file: Path, out: Path, *, store_root: Path, say: Callable[[str], object]) -> None:
+        say(f"{file.name}, {out.name}, {store_root.name}")
+
+    monkeypatch.setattr("concepts.audit.run_audit", run_audit)
+    (tmp_path / "a.yaml").touch()
+    options = ["--out", str(tmp_path / "results"), "--cache", str(tmp_path / "rows")]
+    assert cli.main(["audit", str(tmp_path / "a.yaml"), *options]) == 0
+    assert capsys.readouterr().out == "a.yaml, results, rows\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "a.yaml' does not exist; see 'probing audit --help'."),
+        ("", "a.yaml'"),
+        ("name: [1", "a.yaml' cannot be read"),
+        ("name: x\n", "a.yaml': the key"),
+    ],
+)
+def test_an_audit_file_that_is_none_is_told_in_a_line(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "a.yaml").write_text(text)
+    assert cli.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert said in one_line(capsys)
+
+
+def test_an_audit_names_a_key_it_does_not_know(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (repository / "experiments/audits/occupations.yaml").read_text(encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(text.replace("\nquestion:", "\nqestion:", 1), encoding="utf-8")
+    assert cli.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "qestion" in one_line(capsys)
 
 
 # TCAV

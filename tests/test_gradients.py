@@ -67,7 +67,7 @@ def test_layer_gradients_of_a_hand_made_net_are_their_closed_form() -> None:
 @pytest.mark.parametrize("layer", ["features.0", "features.2", "pool", "head", ""])
 def test_a_layer_gradient_is_the_finite_difference_of_the_score(unit: str, layer: str) -> None:
     net = seeded(ConvNet(inplace=True)).double()
-    score, x = Score(net, 2, unit=unit), images(n=1).double()  # type: ignore[arg-type]
+    score, x = Score(net, 2, unit=unit), images(n=1).double()
     activation, slope = layer_gradients(score, x, [layer])[layer]
     for index in (0, activation.numel() // 2, activation.numel() - 1):
         values = []
@@ -240,6 +240,20 @@ def test_a_frozen_model_has_the_same_gradients(call: Callable[[Score, Tensor], o
     expected = call(Score(net, 0), images())
     found = call(Score(net.requires_grad_(False), 0), images())
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_no_graph_is_kept_of_what_lies_before_the_first_layer_read() -> None:
+    net, shapes = seeded(ConvNet()), set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        shapes.add(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer_gradients(Score(net, 0), images(), ["features.3"])
+        assert (4, 4, 6, 6) not in shapes
+        layer_gradients(Score(net, 0), images(), ["features.0"])
+        assert (4, 4, 6, 6) in shapes
 
 
 # What has no gradient

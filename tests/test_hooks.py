@@ -135,6 +135,13 @@ def test_a_graph_leads_from_each_layer_to_the_score_in_one_pass() -> None:
     torch.testing.assert_close(slopes["features.0"], masked.detach())
 
 
+class First(nn.Module):
+    """Returns the first of several inputs."""
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0]
+
+
 class Skip(nn.Module):
     """2 · identity(x) + 3 · x: the gradient at `identity` is 2, at the input 5."""
 
@@ -145,10 +152,14 @@ class Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
+        if isinstance(self.identity, First):
+            return 2 * self.identity(inputs=[x, x]) + 3 * x
         return 2 * self.identity(x) + 3 * x
 
 
-@pytest.mark.parametrize("identity", [nn.Identity(), nn.Dropout(), nn.Flatten(), nn.Sequential()])
+@pytest.mark.parametrize(
+    "identity", [nn.Identity(), nn.Dropout(), nn.Flatten(), nn.Sequential(), First()]
+)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_gradient_at_a_layer_that_hands_on_its_input_is_along_its_own_path(
     identity: nn.Module, *, frozen: bool
@@ -437,7 +448,7 @@ def test_a_layer_that_runs_once_in_a_part_is_refused_where_it_runs_twice_in_the_
 def test_one_module_under_two_names_counts_its_calls_together(path: str) -> None:
     net = nn.Module()
     net.a = net.b = nn.ReLU()
-    net.forward = lambda x: net.b(net.a(x) - 1)  # type: ignore[method-assign]
+    net.forward = lambda x: net.b(net.a(x) - 1)
     with refused(f"'{path}' runs more than once"), capture(net, [path]):
         net(torch.ones(1))
     with capture(net, ["a:0", "b:1"]) as kept:
@@ -464,6 +475,18 @@ def test_a_layer_that_never_runs_is_an_error(*, stop: bool) -> None:
     with refused(never), edit(net, {"unused": _keep}):
         net(torch.ones(1, 2))
     assert hooks_of(net) == 0
+
+
+def test_a_layer_that_ran_in_an_earlier_pass_of_the_block_only_is_an_error() -> None:
+    class Sometimes(Unused):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) if len(x) > 1 else x
+
+    net = Sometimes()
+    with refused(r"\['used'\] did not run"), capture(net, ["used"]) as kept:
+        net(torch.ones(2, 2))
+        assert set(kept) == {"used"}
+        net(torch.ones(1, 2))
 
 
 def test_a_block_without_a_pass_is_an_error() -> None:
@@ -747,7 +770,7 @@ def test_edits_of_a_layer_are_applied_one_after_the_other() -> None:
 @pytest.mark.parametrize("returned", [None, (torch.ones(1),), 3])
 def test_an_edit_that_returns_no_tensor_is_an_error(returned: object) -> None:
     net = seeded(ConvNet())
-    edits: dict[str, Edit] = {"head": lambda m, x, y: returned}  # type: ignore[dict-item, return-value]
+    edits: dict[str, Edit] = {"head": lambda m, x, y: returned}
     with (
         refused(r"the edit of layer 'head' returned (nothing|a tuple of 1|a int)"),
         edit(net, edits),

@@ -50,12 +50,12 @@ def cosine(first: Tensor, second: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(first, second, dim=-1).min())
 
 
-def problem(features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(features: int, negatives: int = SIDE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Standardised rows and signs of the first fit, and all rows standardised with their scale."""
     rows, scale = oracles.standardized(table(features), SMALLEST_SCALE)
     positive, negative = pairs()
-    index = torch.cat([positive[0], negative[0]])
-    signs = torch.cat([torch.ones(SIDE), -torch.ones(SIDE)]).double()
+    index = torch.cat([positive[0], negative[0, :negatives]])
+    signs = torch.cat([torch.ones(SIDE), -torch.ones(negatives)]).double()
     return rows[index], signs, rows, scale
 
 
@@ -81,10 +81,14 @@ def reference(kind: str, rows: Tensor, signs: Tensor, strength: float) -> tuple[
 @pytest.mark.parametrize("strength", [0.3, 1e-2, 1e-3])
 @pytest.mark.parametrize("features", [WIDE, NARROW])
 @pytest.mark.parametrize("kind", ["logistic", "ridge", "lda", "hinge"])
-def test_classifiers_are_those_of_scikit_learn(kind: str, features: int, strength: float) -> None:
-    problem_rows, signs, rows, scale = problem(features)
+@pytest.mark.parametrize("negatives", [SIDE, 9])
+def test_classifiers_are_those_of_scikit_learn(
+    negatives: int, kind: str, features: int, strength: float
+) -> None:
+    problem_rows, signs, rows, scale = problem(features, negatives)
     weights, intercept = reference(kind, problem_rows, signs, strength)
-    fits = fit_pairs(table(features), *pairs(), ESTIMATORS[kind](strength))
+    positive, negative = pairs()
+    fits = fit_pairs(table(features), positive, negative[:, :negatives], ESTIMATORS[kind](strength))
     assert cosine(fits.normals()[0], weights / scale) > 1 - 1e-9
     torch.testing.assert_close(
         fits.decision(table(features))[0], rows @ weights + intercept, rtol=1e-4, atol=1e-4
@@ -109,6 +113,15 @@ def test_logistic_regression_is_the_minimum_newton_steps_on_the_formula_find(fea
     assert cosine(fits.normals()[0], weights / scale) > 1 - 1e-12
     torch.testing.assert_close(fits.decision(table(features))[0], all_rows @ weights + intercept)
     torch.testing.assert_close(fits.norms[0], torch.linalg.vector_norm(weights / scale))
+
+
+def test_a_penalty_that_all_but_vanishes_loses_no_digits() -> None:
+    rows, signs, _, scale = problem(NARROW)
+    design = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    penalty = 1e-7 * len(rows) * torch.diag(torch.tensor([1.0] * NARROW + [0]))
+    weights = torch.linalg.solve(design.T @ design + penalty, design.T @ signs)[:-1]
+    normals = fit_pairs(table(NARROW), *pairs(), Ridge(1e-7)).normals()
+    assert cosine(normals[0], weights / scale) > 1 - 1e-12
 
 
 @pytest.mark.parametrize("features", [WIDE, NARROW])

@@ -109,16 +109,15 @@ def test_every_layer_that_is_read_returns_what_it_returned(name: str) -> None:
     net, x = real(name), images(n=1, channels=3, size=32).double()
     wide = frozen_copy(net).double()
     layers = addresses(wide, x)
-    expected, folded = outputs(wide, x, layers), set()
+    expected, folded = outputs(wide, x, layers), []
     generator = torch.Generator().manual_seed(0)
-    for share in (0.02, 0.2, 1.0):
+    for share in (0.02, 0.3):
         chosen = [layer for layer in layers if torch.rand((), generator=generator) < share]
-        found = frozen_copy(net).double()
-        folded.add(fold_batchnorm(found, {layer.rpartition(":")[0] for layer in chosen}))
+        found = frozen_copy(wide)
+        folded.append(fold_batchnorm(found, {layer.rpartition(":")[0] for layer in chosen}))
         for layer, value in outputs(found, x, chosen).items():
             assert gap(value, expected[layer]) < 1e-12, layer
-    assert 0 in folded
-    assert max(folded) > MODELS[name] / 2
+    assert MODELS[name] >= folded[0] > folded[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_a_block_that_holds_the_pair_may_be_read() -> None:
 
 
 def test_an_unknown_layer_is_refused() -> None:
-    with pytest.raises(LayerNotFoundError, match="'stem.covn'"):
+    with pytest.raises(LayerNotFoundError, match=r"'stem\.covn'"):
         Precision().prepare(shaken(Pair()), ["stem.covn"], CPU)
 
 
@@ -221,11 +220,22 @@ class Shifted(nn.Conv2d):
 
 
 def conv(**options: object) -> nn.Module:
-    return nn.Conv2d(1, 4, 3, padding=1, **options)  # type: ignore[arg-type]
+    return nn.Conv2d(1, 4, 3, padding=1, **options)
 
 
 def plain(net: nn.Module, x: Tensor) -> Tensor:
     return net.norm(net.conv(x))
+
+
+def _tied() -> nn.Module:
+    net = make(
+        lambda net, x: net.norm(net.conv(x)) + net.other(x),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+        other=conv(),
+    )
+    net.other.weight = net.conv.weight
+    return net
 
 
 FOLDED: dict[str, Callable[[], nn.Module]] = {
@@ -257,19 +267,8 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "the norm read by several": lambda: make(
         lambda net, x: (y := net.norm(net.conv(x))) + y.relu(), conv=conv(), norm=nn.BatchNorm2d(4)
     ),
-    "its weights tied to another convolution's": lambda: _tied(),
+    "its weights tied to another convolution's": _tied,
 }
-
-
-def _tied() -> nn.Module:
-    net = make(
-        lambda net, x: net.norm(net.conv(x)) + net.other(x),
-        conv=conv(),
-        norm=nn.BatchNorm2d(4),
-        other=conv(),
-    )
-    net.other.weight = net.conv.weight
-    return net
 
 
 def _shared_norm() -> nn.Module:
@@ -396,8 +395,8 @@ def test_the_model_is_untouched_bit_for_bit(kind: str) -> None:
         model_id(net),
         {n: (p, p.data_ptr(), p.stride()) for n, p in net.named_parameters()},
     )
-    copy = Precision(kind).prepare(net, ["conv1"], CPU)  # type: ignore[arg-type]
-    copy(Precision(kind).inputs(images(), CPU))  # type: ignore[arg-type]
+    copy = Precision(kind).prepare(net, ["conv1"], CPU)
+    copy(Precision(kind).inputs(images(), CPU))
     assert model_id(net) == before
     for name, parameter in net.named_parameters():
         assert (parameter, parameter.data_ptr(), parameter.stride()) == weights[name]
@@ -473,7 +472,7 @@ def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
 def test_gradients_are_never_computed_in_bfloat16() -> None:
     assert Precision("fast").gradients == Precision("float32")
     for kind in ("float32", "reference", "float64"):
-        assert Precision(kind).gradients == Precision(kind)  # type: ignore[arg-type]
+        assert Precision(kind).gradients == Precision(kind)
 
 
 def test_fast_runs_in_bfloat16_and_is_near_float32() -> None:
@@ -498,7 +497,7 @@ def test_float64_computes_in_double_precision_and_folds_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["float32", "fast", "reference", "float64"])
 def test_inputs_are_copies_in_the_form_that_the_kind_takes(kind: str) -> None:
-    precision = Precision(kind)  # type: ignore[arg-type]
+    precision = Precision(kind)
     for batch in (
         images(channels=3),
         images(channels=3).to(memory_format=torch.channels_last),

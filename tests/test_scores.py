@@ -52,8 +52,9 @@ def _expected(unit: str, row: list[float], target: int) -> float:
 @pytest.mark.parametrize("unit", ["logit", "probability", "logprob", "margin"])
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_each_unit_is_its_formula(unit: str, target: int) -> None:
-    expected = [_expected(unit, row, target) for row in LOGITS.tolist()]
-    found = Score(NET, target, unit=unit)(LOGITS)  # type: ignore[arg-type]
+    logits = torch.cat([LOGITS, LOGITS - 300])
+    expected = [_expected(unit, row, target) for row in logits.tolist()]
+    found = Score(NET, target, unit=unit)(logits)
     torch.testing.assert_close(
         found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-300
     )
@@ -66,7 +67,7 @@ def test_the_default_is_the_logit() -> None:
 @pytest.mark.parametrize("unit", ["logit", "probability", "logprob", "margin"])
 def test_scores_are_differentiable(unit: str) -> None:
     x = LOGITS[:2].clone().requires_grad_()
-    assert torch.autograd.gradcheck(Score(NET, 1, unit=unit), x)  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(Score(NET, 1, unit=unit), x)
 
 
 def test_the_margin_of_the_top_class_is_against_the_second_and_zero_in_a_tie() -> None:
@@ -81,7 +82,7 @@ def test_a_margin_between_fewer_than_two_classes_is_refused() -> None:
 
 def test_an_unknown_unit_is_refused_with_those_there_are() -> None:
     with pytest.raises((ValueError, TypeError)):
-        Score(NET, 0, unit="prob")  # type: ignore[arg-type]
+        Score(NET, 0, unit="prob")
     score = Score(NET, 0)
     object.__setattr__(score, "unit", "prob")  # as without checked annotations
     with pytest.raises(ValueError, match=r"one of \('logit', .*, got 'prob'"):
@@ -167,7 +168,7 @@ def test_a_part_in_training_mode_is_named() -> None:
     ):
         Score(net, 0)(images())
     net.train()
-    with pytest.raises(ModelModeError, match="^ConvNet is in training mode") as caught:
+    with pytest.raises(ModelModeError, match=r"^ConvNet is in training mode") as caught:
         refuse_training(net)
     assert isinstance(caught.value, RuntimeError)
     refuse_training(net.eval())

@@ -50,7 +50,11 @@ def measure(
         concepts=dict(zip(concepts, rows, strict=False)),
         controls=dict(zip(controls or {}, rows[len(concepts) :], strict=False)),
         pool=() if pool is None else rows[-1],
-        clusters=clusters or [str(i) for i in range(ends[-1])],
+        clusters=clusters or [
+            f"{name} {i}"
+            for name, part in zip([*concepts, *(controls or {}), "pool"], parts, strict=False)
+            for i in range(len(part))
+        ],
         inputs={f"class {k}": [str(i) for i in range(len(g))] for k, g in enumerate(gradients)},
     )
     return method.measure({"layer": torch.cat(parts)}, {"layer": gradients}, sets)
@@ -106,8 +110,9 @@ def test_tc_5_logits_are_differentiated_not_a_loss() -> None:
     loss = nn.functional.cross_entropy(net(h[:, None]).double(), torch.zeros(2, dtype=torch.long), reduction="sum")
     (slope,) = torch.autograd.grad(-loss, h)
     assert slope[0].item() == pytest.approx(-0.731, abs=1e-3)  # the opposite sign: TCAV 0
-    (slope,) = torch.autograd.grad(net(h[:, None]).softmax(1)[:, 0].sum(), h)
-    assert slope[1] == 0  # a saturated example would not count
+    saturated = h.detach().float().requires_grad_()
+    (slope,) = torch.autograd.grad(net(saturated[:, None]).softmax(1)[:, 0].sum(), saturated)
+    assert slope[1] == 0  # of the probability: a saturated example would not count
 
 
 def cloud(count: int = 16, shift: float = 1.0, features: int = 8, seed: int = 0) -> Tensor:
@@ -175,15 +180,16 @@ def test_tc_8_the_permutation_test_keeps_its_level_and_the_t_tests_do_not(
         assert torch.stack([getattr(f, name) <= 0.05 for f in found]).double().mean() > 0.25
 
 
-def test_tc_9_a_planted_direction_at_cosine_one_half_is_found() -> None:
-    trials, hits, effects = 60, 0, 0
+@pytest.mark.parametrize("estimator", [Ridge(penalty=1.0), Pattern()])
+def test_tc_9_a_planted_direction_at_cosine_one_half_is_found(estimator: Ridge | Pattern) -> None:
+    trials, hits, effects = 50, 0, 0
+    direction = torch.zeros(20, dtype=torch.float64)
+    direction[0], direction[1] = 0.5, math.sqrt(0.75)
     for seed in range(trials):
-        concept = cloud(30, shift=4, features=60, seed=seed)
-        direction = torch.zeros(60, dtype=torch.float64)
-        direction[0], direction[1] = 0.5, math.sqrt(0.75)
-        gradient = direction + 0.3 * normal(40, 60, seed=seed + 1000)
-        method = replace(LEVEL_ONLY, estimator=Ridge(), runs=6, relabellings=199, seed=seed)
-        found = measure(method, {"c": concept}, [gradient], normal(180, 60, seed=seed + 2000))
+        concept = cloud(60, shift=3, features=20, seed=seed)
+        gradient = direction + 0.4 * normal(40, 20, seed=seed + 1000)
+        method = replace(LEVEL_ONLY, estimator=estimator, runs=5, relabellings=199, seed=seed)
+        found = measure(method, {"c": concept}, [gradient], normal(300, 20, seed=seed + 2000))
         hits += bool(found.p <= 0.05 and found.exists)
         effects += bool(found.effect_p <= 0.05)
     assert hits / trials > 0.95
@@ -216,3 +222,307 @@ def test_tc_12_products_of_gradients_and_cavs_are_the_directional_derivatives() 
     fits = fit_pairs(SharedRows(rows), torch.arange(10)[None], torch.arange(10, 30)[None], Logistic())
     expected = oracles.directional_derivatives(net, "features.0", fits.normals()[0], images, 2)
     torch.testing.assert_close(fits.project(gradient.flatten(1))[0], expected)
+
+
+def test_the_smooth_score_settles_with_more_examples_and_the_sign_does_not() -> None:
+    # The concept's own examples have no part along the gradient: what remains is the randoms' noise.
+    concept = cloud(20, shift=3)
+    gradient = normal(8)
+    gradient -= (gradient @ concept.mean(0)) / concept.mean(0).square().sum() * concept.mean(0)
+    spread = {}
+    for size in (60, 960):
+        for temperature in (1.0, 1e-9):
+            method = Tcav(Pattern(), Relabelled(19), runs=2, bootstraps=0, relabellings=1, temperature=temperature)
+            scores = [
+                measure(method, {"c": concept}, [gradient.expand(2, 8)], normal(size, 8, seed=s)).smooth
+                for s in range(40)
+            ]
+            spread[size, temperature] = float(torch.cat(scores).var())
+    assert spread[960, 1.0] < spread[60, 1.0] / 8
+    assert spread[960, 1e-9] > 0.15
+
+
+def test_a_linear_tail_is_flagged_said_and_left_to_the_effect() -> None:
+    net = nets.seeded(nets.LinearTailNet())
+    pool, inputs = TensorExamples(nets.images(60)), TensorExamples(nets.images(6, seed=1))
+    concept = Concept("bright", TensorExamples(nets.images(15, seed=2) + 1))
+    targets = {f"class {k}": Score(net, k) for k in range(3)}
+    found = QUICK(ActivationStore(), targets, ["body.0", "body"], [concept], inputs, pool)
+    assert found.linear_tail.tolist() == [[False] * 3, [True] * 3]
+    assert set(found.scores[1].unique().tolist()) <= {0.0, 1.0}
+    said = [s for s in found.sentences() if "same gradient for every input" in s]
+    assert len(said) == 3
+    assert "'body'" in said[0]
+    assert (found.p[1] > 0.9).all()
+    weights = net.head.weight.detach().double()
+    sides = [ActivationStore().activations(net, ["body"], x)["body"].mean((2, 3)) for x in (concept.examples, pool)]
+    expected = weights @ (sides[0].mean(0) - sides[1].mean(0)).double()
+    torch.testing.assert_close(found.effect[1, 0], expected, atol=1e-5, rtol=1e-4)
+    assert (found.effect_p[1] <= 0.05).any()
+
+
+def test_a_net_that_uses_one_concept_and_ignores_another_is_told_apart() -> None:
+    # Class 0 scores half the square of what channel 0 is, so its gradient differs between inputs; nothing reads channel 1.
+    class OneChannel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(2, 2, 1)
+            with torch.no_grad():
+                self.features.weight.copy_(torch.eye(2)[:, :, None, None])
+                self.features.bias.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = self.features(x).mean((2, 3))
+            return torch.stack([mean[:, 0].square() / 2, mean[:, 0]], 1)
+
+    net = OneChannel().eval()
+
+    def images(count: int, seed: int, channel: int | None = None) -> Tensor:
+        x = 0.3 * torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(seed)).expand(-1, -1, 2, 2)
+        return x if channel is None else x + torch.eye(2)[channel, :, None, None]
+
+    concepts = [Concept(name, TensorExamples(images(30, i, i))) for i, name in enumerate(("used", "ignored"))]
+    inputs, pool = TensorExamples(images(40, 3, 0)), TensorExamples(images(150, 4))
+    method = Tcav(Pattern(), Relabelled(199), runs=5, bootstraps=20, relabellings=999)
+    found = method(ActivationStore(), {"class 0": Score(net, 0)}, ["features"], concepts, inputs, pool)
+    assert found.exists.all()
+    assert found.effect_significant.flatten().tolist() == [True, False]
+    assert found.effect[0, 0, 0] > 0.5
+    assert (found.effect_low[0, 1, 0] <= 0) & (0 <= found.effect_high[0, 1, 0])
+    assert found.mean[0, 0, 0] > 0.95
+    # Random directions score 0 or 1 here as well: the sign score has no power, and is not called significant.
+    assert found.null_low[0, 0, 0] < 0.1
+    assert not found.significant.any()
+
+
+def test_a_concept_whose_cavs_are_not_above_chance_is_never_called_significant() -> None:
+    found = measure(QUICK, {"noise": normal(15, 8)}, [slopes()], normal(80, 8, seed=1))
+    assert not found.exists.any()
+    assert not replace(found, p_holm=torch.zeros_like(found.p_holm)).significant.any()
+    assert any("no evidence of a direction of 'noise'" in s for s in found.sentences())
+    real = measure(QUICK, {"c": cloud(shift=4)}, [slopes()], normal(80, 8, seed=1))
+    assert real.exists.all()
+    assert replace(real, p_holm=torch.zeros_like(real.p_holm)).significant.all()
+    assert not any("no evidence" in s for s in real.sentences())
+
+
+def test_an_unstable_direction_is_said_to_be_unidentified() -> None:
+    found = measure(QUICK, {"c": cloud(shift=4)}, [slopes()], normal(80, 8, seed=1))
+    unstable = replace(found, stability=torch.full_like(found.stability, 0.1))
+    assert any("not identified at this sample size" in s for s in unstable.sentences())
+
+
+def test_a_p_that_no_correction_can_let_pass_is_said_beforehand() -> None:
+    found = measure(QUICK, {"c": cloud()}, [slopes()] * 3, normal(80, 8, seed=1))
+    assert found.p.min() >= 1 / 40
+    assert any("no score can be significant" in s and "60 pseudo-concepts" in s for s in found.sentences())
+    enough = measure(replace(QUICK, null=Relabelled(79)), {"c": cloud()}, [slopes()] * 3, normal(80, 8, seed=1))
+    assert not any("no score can be" in s for s in enough.sentences())
+
+
+@pytest.mark.parametrize("mode", ["ovr", "pairwise"])
+def test_relative_tcav_keeps_its_level_when_concepts_are_alike(mode: str) -> None:
+    trials, p = 100, []
+    for seed in range(trials):
+        method = replace(LEVEL_ONLY, mode=mode, runs=4, seed=seed)
+        concepts = {name: normal(12, 6, seed=10 * seed + i) for i, name in enumerate("abc")}
+        found = measure(method, concepts, [normal(6, seed=seed) / 2 + normal(30, 6, seed=seed + 5000)])
+        p.append(found.p[0, 0, 0])
+    assert 0.005 < (torch.stack(p) <= 0.05).double().mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_relative_tcav_of_two_opposed_concepts_is_mirrored() -> None:
+    concepts = {"up": cloud(20, 3), "down": cloud(20, -3, seed=1)}
+    method = replace(QUICK, estimator=Pattern())
+    for mode in ("ovr", "pairwise"):
+        found = measure(replace(method, mode=mode), concepts, [slopes(along=2.0)])
+        assert found.mean[0, 0, 0] > 0.9
+        assert found.mean[0, 1, 0] < 0.1
+        torch.testing.assert_close(found.effect[0, 0], -found.effect[0, 1])
+        assert (found.effect_p < 0.05).all()
+
+
+def test_one_against_the_rest_differs_from_each_in_turn() -> None:
+    concepts = {"c": cloud(20, 3), "near": cloud(20, 2, seed=1), "far": cloud(20, -9, seed=2)}
+    ovr, pairs = (
+        measure(replace(QUICK, mode=mode, runs=6), concepts, [slopes()]) for mode in ("ovr", "pairwise")
+    )
+    # Against `near` alone, the first axis hardly tells: every second run does worse.
+    assert pairs.accuracy[0, 0, ::2].mean() < pairs.accuracy[0, 0, 1::2].mean()
+    assert pairs.accuracy[0, 0].std() > ovr.accuracy[0, 0].std()
+
+
+def test_pseudo_concepts_are_drawn_by_cluster_where_examples_come_in_clusters() -> None:
+    trials, honest, naive = 80, 0, 0
+    for seed in range(trials):
+        concept, pool = (
+            normal(count, 1, 6, seed=seed + s) + 0.2 * normal(count, 4, 6, seed=seed + s + 1)
+            for count, s in ((6, 0), (30, 10_000))
+        )
+        gradient = [normal(6, seed=seed) / 2 + normal(30, 6, seed=seed + 20_000)]
+        method = replace(LEVEL_ONLY, runs=4, relabellings=99, seed=seed)
+        names = [f"figure {i // 4}" for i in range(144)]
+        rows = {"c": concept.flatten(0, 1)}, gradient, pool.flatten(0, 1)
+        by_cluster = measure(method, *rows, clusters=names)
+        by_row = measure(method, *rows)
+        honest += int(by_cluster.effect_p <= 0.05) + int(by_cluster.p <= 0.05)
+        naive += int(by_row.effect_p <= 0.05) + int(by_row.p <= 0.05)
+    assert honest / (2 * trials) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    assert naive > 2 * honest
+
+
+def test_irrelevant_coherent_concepts_make_the_second_null() -> None:
+    controls = {f"colour {i}": normal(20, 8, seed=10 + i) + 2 * normal(8, seed=30 + i) for i in range(9)}
+    pool, gradient = normal(80, 8, seed=1), [slopes(along=4.0)]
+    found = measure(QUICK, {"c": cloud(16, 9)}, gradient, pool, controls)
+    assert found.controls == tuple(controls)
+    assert found.effect_p_controls.item() == pytest.approx(0.1)
+    weak = measure(QUICK, {"c": normal(16, 8)}, gradient, pool, controls)
+    assert weak.effect_p_controls.item() > 0.5
+    assert weak.p_controls.item() > 0.2
+    with pytest.raises(TooFewError, match="control 'few' has 9 examples, fewer than the 16"):
+        measure(QUICK, {"c": cloud()}, gradient, pool, {"few": normal(9, 8)})
+
+
+def test_the_papers_and_the_codes_tests_are_computed_from_the_runs() -> None:
+    found = measure(QUICK, {"c": cloud()}, [slopes()], normal(80, 8, seed=1))
+    assert found.p_paper.flatten() == paper_t_test(found.scores[0, 0])
+    assert not torch.equal(found.p_paper, found.p_code)
+    certain = torch.ones(1, 4, dtype=torch.float64)
+    assert code_t_test(certain, 1 - certain) == 0
+
+
+def test_targets_may_have_inputs_of_their_own() -> None:
+    few, many = slopes(7, seed=1), slopes(31, seed=2)
+    concept, pool = {"c": cloud()}, normal(80, 8, seed=3)
+    both = measure(QUICK, concept, [few, many], pool)
+    for k, alone in enumerate([few, many]):
+        single = measure(QUICK, concept, [alone], pool)
+        for name in ("mean", "low", "p", "effect", "effect_low", "effect_p", "smooth", "ties"):
+            torch.testing.assert_close(getattr(both, name)[..., k], getattr(single, name)[..., 0])
+
+
+def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_order_of_concepts() -> None:
+    concepts = {"a": cloud(), "b": cloud(20, -1, seed=1)}
+    pool, gradient = normal(80, 8, seed=3), [slopes()]
+    first, again = (measure(QUICK, concepts, gradient, pool) for _ in range(2))
+    for name in ("scores", "low", "p", "smooth", "effect", "effect_p", "effect_low", "accuracy"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    turned = measure(QUICK, dict(reversed(concepts.items())), gradient, pool)
+    torch.testing.assert_close(turned.scores.flip(1), first.scores)
+    torch.testing.assert_close(turned.p.flip(1), first.p)
+
+
+def test_every_hyperparameter_changes_the_result() -> None:
+    net = nets.seeded(nets.ConvNet())
+    concepts = [Concept(n, TensorExamples(nets.images(14, seed=i) + i)) for i, n in enumerate("ab")]
+    inputs, pool = TensorExamples(nets.images(9, seed=5)), TensorExamples(nets.images(70, seed=6))
+    store, targets = ActivationStore(), {"class 0": Score(net, 0)}
+
+    def tensors(method: Tcav) -> list[Tensor]:
+        found = method(store, targets, ["features.0"], concepts, inputs, pool)
+        names = ("scores", "p", "low", "effect_low", "effect_p", "smooth", "accuracy", "magnitude")
+        return [getattr(found, name) for name in names]
+
+    plain = tensors(QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(plain, tensors(QUICK), strict=True))
+    for change in (
+        {"estimator": Pattern()}, {"null": Relabelled(40)}, {"null": LeaveOneOut()}, {"runs": 3}, {"mode": "ovr"},
+        {"pool": "none"}, {"holdout": 0.5}, {"scaling": "layer"}, {"bootstraps": 21}, {"relabellings": 98},
+        {"temperature": 2.0}, {"level": 0.5}, {"seed": 1},
+    ):  # fmt: skip
+        changed = tensors(replace(QUICK, **change))
+        assert not all(
+            a.shape == b.shape and torch.equal(a, b) for a, b in zip(plain, changed, strict=True)
+        ), change
+
+
+def test_what_is_not_asked_for_is_nan_and_claims_nothing() -> None:
+    bare = measure(Tcav(null=None, runs=2, bootstraps=0, relabellings=9), {"c": cloud()}, [slopes()], normal(40, 8))
+    for name in ("low", "high", "p", "p_holm", "p_controls", "p_code", "smooth", "null_low", "effect_p_controls"):
+        assert getattr(bare, name).isnan().all(), name
+    assert bare.pseudo_concepts == 0
+    assert not bare.significant.any()
+    assert not any("pseudo-concepts" in sentence for sentence in bare.sentences())
+
+
+def test_rows_are_computed_once_for_all_sets_layers_and_targets() -> None:
+    net = nets.seeded(nets.ConvNet())
+    store = ActivationStore()
+    concepts = [Concept(n, TensorExamples(nets.images(12, seed=i))) for i, n in enumerate("ab")]
+    inputs, pool = TensorExamples(nets.images(9, seed=5)), TensorExamples(nets.images(60, seed=6))
+    targets = {f"class {k}": Score(net, k) for k in range(3)}
+    QUICK(store, targets, ["features.*"], concepts, inputs, pool)
+    assert store.stats.forward_rows == 12 + 12 + 60 + 9
+    assert store.stats.backward_rows == 9 * 3
+
+
+def test_a_result_is_saved_loaded_tabled_and_drawn(tmp_path: Path) -> None:
+    concepts = {"a": cloud(shift=4), "noise": normal(16, 8)}
+    found = measure(QUICK, concepts, [slopes(), slopes(seed=9)], normal(80, 8, seed=3))
+    again = TcavResult.load(found.save(tmp_path))
+    assert torch.equal(again.scores, found.scores)
+    assert again.sentences() == found.sentences()
+    assert rebuild(again.provenance.method) == QUICK
+    table = found.to_pandas()
+    assert len(table) == 4
+    assert table["mean"].tolist() == pytest.approx(found.mean.flatten().tolist())
+    assert "scores" not in table
+    html = found._repr_html_()
+    assert "no evidence of a direction of &#x27;noise&#x27;" in html
+    axes = replace(found, p_holm=torch.zeros_like(found.p_holm)).plot("class 1")
+    assert axes.get_title() == "class 1"
+    assert [t.get_text() for t in axes.texts] == ["*"]  # not over the direction that does not exist
+    assert found.plot().get_title() == "class 0"
+
+
+def test_sets_that_overlap_are_refused_unless_allowed() -> None:
+    net = nets.seeded(nets.ConvNet())
+    pool = nets.images(60)
+    concept = Concept("c", TensorExamples(torch.cat([nets.images(14, seed=1), pool[:2]])))
+    inputs, layers = TensorExamples(nets.images(5, seed=2)), ["features"]
+    targets = {"class 0": Score(net, 0)}
+    with pytest.raises(OverlapError, match="shares 2 of its 16 examples with 'the random pool'"):
+        QUICK(ActivationStore(), targets, layers, [concept], inputs, TensorExamples(pool))
+    found = QUICK(
+        ActivationStore(), targets, layers, [concept], inputs, TensorExamples(pool), allow_overlap=True
+    )
+    assert found.concepts == ("c",)
+    own = TensorExamples(nets.images(20, seed=1)[10:])
+    with pytest.raises(OverlapError, match="the inputs of class 0"):
+        QUICK(ActivationStore(), targets, layers, [concept], own, TensorExamples(nets.images(60, seed=7)))
+
+
+def test_sets_that_are_too_small_or_missing_are_refused_by_name() -> None:
+    gradient = [slopes()]
+    with pytest.raises(TooFewError, match="concept 'c' needs a random pool"):
+        measure(QUICK, {"c": cloud()}, gradient)
+    with pytest.raises(TooFewError, match="concept 'c' needs another concept"):
+        measure(replace(QUICK, mode="ovr"), {"c": cloud()}, gradient)
+    with pytest.raises(TooFewError, match="concept 'c' has 2 independent examples"):
+        measure(QUICK, {"c": cloud(2)}, gradient, normal(40, 8))
+    with pytest.raises(TooFewError, match=r"holds 2 disjoint sets of 16, but 4 runs"):
+        measure(replace(QUICK, null=LeaveOneOut()), {"c": cloud()}, gradient, normal(40, 8))
+    with pytest.raises(ValueError, match="LeaveOneOut needs random counterparts"):
+        measure(replace(QUICK, null=LeaveOneOut(), mode="ovr"), {"a": cloud(), "b": cloud()}, gradient)
+    net = nets.seeded(nets.ConvNet())
+    concept = Concept("c", TensorExamples(nets.images(14, seed=1)))
+    with pytest.raises(ValueError, match="give each target its inputs"):
+        QUICK(ActivationStore(), {"a": Score(net, 0)}, ["features"], [concept], {}, TensorExamples(nets.images(60)))
+
+
+def test_classes_whose_images_lie_along_a_concept_are_found_in_the_data() -> None:
+    features = torch.cat([cloud(40, 1.5), normal(40, 8, seed=1), normal(40, 8, seed=2)])
+    classes = [name for name in ("biased", "plain", "other") for _ in range(40)]
+    directions = torch.eye(8, dtype=torch.float64)[:2] * 7
+    found = associate(features, classes, directions, ["planted", "absent"])
+    assert found.p_holm[0, 0] < 0.001
+    assert found.superiority[0, 0] > 0.8
+    assert found.similarity[0, 0] > 0.2
+    assert (found.p_holm[:, 1] > 0.05).all()
+    assert len(found.to_pandas()) == 6
+    assert len(found.plot().texts) == int((found.p_holm <= 0.05).sum())
+    with pytest.raises(ValueError, match="got 119 classes for 120 images"):
+        associate(features, classes[1:], directions, ["planted", "absent"])
+    with pytest.raises(TooFewError, match="compared with those of others"):
+        associate(features, ["one"] * 120, directions, ["planted", "absent"])

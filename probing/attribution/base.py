@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.fingerprint import model_id
-from probing.provenance import Provenance, Result
+from probing.provenance import Provenance, Result, describe
 from probing.scores import Score, TargetError, refuse_training
 
 T = TypeVar("T")
@@ -116,12 +118,26 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
     if not torch.isfinite(inputs).all():
         row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
         raise InputError(f"input {row} holds NaN or infinity.")
-    if isinstance(score.target, Tensor) and tuple(score.target.shape) != (len(inputs),):
-        raise TargetError(
-            f"score.target must have one class per input, {len(inputs)}, "
-            f"got shape {tuple(score.target.shape)}."
-        )
+    _check_target(score.target, len(inputs))
     return inputs.detach()
+
+
+def _check_target(target: object, count: int) -> None:
+    if isinstance(target, bool) or not isinstance(target, int | Tensor):
+        raise TargetError(
+            f"score.target must be a class index or a tensor of them, got {target!r}."
+        )
+    if isinstance(target, int):
+        return
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TargetError(
+            f"score.target must hold one whole number per example, got {target.dtype} "
+            f"of shape {tuple(target.shape)}."
+        )
+    if tuple(target.shape) != (count,):
+        raise TargetError(
+            f"score.target must have one class per input, {count}, got shape {tuple(target.shape)}."
+        )
 
 
 def attribution(
@@ -136,9 +152,20 @@ def attribution(
     targets = (
         score.target.tolist() if isinstance(score.target, Tensor) else [score.target] * len(inputs)
     )
-    provenance = replace(Provenance.collect(method=method), model=identity(score.model))
+    provenance = replace(
+        _process(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=identity(score.model),
+        method=describe(method),
+    )
     fixed = (provenance, values.detach(), value.detach(), tuple(targets), score.unit)
     return Attribution(*fixed, **facts)  # type: ignore[arg-type]  # fields, checked by name
+
+
+@cache
+def _process() -> Provenance:
+    """Return what is the same for all results of this process; looking up versions takes longer than a small map."""
+    return Provenance.collect()
 
 
 def in_chunks(count: int, size: int, work: Callable[[slice], T]) -> list[T]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -47,15 +47,13 @@ class _Reading:
         return score, output, slope, classes
 
     def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        passes, rows = self.passes, torch.arange(part.start, part.stop)
-        score = passes.score
-        if isinstance(score.target, Tensor):
-            score = Score(score.model, score.target[rows], score.unit, score.output)
+        passes = self.passes
+        score = _of(passes.score, part)
         with torch.inference_mode(False), torch.enable_grad():
             with capture(score.model, [self.layer], graph=True) as kept:
                 output = passes.output(self.inputs[part])
             [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
-        passes.n_backward += len(rows)
+        passes.n_backward += len(slope)
         classes = class_scores(output, score.output)
         found = (score.read(output), kept[self.layer], slope, classes)
         return cast(
@@ -85,7 +83,7 @@ class _LayerMap(ABC):
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the layer's resolution; `.upsampled()` gives the input's.
 
         Raises:
@@ -213,7 +211,7 @@ class CAM:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the last map's resolution.
 
         Raises:
@@ -238,7 +236,7 @@ class CAM:
                 if isinstance(score.target, Tensor)
                 else torch.full_like(rows, score.target)
             )
-            value = passes.score.read(scores)
+            value = replace(passes.score, output=None).read(scores)
             weights = head.weight.detach().to(maps)[target]
             values = torch.einsum("nk,nkhw->nhw", weights, maps)
             bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
@@ -264,7 +262,7 @@ class GuidedGradCAM:
     cam: GradCAM = field(default_factory=GradCAM)
     backprop: GuidedBackprop = field(default_factory=GuidedBackprop)
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         with unchanged(score.model):
             where = self.cam(score, inputs)
             what = self.backprop(score, inputs)
@@ -279,6 +277,15 @@ class GuidedGradCAM:
                 diagnostics=where.diagnostics | what.diagnostics,
                 layer=where.layer,
             )
+
+
+def _of(score: Score, part: slice) -> Score:
+    """Return the score of some of the inputs only."""
+    return (
+        replace(score, target=score.target[part].clone())
+        if isinstance(score.target, Tensor)
+        else score
+    )
 
 
 def _images(inputs: Tensor) -> Tensor:
@@ -303,12 +310,10 @@ def _token_layer(
     score: Score, one: Tensor, ran: tuple[Ran, ...], tokens: tuple[str, ...]
 ) -> str | None:
     """Return the last layer whose patch tokens the score depends on: a last block may read its class token only."""
-    if isinstance(score.target, Tensor):
-        score = Score(score.model, score.target[:1], score.unit, score.output)
-    passes = Passes.of(score, one, "auto", FLOAT32, tokens)
+    passes = Passes.of(_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
     with torch.inference_mode(False), torch.enable_grad():
         with capture(passes.score.model, tokens, graph=True) as kept:
-            value = passes.value(one, torch.zeros(1, dtype=torch.long))
+            value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in tokens], allow_unused=True)
     for layer, slope in zip(tokens, slopes, strict=True):
         layout = Layout.of(ran, layer, tuple(one.shape[2:]), None)
@@ -340,9 +345,13 @@ def _falls(
     reading: _Reading, tail: fx.GraphModule | None, output: Tensor, value: Tensor, axis: int
 ) -> Float[Tensor, "n channels"]:
     """Return how much the score falls when a channel is set to zero, for each example and channel."""
-    passes, channels = reading.passes, output.shape[axis]
-    call = rerun(passes.score.model, reading.layer, tail, reading.inputs)
-    passes.call, whole = call, passes.call
+    channels = output.shape[axis]
+    passes = replace(
+        reading.passes,
+        call=rerun(reading.passes.score.model, reading.layer, tail, reading.inputs),
+        # A row of the tail is smaller than one of the network, and keeps no graph.
+        chunk=reading.passes.chunk if tail is None else 8 * reading.passes.chunk,
+    )
     found = torch.empty(len(output), channels, dtype=value.dtype, device=value.device)
     for part in passes.slices(found.numel()):
         row = torch.arange(part.start, part.stop, device=output.device)
@@ -350,7 +359,7 @@ def _falls(
         points = output[i].movedim(axis, 1)  # a copy, so it may be written to
         points[torch.arange(len(row)), k] = 0
         found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
-    passes.call = whole
+    reading.passes.n_forward = passes.n_forward
     return found
 
 
@@ -369,11 +378,12 @@ def _no_cam(model: nn.Module, reason: str) -> str:
 
 
 class _Pools(TorchFunctionMode):
-    """Keeps the map that the last pooling over all places was given."""
+    """Keeps the maps of some width that are pooled over all places."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.maps: Tensor | None = None
+        self._width = width
+        self.maps: list[Tensor] = []
 
     def __torch_function__(
         self,
@@ -391,30 +401,33 @@ class _Pools(TorchFunctionMode):
             "mean",
             "sum",
         }
-        if pools and isinstance(given, Tensor) and given.ndim == 4:
+        if (
+            pools
+            and isinstance(given, Tensor)
+            and given.ndim == 4
+            and given.shape[1] == self._width
+        ):
             kept = given.clone()
             out = func(*args, **named)
             if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
-                self.maps = kept
+                self.maps.append(kept)
             return out
         return func(*args, **named)
 
 
 def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
     """Return the maps that are averaged, and the class scores, proved to be the head's of their means or sums."""
-    pools = _Pools()
-    with torch.no_grad(), pools:
-        scores = class_scores(passes.output(inputs), passes.score.output)
-    maps = pools.maps
-    if maps is None or maps.shape[1] != head.in_features:
-        raise RefusedError(_no_cam(passes.origin.model, "no map of its width is averaged"))
+    pools = _Pools(head.in_features)
     with torch.no_grad():
-        fits = any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3))))
-    if not fits:
-        raise RefusedError(
-            _no_cam(passes.origin.model, "other operations stand between them or after")
-        )
-    return maps.to(inputs), scores.to(inputs)
+        with pools:
+            scores = class_scores(passes.output(inputs), passes.score.output)
+        for maps in reversed(pools.maps):
+            if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
+                return maps.to(inputs), scores.to(inputs)
+    reason = "other operations stand between them or after"
+    raise RefusedError(
+        _no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged")
+    )
 
 
 def _where(ran: tuple[Ran, ...], layer: Ran | None, inputs: Tensor) -> Geometry | None:

@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation (Bach et al. 2015), on the operations that a forward pass consists of."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, RefusedError, attribution, checked, in_chunks
 from probing.attribution.lrp_composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
-from probing.attribution.lrp_layers import LAYERS, Backward
+from probing.attribution.lrp_layers import Backward
 from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
 from probing.attribution.rules import Relevance
@@ -24,7 +24,7 @@ _ENTRIES = {
 
 
 @dataclass(frozen=True)
-class Lrp:
+class LRP:
     """Layer-wise relevance propagation: the score is shared among the inputs, layer by layer.
 
     Whatever a model computes is recorded operation by operation, whether modules, functions or operators run it;
@@ -50,10 +50,10 @@ class Lrp:
         LayerNotFoundError: for a key of `PerLayer` that fits no layer.
 
     Example:
-        >>> Lrp(EpsilonPlus())(Score(model, 3), images).diagnostics["absorbed_by_bias"]
+        >>> LRP(EpsilonPlus())(Score(model, 3), images).diagnostics["absorbed_by_bias"]
     """
 
-    composite: Composite = EpsilonPlusFlat()
+    composite: Composite = field(default_factory=EpsilonPlusFlat)
     start: Literal["score", "one", "contrast"] = "score"
     attention: Literal["product", "constant"] = "product"
     batch_size: int = 8
@@ -98,13 +98,14 @@ class Lrp:
             )
 
     def _propagate(self, score: Score, inputs: Tensor) -> "_Part":
-        tape = Tape(score.model, inputs.clone(), LAYERS)
+        tape = Tape(score.model, inputs.clone())
         outputs = class_scores(tape.record(), score.output)
         key = tape.key_of(outputs)
         if key is None:
             raise RefusedError(
                 "the class scores don't depend on the input by operations that can be recorded."
             )
+        tape.forget_names()
         value, start = self._start(score, outputs.detach())
         mark_gates(tape, constant_attention=self.attention == "constant")
         begun = start.of(outputs).double().sum(1)
@@ -157,9 +158,23 @@ def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
     nothing = torch.zeros_like(begun)
     ledger = {"input": values.flatten(1).double().sum(1)}
     ledger |= {name: flow.ledger.get(entry, nothing) for entry, name in _ENTRIES.items()}
-    ledger["conservation_gap"] = begun - torch.stack(list(ledger.values())).sum(0)
+    entries = torch.stack(list(ledger.values()))
+    ledger["conservation_gap"] = begun - entries.sum(0)
+    _refuse_open_ledger(ledger["conservation_gap"], entries.abs().sum(0), inputs.dtype)
     ledger["fallbacks"] = flow.ledger.get("fallbacks", nothing)
     return _Part(values, score, ledger)
+
+
+def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a map whose relevance does not add up to what it started from."""
+    tolerance = max(1e-3, 8 * torch.finfo(dtype).eps)
+    open_rows = (gap.abs() > tolerance * size).nonzero().flatten().tolist()
+    if open_rows:
+        raise RefusedError(
+            f"the relevance of input {open_rows[0]} and what was absorbed miss its start by "
+            f"{float(gap[open_rows[0]]):.3g}: if examples of a batch influence each other in this model, explain them "
+            "with batch_size=1; else this is rounding, and float64 helps."
+        )
 
 
 def _one(score: Score, row: int) -> Score:

@@ -36,7 +36,7 @@ class Uniform:
     rule: Rule
 
     def __call__(self, layer: LrpLayer) -> Rule:
-        return Epsilon(0) if layer.kind == "norm" else self.rule
+        return Epsilon(0.0) if layer.kind == "norm" else self.rule
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EpsilonAlpha2Beta1:
     epsilon: float = 1e-6
 
     def __call__(self, layer: LrpLayer) -> Rule:
-        return AlphaBeta(2, 1) if layer.kind == "convolution" else Epsilon(self.epsilon)
+        return AlphaBeta(2.0, 1.0) if layer.kind == "convolution" else Epsilon(self.epsilon)
 
 
 @dataclass(frozen=True)

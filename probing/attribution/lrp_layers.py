@@ -1,8 +1,7 @@
 """Linear layers of a recorded pass: their weights with BatchNorm folded in, and the rule that each gets."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,17 +9,10 @@ from torch import Tensor
 
 from probing.attribution.lrp_composites import Composite, LrpLayer
 from probing.attribution.lrp_maps import Convolution, Dense, LinearMap
-from probing.attribution.lrp_ops import Flow, refuse, unwind
+from probing.attribution.lrp_names import BATCH_NORMS, LAYERS, PLAIN_NORMS, RESHAPES
+from probing.attribution.lrp_ops import Flow, unwind
 from probing.attribution.lrp_tape import Node, Slot
 from probing.attribution.rules import LinearCall, Pass, Relevance
-
-LAYERS = frozenset({"convolution", "addmm", "mm"})
-_NORMS = frozenset(
-    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training "
-    "_native_batch_norm_legit batch_norm_backward_elemt".split()
-)
-_PLAIN_NORMS = frozenset({"native_layer_norm", "native_group_norm"})
-_RESHAPES = frozenset({"view", "_unsafe_view"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Backward:
         while nodes:
             node = nodes[-1]
             if node.outputs[0] in self.flow.relevance and (
-                node.name in LAYERS or node.name in _NORMS | _PLAIN_NORMS
+                node.name in LAYERS or node.name in BATCH_NORMS | PLAIN_NORMS
             ):
                 self._layer(node) if node.name in LAYERS else self._norm(node)
             elif not self._is_bias(node) or not self._fold(node, Affine(None, node.args[1])):
@@ -108,7 +100,8 @@ class Backward:
 
     def _norm(self, node: Node) -> None:
         source, key = node.inputs[0], node.outputs[0]
-        affine = None if node.name in _PLAIN_NORMS else _batch_norm(node)
+        assert key is not None
+        affine = None if node.name in PLAIN_NORMS else _batch_norm(node)
         if affine is not None and self._fold(node, affine):
             return
         layer = LrpLayer(node.path, node.type, "norm", not self.flow.tape.values[source].deep)
@@ -154,7 +147,7 @@ class Backward:
         """Fold an affine operation into the layer before it, if that layer feeds nothing else."""
         key, source = node.outputs[0], node.inputs[0]
         assert key is not None
-        maker = self._maker_of(source, through=_RESHAPES if node.name == "add" else frozenset())
+        maker = self._maker_of(source, through=RESHAPES if node.name == "add" else frozenset())
         if maker is None or maker.outputs[0] in self._folded:
             return False
         parts = _linear_parts(maker)
@@ -190,8 +183,7 @@ def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | 
     """Return a layer's input, geometry, weights and bias; None if its weights depend on the network's input."""
     if node.name == "convolution":
         source, weight, bias, *geometry = node.args
-        lists = [tuple(g) if isinstance(g, list) else g for g in geometry]
-        map_: LinearMap = Convolution(*lists)
+        map_: LinearMap = Convolution(*geometry)
     else:
         bias, source, weight = node.args if node.name == "addmm" else (None, *node.args)
         weight = weight.t() if isinstance(weight, Tensor) else weight
@@ -216,6 +208,3 @@ def _batch_norm(node: Node) -> Affine | None:
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight
     return Affine(scale, -mean * scale if bias is None else bias - mean * scale)
-
-
-__all__ = ["LAYERS", "Affine", "Backward", "refuse"]

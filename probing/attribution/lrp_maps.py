@@ -34,11 +34,11 @@ class LinearMap(Protocol):
 class Convolution:
     """A convolution, or its transpose, in one to three dimensions."""
 
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
     transposed: bool
-    output_padding: tuple[int, ...]
+    output_padding: list[int]
     groups: int
 
     def __call__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -46,24 +46,26 @@ class Convolution:
 
     def transpose(self, shares: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         wanted = [True, False, False]  # no gradient of the weights or the bias
-        return torch.ops.aten.convolution_backward(
-            shares, like, weight, None, *self._geometry, wanted
-        )[0]
+        backward = torch.ops.aten.convolution_backward
+        result: Tensor = backward(shares, like, weight, None, *self._geometry, wanted)[0]
+        return result
 
     def by_unit(self, shares: Tensor) -> Float[Tensor, "rows units"]:
-        return shares.flatten(2).sum(2)
+        return shares.sum(tuple(range(2, shares.ndim)))
 
     def scaled(self, weight: Tensor, scale: Float[Tensor, " units"]) -> Tensor:
         if not self.transposed:
             return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        groups = weight.unflatten(0, (self.groups, -1))  # [groups, in, units of the group, …]
+        groups = weight.view(
+            self.groups, -1, *weight.shape[1:]
+        )  # [groups, in, units of the group, …]
         factors = scale.view(self.groups, 1, -1, *[1] * (weight.ndim - 2))
-        return (groups * factors).flatten(0, 1)
+        return (groups * factors).view_as(weight)
 
     @property
     def _geometry(self) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
-        stride, padding, dilation = list(self.stride), list(self.padding), list(self.dilation)
-        return stride, padding, dilation, self.transposed, list(self.output_padding), self.groups
+        inner = (self.stride, self.padding, self.dilation)
+        return *inner, self.transposed, self.output_padding, self.groups
 
 
 @dataclass(frozen=True)

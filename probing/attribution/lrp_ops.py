@@ -13,6 +13,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from probing.attribution.base import RefusedError
+from probing.attribution.lrp_names import (
+    ACTIVATIONS,
+    BATCH_NORMS,
+    FILLS,
+    GATE_KEEPERS,
+    GATES,
+    IDENTITIES,
+    LINEAR,
+    MOVES,
+    OFFSETS,
+    PLAIN_NORMS,
+    SOFTMAXES,
+)
 from probing.attribution.lrp_tape import Node, Slot, Tape
 from probing.attribution.rules import Relevance
 
@@ -58,6 +71,8 @@ def _real(args: object, flow: Flow) -> Any:
 
 def transpose(flow: Flow, node: Node, shares: Sequence[Tensor | None]) -> dict[int, Tensor]:
     """Return the operation's own gradient: shares of its outputs, summed back to its inputs."""
+    if node.name == "max_pool2d_with_indices":
+        return {node.inputs[0]: _unpool(flow.value(node.inputs[0]), node, shares[0])}
     leaves = {key: flow.value(key).detach().requires_grad_() for key in node.inputs}
     place = lambda leaf: leaves[leaf.key] if isinstance(leaf, Slot) else leaf  # noqa: E731 (a closure, one line)
     with torch.enable_grad():
@@ -73,8 +88,20 @@ def transpose(flow: Flow, node: Node, shares: Sequence[Tensor | None]) -> dict[i
     return {key: g for key, g in zip(leaves, found, strict=True) if g is not None}
 
 
+def _unpool(source: Tensor, node: Node, shares: Tensor | None) -> Tensor:
+    """Return the gradient of max-pooling from the positions it found, without pooling anew."""
+    defaults: tuple[Any, ...] = (None, None, [], [0, 0], [1, 1], False)
+    _, kernel, stride, *rest = node.args + defaults[len(node.args) :]
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    result: Tensor = backward(shares, source, kernel, stride or kernel, *rest, node.indices)
+    return result
+
+
 def move(flow: Flow, node: Node, relevances: Sequence[Relevance | None]) -> None:
     """Each element of an output is one element of an input, or a constant: its relevance goes there."""
+    if node.name in IDENTITIES and relevances[0] is not None:
+        flow.give(node.inputs[0], relevances[0])
+        return
     for part in ("gradient", "extra"):
         shares = [None if r is None else getattr(r, part) for r in relevances]
         if all(s is None for s in shares):
@@ -102,8 +129,9 @@ def linear(flow: Flow, node: Node, relevance: Relevance) -> None:
 def _holds_constants(node: Node) -> bool:
     leaves: list[object] = []
     tree_map(leaves.append, (node.args, node.kwargs))
-    fills = node.name in {"constant_pad_nd", "masked_fill", "rsub"}
-    return fills or any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+    return node.name in FILLS or any(
+        isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves
+    )
 
 
 def _keep_rest(
@@ -294,15 +322,19 @@ def _norm_parts(
     """Return scale and bias that broadcast with the input, the shape to average in, and 1 / deviation for it."""
     if node.name == "native_layer_norm":
         return node.args[2], node.args[3], tuple(source.shape), flow.value(node.outputs[2])
-    n, channels, groups = len(source), source.shape[1], node.args[6]
+    if node.name == "native_group_norm":
+        n, channels, groups = len(source), source.shape[1], node.args[6]
+    else:  # instance normalisation comes as BatchNorm on one example with n · channels channels
+        n, channels, groups = 1, source.shape[1], source.shape[1]
+        if len(source) > 1:
+            raise RefusedError(
+                f"{node.where} averages over the batch, so that examples influence each other: give it running "
+                "statistics, or explain one example at a time."
+            )
     each = (1, channels, *[1] * (source.ndim - 2))
     scale, bias = (None if w is None else w.view(each) for w in node.args[1:3])
-    return (
-        scale,
-        bias,
-        (n, groups, source.numel() // (n * groups)),
-        flow.value(node.outputs[2]).unsqueeze(-1),
-    )
+    deviation = flow.value(node.outputs[2]).view(n, groups, 1)
+    return scale, bias, (n, groups, source.numel() // (n * groups)), deviation
 
 
 def unwind(flow: Flow, node: Node) -> None:
@@ -328,36 +360,13 @@ def refuse(flow: Flow, node: Node, relevance: Relevance) -> None:
     )
 
 
-MOVES = frozenset(
-    "view _unsafe_view reshape expand permute transpose t slice select split split_with_sizes unbind squeeze unsqueeze "
-    "stack clone detach alias contiguous _to_copy constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d "
-    "replication_pad2d flip roll index index_select gather repeat pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle im2col unfold as_strided diagonal max_pool2d_with_indices max_pool3d_with_indices "
-    "adaptive_max_pool2d max amax min amin maximum minimum sort topk where masked_fill upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d lift_fresh".split()
-)
-LINEAR = frozenset(
-    "neg sum mean avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d cumsum rsub col2im "
-    "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa "
-    "_upsample_bicubic2d_aa".split()
-)
-ACTIVATIONS = frozenset(
-    "leaky_relu gelu silu hardswish elu celu mish tanh softshrink hardshrink _prelu_kernel abs sqrt "
-    "rrelu_with_noise erf".split()
-)
-GATES = frozenset("sigmoid hardsigmoid rsqrt reciprocal".split())
-"""Outputs that count as factors' weights, not as evidence, where they are multiplied with another activation."""
-GATE_KEEPERS = frozenset(
-    "view _unsafe_view expand unsqueeze squeeze permute transpose t clone select slice".split()
-)
-
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(LINEAR, linear),
     **dict.fromkeys(ACTIVATIONS, activate),
+    **dict.fromkeys(OFFSETS, offset),
+    **dict.fromkeys(SOFTMAXES | {"_log_softmax"}, softmax),
+    **dict.fromkeys(PLAIN_NORMS | BATCH_NORMS, normalize),
     **dict.fromkeys(("hardtanh", "clamp", "clamp_min", "clamp_max", "threshold"), clamp),
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "softplus"), offset),
-    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), softmax),
-    **dict.fromkeys(("native_layer_norm", "native_group_norm"), normalize),
     **dict.fromkeys(("add", "sub"), add),
     **dict.fromkeys(("mul", "bmm", "mm", "mv", "dot"), multiply),
     "div": divide,
@@ -369,15 +378,11 @@ HANDLERS: dict[str, Handler] = {
 
 
 def mark_gates(tape: Tape, *, constant_attention: bool) -> None:
-    """Find the tensors that weigh others: outputs of gating functions, reshaped or not."""
-    sources = GATES | ({"_softmax", "_safe_softmax"} if constant_attention else frozenset())
+    """Find the tensors that weigh others: outputs of gating functions, reshaped or scaled or not."""
+    sources = GATES | (SOFTMAXES if constant_attention else frozenset())
     for node in tape.nodes:
-        kept = node.name in GATE_KEEPERS and tape.values[node.inputs[0]].gate
-        scaled = (
-            node.name in {"mul", "div"}
-            and len(node.inputs) == 1
-            and tape.values[node.inputs[0]].gate
-        )
+        alone = node.name in {"mul", "div"} and len(node.inputs) == 1
+        kept = (alone or node.name in GATE_KEEPERS) and tape.values[node.inputs[0]].gate
         for key in node.outputs:
-            if key is not None and (node.name in sources or kept or scaled):
+            if key is not None and (node.name in sources or kept):
                 tape.values[key].gate = True

@@ -154,10 +154,12 @@ def _token_grid(
                 f"up to {_MOST_PREFIXES} class tokens does not make up."
             )
         return grid
-    # The patches of a convolution before the tokens, if there is one; else a square.
-    for r in ran:
-        if len(r.shape) == 4 and 0 <= tokens - math.prod(r.shape[2:]) <= 1 and r.grid is not None:
-            return r.shape[2], r.shape[3]
+    # The patches of a convolution, with as few tokens before them as can be; else a square.
+    before = [r for r in ran if len(r.shape) == 4 and math.prod(r.shape[2:]) > 1]
+    spare = {r.shape[2:]: tokens - math.prod(r.shape[2:]) for r in before}
+    fits = sorted((s, size) for size, s in spare.items() if 0 <= s <= _MOST_PREFIXES)
+    if fits:
+        return fits[0][1][0], fits[0][1][1]
     side = math.isqrt(tokens)
     if side > 1 and tokens - side * side <= 1:
         return side, side

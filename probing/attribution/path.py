@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -12,15 +11,13 @@ from probing.attribution.base import Attribution, InputError, Moments, checked, 
 from probing.attribution.baselines import ZERO, Baseline, Samples
 from probing.attribution.maps import cam_layer, layers_run
 from probing.attribution.passes import FLOAT32, BatchSize, Passes, remembered
+from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import agree, rerun, tail_of
 from probing.hooks import capture
 from probing.precision import Precision
 from probing.scores import Score
 
-Quadrature = Literal["left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc"]
 Steps = int | Literal["auto"]
-
-_FIRST_STEPS, _MOST_STEPS = 25, 1600
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,9 @@ class IntegratedGradients:
             `Constant.black(mean, std)`.
         rule: where on the path, and with what weight, gradients are taken; `mc` is the mean at uniformly random
             points, whose `standard_error` is reported.
-        steps: points on the path; `auto` doubles them from 25 up to 1,600 until the relative gap is at most
-            `tolerance` (`converged` tells for which inputs it is).
+        steps: points on the path; `auto` begins with 25 intervals and halves those in which gradients do not
+            explain the change of the score, up to 1,600 points (`converged` tells for which inputs the
+            relative gap is at most `tolerance`).
         tolerance: for `auto`.
         seed: of random points.
         batch_size: points of a pass.
@@ -170,7 +168,7 @@ class ExpectedGradients:
         return torch.cat(shuffled)[:k].to(device), ((strata + alphas) / k).to(device)
 
     def _result(
-        self, passes: Passes, inputs: Tensor, pool: Tensor, others: Tensor, total: "PathSum"
+        self, passes: Passes, inputs: Tensor, pool: Tensor, others: Tensor, total: PathSum
     ) -> Attribution:
         value = passes.values(inputs, torch.arange(len(inputs)))
         base = _mean_scores(passes, pool, others.double())
@@ -187,88 +185,6 @@ class ExpectedGradients:
                 "standard_error": total.error.to(inputs.dtype),
             },
         )
-
-
-@dataclass(frozen=True)
-class PathSum:
-    """A weighted mean over points of (end - start) · gradient, and its standard error, in float64."""
-
-    mean: Float[Tensor, "n *shape"]
-    error: Float[Tensor, "n *shape"]
-    """Of each value, if points were drawn at random."""
-    sum_error: Float[Tensor, " n"]
-    """Of the sum over an example's values."""
-
-
-def path_sum(
-    passes: Passes,
-    ends: Float[Tensor, "n *shape"],
-    pool: Float[Tensor, "pool *shape"],
-    index: Int[Tensor, "n k"],
-    alphas: Float[Tensor, "n k"],
-    weights: Float[Tensor, "n k"],
-    rows: Int[Tensor, " n"],
-) -> PathSum:
-    """Return the mean over k points on paths from rows of a pool, chunk by chunk over all n × k.
-
-    Args:
-        passes: of the score.
-        ends: where paths end.
-        pool: where they start.
-        index: the row of the pool of each point.
-        alphas: how far along the path each point lies, from 0 to 1.
-        weights: of the points; they add up to one for each example.
-        rows: which example each path belongs to.
-    """
-    n, k = index.shape
-    mean = torch.zeros(ends.shape, dtype=torch.float64, device=ends.device)
-    squares = torch.zeros_like(mean)
-    sums = torch.zeros(n, k, dtype=torch.float64, device=ends.device)
-    extra = [1] * (ends.ndim - 1)
-    for part in passes.slices(n * k):
-        point = torch.arange(part.start, part.stop, device=ends.device)
-        i, j = point // k, point % k
-        start = pool[index[i, j]]
-        way = ends[i] - start
-        _, slope = passes.gradient(start + alphas[i, j].to(way).reshape(-1, *extra) * way, rows[i])
-        term = way * slope
-        sums[i, j] = term.flatten(1).sum(1, dtype=torch.float64)
-        term = term.double()
-        weighted = term * weights[i, j].reshape(-1, *extra)
-        mean.index_add_(0, i, weighted)
-        squares.index_add_(0, i, weighted * term)
-    drawn = (weights > 0).sum(1).clamp(min=2)
-    error = ((squares - mean.square()).clamp(min=0) / (drawn - 1).reshape(-1, *extra)).sqrt()
-    total = (weights * sums).sum(1)
-    variance = ((weights * sums.square()).sum(1) - total.square()).clamp(min=0)
-    return PathSum(mean, error, (variance / (drawn - 1)).sqrt())
-
-
-def nodes(
-    rule: Quadrature, steps: int, seed: int = 0
-) -> tuple[Float[Tensor, " steps"], Float[Tensor, " steps"]]:
-    """Return a quadrature rule's points on [0, 1] and their weights, which add up to one.
-
-    Raises:
-        InputError: for too few steps.
-    """
-    least = 2 if rule in {"trapezoid", "mc"} else 1
-    if steps < least:
-        raise InputError(f"the {rule} rule needs at least {least} steps, got {steps}.")
-    k = torch.arange(steps, dtype=torch.float64)
-    equal = torch.full((steps,), 1 / steps, dtype=torch.float64)
-    if rule == "mc":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(steps, generator=generator, dtype=torch.float64), equal
-    if rule == "trapezoid":
-        weights = torch.full((steps,), 1 / (steps - 1), dtype=torch.float64)
-        weights[[0, -1]] /= 2
-        return k / (steps - 1), weights
-    if rule == "gauss_legendre":
-        points, weights_ = np.polynomial.legendre.leggauss(steps)
-        return torch.from_numpy((points + 1) / 2), torch.from_numpy(weights_ / 2)
-    shift = {"left": 0.0, "right": 1.0, "midpoint": 0.5}[rule]
-    return (k + shift) / steps, equal
 
 
 def read_layer(passes: Passes, inputs: Tensor, layer: str) -> Tensor:
@@ -309,24 +225,26 @@ def _integrate(
         )
     rows = torch.arange(len(ends))
     value = passes.values(ends, rows)
-    moments, bases, facts = Moments(), [], []
+    moments, bases, errors = Moments(), [], []
+    steps = torch.zeros(len(ends), dtype=torch.long, device=ends.device)
     for start in starts:
         base = passes.values(start, rows)
-        found = _one_path(method, passes, ends, start, value - base)
+        found, used = _one_path(method, passes, ends, start, torch.stack([base, value]))
         moments.add(found.mean[None])
         bases.append(base)
-        facts.append(found)
+        errors.append(found.error)
+        steps = torch.maximum(steps, used)
     values, base = moments.mean, torch.stack(bases).mean(0)
     gap = values.flatten(1).sum(1) - (value - base).double()
     diagnostics = {
         "completeness_gap": gap,
         "relative_gap": _relative(gap, value - base),
-        "steps": torch.stack([f.steps for f in facts]).amax(0),
+        "steps": steps,
     }
     if method.steps == "auto":
-        diagnostics["converged"] = torch.stack([f.converged for f in facts]).all(0)
+        diagnostics["converged"] = diagnostics["relative_gap"] <= method.tolerance
     if method.rule == "mc":
-        error = torch.stack([f.error.square() for f in facts]).sum(0).sqrt() / len(facts)
+        error = torch.stack(errors).square().sum(0).sqrt() / len(errors)
         diagnostics["standard_error"] = error.to(ends.dtype)
     if len(starts) > 1:
         diagnostics["baseline_spread"] = moments.variance.sqrt().to(ends.dtype)
@@ -340,35 +258,20 @@ def _integrate(
     )
 
 
-@dataclass(frozen=True)
-class _Path:
-    mean: Tensor
-    error: Tensor
-    steps: Int[Tensor, " n"]
-    converged: Tensor
-
-
 def _one_path(
-    method: IntegratedGradients, passes: Passes, ends: Tensor, start: Tensor, difference: Tensor
-) -> _Path:
-    steps = _FIRST_STEPS if method.steps == "auto" else method.steps
-    mean, error = ends.double().clone(), ends.double().clone()
-    used = torch.zeros(len(ends), dtype=torch.long, device=ends.device)
-    open_ = torch.arange(len(ends), device=ends.device)
-    while True:
-        points, weights = (t.to(ends.device) for t in nodes(method.rule, steps, method.seed))
-        shape = (len(open_), steps)
-        index = open_[:, None].expand(shape)
-        part = path_sum(
-            passes, ends[open_], start, index, points.expand(shape), weights.expand(shape), open_
-        )
-        mean[open_], error[open_], used[open_] = part.mean, part.error, steps
-        gap = mean.flatten(1).sum(1) - difference.double()
-        converged = _relative(gap, difference) <= method.tolerance
-        open_ = (~converged).nonzero().flatten()
-        if method.steps != "auto" or not len(open_) or 2 * steps > _MOST_STEPS:
-            return _Path(mean, error, used, converged)
-        steps *= 2
+    method: IntegratedGradients, passes: Passes, ends: Tensor, start: Tensor, scores: Tensor
+) -> tuple[PathSum, Int[Tensor, " n"]]:
+    """Return the integral along paths from one baseline, and how many points were used for each."""
+    if method.steps == "auto":
+        if method.rule == "mc":
+            raise InputError("random points have no steps='auto': give a number, or another rule.")
+        return adaptive_sum(passes, ends, start, scores, method.rule, method.tolerance)
+    n, k = len(ends), method.steps
+    rows = torch.arange(n, device=ends.device)
+    points, weights = (t.to(ends.device).expand(n, k) for t in nodes(method.rule, k, method.seed))
+    index = rows[:, None].expand(n, k)
+    found = path_sum(passes, ends, start, index, points, weights, rows)
+    return found, torch.full_like(rows, k)
 
 
 def _mean_scores(

@@ -81,17 +81,21 @@ class LinearCall:
 
     def gradient(self, *terms: "Term") -> Tensor:
         """Return the inputs' gradient: each term's shares, transposed through the layer."""
-        above = _sum(*(self.map.transpose(t.shares, t.above, self.inputs) for t in terms))
+        above = self._transposed([(t.shares, t.above) for t in terms])
         if self.non_negative or all(t.below is t.above for t in terms):
             return above
-        below = _sum(*(self.map.transpose(t.shares, t.below, self.inputs) for t in terms))
+        below = self._transposed([(t.shares, t.below) for t in terms])
         return torch.where(self.inputs > 0, above, below)
+
+    def _transposed(self, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+        first, *rest = (self.map.transpose(shares, weight, self.inputs) for shares, weight in terms)
+        for term in rest:
+            first += term
+        return first
 
     def biased(self, shares: Tensor, bias: Tensor | None) -> Float[Tensor, " rows"]:
         """Return, per row, what a bias takes if each output gives `shares` per unit of it."""
-        if bias is None:
-            return shares.new_zeros(len(shares))
-        return self.map.by_unit(shares) @ bias
+        return _times(self.map.by_unit(shares), bias)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Epsilon:
-    """`R_i = Σ_j a_i w_ij / (z_j + ε sign z_j) R_j` (Bach et al. 2015, eq. 58); `Epsilon(0)` is LRP-0, exactly."""
+    """`R_i = Σ_j a_i w_ij / (z_j + ε sign z_j) R_j` (Bach et al. 2015, eq. 58); `Epsilon(0.0)` is LRP-0, exactly."""
 
     epsilon: float = 1e-6
 
@@ -182,7 +186,7 @@ class AlphaBeta:
     def __post_init__(self) -> None:
         if self.alpha < 1 or abs(self.alpha - self.beta - 1) > 1e-9:
             raise ValueError(
-                f"α - β must be 1 and α at least 1, got α = {self.alpha} and β = {self.beta}."
+                f"alpha - beta must be 1 and alpha at least 1, got {self.alpha} and {self.beta}."
             )
 
     def __call__(self, call: LinearCall) -> Share:
@@ -190,14 +194,14 @@ class AlphaBeta:
         if self.beta == 0:
             return _positive_only(call, plus, self.epsilon)
         minus = call.output - plus
-        noise = (
-            64 * torch.finfo(plus.dtype).eps
-        )  # what is left of z - z⁺ by rounding is no negative product
-        minus = minus.masked_fill_(minus > -noise * plus, 0)
-        total, ups, downs, fell = call.total, self.alpha, self.beta, None
+        # z - z⁺ is exact up to some roundings of z⁺: less than this is no evidence of negative products.
+        noise = 1024 * torch.finfo(plus.dtype).eps
+        minus.masked_fill_(minus > -noise * plus, 0)
+        total, fell = call.total, None
+        ups, downs = torch.tensor(self.alpha).to(plus), torch.tensor(self.beta).to(plus)
         one_sided = (minus == 0) | (plus <= -noise * minus)
         if self.fallback and bool(one_sided.any()):
-            ups, downs = torch.where(one_sided, 1.0, ups), torch.where(one_sided, 0.0, downs)
+            ups, downs = torch.where(one_sided, 1, ups), torch.where(one_sided, 0, downs)
             fell = _rows((one_sided & (total != 0)).to(total.dtype))
         up = (total * ups).div_(plus.add_(self.epsilon))
         down = (total * -downs).div_(minus.sub_(self.epsilon))
@@ -215,7 +219,7 @@ class AlphaBeta:
 
 @dataclass(frozen=True)
 class ZPlus:
-    """Positive products only: `AlphaBeta(1, 0)` (Montavon et al. 2017, eq. 15, for inputs of either sign)."""
+    """Positive products only: `AlphaBeta(1.0, 0.0)` (Montavon et al. 2017, eq. 15, for inputs of either sign)."""
 
     epsilon: float = 1e-6
 
@@ -299,18 +303,18 @@ _TINY = 1e-12
 
 def signed(values: Tensor, size: float) -> Tensor:
     """Return `size` with the sign of each value, plus for zero."""
-    return torch.where(values < 0, -size, size).to(values.dtype)
+    positive = torch.tensor(size, dtype=values.dtype, device=values.device)
+    return torch.where(values < 0, -positive, positive)
 
 
 def _positive_only(call: LinearCall, plus: Tensor, epsilon: float) -> Share:
-    shares = call.total / plus.add_(epsilon)
+    shares = torch.div(call.total, plus.add_(epsilon), out=plus)
     above = call.weight.clamp(min=0)
     below = above if call.non_negative else call.weight.clamp(max=0)
-    bias = None if call.bias is None else call.bias.clamp(min=0)
-    lost = epsilon * _rows(shares)
-    return Share(
-        Relevance(call.gradient(Term(shares, above, below))), call.biased(shares, bias), lost
-    )
+    inputs = Relevance(call.gradient(Term(shares, above, below)))
+    units = call.map.by_unit(shares)
+    by_bias = _times(units, None if call.bias is None else call.bias.clamp(min=0))
+    return Share(inputs, by_bias, epsilon * units.sum(1))
 
 
 def _by_weights(call: LinearCall, weight: Tensor, bias: Tensor | None, epsilon: float) -> Share:
@@ -320,9 +324,16 @@ def _by_weights(call: LinearCall, weight: Tensor, bias: Tensor | None, epsilon: 
 
 
 def _rows(values: Tensor) -> Float[Tensor, " rows"]:
-    return values.flatten(1).sum(1)
+    return values.sum(tuple(range(1, values.ndim)))  # not flattened, which would copy
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    found = [term for term in terms if term is not None]
-    return sum(found[1:], start=found[0]) if found else None
+def _times(
+    units: Float[Tensor, "rows units"], bias: Float[Tensor, " units"] | None
+) -> Float[Tensor, " rows"]:
+    return units.new_zeros(len(units)) if bias is None else units @ bias
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -1,0 +1,256 @@
+"""What may be hidden of an example: its parts, and what the example looks like when only some of them are kept."""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probing.attribution.base import InputError
+from probing.attribution.baselines import Baseline
+
+Variants = TypeVar("Variants", covariant=True)
+
+
+@runtime_checkable
+class Parts(Protocol[Variants]):
+    """An example cut into parts numbered from 0 to `count - 1`, each of which can be hidden."""
+
+    @property
+    def count(self) -> int:
+        """How many parts there are."""
+        ...
+
+    @property
+    def labels(self) -> Int[Tensor, "*places"]:
+        """Which part each place of the example belongs to: a pixel of an image, a word of a text."""
+        ...
+
+    def render(self, kept: Bool[Tensor, "k parts"]) -> Variants:
+        """Return the example k times, each with the parts hidden that are not kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorParts:
+    """Parts of a tensor; hidden ones show another tensor instead. Make them with `TensorParts.of`.
+
+    Attributes:
+        example: what is cut.
+        hidden: what shows where a part is hidden.
+        labels: the part of each value; an axis of size one stands for all of that axis, such as channels.
+        count: number of parts.
+    """
+
+    example: Float[Tensor, "*shape"]
+    hidden: Float[Tensor, "*shape"]
+    labels: Int[Tensor, "*places"]
+    count: int
+
+    @classmethod
+    def of(
+        cls, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"], hidden: "Hidden"
+    ) -> "TensorParts":
+        """Cut an example by a map of labels, which may be any whole numbers: they are renumbered.
+
+        Raises:
+            InputError: for labels of another size, or if hiding parts would change nothing.
+        """
+        if _does_not_fit(labels, example):
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} don't fit an input of shape "
+                f"{tuple(example.shape)}: give one label for each pixel, or each value."
+            )
+        labels = contiguous(labels).to(example.device)
+        if isinstance(hidden, PartMean):
+            filling = hidden.fill(example, labels)
+        else:
+            filling = _single(hidden, example)
+        return cls(example, filling, labels, int(labels.max()) + 1)
+
+    def render(self, kept: Bool[Tensor, "k parts"]) -> Float[Tensor, "k *shape"]:
+        """Return k variants, gathered on the example's device: kept values are exactly the example's."""
+        shown = kept.to(self.labels.device).index_select(1, self.labels.flatten())
+        return torch.where(
+            shown.reshape(len(kept), *self.labels.shape), self.example, self.hidden
+        )
+
+    def spread(self, values: Float[Tensor, " parts"]) -> Float[Tensor, "*shape"]:
+        """Return a tensor of the example's shape that holds each part's value all over the part."""
+        return values.to(self.labels.device)[self.labels].expand(self.example.shape)
+
+
+@dataclass(frozen=True)
+class PartMean:
+    """A hidden part shows its mean, of each channel by itself.
+
+    In a part of one colour this hides little: `Constant` or `Blurred` then show more.
+    """
+
+    def fill(
+        self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]
+    ) -> Float[Tensor, "*shape"]:
+        """Return the example with each part replaced by its mean.
+
+        Raises:
+            InputError: if each value is a part of its own, and so its own mean.
+        """
+        flat, places = labels.flatten().cpu(), example.numel() // labels.numel()
+        sizes = torch.bincount(flat)
+        if len(sizes) == len(flat):
+            raise InputError(
+                "every part is a single place, which equals its mean, so hiding it changes nothing: "
+                "give another `hidden`, such as Constant()."
+            )
+        # On the CPU, where the order of additions is always the same.
+        values = example.cpu().double().reshape(places, -1)
+        means = torch.zeros(places, len(sizes), dtype=torch.float64)
+        means = means.index_add_(1, flat, values) / sizes
+        return means[:, flat].reshape(example.shape).to(example)
+
+
+Hidden = PartMean | Baseline
+"""What shows where a part is hidden; baselines of one draw only."""
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """Parts of a text; a hidden word is replaced, and what stands between words always stays.
+
+    Attributes:
+        text: what is cut.
+        names: each part's word.
+        labels: the part of each word, in the order of the text.
+        between: the text before the first word, between words, and after the last.
+        words: the words in the order of the text.
+        mask: stands for a hidden word.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    labels: Int[Tensor, " words"]
+    between: tuple[str, ...]
+    words: tuple[str, ...]
+    mask: str
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return len(self.names)
+
+    @property
+    def spans(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Where each part's words begin and end in the text."""
+        found: list[list[tuple[int, int]]] = [[] for _ in self.names]
+        start = 0
+        for gap, word, label in zip(self.between[:-1], self.words, self.labels, strict=True):
+            start += len(gap)
+            found[int(label)].append((start, start + len(word)))
+            start += len(word)
+        return tuple(tuple(part) for part in found)
+
+    def render(self, kept: Bool[Tensor, "k parts"]) -> list[str]:
+        """Return k variants of the text."""
+        shown = kept.cpu()[:, self.labels].tolist()
+        return [self._join(row) for row in shown]
+
+    def _join(self, shown: list[bool]) -> str:
+        words = (w if keep else self.mask for w, keep in zip(self.words, shown, strict=True))
+        pairs = zip(self.between[:-1], words, strict=True)
+        return "".join(piece for pair in pairs for piece in pair) + self.between[-1]
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """A frozen dataclass that cuts a text into parts."""
+
+    def __call__(self, text: str) -> TextParts:
+        """Return the parts of a text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """Each distinct word is a part: all of its occurrences are hidden together (a bag of words).
+
+    Attributes:
+        pattern: a regular expression for words.
+        ignore_case: whether `The` and `the` are one word.
+        mask: stands for a hidden word; nothing, unless given.
+    """
+
+    pattern: str = r"\w+"
+    ignore_case: bool = True
+    mask: str = ""
+
+    def __call__(self, text: str) -> TextParts:
+        """Return the parts of a text.
+
+        Raises:
+            InputError: for a text without words.
+        """
+        words, between = _cut(text, self.pattern)
+        keys = [w.casefold() for w in words] if self.ignore_case else list(words)
+        numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        names = tuple(words[keys.index(key)] for key in numbers)
+        labels = torch.tensor([numbers[key] for key in keys])
+        return TextParts(text, names, labels, between, words, self.mask)
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """Each occurrence of a word is a part of its own.
+
+    Attributes:
+        pattern: a regular expression for words.
+        mask: stands for a hidden word, so that the others keep their positions.
+    """
+
+    pattern: str = r"\w+"
+    mask: str = "UNKWORDZ"
+
+    def __call__(self, text: str) -> TextParts:
+        """Return the parts of a text.
+
+        Raises:
+            InputError: for a text without words.
+        """
+        words, between = _cut(text, self.pattern)
+        return TextParts(text, words, torch.arange(len(words)), between, words, self.mask)
+
+
+def contiguous(labels: Int[Tensor, "*places"]) -> Int[Tensor, "*places"]:
+    """Renumber labels 0, 1, 2 … in their order, whatever numbers they begin with or leave out."""
+    return torch.unique(labels, return_inverse=True)[1]
+
+
+def _does_not_fit(labels: Tensor, example: Tensor) -> bool:
+    if labels.ndim != example.ndim or labels.shape[1:] != example.shape[1:]:
+        return True
+    return labels.shape[0] not in {1, example.shape[0]}
+
+
+def _single(hidden: Baseline, example: Tensor) -> Tensor:
+    draws = hidden(example[None])
+    if len(draws) != 1:
+        raise InputError(
+            f"hidden parts can show one thing only, and {type(hidden).__name__} gives {len(draws)}: "
+            "ask it for one draw."
+        )
+    return draws[0, 0].contiguous()
+
+
+def _cut(text: str, pattern: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of a text and what stands around them."""
+    found = [match for match in re.finditer(pattern, text) if match.group()]
+    if not found:
+        raise InputError(
+            f"the text {text[:40]!r} holds no word that matches {pattern!r}: "
+            "give a text with words, or another pattern."
+        )
+    ends = [0, *(match.end() for match in found)]
+    starts = [*(match.start() for match in found), len(text)]
+    between = tuple(text[end:start] for end, start in zip(ends, starts, strict=True))
+    return tuple(match.group() for match in found), between
