@@ -1,14 +1,14 @@
 """The audit file: question, model, data, concepts and targets, written down before anything is measured."""
 
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from concepts.manifest import Where
 from concepts.results import Direction
-from concepts.schema import Schema, read
+from concepts.schema import Schema, SchemaError, read
 from concepts.sets import MINIMUM
 from probing.models import Keys
 from probing.precision import Kind
@@ -158,30 +158,22 @@ class AuditFile(Schema):
     targets: Annotated[list[Target], Field(min_length=1)]
     statistics: StatisticsPart = Field(default_factory=StatisticsPart)
 
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "AuditFile":
-        concepts = [*(c.name for c in self.contrasts), *(c.name for c in self.concepts)]
-        _refuse_twice("concept", concepts)
-        _refuse_twice("target", [str(t.name) for t in self.targets])
-        if self.concepts and self.random is None:
-            raise ValueError(
-                "concepts given as one set need random counterparts: add the key 'random'"
-            )
-        known = [c.name for c in self.contrasts]
-        for target in self.targets:
-            if unknown := sorted(set(target.expect) - set(known)):
-                raise ValueError(
-                    f"target {target.name!r} expects something of {unknown[0]!r}, which is none of {known}"
-                )
-        return self
 
-
-def _refuse_twice(what: str, names: Iterable[str]) -> None:
-    seen = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"the {what} {name!r} stands twice")
-        seen.add(name)
+def _contradiction(audit: AuditFile) -> str:
+    """Return what contradicts itself in an audit, or nothing."""
+    contrasts = [c.name for c in audit.contrasts]
+    for what, names in (
+        ("concept", [*contrasts, *(c.name for c in audit.concepts)]),
+        ("target", [str(t.name) for t in audit.targets]),
+    ):
+        if repeats := [name for name, n in Counter(names).items() if n > 1]:
+            return f"the {what} {repeats[0]!r} stands twice: name each once"
+    if audit.concepts and audit.random is None:
+        return "concepts given as one set need random counterparts: add the key 'random'"
+    for target in audit.targets:
+        if unknown := sorted(set(target.expect) - set(contrasts)):
+            return f"target {target.name!r} expects something of {unknown[0]!r}, which is none of {contrasts}"
+    return ""
 
 
 def read_audit(path: Path) -> AuditFile:
@@ -191,4 +183,7 @@ def read_audit(path: Path) -> AuditFile:
         concepts.schema.SchemaError: if it is no plain YAML, has an unknown key, or contradicts itself.
         FileNotFoundError: if there is no such file.
     """
-    return read(path, AuditFile)
+    audit = read(path, AuditFile)
+    if fault := _contradiction(audit):
+        raise SchemaError(f"{str(path)!r}: {fault}.")
+    return audit

@@ -78,7 +78,9 @@ class Sample:
         which = [place[c] for c in clusters.tolist() if c in place]
         return Sample.joined([self.groups[i] for i in which], self.clusters[which])
 
-    def splits(self, size: int, share: float, count: int, rng: np.random.Generator) -> tuple[list[Rows], list[Rows]]:
+    def splits(
+        self, size: int, share: float, count: int, rng: np.random.Generator
+    ) -> tuple[list[Rows], list[Rows]]:
         """Return, `count` times, `size` single rows (or all) in two parts: to fit on, and a share held out."""
         drawn = rng.permuted(np.tile(self.rows, (count, 1)), axis=1)[:, :size]
         out = _held_out(drawn.shape[1], share)
@@ -91,7 +93,11 @@ def _held_out(groups: int, share: float) -> int:
 
 def union(samples: Sequence[Sample]) -> Sample:
     """Return one sample of all groups."""
-    return Sample.joined([g for s in samples for g in s.groups], np.concatenate([s.clusters for s in samples]))
+    if len(samples) == 1:
+        return samples[0]
+    return Sample.joined(
+        [g for s in samples for g in s.groups], np.concatenate([s.clusters for s in samples])
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +136,9 @@ class Sources:
     clusters: Rows
     """The cluster of every row of the table."""
 
-    def runs(self, count: int, share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
+    def runs(
+        self, count: int, share: float, rng: np.random.Generator
+    ) -> tuple[list[Pair], list[Pair]]:
         """Return what each run fits on, and what it is judged on.
 
         A run takes the concept and as many random counterparts; of each side, `share` is held out. A cluster that is on
@@ -139,14 +147,18 @@ class Sources:
         pools = self.others if self.mode == "pairwise" else (union(self.others),)
         turns = [pools[run % len(pools)] for run in range(count)]
         if not all(s.single for s in (self.concept, *pools)):
-            split = [_split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns]
+            split = [
+                _split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns
+            ]
             return [fit for fit, _ in split], [out for _, out in split]
         size = len(self.concept.rows)
         positive = self.concept.splits(size, share, count, rng)
         drawn = [pool.splits(size, share, -(-count // len(pools)), rng) for pool in pools]
         places = [(run % len(pools), run // len(pools)) for run in range(count)]
         fit, held_out = ([drawn[pool][part][i] for pool, i in places] for part in (0, 1))
-        return list(zip(positive[0], fit, strict=True)), list(zip(positive[1], held_out, strict=True))
+        return list(zip(positive[0], fit, strict=True)), list(
+            zip(positive[1], held_out, strict=True)
+        )
 
     def again(self, rng: np.random.Generator) -> "Sources":
         """Return a bootstrap draw of all sets; clusters that several sets share are drawn for all of them at once."""
@@ -161,7 +173,9 @@ class Sources:
         return replace(self, concept=found[0], others=tuple(found[1:]))
 
 
-def _split(positive: Sample, negative: Sample, share: float, rng: np.random.Generator) -> tuple[Pair, Pair]:
+def _split(
+    positive: Sample, negative: Sample, share: float, rng: np.random.Generator
+) -> tuple[Pair, Pair]:
     """Return what to fit on and what is held out, by whole clusters."""
     both = np.intersect1d(positive.clusters, negative.clusters)
     held = [rng.permutation(both)[: _held_out(len(both), share) if len(both) else 0]]
@@ -170,8 +184,13 @@ def _split(positive: Sample, negative: Sample, share: float, rng: np.random.Gene
         if len(own):
             held.append(rng.permutation(own)[: _held_out(len(own), share)])
     out = np.concatenate(held)
-    masks = [np.repeat(np.isin(s.clusters, out), np.diff(s.ends, prepend=0)) for s in (positive, negative)]
-    fit, judged = ((positive.rows[masks[0] == m], negative.rows[masks[1] == m]) for m in (False, True))
+    masks = [
+        np.repeat(np.isin(s.clusters, out), np.diff(s.ends, prepend=0))
+        for s in (positive, negative)
+    ]
+    fit, judged = (
+        (positive.rows[masks[0] == m], negative.rows[masks[1] == m]) for m in (False, True)
+    )
     return fit, judged
 
 
@@ -184,7 +203,9 @@ def fitted(many: Sequence[Sources], runs: int, share: float, rng: np.random.Gene
 class NullDraws(Protocol):
     """A way to draw pseudo-concepts."""
 
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(
+        self, sources: Sources, runs: int, rng: np.random.Generator
+    ) -> tuple[Sources, tuple[Sources, ...]]:
         """Return the concept with the counterparts to use, and pseudo-concepts with theirs."""
 
 
@@ -204,7 +225,9 @@ class Relabelled:
 
     sets: int = 199
 
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(
+        self, sources: Sources, runs: int, rng: np.random.Generator
+    ) -> tuple[Sources, tuple[Sources, ...]]:
         samples = [s.rows for s in (sources.concept, *sources.others)]
         rows = np.concatenate(samples)
         labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
@@ -226,9 +249,13 @@ class LeaveOneOut:
     fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
     """
 
-    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(
+        self, sources: Sources, runs: int, rng: np.random.Generator
+    ) -> tuple[Sources, tuple[Sources, ...]]:
         if sources.mode != "random":
-            raise ValueError("LeaveOneOut needs random counterparts: use Relabelled for competing concepts.")
+            raise ValueError(
+                "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
+            )
         sets = [sources.concept, *self._disjoint(sources, runs, rng)]
 
         def of(chosen: int) -> Sources:
@@ -276,10 +303,16 @@ class Sets:
 
     def sources(self, concept: str, mode: Mode) -> Sources:
         """Return a concept and where its counterparts come from."""
-        others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
+        others = (
+            [self.pool]
+            if mode == "random"
+            else [r for name, r in self.concepts.items() if name != concept]
+        )
         if not others or not all(len(rows) for rows in others):
             missing = "a random pool" if mode == "random" else "another concept"
-            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
+            raise TooFewError(
+                f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none."
+            )
         own = self._sample(self.concepts[concept])
         return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
 

@@ -227,7 +227,8 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
 
 
 def _sums(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"]) -> Float[Tensor, "groups m"]:
-    return rows.new_zeros(int(group.max()) + 1, rows.shape[1]).index_add_(0, group, rows)
+    members = torch.nn.functional.one_hot(group, int(group.max()) + 1).to(rows.dtype)
+    return members.T @ rows  # a product of matrices: several times faster than adding row by row
 
 
 def _effects(
@@ -243,11 +244,19 @@ def _effects(
 
     Args:
         cross: gradient times feature, summed over the inputs and the examples of a unit.
-        weight: number of inputs in each unit of inputs; `sizes` likewise of examples.
-        inputs: how often each unit of inputs counts; `positives` and `negatives` likewise.
+        weight: number of inputs in each unit of inputs.
+        sizes: number of examples in each unit of these.
+        allowed: which units may serve to fit delta for which inputs.
+        inputs: how often each unit of inputs counts.
+        positives: how often each unit counts as positive.
+        negatives: how often as negative.
     """
     mask = allowed.double()
     divisors = [(side * sizes) @ mask.mT for side in (positives, negatives)]
+    if all((x == x[:1]).all() for x in (inputs, *divisors)):  # relabellings of matched or single examples
+        counted = inputs[0] / (inputs[0] @ weight)
+        shares = [torch.where(counted > 0, counted / d[0], 0.0) @ (cross * mask) for d in divisors]
+        return positives @ shares[0].mT - negatives @ shares[1].mT
     found = torch.empty(len(inputs), len(cross), dtype=torch.float64)
     for target, products in enumerate(cross):
         masked = (products * mask).mT
@@ -333,7 +342,7 @@ def measure_swap(
     Raises:
         ValueError: if the two sets do not share their clusters.
     """
-    names, index = _index([*positive_clusters, *negative_clusters])
+    _, index = _index([*positive_clusters, *negative_clusters])
     model = next(iter(targets.values())).model
     outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
     scores = torch.stack(

@@ -207,13 +207,9 @@ def _changes_legend(figure: "Figure", results: AuditResults) -> None:
         for group, (colour, marker) in group_looks(results).items()
     ]
     trusted = {layer for c in results.contrasts for layer in results.trusted(c.name)}
-    layers = [layer for layer in results.layers if layer in trusted]
-    handles += [
-        Line2D(
-            [], [], marker="|x+1"[k % 4], color=INK, ls="none", ms=5, label=f"predicted, {layer}"
-        )
-        for k, layer in enumerate(layers)
-    ]
+    for layer in (layer for layer in results.layers if layer in trusted):
+        mark, label = _sign(results, layer), f"predicted, {layer}"
+        handles.append(Line2D([], [], marker=mark, color=INK, ls="none", ms=5, label=label))
     handles.append(Patch(color=RULE, alpha=0.45, lw=0, label="middle 95% of all classes"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 

@@ -72,7 +72,7 @@ def verdict(results: AuditResults) -> tuple[Finding, ...]:
 def _swap_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     rows = [r for r in results.swaps if r.concept == contrast.name]
     sure = [r for r in rows if moved(results, r)]
-    change = f"Drawing “{contrast.positive}” for “{contrast.negative}”"
+    change = f"Exchanging “{contrast.negative}” for “{contrast.positive}”"
     scale = next(b for b in results.backdrops if b.concept == contrast.name)
     context = (
         f"For scale: over all {scale.classes:,} classes of the model the middle 95% of changes lie between "
@@ -148,7 +148,7 @@ def _comparison(
     claim = (
         f"Classes of which something was expected move {more} than the others."
         if p < results.alpha
-        else "That classes of which something was expected move more than the others is not shown."
+        else "It is not shown that classes of which something was expected move more than the others."
     )
     evidence = (
         f"Mean size of the change for {contrast.name}: {number(fmean(sizes[0]))} over {len(expected)} classes against "
@@ -224,8 +224,8 @@ def floor(results: AuditResults) -> str:
     if not tests or least < results.alpha:
         return ""
     return (
-        f"With {results.pseudo_concepts} pseudo-concepts and Holm's correction over {tests} tests, p of a concept given as one "
-        f"set can't fall below {p_value(least)}: these scores are shown for comparison and not tested."
+        f"Scores of concepts given as one set are shown for comparison: with {results.pseudo_concepts} pseudo-concepts and "
+        f"{tests} tests, no p of theirs could be small after correction."
     )
 
 

@@ -237,30 +237,30 @@ def _disagreements(results: AuditResults) -> Section:
     if not found:
         text = "Nowhere does TCAV or a predicted effect say, after correction, what the measured swap denies, or the reverse."
         return Section("Where the measures disagree", (Paragraph(text),))
-    rows = tuple(
-        (
-            cell.target,
-            cell.concept,
-            cell.layer,
-            "yes" if results.layer(cell.concept, cell.layer).trusted else "no",
-            said,
-            number(row.swap, sign=True),
-            number(cell.effect, sign=True),
-            number(cell.tcav),
-        )
-        for cell, row, said in found
-    )
-    header = ("class", "contrast", "layer", "trusted", "disagreement", "swap", "predicted", "TCAV")
     text = (
         "What a direction inside the network predicts and what an exchange of images does are two measurements. Where one "
         "is told from chance and the other is not, or they have opposite signs, neither explains the other. At layers that "
         "are not trusted, disagreement is what to expect."
     )
-    caption = "Pairs of class and layer on which the measures disagree, after correction."
-    return Section(
-        "Where the measures disagree",
-        (Paragraph(text), Table(caption, header, rows, text_columns=5, folded=len(rows) > 12)),
-    )
+    blocks: list[Block] = [Paragraph(text)]
+    for trusted, where in ((True, "trusted layers"), (False, "layers that are not trusted")):
+        rows = tuple(
+            (
+                cell.target,
+                cell.concept,
+                cell.layer,
+                said,
+                number(row.swap, sign=True),
+                number(cell.effect, sign=True),
+                number(cell.tcav),
+            )
+            for cell, row, said in found
+            if results.layer(cell.concept, cell.layer).trusted is trusted
+        )
+        header = ("class", "contrast", "layer", "disagreement", "swap", "predicted", "TCAV")
+        caption = f"Disagreements at {where}, after correction."
+        blocks += [Table(caption, header, rows, text_columns=4, folded=not trusted)] if rows else []
+    return Section("Where the measures disagree", tuple(blocks))
 
 
 def _scores(results: AuditResults, folder: Path) -> Section:
@@ -350,7 +350,8 @@ def _likeness(results: AuditResults, folder: Path) -> Section:
         layer = results.shown_layer(contrast.name)
         caption = (
             f"Images most like “{contrast.positive}” as against “{contrast.negative}”, and the reverse, at {layer}, by the "
-            "cosine below each: activation, less the mean, with the direction. None of them was used to find it."
+            "cosine below each: activation, less the mean, with the direction. None of them was used to find it. Where they do "
+            "not show the concept to the eye, the direction stands for something else there."
         )
         draw = partial(figures.likeness, results, contrast.name, pictures)
         blocks.append(
@@ -358,8 +359,8 @@ def _likeness(results: AuditResults, folder: Path) -> Section:
         )
     if len(results.concepts) > len(results.contrasts):
         caption = (
-            f"Controls: images most like each concept that is given as one set, at {results.layers[-1]}, among images not used "
-            "to find it. If these do not show the concept to the eye, its scores mean something else."
+            "Controls: images most like each concept that is given as one set, among images not used to find it, at the first "
+            "layer where it is told best. Where these do not show the concept to the eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, pictures)
         blocks.append(_plate(folder, "controls", draw, "Images like the controls", caption))

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.draws import Mode, NullDraws, Pairs, Rows, Sets, Sources, fitted, union
+from concepts.draws import Mode, NullDraws, Pairs, Sets, Sources, fitted, union
 from concepts.effect import Clusters, Design
 from concepts.statistics import TooFewError, bootstrap_counts
 
@@ -26,9 +26,19 @@ class Plan:
     controls: Pairs
     input_weights: Float[Tensor, "draws inputs"]
     """Share of each input among its target's, in each bootstrap draw."""
-    control_rows: tuple[Rows, ...]
+    control_rows: tuple[Int[Tensor, " _"], ...]
     designs: tuple[tuple[tuple[int, ...], Design], ...]
     """Of the effect in logits: targets that have the same inputs, and how those are used."""
+
+    @property
+    def relabellings(self) -> int:
+        """Draws of the null of the effect."""
+        return len(self.designs[0][1].relabelled.labels)
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are all there are."""
+        return self.designs[0][1].relabelled.exact
 
     @classmethod
     def of(
@@ -41,19 +51,22 @@ class Plan:
         _check_size(concept, len(sources.concept), holdout)
         own, pseudo = (sources, ()) if null is None else null(sources, runs, rng[0])
         fit, held_out = own.runs(runs, holdout, rng[1])
+        judged = [
+            len(np.unique(own.clusters[np.concatenate(s)])) for s in zip(*held_out, strict=True)
+        ]
         controls = [sets.control(name, len(own.concept.rows), rng[2]) for name in sets.controls]
         others = [replace(own, concept=control) for control in controls]
         again = [own.again(rng[4]) for _ in range(bootstraps)]
         return cls(
             fit=Pairs.of(fit),
             held_out=Pairs.of(held_out),
-            trials=2 * min(len(np.unique(own.clusters[np.concatenate(s)])) for s in zip(*held_out, strict=True)),
+            trials=2 * min(judged),
             whole=Pairs.of([(sources.concept.rows, union(sources.others).rows)]),
             null=fitted(pseudo, runs, holdout, rng[3]),
             bootstrap=fitted(again, runs, holdout, rng[4]),
             controls=fitted(others, runs, holdout, rng[5]),
             input_weights=_input_weights(sets, bootstraps, seed),
-            control_rows=tuple(control.rows for control in controls),
+            control_rows=tuple(torch.from_numpy(control.rows) for control in controls),
             designs=_designs(sets, sources, relabellings, bootstraps, seed),
         )
 

@@ -278,7 +278,6 @@ class AuditResults:
 
 
 def shown_layer(concept: str, rows: Sequence[LayerRow]) -> str:
-    """Return the layer whose effects follow the swap best; the last one where there is no swap to follow."""
+    """Return the layer whose effects follow the swap best; without a swap, the first that tells the concept best."""
     own = [r for r in rows if r.concept == concept]
-    known = [(r.r_low, r.layer) for r in own if r.r_low is not None]
-    return max(known, key=lambda pair: pair[0])[1] if known else own[-1].layer
+    return max(own, key=lambda r: r.accuracy if r.r_low is None else r.r_low).layer

@@ -31,6 +31,7 @@ def permutation_p(
 
     Args:
         observed: statistics of which large values speak against the null, one per cell.
+        null: the same statistics under the null.
         exact: the draws are all relabellings there are, the observed one among them: no 1 is added.
 
     Raises:

@@ -1,44 +1,32 @@
 """TCAV (Kim et al. 2018): does a class depend on a concept at a layer, and more than on random directions?
 
-Sets of examples become rows of one table; `concepts.draws` says which rows every CAV is fitted on; here CAVs are fitted
-and read. A CAV is never formed: all that is needed of it is its products with the gradients.
+Sets of examples become rows of one table; `concepts.draws` says which rows every CAV is fitted on, and
+`concepts.sensitivity` fits and reads them, layer by layer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from concepts.draws import Mode, NullDraws, Pairs, Relabelled, Sets
-from concepts.effect import layer_effect
+from concepts.draws import Mode, NullDraws, Relabelled, Sets
 from concepts.plan import Plan
-from concepts.sets import Concept, refuse_overlap
-from concepts.statistics import (
-    TooFewError,
-    above_chance,
-    code_t_test,
-    holm,
-    max_t,
-    paper_t_test,
-    percentile_interval,
-    permutation_p,
-)
+from concepts.sensitivity import LayerReader, Reading
+from concepts.sets import Concept, OverlapError, refuse_overlap
+from concepts.statistics import TooFewError, holm, max_t, permutation_p
 from concepts.tcav_result import TcavResult
 from probing.estimators import Estimator, Ridge
 from probing.examples import ExampleSet, Subset
 from probing.fingerprint import content_id
-from probing.linear import PairFits, RowProducts, SharedRows, fit_pairs
 from probing.passes import Pool
 from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
-
-_CHUNK = 1 << 23  # products of CAVs and gradients held at a time
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,8 @@ class Tcav:
     score rises along it. How unusual that is, is judged against pseudo-concepts that go through the same runs: a
     t-test over runs (as in paper and code) is wrong, since runs share the concept and the inputs.
 
-    The smooth score is the mean over inputs of `Φ(sensitivity / (temperature · typical))`: each input votes with the
-    probability that its sensitivity is larger than a random direction's, `typical` being the root mean square
+    The smooth score is the mean over inputs of `Φ(sensitivity / (temperature · typical))`: each input votes with about
+    the probability that its sensitivity is larger than a random direction's, `typical` being the root mean square
     sensitivity along pseudo-concepts' CAVs. It has one CAV, fitted on all the concept's examples and all counterparts. It
     is ours, after the idea of α-TCAV (arXiv:2605.15688) to put a smooth function in place of the sign, whose variance
     need not fall with more examples, and all examples into one CAV, whose variance falls as one over their number
@@ -90,7 +78,7 @@ class Tcav:
         controls: Sequence[Concept] = (), *, pool_clusters: Sequence[str] = (), input_clusters: Sequence[str] = (),
         allow_overlap: bool = False,
     ) -> TcavResult:  # fmt: skip
-        """Return what TCAV finds for all concepts, layers and targets, from one pass over all distinct examples.
+        """Return what TCAV finds for all concepts, layers and targets; every distinct example is passed once.
 
         Args:
             store: reads activations and gradients, and keeps them.
@@ -105,7 +93,7 @@ class Tcav:
             allow_overlap: accept concepts that share examples with the pool, the inputs or each other.
 
         Raises:
-            OverlapError: if they do.
+            OverlapError: if they do, or the pool and the inputs do.
             TooFewError: if a set is too small for what is asked.
 
         Example:
@@ -114,13 +102,10 @@ class Tcav:
         """
         by_target = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(targets, inputs)
         _check_inputs(targets, by_target, input_clusters)
-        for i, concept in enumerate(concepts):
-            others = (
-                {c.name: c.examples for c in concepts[i + 1 :]} if self.mode != "random" else {}
+        if not allow_overlap:
+            _refuse_overlaps(
+                (*concepts, *controls), by_target, random_pool, relative=self.mode != "random"
             )
-            pools = {"the random pool": random_pool} if random_pool is not None else {}
-            about = {f"the inputs of {t}": x for t, x in by_target.items()}
-            refuse_overlap(concept, {**pools, **others, **about}, allow_overlap=allow_overlap)
         parts, sets = _sets(
             concepts, controls, random_pool, by_target, pool_clusters, input_clusters
         )
@@ -160,12 +145,37 @@ class Tcav:
             )
             for concept in sets.concepts
         ]  # fmt: skip
-        found = [
-            _Layer.of(self, rows.flatten(1), [g.flatten(1) for g in gradients[layer]]).read(plans)
+        readers = [
+            LayerReader.of(
+                rows.flatten(1), [g.flatten(1) for g in gradients[layer]], self.scaling, self.estimator,
+                self.temperature, self.level,
+            )
             for layer, rows in features.items()
-        ]
-        return _assemble(
-            self, found, plans, tuple(features), sets, provenance or Provenance.collect(method=self)
+        ]  # fmt: skip
+        readings = [[reader.read(plan) for plan in plans] for reader in readers]
+        values = {
+            name: torch.stack([torch.stack([r.values[name] for r in row]) for row in readings])
+            for name in readings[0][0].values
+        }
+        p, p_max_t = _tests(readings, "distance", plans)
+        effect_p, effect_p_max_t = _tests(readings, "effect", plans)
+        return TcavResult(
+            provenance=provenance or Provenance.collect(method=self),
+            layers=tuple(features),
+            concepts=tuple(sets.concepts),
+            targets=tuple(sets.inputs),
+            controls=tuple(sets.controls),
+            mode=self.mode,
+            level=self.level,
+            p=p,
+            p_holm=holm(p),
+            p_max_t=p_max_t,
+            effect_p=effect_p,
+            effect_p_holm=holm(effect_p),
+            effect_p_max_t=effect_p_max_t,
+            gradient_spread=torch.stack([reader.gradient_spread for reader in readers]),
+            pseudo_concepts=min(len(plan.null) // len(plan.fit) for plan in plans),
+            **values,
         )
 
 
@@ -182,6 +192,26 @@ def _check_inputs(
         if clusters and len(clusters) != len(examples):
             raise ValueError(
                 f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each."
+            )
+
+
+def _refuse_overlaps(
+    concepts: Sequence[Concept],
+    inputs: Mapping[str, ExampleSet],
+    pool: ExampleSet | None,
+    *,
+    relative: bool,
+) -> None:
+    about = {f"the inputs of {target}": examples for target, examples in inputs.items()}
+    pools = {} if pool is None else {"the random pool": pool}
+    for i, concept in enumerate(concepts):
+        others = {c.name: c.examples for c in concepts[i + 1 :]} if relative else {}
+        refuse_overlap(concept, {**pools, **others, **about})
+    for name, examples in about.items():
+        if pool is not None and (shared := len(set(pool.ids) & set(examples.ids))):
+            raise OverlapError(
+                f"the random pool shares {shared} examples with {name}: leave them out of one of the two, or pass "
+                "allow_overlap=True if it is meant."
             )
 
 
@@ -230,219 +260,26 @@ def _gradients(
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One layer's activations, and the gradients of all targets there."""
-
-    method: Tcav
-    rows: SharedRows
-    products: RowProducts
-    owner: Int[Tensor, " inputs"]
-    """The target of each gradient."""
-    share: Float[Tensor, "inputs targets"]
-    """One over a target's number of inputs, at its own."""
-    spread: Float[Tensor, " targets"]
-
-    @classmethod
-    def of(
-        cls,
-        method: Tcav,
-        features: Float[Tensor, "rows m"],
-        gradients: Sequence[Float[Tensor, "_ m"]],
-    ) -> "_Layer":
-        rows = SharedRows(features, method.scaling)
-        sizes = torch.tensor([len(g) for g in gradients])
-        owner = torch.repeat_interleave(sizes)
-        share = torch.nn.functional.one_hot(owner, len(gradients)) / sizes.double()
-        spread = torch.stack([_spread(g) for g in gradients])
-        return cls(
-            method, rows, RowProducts(rows, torch.cat(list(gradients))), owner, share, spread
-        )
-
-    def read(self, plans: Sequence[Plan]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return what is found for all concepts, stacked, and for each the null of its effect."""
-        cells, nulls = zip(*(self._concept(plan) for plan in plans), strict=True)
-        stacked = {name: torch.stack([cell[name] for cell in cells]) for name in cells[0]}
-        return stacked | {"gradient_spread": self.spread}, list(nulls)
-
-    def _concept(
-        self, plan: Plan
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
-        runs = len(plan.fit)
-        fits = self._fit(plan.fit)
-        s = fits.project(self.products)
-        positive, total = s.clamp(min=0).sum(0) @ self.share, s.abs().sum(0) @ self.share
-        null, typical = self._votes(plan.null, runs)
-        votes = _votes(s, self.share).mean(0)
-        low, high = self._interval(plan.bootstrap, plan.input_weights, runs)
-        scores = (s > 0).double() @ self.share
-        accuracy = torch.stack(fits.accuracy(plan.held_out.positive, plan.held_out.negative)).mean(
-            0
-        )
-        effect, effect_null = self._effect(plan)
-        found = {
-            "scores": scores.T,
-            "mean": scores.mean(0),
-            "low": low,
-            "high": high,
-            "ties": (s == 0).double().mean(0) @ self.share,
-            "magnitude": s.mean(0) @ self.share,
-            "positive_share": positive / total,
-            "smooth": self._smooth(plan.whole, typical),
-            "accuracy": accuracy,
-            "accuracy_p": above_chance(accuracy.mean(), plan.trials),
-            "stability": torch.tensor(fits.mean_cosine(), dtype=torch.float64),
-        }
-        tests = _tests(votes, scores, null, self._votes(plan.controls, runs)[0], self.method.level)
-        return found | tests | effect, effect_null
-
-    def _fit(self, pairs: Pairs) -> PairFits:
-        return fit_pairs(self.rows, pairs.positive, pairs.negative, self.method.estimator)
-
-    def _sensitivities(
-        self, pairs: Pairs, runs: int
-    ) -> Iterator[Float[Tensor, "sets runs inputs"]]:
-        """Yield sensitivities of some sets at a time; with no sets, nothing."""
-        step = runs * max(1, _CHUNK // (runs * len(self.owner)))
-        for start in range(0, len(pairs), step):
-            found = self._fit(pairs.part(start, start + step)).project(self.products)
-            yield found.reshape(-1, runs, found.shape[1])
-
-    def _votes(
-        self, pairs: Pairs, runs: int
-    ) -> tuple[Float[Tensor, "sets runs targets"], Float[Tensor, " targets"]]:
-        """Return the votes of each set and run, and the root mean square sensitivity over all of them."""
-        votes, squares = [], torch.zeros(self.share.shape[1], dtype=torch.float64)
-        for s in self._sensitivities(pairs, runs):
-            votes.append(_votes(s, self.share))
-            squares += s.square().sum((0, 1)) @ self.share
-        if not votes:
-            return torch.zeros(0, runs, len(squares), dtype=torch.float64), torch.full_like(
-                squares, torch.nan
-            )
-        return torch.cat(votes), (squares / len(pairs)).sqrt()
-
-    def _interval(
-        self, pairs: Pairs, weights: Float[Tensor, "draws inputs"], runs: int
-    ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
-        if not len(pairs):
-            unknown = torch.full((self.share.shape[1],), torch.nan, dtype=torch.float64)
-            return unknown, unknown
-        rising = torch.cat([(s > 0).double().mean(1) for s in self._sensitivities(pairs, runs)])
-        return percentile_interval(
-            (rising * weights) @ (self.share > 0).double(), self.method.level
-        )
-
-    def _smooth(
-        self, whole: Pairs, typical: Float[Tensor, " targets"]
-    ) -> Float[Tensor, " targets"]:
-        if typical.isnan().all():
-            return typical
-        s = self._fit(whole).project(self.products)[0]
-        scale = (self.method.temperature * typical)[self.owner]
-        return torch.where(s == 0, 0.5, torch.special.ndtr(s / scale)) @ self.share
-
-    def _effect(
-        self, plan: Plan
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
-        products = self.products.weighted(0)
-        concept, others = plan.whole.positive[0], plan.whole.negative[0]
-        rows = torch.cat([concept, others])
-        bounds = self.share.new_empty(3, self.share.shape[1])
-        null = self.share.new_empty(len(plan.designs[0][1].relabelled.labels), self.share.shape[1])
-        for targets, design in plan.designs:
-            own = torch.stack([products[self.owner == target][:, rows] for target in targets])
-            found = layer_effect(own, design)
-            bounds[:, targets] = torch.stack(
-                [found.effect, *found.interval(design.groups, self.method.level)]
-            )
-            null[:, targets] = found.null
-        slope = self.share.T @ products
-        controls = [
-            slope[:, torch.from_numpy(r)].mean(1) - slope[:, others].mean(1)
-            for r in plan.control_rows
-        ]
-        names = ("effect", "effect_low", "effect_high")
-        values = dict(zip(names, bounds, strict=True))
-        return values | {"effect_p_controls": _rank(bounds[0], controls)}, null
-
-
-def _rank(
-    effect: Float[Tensor, " targets"], controls: Sequence[Float[Tensor, " targets"]]
-) -> Float[Tensor, " targets"]:
-    if not controls:
-        return torch.full_like(effect, torch.nan)
-    return permutation_p(effect.abs(), torch.stack(list(controls)).abs())
-
-
-def _spread(gradients: Float[Tensor, "inputs m"]) -> Float[Tensor, ""]:
-    mean = gradients.double().mean(0)
-    farthest = torch.linalg.vector_norm(gradients - mean, dim=1).max()
-    return torch.nan_to_num(farthest / torch.linalg.vector_norm(mean))
-
-
-def _votes(
-    s: Float[Tensor, "*runs inputs"], share: Float[Tensor, "inputs targets"]
-) -> Float[Tensor, "*runs targets"]:
-    """Return the share of inputs with positive sensitivity, ties counted half."""
-    return (s.sign() @ share + 1) / 2
-
-
 def _tests(
-    votes: Float[Tensor, " targets"],
-    scores: Float[Tensor, "runs targets"],
-    null: Float[Tensor, "sets runs targets"],
-    controls: Float[Tensor, "controls runs targets"],
-    level: float,
-) -> dict[str, Tensor]:
-    unknown = torch.full_like(votes, torch.nan)
-    several = len(scores) > 1
-    found = {
-        "p": unknown,
-        "p_controls": unknown,
-        "p_paper": paper_t_test(scores.T) if several else unknown,
-        "p_code": unknown,
-        "null_low": unknown,
-        "null_high": unknown,
-    }
-    for name, sets in (("p", null), ("p_controls", controls)):
-        if len(sets):
-            found[name] = permutation_p((votes - 0.5).abs(), (sets.mean(1) - 0.5).abs())
-    if len(null):
-        # The original code compares R runs with R(R - 1) runs of random sets against the same R random sets.
-        random = null[: len(scores) - 1].flatten(0, 1)
-        found["p_code"] = (
-            code_t_test(scores.T, random.T) if several and len(random) > 1 else unknown
-        )
-        found["null_low"], found["null_high"] = percentile_interval(null.mean(1), level)
-    return found
-
-
-def _assemble(
-    method: Tcav, found: Sequence[tuple[dict[str, Tensor], list[Tensor]]], plans: Sequence[Plan],
-    layers: tuple[str, ...], sets: Sets, provenance: Provenance,
-) -> TcavResult:  # fmt: skip
-    values = {name: torch.stack([layer[name] for layer, _ in found]) for name in found[0][0]}
-    p, together = [], []
+    readings: Sequence[Sequence[Reading]],
+    what: Literal["distance", "effect"],
+    plans: Sequence[Plan],
+) -> tuple[Float[Tensor, "layers concepts targets"], Float[Tensor, "layers concepts targets"]]:
+    """Return p in each cell, and corrected over layers and targets by max-t, over concepts by Bonferroni."""
+    found = []
     for c, plan in enumerate(plans):
-        size = values["effect"][:, c].abs()
-        null = torch.stack([nulls[c] for _, nulls in found], 1).abs()
-        exact = plan.designs[0][1].relabelled.exact
-        p.append(permutation_p(size, null, exact=exact))
-        together.append(max_t(size, null, exact=exact))
-    effect_p = torch.stack(p, 1)
-    return TcavResult(
-        provenance=provenance,
-        layers=layers,
-        concepts=tuple(sets.concepts),
-        targets=tuple(sets.inputs),
-        controls=tuple(sets.controls),
-        mode=method.mode,
-        level=method.level,
-        p_holm=holm(values["p"]),
-        effect_p=effect_p,
-        effect_p_holm=holm(effect_p),
-        effect_p_max_t=(torch.stack(together, 1) * len(plans)).clamp(max=1),
-        pseudo_concepts=min(len(plan.null) // len(plan.fit) for plan in plans),
-        **values,
-    )
+        cells = [row[c] for row in readings]
+        if what == "effect":
+            size = torch.stack([cell.values["effect"] for cell in cells]).abs()
+            null, exact = torch.stack([cell.effect_null for cell in cells], 1).abs(), plan.exact
+        else:
+            size = torch.stack([cell.distance for cell in cells])
+            null, exact = torch.stack([cell.distance_null for cell in cells], 1), False
+        unknown = torch.full_like(size, torch.nan)
+        tests = [
+            test(size, null, exact=exact) if len(null) else unknown
+            for test in (permutation_p, max_t)
+        ]
+        found.append(torch.stack(tests))
+    p, together = torch.stack(found, 2)
+    return p, (together * len(plans)).clamp(max=1)

@@ -54,7 +54,9 @@ class TcavResult(Result):
     p: Cells
     """Permutation test of |score - 1/2|, ties counted half, against pseudo-concepts."""
     p_holm: Cells
-    """Corrected over layers, concepts and targets."""
+    p_max_t: Cells
+    """Corrected over layers, concepts and targets: by Holm; and over layers and targets by the step-down maximum over the
+    same pseudo-concepts, over concepts by Bonferroni, which keeps power with few pseudo-concepts."""
     p_controls: Cells
     """The same test against irrelevant coherent concepts: at least `1 / (controls + 1)`."""
     p_paper: Cells
@@ -99,7 +101,7 @@ class TcavResult(Result):
     @property
     def significant(self) -> Bool[Tensor, "layers concepts targets"]:
         """Whether the sign score differs from random directions', after correction, along a direction that exists."""
-        return (self.p_holm <= 1 - self.level) & self.exists.unsqueeze(2)
+        return (self.p_max_t <= 1 - self.level) & self.exists.unsqueeze(2)
 
     @property
     def effect_significant(self) -> Bool[Tensor, "layers concepts targets"]:
@@ -138,14 +140,14 @@ class TcavResult(Result):
         ]
 
     def _floor(self) -> list[str]:
-        tests = self.p.numel()
         smallest = 1 / (self.pseudo_concepts + 1)
-        if not self.pseudo_concepts or tests * smallest <= 1 - self.level:
+        corrected, alpha = len(self.concepts) * smallest, 1 - self.level
+        if not self.pseudo_concepts or corrected <= alpha:
             return []
         return [
             f"With {self.pseudo_concepts} pseudo-concepts a p of the sign score is at least {smallest:.2g}, and corrected "
-            f"over {tests} tests at least {min(1.0, tests * smallest):.2g}: no score can be significant at {self.level:.0%}. "
-            f"{round(tests / (1 - self.level))} pseudo-concepts could tell."
+            f"for {len(self.concepts)} concepts at least {min(1.0, corrected):.2g}: none can be significant at "
+            f"{self.level:.0%}. {round(len(self.concepts) / alpha)} pseudo-concepts could tell."
         ]
 
     def to_pandas(self) -> "pd.DataFrame":

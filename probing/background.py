@@ -41,7 +41,7 @@ class LoadAhead:
 
 
 class WriteBehind:
-    """Runs calls one after the other behind the caller; waits once four are in flight, so memory stays bounded."""
+    """Runs calls one after the other behind the caller; with four in flight it makes it wait."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from probing.progress import Progress
 from probing.shards import DamagedShardError, Disk, ShardWriter, Space
 from probing.tiers import MemoryTier, Place, gather
 
+T = TypeVar("T")
+
 _SHARD_ROWS = 128
 _CANARIES = 4
+_CANARY_SCORES = 2
 _RUNNERS = 4
 # Elements of a batch that suit a CPU: activations past 32 MB go back to the kernel and are faulted in again.
 _BATCH_ELEMENTS = {"cpu": 8 * 3 * 224 * 224}
@@ -274,7 +277,9 @@ class Engine:
         if self.disk is None:
             return
         by_ids: dict[tuple[str, ...], list[Space]] = {}
-        for space in job.spaces:
+        by_score = [list(by_layer.values()) for by_layer in job.slopes]
+        checked = [s for slopes in _spread(by_score, _CANARY_SCORES) for s in slopes]
+        for space in dict.fromkeys([*job.outputs.values(), *checked]):
             if space not in self._trusted:
                 stored = [e for e in job.positions if e in self.disk.rows(space)]
                 by_ids.setdefault(tuple(_spread(stored, _CANARIES)), []).append(space)
@@ -282,6 +287,7 @@ class Engine:
             if ids:
                 self._check(job, list(ids), spaces)
             self._trusted.update(spaces)
+        self._trusted.update(job.spaces)  # what was not checked itself was computed in the same passes
 
     def _check(self, job: Job, ids: list[str], spaces: list[Space]) -> None:
         stored = {space: self._find(space, ids) for space in spaces}
@@ -364,7 +370,7 @@ def _rotated(chunks: list[list[str]]) -> deque[list[str]]:
     return queue
 
 
-def _spread(items: list[str], count: int) -> list[str]:
+def _spread(items: list[T], count: int) -> list[T]:
     """Return up to `count` items, evenly spread."""
     if len(items) <= count:
         return items

@@ -32,7 +32,13 @@ FULL_WIDTH = 7.0
 """Inches of a two-column page."""
 PNG_DPI = 200
 
-_FOLLOWS_PAGE = {INK: "currentColor", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_FOLLOWS_PAGE = {
+    INK: "currentColor",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    PALETTE[0]: "var(--first)",
+    PALETTE[1]: "var(--second)",
+}
 
 
 @contextmanager

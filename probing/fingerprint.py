@@ -1,8 +1,8 @@
 """Content ids: what a tensor, a setting or a model *is*, as 32 hexadecimal characters (xxh3-128).
 
-Nothing user-supplied ever names stored work; these ids do. They are computed anew at every call: a
-memo on `data_ptr` and `_version` misses writes through `.data`, and hashing 25 M parameters costs
-milliseconds. Ids depend on the version of Python, whose bytecode they cover, but not on the process.
+Nothing user-supplied ever names stored work; these ids do. They are computed anew at every call:
+a memo on `data_ptr` and `_version` misses writes through `.data`, and hashing 25 M parameters costs
+milliseconds. Ids depend on the version of Python, whose bytecode they cover, not on the process.
 """
 
 import copyreg
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import PurePath
+from typing import cast
 
 import torch
 import xxhash
@@ -27,7 +28,7 @@ class FingerprintError(TypeError):
 
 
 class ForeignHookError(RuntimeError):
-    """A model carries hooks, patched methods or compiled code: its weights do not tell its output."""
+    """A model carries hooks, patched methods or compiled code, which its weights do not tell."""
 
 
 def bytes_id(data: bytes | bytearray | memoryview) -> str:
@@ -58,13 +59,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def content_id(value: object) -> str:
     """Return the content id of a setting.
 
-    Scalars, strings, paths, containers, enums, tensors, modules, classes and functions (by their code,
-    defaults and what they close over, not by the globals they read) have one. Any other object is named
-    by its class and by what `pickle` would keep of it.
+    Scalars, strings, paths, containers, enums, tensors, modules, classes and functions (by their
+    code, defaults and what they close over, not by the globals they read) have one. Any other
+    object is named by its class and by what `pickle` would keep of it.
 
     Raises:
-        FingerprintError: if part of the value has no stable content, such as a generator, a lock or an
-            open file.
+        FingerprintError: if part of the value has no stable content, such as a generator, a lock or
+            an open file.
     """
     return _digest(_parts(value, ()))
 
@@ -72,12 +73,13 @@ def content_id(value: object) -> str:
 def model_id(model: nn.Module) -> str:
     """Return the content id of what a model computes.
 
-    It covers every parameter and buffer (non-persistent ones too), the modules' plain attributes, the
-    code of their classes and the structure, so that one changed weight, stride or edited `forward` gives
-    another id. The training flag is not part of it.
+    It covers every parameter and buffer (non-persistent ones too), the modules' plain attributes,
+    the code of their classes and the structure, so that one changed weight, stride or edited
+    `forward` gives another id. The training flag is not part of it.
 
     Raises:
-        ForeignHookError: if a module carries hooks, or methods patched onto the instance, or is compiled.
+        ForeignHookError: if a module carries hooks or methods patched onto the instance, or is
+            compiled.
         FingerprintError: if an attribute of a module has no stable content.
     """
     return _digest(_model_parts(model, ()))
@@ -135,12 +137,10 @@ def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]
         if name not in machinery:
             yield f"attribute:{name}"
             yield from _parts(value, above)
-    if isinstance(module, fx.GraphModule):
-        yield module.code
 
 
-# What every module has: containers that are read above, hooks that are refused, the training flag. A
-# module compiled in place runs the same code faster, and its copies run uncompiled.
+# What every module has: containers that are read above, hooks that are refused, the training flag.
+# A module compiled in place runs the same code faster, and its copies run uncompiled.
 _MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _GRAPH_MACHINERY = _MACHINERY | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -157,7 +157,8 @@ def _refuse_global_hooks() -> None:
     for kind in _HOOKS:
         if getattr(torch_module, f"_global_{kind}", None):
             raise ForeignHookError(
-                f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: remove them first."
+                f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: "
+                "remove them first."
             )
 
 
@@ -173,9 +174,9 @@ def _refuse_foreign(path: str, module: nn.Module) -> None:
     for kind in _HOOKS:
         if attributes[f"_{kind}"]:
             raise ForeignHookError(
-                f"{where} carries {len(attributes[f'_{kind}'])} {kind.replace('_', ' ')}: what it computes is "
-                "not told by its weights; remove them first (pruning: prune.remove; old weight norm: "
-                "remove_weight_norm)."
+                f"{where} carries {len(attributes[f'_{kind}'])} {kind.replace('_', ' ')}: what "
+                "it computes is not told by its weights; remove them first (pruning: prune.remove; old "
+                "weight norm: remove_weight_norm)."
             )
     methods = [k for k, v in attributes.items() if callable(v) and k not in _MACHINERY]
     if patched := [k for k in methods if callable(getattr(type(module), k, None))]:
@@ -318,13 +319,18 @@ def _class_parts(cls: type) -> Iterator[str]:
             if library and name != "forward":
                 continue
             function = _function_of(member)
-            if (
-                function is not None
-            ):  # follows a class whose methods were replaced while the program runs
+            if function is not None:  # follows a class whose methods are replaced at run time
                 yield name
                 yield from _lenient_parts(function, {id(function)})
-            elif type(member) in _PLAIN and not name.startswith("__"):
-                yield f"{name}={member!r}"
+            elif _is_constant(member) and not name.startswith("__"):
+                yield name
+                yield from _parts(member, ())
+
+
+def _is_constant(value: object) -> bool:
+    if type(value) in {tuple, frozenset}:
+        return all(map(_is_constant, cast("tuple[object, ...]", value)))
+    return type(value) in _PLAIN
 
 
 def _function_of(member: object) -> types.FunctionType | None:
@@ -338,7 +344,7 @@ def _function_of(member: object) -> types.FunctionType | None:
 
 
 def _lenient_parts(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
-    """Yield a method's code and that of functions it wraps; what else it closes over is in no id."""
+    """Yield a method's code and that of functions it wraps; all else it closes over is left out."""
     yield from _code_parts(function.__code__)
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     for value in (*defaults, *(inner for _, inner in _closure(function))):

@@ -41,8 +41,8 @@ def layer_gradients(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each layer's output and the score's gradient there.
 
-    The gradient is in score units per unit of activation. Grad-CAM (Selvaraju et al. 2017, eq. 1) and
-    TCAV (Kim et al. 2018, sec. 3.3) both start from it.
+    The gradient is in score units per unit of activation. Grad-CAM (Selvaraju et al. 2017, eq. 1)
+    and TCAV (Kim et al. 2018, sec. 3.3) both start from it.
 
     Args:
         score: differentiated; its target has one class, or one per input.
@@ -85,7 +85,7 @@ def score_gradients(
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Switch off weight gradients inside the block: they would cost most of a backward pass and are not wanted."""
+    """Switch off weight gradients inside the block: with them, graphs would start at the input."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in wanted:

@@ -1,4 +1,4 @@
-"""Two context managers are all the hooks there are: `capture` records layers' outputs, `edit` replaces them."""
+"""All the hooks there are: `capture` records layers' outputs, `edit` replaces them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,19 +37,19 @@ def capture(
 ) -> Iterator[Mapping[str, Tensor]]:
     """Record what layers return while the model runs inside the block.
 
-    The mapping holds the last pass. What it holds is never an alias of what the network goes on with,
-    so a later in-place operation can't change it. A layer that runs several times in a pass is addressed
-    as `"name:0"`, `"name:1"`, …; its plain name is refused. Blocks may be nested: hooks run in the order
-    in which blocks were entered, so `capture` inside `edit` records edited outputs.
+    The mapping holds the last pass. What it holds is never an alias of what the network goes on
+    with, so a later in-place operation can't change it. A layer that runs several times in a pass
+    is addressed as `"name:0"`, `"name:1"`, …; its plain name is refused. Blocks may be nested:
+    hooks run in the order of entering, so `capture` inside `edit` records edited outputs.
 
     Args:
         model: any module; every path is resolved before the first hook is set.
         layers: dotted paths, `""` for the model's own output.
-        graph: keep the autograd graph, so that scores can be differentiated with respect to what was
-            recorded: along paths that lead through the layer, not past it.
-        stop: end the `with` block at the model's call, as soon as all layers have run: what stands after
-            that call inside the block does not run. (The first pass with inputs of a shape goes to its
-            end, to count calls.)
+        graph: keep the autograd graph, so that scores can be differentiated with respect to what
+            was recorded: along paths that lead through the layer, not past it.
+        stop: end the `with` block at the model's call, as soon as all layers have run: what stands
+            after that call inside the block does not run. (The first pass with inputs of a shape
+            goes to its end, to count calls.)
         reduce: applied to each output before it is kept, to save memory; not with `graph`.
 
     Raises:
@@ -76,9 +76,9 @@ def capture(
 def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Replace layers' outputs while the model runs inside the block.
 
-    An edit that returns an output of equal value with another gradient changes backward passes only, as in
-    `z_rule * (z / z_rule).detach()`. A layer that runs several times is edited every time. The edit
-    gets a copy of the input made before the layer ran, since the layer may work in place.
+    An edit that returns an output of equal value with another gradient changes backward passes
+    only, as in `z_rule * (z / z_rule).detach()`. A layer that runs several times is edited every
+    time. The edit gets a copy of the input made before the layer ran, which may work in place.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
@@ -142,7 +142,7 @@ class _Tap:
 _RUNS_ONCE: WeakKeyDictionary[nn.Module, dict[object, WeakSet[nn.Module]]] = WeakKeyDictionary()
 """By model and shapes of its inputs, the modules seen to run exactly once in a whole pass.
 
-Only these may end a pass early: a layer that a loop over time steps calls may run once for short inputs."""
+Only these may end a pass early: what a loop over time steps calls may run once for short inputs."""
 
 
 # Compared by identity, as `_StopPass` needs.
@@ -222,8 +222,8 @@ class _Recorder:
                 raise LayerCallError(
                     f"layer {address!r} returns {output.dtype}, which has no gradient."
                 )
-            # Kept with a node and memory of its own, since a layer may hand on its input, as `Identity`
-            # does; and the network goes on with a copy, since an in-place ReLU may come next.
+            # Kept with a node and memory of its own, since a layer may hand on its input, as
+            # `Identity` does; the network goes on with a copy, since an in-place ReLU may follow.
             self.kept[address] = source = output.clone().requires_grad_()
             return source.clone()
         kept = output.detach() if self.reduce is None else self.reduce(output.detach())
@@ -233,7 +233,7 @@ class _Recorder:
         return None
 
     def check(self) -> None:
-        """Raise unless every address was recorded in the last pass; a block without a pass is an error too."""
+        """Raise unless every address was recorded in the last pass, and there was one."""
         if missing := [tap.address for tap in self.taps if tap.address not in self.kept]:
             reason = "" if self.passes else " No forward pass of this model ran inside the block."
             raise LayerCallError(_never_ran(missing) + reason)
@@ -244,7 +244,7 @@ def _shares_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _shape(value: object) -> object:
-    """Return what of an input can decide how often a layer runs, as far as that is told without its values."""
+    """Return what of an input, tensors' values apart, can decide how often a layer runs."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, Mapping):
@@ -269,6 +269,6 @@ def _ran_again(layer: str) -> str:
 
 def _never_ran(layers: Sequence[str]) -> str:
     return (
-        f"layers {list(layers)} did not run in the forward pass: they may be unused, have fewer calls than "
-        "named, or the model was compiled before (pass the uncompiled model)."
+        f"layers {list(layers)} did not run in the forward pass: they may be unused, have fewer "
+        "calls than named, or the model was compiled before (pass the uncompiled model)."
     )

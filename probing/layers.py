@@ -1,4 +1,4 @@
-"""A layer is a dotted path, as in `model.named_modules()`; globs are allowed where several are asked for."""
+"""A layer is a dotted path, as in `model.named_modules()`; several may be asked for by globs."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -27,10 +27,11 @@ def resolve(model: nn.Module, layer: str) -> nn.Module:
 
 
 def expand(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the paths that paths or globs (`"features.*"`) name, without repeats, in the order given.
+    """Return the paths that paths or globs (`"features.*"`) name, each once, in the order given.
 
-    A glob's matches come in the model's own order and never include the model itself. A `*` matches
-    dots too, as in a shell pattern applied to the whole path. `"name:2"` is the third call of a layer.
+    A glob's matches come in the model's own order and never include the model itself. A `*`
+    matches dots too, as in a shell pattern applied to the whole path. `"name:2"` is the third call
+    of a layer.
 
     Raises:
         LayerNotFoundError: if a path or a glob matches nothing.
@@ -49,7 +50,7 @@ def expand(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_call(address: str) -> tuple[str, int | None]:
-    """Return the path and the number of the call in an address such as `"relu:1"`; None if no call is named."""
+    """Return the path and the call in an address such as `"relu:1"`; None if no call is named."""
     name, colon, call = address.rpartition(":")
     return (name, int(call)) if colon and call.isdecimal() else (address, None)
 

@@ -1,4 +1,4 @@
-"""One batch through a prepared model: outputs of layers, and gradients of several scores, from a single pass."""
+"""One batch through a prepared model: layers' outputs and several scores' gradients in one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from probing.precision import Precision
 from probing.scores import Score
 
 Pool = Literal["none", "mean", "mean_last"]
-"""What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and tokens
-`[n, tokens, features]`; or the mean over all axes but the first and last, for maps with channels last.
+"""What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and
+tokens `[n, tokens, features]`; or the mean over all axes but the first and last, for maps with
+channels last.
 
-The pooled *gradient* is the sum over positions: the change of the score when every position moves alike, which is
-its derivative with respect to the mean."""
+The pooled *gradient* is the sum over positions: the change of the score when every position moves
+alike, which is its derivative with respect to the mean."""
 
 
 class NonFiniteError(ValueError):
@@ -48,8 +49,8 @@ class Runner:
     ) -> list[dict[str, Tensor]]:
         """Return layers' pooled outputs, then per score its pooled gradients there.
 
-        Without scores the pass ends after the deepest layer. A batch that an accelerator has no memory for is
-        halved.
+        Without scores the pass ends after the deepest layer. A batch that an accelerator has no
+        memory for is halved.
 
         Args:
             inputs: in model space; left as they are, also by models that overwrite their input.
@@ -61,9 +62,7 @@ class Runner:
             LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
             NonFiniteError: if an output or gradient holds NaN or infinity.
         """
-        with torch.inference_mode(
-            False
-        ):  # rows may enter autograd later, whatever mode the caller is in
+        with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
             return self._run(inputs, layers, pool, scores)
 
     def _run(
@@ -107,7 +106,7 @@ class Runner:
 
 
 def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
-    """Return what `pool` keeps of an output, or (`total`) of a gradient; pooled values are at least float32.
+    """Return what `pool` keeps of an output, or (`total`) of a gradient, in float32 or better.
 
     Raises:
         PoolError: for a name that is no pooling, or an output without positions to pool.
@@ -118,7 +117,8 @@ def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
         return values
     if values.ndim not in {2, 3, 4, 5}:
         raise PoolError(
-            f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; use pool='none'."
+            f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; "
+            "use pool='none'."
         )
     if values.dtype != torch.float64:
         values = values.float()
@@ -130,7 +130,7 @@ def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
 
 
 def _checked(layer: str, what: str, values: Tensor) -> Tensor:
-    # NaN and infinity survive summation, so a finite sum proves finite terms; only another one is looked into.
+    # NaN and infinity survive summation: a finite sum proves finite terms, others are looked into.
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         rows = torch.isfinite(values.reshape(len(values), -1)).all(1)
         raise NonFiniteError(

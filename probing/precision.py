@@ -1,4 +1,4 @@
-"""How a forward pass runs: number format, memory layout, folded BatchNorm; and the prepared copy that runs it."""
+"""How a forward pass runs: number format, memory layout, folded BatchNorm, on a prepared copy."""
 
 import copy
 from collections import Counter, OrderedDict
@@ -21,9 +21,10 @@ class Precision:
     """How activations and gradients are computed.
 
     Attributes:
-        kind: `float32`: channels_last layout and BatchNorm folded into convolutions, equal to the model as given up
-            to rounding. `fast`: bfloat16 autocast besides (about three digits), with gradients in `float32`.
-            `reference`: the model exactly as given. `float64`: double precision throughout.
+        kind: `float32`: channels_last layout and BatchNorm folded into convolutions, equal to the
+            model as given up to rounding. `fast`: bfloat16 autocast besides (about three digits),
+            with gradients in `float32`. `reference`: the model exactly as given. `float64`: double
+            precision throughout.
     """
 
     kind: Kind = "float32"
@@ -47,14 +48,14 @@ class Precision:
         return torch.autocast(device.type, torch.bfloat16) if self.kind == "fast" else nullcontext()
 
     def inputs(self, batch: Tensor, device: torch.device) -> Tensor:
-        """Return a copy of a batch as the prepared model takes it; models may overwrite their input."""
+        """Return a copy of a batch as the prepared model takes it: it may be overwritten."""
         wide = self.kind == "float64" and batch.is_floating_point()
         layout = torch.channels_last if self._relaid and batch.ndim == 4 else torch.preserve_format
         dtype = torch.float64 if wide else batch.dtype
         return batch.to(device, dtype, copy=True, memory_format=layout)
 
     def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device) -> nn.Module:
-        """Return a frozen copy of the model, ready to run; it shares the weights it need not change.
+        """Return a frozen copy of the model, ready to run, that shares weights it need not change.
 
         Args:
             model: in evaluation mode.
@@ -82,11 +83,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model's structure that shares its weights, which get no gradients there."""
+    """Return a copy of a model that shares its weights, which get no gradients there."""
     memo: dict[int, object] = {id(b): b.detach() for b in model.buffers()}
-    for module in (
-        model.modules()
-    ):  # tensors kept as plain attributes may have a graph, which can't be copied
+    for module in model.modules():
+        # Tensors kept as plain attributes may have a graph, which can't be copied.
         memo |= {id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor)}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)
@@ -101,8 +101,8 @@ def _lay_channels_last(model: nn.Module) -> None:
 def fold_batchnorm(model: nn.Module, keep: Collection[str] = ()) -> int:
     """Fold BatchNorm layers in evaluation mode into the convolutions before them, in place.
 
-    Only pairs that tracing proves are connected by nothing else are folded; a model that can't be traced
-    stays as it is. The output of every layer in `keep` stays what it was.
+    Only pairs that tracing proves are connected by nothing else are folded; a model that can't be
+    traced stays as it is. The output of every layer in `keep` stays what it was.
 
     Returns:
         How many pairs were folded.
@@ -136,8 +136,8 @@ def _fold(conv: nn.Module, norm: nn.Module) -> None:
     conv.requires_grad_(False)
 
 
-# Exactly these classes: subclasses may compute something else. timm's convolution is an ordinary one, padding
-# apart; its norm has the activation inside.
+# Exactly these classes: subclasses may compute something else. timm's convolution is an ordinary
+# one, padding apart; its norm has the activation inside.
 _CONVOLUTIONS = {
     "torch.nn.modules.conv.Conv1d",
     "torch.nn.modules.conv.Conv2d",
@@ -175,12 +175,8 @@ class _Tracer(fx.Tracer):
 def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the paths of convolutions and of the norms that alone read them."""
     try:
-        nodes = list(
-            _Tracer().trace(frozen_copy(model)).nodes
-        )  # a copy: a pass may leave proxies behind
-    except (
-        Exception
-    ):  # tracing runs the model's own code, which may raise anything: then nothing is folded
+        nodes = list(_Tracer().trace(frozen_copy(model)).nodes)  # on a copy: it may keep proxies
+    except Exception:  # tracing runs the model's own code, which may raise anything: fold nothing
         return
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}

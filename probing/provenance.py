@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from probing.fingerprint import bytes_id, model_id
 
 Json = None | bool | int | float | str | tuple[object, ...] | list[object] | dict[str, object]
-"""What a JSON file holds; sequences are written as tuples, and a parsed file's lists are read as such."""
+"""What a JSON file holds; sequences are tuples here and lists after parsing."""
 T = TypeVar("T", bound="Result")
 
 _PACKAGES = (
@@ -44,7 +44,7 @@ class SavedResultError(ValueError):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a result: the command, versions, machine, and the content ids of the model and the data."""
+    """What made a result: command, versions, machine, and content ids of the model and the data."""
 
     created: str
     command: tuple[str, ...]
@@ -69,7 +69,8 @@ class Provenance:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=(Path(sys.argv[0]).name, *sys.argv[1:]),
             versions={"python": platform.python_version()} | _versions(),
-            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+            f"{_accelerator()}",
             model="" if model is None else model_id(model),
             examples=examples,
             method={} if method is None else describe(method),
@@ -80,8 +81,8 @@ class Provenance:
 class Result:
     """What a method returns: frozen, typed, with named axes as fields beside the tensors.
 
-    Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples, mappings with
-    string keys, or frozen dataclasses of these.
+    Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples,
+    mappings with string keys, or frozen dataclasses of these.
     """
 
     provenance: Provenance
@@ -101,9 +102,7 @@ class Result:
             document | {"tensors": bytes_id(data)}, indent=1, ensure_ascii=False, allow_nan=False
         )
         _replace(folder / _NEW, data)
-        _replace(
-            folder / _DOCUMENT, text.encode(errors="surrogatepass")
-        )  # from here on the new one counts
+        _replace(folder / _DOCUMENT, text.encode(errors="surrogatepass"))  # now the new one counts
         (folder / _NEW).replace(folder / _TENSORS)
         return folder
 
@@ -143,7 +142,7 @@ _DAMAGE = (
 
 
 def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
-    """Return the tensors that a document was saved with; a save cut short may have left them under another name."""
+    """Return the tensors that a document was saved with, be it by a save that was cut short."""
     for name in (_TENSORS, _NEW):
         data = (folder / name).read_bytes() if (folder / name).exists() else b""
         if data and bytes_id(data) == checksum:
@@ -152,7 +151,7 @@ def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
 
 
 def describe(value: object) -> dict[str, object]:
-    """Return a JSON description of a frozen dataclass without tensors, such as a method, for `rebuild`."""
+    """Return a description in JSON terms of a frozen dataclass without tensors, for `rebuild`."""
     document = _encode(value, "", None)
     if not isinstance(document, dict) or "class" not in document:
         raise TypeError(f"only frozen dataclasses can be described, got a {type(value).__name__}.")
@@ -173,11 +172,11 @@ def rebuild(description: Mapping[str, object]) -> object:
 
 def _encode(value: object, where: str, tensors: dict[str, Tensor] | None) -> Json:
     if isinstance(value, Tensor) and tensors is not None:
-        name = where if where not in tensors else f"{where}#{len(tensors)}"
-        tensors[name] = (
-            value.detach().cpu().contiguous().clone()
-        )  # safetensors refuses shared memory
-        return {"tensor": name}
+        while where in tensors:  # keys with dots may make one path of two
+            where += "#"
+        # A clone, since safetensors refuses shared memory.
+        tensors[where] = value.detach().cpu().contiguous().clone()
+        return {"tensor": where}
     if isinstance(value, tuple | list):
         return tuple(_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value))
     if isinstance(value, Mapping):
@@ -223,7 +222,7 @@ def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
 
 
 def _class(name: str) -> type:
-    """Return a dataclass of these packages: saved results are data and must not choose what is imported."""
+    """Return a dataclass of these packages: what is read is data and must not choose imports."""
     module, _, qualname = name.partition(":")
     if module.split(".")[0] not in {"probing", "concepts"}:
         raise ValueError(f"{name!r} is not a class of this suite")

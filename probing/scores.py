@@ -25,11 +25,12 @@ class OutputError(TypeError):
 
 @dataclass(frozen=True)
 class Score:
-    """One number per example, read from the model's output; the default is the logit of a class, never a loss.
+    """One number per example, read from the model's output: by default the logit of a class.
 
     Attributes:
         target: a class index, or one per example.
-        unit: `logit`; `probability` (softmax, 0–1); `logprob`; `margin` (logit minus the largest other logit).
+        unit: `logit`; `probability` (softmax, 0–1); `logprob`; `margin` (logit minus the largest
+            other logit).
         output: which part of the output holds the class scores, a position or a key, where a model
             returns several.
     """
@@ -50,7 +51,7 @@ class Score:
 
         Args:
             inputs: in model space, `[n, …]`.
-            rows: of which example each input is a variant, where `target` has one class per example.
+            rows: of which example each input is a variant, for a `target` with a class per example.
 
         Raises:
             ModelModeError: if the model, or a part of it, is in training mode.
@@ -88,7 +89,7 @@ class Score:
             rows = rows.to(scores.device)
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(target)):
                 raise TargetError(
-                    f"rows must name examples 0 to {len(target) - 1}, as many as score.target has classes; "
+                    f"rows must name examples 0 to {len(target) - 1}, one per class of the target; "
                     f"got {int(rows.min())} to {int(rows.max())}."
                 )
             target = target[rows]

@@ -1,9 +1,14 @@
-"""Results of an audit that never ran, with numbers from a seed, for figures and the report."""
+"""Results of an audit that never ran, for figures and the report; and a small audit of a bias that was planted."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import yaml
 from PIL import Image
+from torch import Tensor, nn
 
 from concepts.results import (
     AuditResults,
@@ -17,6 +22,8 @@ from concepts.results import (
     SwapRow,
     TargetInfo,
 )
+from probing.images import Preprocess
+from probing.models import LoadedModel
 
 LAYERS = ("blocks.2", "blocks.4", "blocks.5", "blocks.6")
 TARGETS = ("bikini", "purse", "lipstick", "apron", "ballplayer", "power drill", "suit", "toaster")
@@ -137,3 +144,118 @@ def save_pictures(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(6):
         Image.new("RGB", (24, 24), (40 * k, 120, 255 - 40 * k)).save(folder / f"{k}.png")
+
+
+class PlantedNet(nn.Module):
+    """Logits of which some read what a swap changes and others do not.
+
+    `features` copies red, green and blue; `mix` keeps their positive parts. Class `purse` rises with red, `drill` falls
+    with it, `laptop` rises half as much, and `vase`, `kettle` and `clock` read green and blue alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 3, 1, bias=False)
+        self.mix = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(3, 6, bias=False)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.eye(3)[:, :, None, None])
+            weights = [[4, 0, 0], [-4, 0, 1], [2, 1, 0], [0, 3, 0], [0, 0, 3], [0, 2, 2]]
+            self.head.weight.copy_(torch.tensor(weights, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.mix(self.features(x))).flatten(1))
+
+
+CLASSES = ("purse", "drill", "laptop", "vase", "kettle", "clock")
+
+
+def planted() -> LoadedModel:
+    """Return the planted net, by the reference `audits:planted`."""
+    plain = Preprocess(size=8, resize=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return LoadedModel(PlantedNet().eval(), transform=plain, classes=CLASSES)
+
+
+def hostile() -> LoadedModel:
+    """Return the planted net with classes called so as to break a page."""
+    return replace(planted(), classes=("<script>alert(1)</script>", "$x_1$ & </svg>", *CLASSES[2:]))
+
+
+def write_drawings(folder: Path, roles: int = 10, seed: int = 0) -> None:
+    """Write `data.yaml` and `others.yaml`: figures in which gender shows in red and nothing else, and random pictures."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for role in range(roles):
+        base = rng.uniform(60, 180, 3)
+        for tone, shade in (("light", 12), ("dark", -12)):
+            ground = base + shade * np.array([0, 1, 0]) + rng.normal(0, 2, 3)
+            for gender, red in (("woman", 30), ("man", -30), ("person", 0)):
+                colour = ground + np.array([red + rng.normal(0, 6), 0, 0])
+                name = f"{role}-{tone}-{gender}.png"
+                rows.append(
+                    [name, _write(folder / name, colour, rng), f"role {role}", gender, tone]
+                )
+    matched = [
+        {"vary": "gender", "within": ["role", "tone"], "cluster": "role"},
+        {"vary": "tone", "within": ["role", "gender"], "cluster": "role"},
+    ]
+    _manifest(folder / "data.yaml", ["file", "sha256", "role", "gender", "tone"], rows, matched)
+    others = [f"other-{i}.png" for i in range(45)]
+    drawn = [[name, _write(folder / name, rng.uniform(0, 255, 3), rng), name] for name in others]
+    _manifest(folder / "others.yaml", ["file", "sha256", "name"], drawn, [])
+
+
+def _write(path: Path, colour: np.ndarray, rng: np.random.Generator) -> str:
+    pixels = colour + rng.normal(0, 3, (8, 8, 3))
+    Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _manifest(path: Path, columns: list[str], rows: list[list[str]], matched: list[object]) -> None:
+    images = {"kind": "files", "columns": columns, "rows": rows}
+    parts = {
+        "name": path.stem,
+        "licence": "none",
+        "source": "drawn by a test",
+        "images": images,
+        "matched": matched,
+    }
+    path.write_text(yaml.safe_dump(parts))
+
+
+def audit_file(
+    folder: Path, changes: dict[str, object] | None = None, file: str = "audit.yaml"
+) -> Path:
+    """Write the drawings and a small audit of them, with some parts changed, and return its file."""
+    if not (folder / "data.yaml").exists():
+        write_drawings(folder)
+    expect = {"purse": "up", "drill": "down"}
+    parts: dict[str, object] = {
+        "name": "planted",
+        "title": "A planted bias",
+        "question": "Is it found?",
+        "data": "data.yaml",
+        "model": {"reference": "audits:planted", "layers": ["features", "mix"]},
+        "inputs": {"about": "neutral figures", "where": {"gender": "person"}, "caption": ["role"]},
+        "contrasts": [
+            {"positive": "woman", "negative": "man", "vary": "gender", "swaps": [["man", "woman"]], "place": True},
+            {"positive": "dark", "negative": "light", "vary": "tone", "swaps": [["light", "dark"]]},
+        ],
+        "concepts": [
+            {"kind": "images", "name": "woman", "where": {"gender": "woman"}},
+            {"kind": "synthetic", "name": "red", "pattern": "red"},
+        ],
+        "random": {"data": "others.yaml", "about": "other pictures", "caption": "name", "images": 40, "size": 10},
+        "targets": [
+            {"name": name, "group": "stereotype" if name in expect else "control", "reason": "planted",
+             "expect": {"woman against man": expect[name]} if name in expect else {}}
+            for name in CLASSES
+        ],
+        "statistics": {"relabellings": 199, "bootstraps": 100, "pseudo_concepts": 39, "runs": 2, "divisions": 20,
+                       "picked": 0},
+    }  # fmt: skip
+    path = folder / file
+    path.write_text(yaml.safe_dump(parts | (changes or {})))
+    return path

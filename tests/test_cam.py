@@ -7,7 +7,6 @@ from torch.nn import functional
 
 from probing.attribution.base import Attribution, Geometry, InputError, RefusedError
 from probing.attribution.cam import (
-    CAM,
     AblationCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -15,6 +14,7 @@ from probing.attribution.cam import (
     HiResCAM,
     LayerCAM,
 )
+from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer, layers_run
 from probing.hooks import LayerCallError, edit

@@ -208,7 +208,9 @@ def test_the_interval_holds_the_true_effect_when_matched_clusters_are_few() -> N
     assert held / trials >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_the_measured_swap_is_the_mean_difference_of_pairs_with_a_t_interval_over_clusters() -> None:
+def test_the_measured_swap_is_the_mean_difference_of_pairs_with_a_t_interval_over_clusters() -> (
+    None
+):
     positive, clusters = torch.arange(12) < 6, torch.tensor([0, 0, 1, 1, 2, 2] * 2)
     scores = normal(12, 2)
     found = measured_swap(scores, positive, clusters, 0.95)
@@ -317,7 +319,7 @@ def test_without_matched_clusters_nothing_is_claimed_about_a_swap() -> None:
 def test_clusters_that_do_not_fit_the_examples_are_refused() -> None:
     sides = (normal(4, 4), normal(4, 4, seed=1), normal(3, 4, seed=2))
     net = Quadratic(normal(2, 4)).eval()
-    with pytest.raises(ValueError, match="clusters.positive names 3 examples, but there are 4"):
+    with pytest.raises(ValueError, match=r"clusters\.positive names 3 examples, but there are 4"):
         run(net, sides, Clusters.pairs(3, 3))
     with pytest.raises(TooFewError, match="delta needs another cluster"):
         run(net, sides, Clusters(["a"] * 4, ["b"] * 4, ["a", "x", "y"]))

@@ -311,6 +311,26 @@ def test_maps_do_not_depend_on_the_chunk(method: type) -> None:
         )
 
 
+def test_the_spread_over_samples_does_not_depend_on_the_chunk() -> None:
+    score, x = Score(nets.seeded(nets.ConvNet()).double(), 1), nets.images(1).double()
+    whole, parts = (
+        SmoothGrad(samples=9, statistic="variance", batch_size=b)(score, x).values for b in (9, 2)
+    )
+    torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
+    assert whole.any()
+
+
+def test_a_weight_that_was_folded_before_is_read_again_when_it_changes() -> None:
+    net, x = nets.seeded(nets.BatchNormNet()).double(), nets.images().double()
+    before = Saliency()(Score(net, 1), x).values
+    with torch.no_grad():
+        net.conv1.weight.mul_(-2)  # type: ignore[union-attr, operator]
+    after = Saliency()(Score(net, 1), x).values
+    assert not torch.allclose(before, after)
+    exact = Saliency(precision=Precision("reference"))(Score(net, 1), x).values
+    torch.testing.assert_close(after, exact)
+
+
 def test_precision_chooses_how_passes_run() -> None:
     score, x = Score(nets.seeded(nets.BatchNormNet()), 1), nets.images()
     exact = Saliency(precision=Precision("reference"))(score, x).values

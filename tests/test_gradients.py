@@ -1,4 +1,4 @@
-"""Gradients are those of the closed form, and nothing of the model or its input is touched on the way."""
+"""Gradients are those of the closed form, and neither model nor input is touched on the way."""
 
 from collections.abc import Callable
 
@@ -260,7 +260,7 @@ def test_no_graph_is_kept_of_what_lies_before_the_first_layer_read() -> None:
 
 
 class TwoBranches(nn.Module):
-    """Class 0 depends on `left` only; `aside` runs and leads nowhere; `cut` leads through a detached tensor."""
+    """Class 0 depends on `left` only; `aside` leads nowhere; `cut` is detached."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`capture` tells the truth about what layers return, `edit` changes nothing but outputs, and both leave no trace."""
+"""`capture` tells what layers return, `edit` changes outputs only, and both leave no trace."""
 
 import gc
 import weakref
@@ -50,7 +50,7 @@ def left_as_found(net: nn.Module) -> Iterator[None]:
 
 
 class Pointwise(nn.Module):
-    """conv → what `act` does, in place or not → conv → mean: gradients at `conv` tell whether `act` hit the record."""
+    """conv → what `act` does, in place or not → conv → mean."""
 
     def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

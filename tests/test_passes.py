@@ -1,4 +1,4 @@
-"""One batch gives every layer's outputs and gradients, pooled as defined, or names what is wrong with them."""
+"""One batch gives every layer's pooled outputs and gradients, or names what is wrong with them."""
 
 import inspect
 import math
@@ -23,7 +23,7 @@ def runner(net: nn.Module, layers: list[str], kind: str = "reference") -> Runner
 
 
 class Head(nn.Module):
-    """`body`, whose output has positions, then a squared sum that weighs every position by another number."""
+    """`body`, then a sum of squares that weighs every position by another number."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_the_pooled_gradient_is_the_derivative_by_the_mean_when_all_positions_mo
             def shift(_: nn.Module, args: object, out: Tensor, step: float = step) -> Tensor:
                 moved = out.clone()
                 channel = 1 if axes[0] == 2 else out.ndim - 1
-                moved.select(channel, unit).add_(step)  # noqa: B023  # called before the loop goes on
+                moved.select(channel, unit).add_(step)  # noqa: B023  # called in this round
                 return moved
 
             handle = net.body.register_forward_hook(shift)

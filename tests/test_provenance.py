@@ -53,9 +53,23 @@ class OtherFound(Result):
     pass
 
 
+MADE: list[object] = []
+
+
 @dataclass
 class Loose:
     a: int = 1
+
+    def __post_init__(self) -> None:
+        MADE.append(self)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Of no module of the suite, but imported by one."""
+
+    def __post_init__(self) -> None:
+        MADE.append(self)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +80,7 @@ def _classes_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
         setattr(module, cls.__name__, cls)
         monkeypatch.setattr(cls, "__module__", module.__name__)
     module.sys = sys
-    module.Provenance = Provenance
+    module.Foreign = Foreign
     module.function = describe
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -278,7 +292,7 @@ FOREIGN = [
     "probing.example_results:sys.exit",
     "probing.example_results:sys.modules",
     "probing.example_results:Loose",  # can be changed, so it may do things when made
-    "probing.example_results:Provenance",  # lives elsewhere: modules lead out of the suite
+    "probing.example_results:Foreign",
     "probing.example_results:Found.load",
     "probing.provenance:importlib.import_module",
     "probing.provenance:SavedResultError",
@@ -292,6 +306,7 @@ def test_a_class_that_is_no_frozen_dataclass_of_the_suite_is_never_made(
     name: str, tmp_path: Path
 ) -> None:
     description: dict[str, object] = {"class": name, "fields": {}}
+    MADE.clear()
     with pytest.raises(SavedResultError):
         rebuild(description)
     found().save(tmp_path)
@@ -300,6 +315,7 @@ def test_a_class_that_is_no_frozen_dataclass_of_the_suite_is_never_made(
     (tmp_path / "result.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(SavedResultError, match="holds no readable result"):
         Found.load(tmp_path)
+    assert not MADE
 
 
 def test_a_foreign_class_is_refused_before_its_module_is_imported() -> None:

@@ -96,9 +96,8 @@ def test_each_example_may_have_a_class_of_its_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_targets_may_be_of_any_whole_type(dtype: torch.dtype) -> None:
     score = Score(NET, 0)
-    object.__setattr__(
-        score, "target", torch.tensor([1, 0, 2], dtype=dtype)
-    )  # annotations ask for signed ones
+    # Set apart, since annotations ask for signed ones.
+    object.__setattr__(score, "target", torch.tensor([1, 0, 2], dtype=dtype))
     assert score(LOGITS).tolist() == [3, 0.5, 200]
 
 

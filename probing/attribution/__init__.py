@@ -2,7 +2,6 @@
 
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import (
-    CAM,
     AblationCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -10,6 +9,7 @@ from probing.attribution.cam import (
     HiResCAM,
     LayerCAM,
 )
+from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import (
     Deconvolution,
     GradientTimesInput,

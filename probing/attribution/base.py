@@ -122,6 +122,15 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
     return inputs.detach()
 
 
+def images_only(inputs: Tensor) -> Tensor:
+    """Return the inputs if they are images."""
+    if inputs.ndim != 4:
+        raise InputError(
+            f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}."
+        )
+    return inputs
+
+
 def _check_target(target: object, count: int) -> None:
     if isinstance(target, bool) or not isinstance(target, int | Tensor):
         raise TargetError(

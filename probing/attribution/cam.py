@@ -1,22 +1,18 @@
 """Class activation maps: which places of a layer's map raise a score, by weights of its channels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, fx
 
 from probing.attribution.base import (
     Attribution,
-    Geometry,
-    InputError,
-    RefusedError,
     attribution,
     checked,
+    images_only,
     in_chunks,
     unchanged,
 )
@@ -48,8 +44,8 @@ class _Reading:
 
     def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         passes = self.passes
-        score = _of(passes.score, part)
         with torch.inference_mode(False), torch.enable_grad():
+            score = _of(passes.score, part)
             with capture(score.model, [self.layer], graph=True) as kept:
                 output = passes.output(self.inputs[part])
             [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
@@ -90,7 +86,7 @@ class _LayerMap(ABC):
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
             ZeroPathError: if the score does not depend on the layer.
         """
-        inputs = checked(score, _images(inputs))
+        inputs = checked(score, images_only(inputs))
         with unchanged(score.model):
             ran = layers_run(score.model, inputs)
             layer = _chosen(score, inputs, ran) if self.layer is None else self.layer
@@ -197,60 +193,6 @@ class AblationCAM(_LayerMap):
 
 
 @dataclass(frozen=True)
-class CAM:
-    """A logit's own parts: the weights of the last layer applied at each place (Zhou et al. 2016, eq. 2).
-
-    Exact, and so refused unless a global average (or sum) of a map feeds the linear layer that gives the logits. The
-    map has no ReLU; its mean (or sum) is the logit minus its bias, `diagnostics["completeness_gap"]` aside.
-
-    Attributes:
-        batch_size: examples of a pass.
-        precision: how passes run.
-    """
-
-    batch_size: BatchSize = "auto"
-    precision: Precision = FLOAT32
-
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        """Return maps `[n, 1, h, w]` of the last map's resolution.
-
-        Raises:
-            RefusedError: for another head, or a score that is no logit.
-        """
-        inputs = checked(score, _images(inputs))
-        if score.unit != "logit":
-            raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
-        with unchanged(score.model):
-            ran = layers_run(score.model, inputs)
-            head_name = _head(score.model, ran)
-            passes = Passes.of(score, inputs, self.batch_size, self.precision, [head_name])
-            head = resolve(passes.score.model, head_name)
-            assert isinstance(head, nn.Linear)
-            parts = in_chunks(
-                len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head)
-            )
-            maps, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            rows = torch.arange(len(inputs), device=inputs.device)
-            target = (
-                score.target
-                if isinstance(score.target, Tensor)
-                else torch.full_like(rows, score.target)
-            )
-            value = replace(passes.score, output=None).read(scores)
-            weights = head.weight.detach().to(maps)[target]
-            values = torch.einsum("nk,nkhw->nhw", weights, maps)
-            bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
-            sides = (values.mean((1, 2)), values.sum((1, 2)))
-            gap = min((side + bias - value for side in sides), key=lambda g: float(g.abs().max()))
-            layer = next((r for r in reversed(ran) if r.shape[1:] == maps.shape[1:]), None)
-            name = "" if layer is None else layer.layer
-            return passes.attribution(
-                self, inputs, values[:, None].contiguous(), value, layer=name,
-                geometry=_where(ran, layer, inputs), diagnostics={"completeness_gap": gap},
-            )  # fmt: skip
-
-
-@dataclass(frozen=True)
 class GuidedGradCAM:
     """Guided backpropagation times the upsampled Grad-CAM (Selvaraju et al. 2017, sec. 3.2); of the inputs' shape.
 
@@ -281,19 +223,7 @@ class GuidedGradCAM:
 
 def _of(score: Score, part: slice) -> Score:
     """Return the score of some of the inputs only."""
-    return (
-        replace(score, target=score.target[part].clone())
-        if isinstance(score.target, Tensor)
-        else score
-    )
-
-
-def _images(inputs: Tensor) -> Tensor:
-    if inputs.ndim != 4:
-        raise InputError(
-            f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}."
-        )
-    return inputs
+    return replace(score, target=score.target[part]) if isinstance(score.target, Tensor) else score
 
 
 def _chosen(score: Score, inputs: Tensor, ran: tuple[Ran, ...]) -> str:
@@ -310,8 +240,8 @@ def _token_layer(
     score: Score, one: Tensor, ran: tuple[Ran, ...], tokens: tuple[str, ...]
 ) -> str | None:
     """Return the last layer whose patch tokens the score depends on: a last block may read its class token only."""
-    passes = Passes.of(_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
     with torch.inference_mode(False), torch.enable_grad():
+        passes = Passes.of(_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
         with capture(passes.score.model, tokens, graph=True) as kept:
             value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in tokens], allow_unused=True)
@@ -361,76 +291,3 @@ def _falls(
         found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
     reading.passes.n_forward = passes.n_forward
     return found
-
-
-def _head(model: nn.Module, ran: tuple[Ran, ...]) -> str:
-    linear = [r for r in ran if r.layer and isinstance(resolve(model, r.layer), nn.Linear)]
-    if not linear:
-        raise RefusedError(_no_cam(model, "it has no linear layer"))
-    return linear[-1].layer
-
-
-def _no_cam(model: nn.Module, reason: str) -> str:
-    return (
-        f"CAM needs a global average of a map that feeds the last linear layer of {type(model).__name__}, "
-        f"but {reason}: use GradCAM or HiResCAM."
-    )
-
-
-class _Pools(TorchFunctionMode):
-    """Keeps the maps of some width that are pooled over all places."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self._width = width
-        self.maps: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        """Pass a call on and keep the map if it is a pooling that leaves one value per channel."""
-        named = kwargs or {}
-        given = args[0] if args else named.get("input")
-        pools = getattr(func, "__name__", "") in {
-            "adaptive_avg_pool2d",
-            "avg_pool2d",
-            "mean",
-            "sum",
-        }
-        if (
-            pools
-            and isinstance(given, Tensor)
-            and given.ndim == 4
-            and given.shape[1] == self._width
-        ):
-            kept = given.clone()
-            out = func(*args, **named)
-            if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
-                self.maps.append(kept)
-            return out
-        return func(*args, **named)
-
-
-def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return the maps that are averaged, and the class scores, proved to be the head's of their means or sums."""
-    pools = _Pools(head.in_features)
-    with torch.no_grad():
-        with pools:
-            scores = class_scores(passes.output(inputs), passes.score.output)
-        for maps in reversed(pools.maps):
-            if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
-                return maps.to(inputs), scores.to(inputs)
-    reason = "other operations stand between them or after"
-    raise RefusedError(
-        _no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged")
-    )
-
-
-def _where(ran: tuple[Ran, ...], layer: Ran | None, inputs: Tensor) -> Geometry | None:
-    if layer is None:
-        return None
-    return Layout.of(ran, f"{layer.layer}:{layer.call}", tuple(inputs.shape[2:]), None).geometry

@@ -34,6 +34,7 @@ FLOAT32 = Precision("float32")
 _CPU_ELEMENTS = 8 * 3 * 224 * 224
 _ELSEWHERE_ELEMENTS = 64 * 3 * 224 * 224
 _MOST_ROWS = 256
+_MOST_REMEMBERED = 16
 
 
 @dataclass
@@ -203,6 +204,10 @@ def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
     made = _REMEMBERED[model][1]
     if key not in made:
         made[key] = make()
+        if (
+            len(made) > _MOST_REMEMBERED
+        ):  # copies hold weights of their own where BatchNorm is folded
+            del made[next(iter(made))]
     return cast("T", made[key])
 
 

@@ -234,28 +234,34 @@ def _integrate(
         bases.append(base)
         errors.append(found.error)
         steps = torch.maximum(steps, used)
-    values, base = moments.mean, torch.stack(bases).mean(0)
-    gap = values.flatten(1).sum(1) - (value - base).double()
-    diagnostics = {
-        "completeness_gap": gap,
-        "relative_gap": _relative(gap, value - base),
-        "steps": steps,
-    }
-    if method.steps == "auto":
-        diagnostics["converged"] = diagnostics["relative_gap"] <= method.tolerance
-    if method.rule == "mc":
-        error = torch.stack(errors).square().sum(0).sqrt() / len(errors)
-        diagnostics["standard_error"] = error.to(ends.dtype)
-    if len(starts) > 1:
-        diagnostics["baseline_spread"] = moments.variance.sqrt().to(ends.dtype)
+    base = torch.stack(bases).mean(0)
+    diagnostics = _checks(method, moments, value - base, steps, torch.stack(errors))
     return passes.attribution(
         described,
         inputs,
-        values.to(ends.dtype),
+        moments.mean.to(ends.dtype),
         value,
         baseline_score=base,
-        diagnostics=diagnostics,
+        diagnostics={
+            k: d.to(ends.dtype) if d.is_floating_point() else d for k, d in diagnostics.items()
+        },
     )
+
+
+def _checks(
+    method: IntegratedGradients, maps: Moments, difference: Tensor, steps: Tensor, errors: Tensor
+) -> dict[str, Tensor]:
+    """Return what tells how far to trust the mean of maps from several baselines."""
+    gap = maps.mean.flatten(1).sum(1) - difference.double()
+    relative = gap.abs() / difference.double().abs().clamp(min=1e-8)
+    found = {"completeness_gap": gap, "relative_gap": relative, "steps": steps}
+    if method.steps == "auto":
+        found["converged"] = relative <= method.tolerance
+    if method.rule == "mc":
+        found["standard_error"] = errors.square().sum(0).sqrt() / len(errors)
+    if maps.count > 1:
+        found["baseline_spread"] = maps.variance.sqrt()
+    return found
 
 
 def _one_path(
@@ -285,7 +291,3 @@ def _mean_scores(
         if of not in scores:
             scores[of] = passes.values(pool, torch.full((len(pool),), i)).double()
     return (weights * torch.stack([scores[of] for of in classes])).sum(1) / weights.sum(1)
-
-
-def _relative(gap: Tensor, difference: Tensor) -> Float[Tensor, " n"]:
-    return gap.abs() / difference.double().abs().clamp(min=1e-8)

@@ -41,7 +41,7 @@ class Relevance:
         """Return the relevance per unit of the tensor's value; extra relevance where the value is zero is lost."""
         if self.extra is None:
             return torch.zeros_like(value) if self.gradient is None else self.gradient
-        share = self.extra / (value + signed(value, _TINY))
+        share = self.extra / (value + signed(value, STABILIZER))
         return share if self.gradient is None else share + self.gradient
 
 
@@ -126,16 +126,16 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Epsilon:
-    """`R_i = Σ_j a_i w_ij / (z_j + ε sign z_j) R_j` (Bach et al. 2015, eq. 58); `Epsilon(0.0)` is LRP-0, exactly."""
+    """`R_i = Σ_j a_i w_ij / (z_j + ε sign z_j) R_j` (Bach et al. 2015, eq. 58); `Epsilon(0.0)` is LRP-0."""
 
     epsilon: float = 1e-6
 
     def __call__(self, call: LinearCall) -> Share:
-        if self.epsilon == 0:
+        if self.epsilon == 0 and call.relevance.extra is None:
             shares = call.relevance.as_gradient(call.output)
             lost = shares.new_zeros(len(shares))
         else:
-            stabilizer = signed(call.output, self.epsilon)
+            stabilizer = signed(call.output, self.epsilon or STABILIZER)
             shares = call.total / (call.output + stabilizer)
             lost = _rows(shares * stabilizer)
         inputs = Relevance(call.gradient(Term(shares, call.weight, call.weight)))
@@ -298,7 +298,8 @@ class Pass:
         return Share(Relevance(extra=call.total), nothing, nothing)
 
 
-_TINY = 1e-12
+STABILIZER = 1e-6
+"""What is added to a sum that extra relevance is divided by, as where a rule has its ε."""
 
 
 def signed(values: Tensor, size: float) -> Tensor:

@@ -34,7 +34,7 @@ class Slic:
     in CIELAB if it has three channels.
 
     Attributes:
-        segments: about how many.
+        segments: about how many; fewer if they would get less than four pixels each.
         compactness: weight of position against colour.
         iterations: of k-means.
     """
@@ -43,7 +43,7 @@ class Slic:
     compactness: float = 10.0
     iterations: int = 10
 
-    def __call__(self, inputs: Float[Tensor, "n c h w"]) -> Int[Tensor, "n 1 h w"]:
+    def __call__(self, inputs: Float[Tensor, "n *shape"]) -> Int[Tensor, "n 1 h w"]:
         """Return labels.
 
         Raises:
@@ -60,7 +60,7 @@ class Slic:
 
     def _label(self, image: _Array) -> _Array:
         height, width = image.shape[:2]
-        step = max(1.0, (height * width / self.segments) ** 0.5)
+        step = max(2.0, (height * width / self.segments) ** 0.5)
         rows, columns = (max(1, round(size / step)) for size in (height, width))
         y, x = np.mgrid[:height, :width]
         row, column = (y * rows // height).ravel(), (x * columns // width).ravel()
@@ -71,7 +71,7 @@ class Slic:
         for _ in range(self.iterations):
             centres = _means(features, labels, rows * columns)
             labels = _nearest(features, centres, cells)
-        return _connected(labels.reshape(height, width), step * step / 4)
+        return _connected(labels.reshape(height, width), max(2.0, step * step / 4))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Quickshift:
     ratio: float = 0.2
     seed: int = 0
 
-    def __call__(self, inputs: Float[Tensor, "n c h w"]) -> Int[Tensor, "n 1 h w"]:
+    def __call__(self, inputs: Float[Tensor, "n *shape"]) -> Int[Tensor, "n 1 h w"]:
         """Return labels.
 
         Raises:
@@ -120,7 +120,7 @@ class Grid:
     rows: int = 7
     columns: int = 7
 
-    def __call__(self, inputs: Float[Tensor, "n c h w"]) -> Int[Tensor, "n 1 h w"]:
+    def __call__(self, inputs: Float[Tensor, "n *shape"]) -> Int[Tensor, "n 1 h w"]:
         """Return labels.
 
         Raises:
@@ -130,7 +130,7 @@ class Grid:
         height, width = inputs.shape[2:]
         if not (1 <= self.rows <= height and 1 <= self.columns <= width):
             raise InputError(
-                f"a grid of {self.rows} × {self.columns} does not fit {height} × {width} pixels."
+                f"a grid of {self.rows} by {self.columns} does not fit {height} by {width} pixels."
             )
         row = torch.arange(height, device=inputs.device) * self.rows // height
         column = torch.arange(width, device=inputs.device) * self.columns // width
@@ -149,7 +149,7 @@ class Given:
     masks: Samples
 
     @classmethod
-    def of(cls, labels: Int[Tensor, "maps *places"]) -> "Given":
+    def of(cls, labels: Shaped[Tensor, "maps *places"]) -> "Given":
         """Return a segmentation by maps of labels `[maps, h, w]`, or `[maps, *shape]` for each value its own."""
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise InputError(f"labels must be whole numbers, got {labels.dtype}.")
@@ -216,7 +216,7 @@ def _pixels(inputs: Float[Tensor, "n c h w"]) -> list[_Array]:
 def _lab(image: _Array) -> _Array:
     """Return CIELAB colours (D65) of an sRGB image; of other images, the channels on the same scale."""
     if image.shape[2] != 3:
-        return cast("_Array", image * 100)
+        return image * 100
     linear = np.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
     xyz = linear @ (_TO_XYZ / _WHITE[:, None]).T
     bent = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
@@ -272,8 +272,8 @@ def _connected(labels: _Array, smallest: float) -> _Array:
         ],
         axis=1,
     )
-    same = labels.ravel()[pairs[0]] == labels.ravel()[pairs[1]]
-    pieces = csgraph.connected_components(_links(*pairs[:, same], labels.size), directed=False)[1]
+    start, end = pairs[:, labels.ravel()[pairs[0]] == labels.ravel()[pairs[1]]]
+    pieces = csgraph.connected_components(_links(start, end, labels.size), directed=False)[1]
     while True:
         sizes = np.bincount(pieces)
         first, second = pieces[pairs]

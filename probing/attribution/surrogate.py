@@ -3,19 +3,30 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from probing.attribution.base import InputError
-from probing.attribution.regression import Fit, Lasso, Ridge, Selection, select, split_half
+from probing.attribution.regression import (
+    Fit,
+    Lasso,
+    LeastSquares,
+    Ridge,
+    Selection,
+    half_fit,
+    select,
+    split_half,
+    weighted_r2,
+)
 
 Value = Callable[[Tensor], Tensor]
 """Scores `[k]` of coalitions `[k, parts]`, boolean: true where a part is kept."""
 
 _MOST_ENUMERATED = 16  # parts: 65,536 coalitions
+RIDGE = Ridge()
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Local:
     width: float = 0.25
     features: int | None = None
     selection: Selection = "auto"
-    regression: Ridge | Lasso = Ridge()
+    regression: Ridge | Lasso = RIDGE
     stable: float | None = None
     seed: int = 0
 
@@ -97,8 +108,7 @@ class Local:
         while len(scores) < len(masks):
             part = masks[len(scores) : len(scores) + step]
             scores = torch.cat([scores, _distinct(value, part)])
-            seen = masks[: len(scores)]
-            reliability = split_half(seen.double(), scores, self._weights(seen))
+            reliability = self._reliability(masks[: len(scores)], scores)
             if self.stable is not None and reliability >= self.stable:
                 break
         found = self._fit(masks[: len(scores)], scores)
@@ -134,9 +144,13 @@ class Local:
         distance = 1 - masks.double().mean(1).sqrt()
         return (-distance.square() / (2 * self.width**2)).exp()
 
-    def _fit(
-        self, masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"]
-    ) -> Contributions:
+    def _reliability(self, masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"]) -> float:
+        kept, weights = masks.double(), self._weights(masks)
+        return split_half(
+            len(scores), lambda rows: half_fit(kept[rows], scores[rows], weights[rows])
+        )
+
+    def _fit(self, masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"]) -> Contributions:
         kept, weights = masks.double(), self._weights(masks)
         chosen = select(kept, scores, weights, self.features, self.selection)
         fit = self.regression(kept[:, chosen], scores, weights)
@@ -178,7 +192,8 @@ class KernelShap:
         weights = _shapley_kernel(masks) if everything else torch.ones(len(masks)).double()
         ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
         scores = _distinct(value, torch.cat([ends, masks]))
-        found = _constrained(masks, scores, weights)
+        empty, whole = float(scores[0]), float(scores[1])
+        found = _constrained(masks, scores[2:], weights, (empty, whole))
         if everything:
             none = torch.zeros_like(found.standard_error)
             return replace(found, standard_error=none, reliability=1.0)
@@ -215,7 +230,7 @@ class ExactShapley:
         values = torch.stack([_marginal(masks, scores, part) for part in range(count)])
         none, empty = torch.zeros_like(values), float(scores[0])
         inner = masks[1:-1]
-        r2 = _r2(scores[1:-1], empty + inner.double() @ values, _shapley_kernel(inner))
+        r2 = weighted_r2(scores[1:-1], empty + inner.double() @ values, _shapley_kernel(inner))
         score = float(scores[-1])
         return Contributions(values, none, empty, r2, score, score, 1.0, 1.0, len(masks))
 
@@ -245,7 +260,9 @@ def _refuse_single(count: int) -> None:
 def _distinct(value: Value, masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
     """Return the score of each coalition, and ask once only for those that repeat."""
     count = masks.shape[1]
-    if count > 62 or len(masks) < 2:  # codes must fit a whole number of 64 bits; long ones rarely repeat
+    if (
+        count > 62 or len(masks) < 2
+    ):  # codes must fit a whole number of 64 bits; long ones rarely repeat
         return value(masks).double().cpu()
     codes = (masks.long() << torch.arange(count)).sum(1)
     first, back = _first_of_each(codes)
@@ -271,41 +288,40 @@ def _shapley_kernel(masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
 
 
 def _constrained(
-    masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " all"], weights: Float64[Tensor, " k"]
+    masks: Bool[Tensor, "k parts"],
+    scores: Float64[Tensor, " k"],
+    weights: Float64[Tensor, " k"],
+    ends: tuple[float, float],
 ) -> Contributions:
-    """Return the least squares fit that is exact for nothing kept (the first score) and everything (the second)."""
-    empty, whole, inner = float(scores[0]), float(scores[1]), scores[2:]
-    kept, count = masks.double(), masks.shape[1]
-    # Coefficients are an equal share each, plus a combination of directions that add up to zero.
-    span = torch.linalg.qr(torch.cat([torch.ones(count, 1), torch.eye(count)[:, 1:]], 1).double())[0]
+    """Return the least squares fit that is exact for nothing kept and for everything."""
+    kept, count, (empty, whole) = masks.double(), masks.shape[1], ends
+    # Coefficients are an equal share each, plus directions that add up to zero.
     share = (whole - empty) / count
-    rest = inner - empty - kept.sum(1) * share
-    design = kept @ span[:, 1:]
+    span = _sum_free(count)
     root = weights.sqrt()
-    inverse = torch.linalg.pinv(root[:, None] * design, hermitian=False)
-    free = inverse @ (root * rest)
-    coefficients = share + span[:, 1:] @ free
-    error = (root * (rest - design @ free))[None] * inverse
-    paired = error.reshape(len(free), -1, 2).sum(2)  # complements were drawn together
-    pairs = paired.shape[1]
-    spread = (span[:, 1:] @ paired).square().sum(1) * (pairs / max(pairs - len(free), 1))
-    halves = [root[i::4, None] * design[i::4] for i in (0, 1, 2, 3)]
-    first, second = (
-        share + span[:, 1:] @ (torch.linalg.pinv(torch.cat(z)) @ torch.cat(y))
-        for z, y in zip(
-            (halves[:2], halves[2:]),
-            [[(root * rest)[i::4] for i in pair] for pair in ((0, 1), (2, 3))],
-            strict=True,
-        )
+    design, targets = root[:, None] * (kept @ span), root * (scores - empty - kept.sum(1) * share)
+    solution = LeastSquares.of(design)
+    free = solution.operator @ targets
+    coefficients = share + span @ free
+    by_row = span @ (solution.operator * (targets - design @ free))
+    by_pair = by_row[:, ::2] + by_row[:, 1::2]  # complements were drawn together
+    pairs = by_pair.shape[1]
+    scale = pairs / (pairs - count + 1) if pairs >= count else torch.inf
+    errors = (by_pair.square().sum(1) * scale).sqrt()
+    reliability = split_half(
+        len(scores), lambda rows: span @ (LeastSquares.of(design[rows]).operator @ targets[rows])
     )
-    from probing.attribution.regression import agreement
+    r2 = weighted_r2(scores, empty + kept @ coefficients, weights)
+    facts = (empty, r2, whole, whole, solution.condition, reliability, len(scores) + 2)
+    return Contributions(coefficients, errors, *facts)
 
-    r2 = _r2(inner, empty + kept @ coefficients, weights)
-    condition = float(torch.linalg.cond(root[:, None] * design)) ** 2
-    reliability = agreement(first, second)
-    return Contributions(
-        coefficients, spread.sqrt(), empty, r2, whole, whole, condition, reliability, len(scores)
-    )
+
+def _sum_free(count: int) -> Float64[Tensor, "parts free"]:
+    """Return an orthonormal basis of the coefficients that add up to zero."""
+    basis = torch.eye(count, dtype=torch.float64)
+    basis[:, 0] = 1
+    orthonormal: Tensor = torch.linalg.qr(basis)[0]
+    return orthonormal[:, 1:]
 
 
 def _marginal(
@@ -325,7 +341,3 @@ def _contributions(
     score = float(scores[0])
     facts = (fit.intercept, fit.r2, prediction, score, fit.condition, 0.0, len(masks))
     return Contributions(coefficients, errors, *facts)
-
-
-def _r2(scores: Tensor, predicted: Tensor, weights: Tensor) -> float:
-    return 1.0

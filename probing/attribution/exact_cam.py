@@ -1,0 +1,160 @@
+"""The class activation map of a network that ends in a global average and a linear layer: a logit's exact parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from probing.attribution.base import (
+    Attribution,
+    Geometry,
+    RefusedError,
+    checked,
+    images_only,
+    in_chunks,
+    unchanged,
+)
+from probing.attribution.maps import Layout, Ran, layers_run
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.tail import agree
+from probing.layers import resolve
+from probing.precision import Precision
+from probing.scores import Score, class_scores
+
+
+@dataclass(frozen=True)
+class CAM:
+    """A logit's own parts: the weights of the last layer applied at each place (Zhou et al. 2016, eq. 2).
+
+    Exact, and so refused unless a global average (or sum) of a map feeds the linear layer that gives the logits. The
+    map has no ReLU; its mean (or sum) is the logit minus its bias, `diagnostics["completeness_gap"]` aside.
+
+    Attributes:
+        batch_size: examples of a pass.
+        precision: how passes run.
+    """
+
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return maps `[n, 1, h, w]` of the last map's resolution.
+
+        Raises:
+            RefusedError: for another head, or a score that is no logit.
+        """
+        inputs = checked(score, images_only(inputs))
+        if score.unit != "logit":
+            raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
+        with unchanged(score.model):
+            ran = layers_run(score.model, inputs)
+            name = _head(score.model, ran)
+            passes = Passes.of(score, inputs, self.batch_size, self.precision, [name])
+            head = resolve(passes.score.model, name)
+            assert isinstance(head, nn.Linear)
+            parts = in_chunks(
+                len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head)
+            )
+            maps, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            value = replace(passes.score, output=None).read(scores)
+            values, gap = _weighed(score, head, maps, value)
+            layer = next((r for r in reversed(ran) if r.shape[1:] == maps.shape[1:]), None)
+            return passes.attribution(
+                self,
+                inputs,
+                values[:, None].contiguous(),
+                value,
+                layer="" if layer is None else layer.layer,
+                geometry=_where(ran, layer, inputs),
+                diagnostics={"completeness_gap": gap},
+            )
+
+
+def _weighed(
+    score: Score, head: nn.Linear, maps: Float[Tensor, "n c h w"], value: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]]:
+    """Return maps weighed by the head, and what their mean or sum, with the bias, misses of the logit."""
+    rows = torch.arange(len(maps), device=maps.device)
+    target = (
+        score.target if isinstance(score.target, Tensor) else torch.full_like(rows, score.target)
+    )
+    values = torch.einsum("nk,nkhw->nhw", head.weight.detach().to(maps)[target], maps)
+    bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
+    gaps = [side + bias - value for side in (values.mean((1, 2)), values.sum((1, 2)))]
+    return values, min(gaps, key=lambda gap: float(gap.abs().max()))
+
+
+def _head(model: nn.Module, ran: tuple[Ran, ...]) -> str:
+    linear = [r for r in ran if r.layer and isinstance(resolve(model, r.layer), nn.Linear)]
+    if not linear:
+        raise RefusedError(_no_cam(model, "it has no linear layer"))
+    return linear[-1].layer
+
+
+def _no_cam(model: nn.Module, reason: str) -> str:
+    return (
+        f"CAM needs a global average of a map that feeds the last linear layer of {type(model).__name__}, "
+        f"but {reason}: use GradCAM or HiResCAM."
+    )
+
+
+class _Pools(TorchFunctionMode):
+    """Keeps the maps of some width that are pooled over all places."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Pass a call on and keep the map if it is a pooling that leaves one value per channel."""
+        named = kwargs or {}
+        given = args[0] if args else named.get("input")
+        pools = getattr(func, "__name__", "") in {
+            "adaptive_avg_pool2d",
+            "avg_pool2d",
+            "mean",
+            "sum",
+        }
+        if (
+            pools
+            and isinstance(given, Tensor)
+            and given.ndim == 4
+            and given.shape[1] == self._width
+        ):
+            kept = given.clone()
+            out = func(*args, **named)
+            if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
+                self.maps.append(kept)
+            return out
+        return func(*args, **named)
+
+
+def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return the maps that are averaged, and the class scores, proved to be the head's of their means or sums."""
+    pools = _Pools(head.in_features)
+    with torch.no_grad():
+        with pools:
+            scores = class_scores(passes.output(inputs), passes.score.output)
+        for maps in reversed(pools.maps):
+            if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
+                return maps.to(inputs), scores.to(inputs)
+    reason = "other operations stand between them or after"
+    raise RefusedError(
+        _no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged")
+    )
+
+
+def _where(ran: tuple[Ran, ...], layer: Ran | None, inputs: Tensor) -> Geometry | None:
+    if layer is None:
+        return None
+    return Layout.of(ran, f"{layer.layer}:{layer.call}", tuple(inputs.shape[2:]), None).geometry

@@ -1,0 +1,255 @@
+"""LIME: which parts of an image, or words of a text, a score depends on, by hiding them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from probing.attribution.base import Attribution, InputError, checked, unchanged
+from probing.attribution.parts import (
+    Hidden,
+    PartMean,
+    TensorParts,
+    TextParts,
+    Tokens,
+    Words,
+    fillings,
+)
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.superpixels import Segmentation, Slic
+from probing.attribution.surrogate import Contributions, Local, Surrogate
+from probing.precision import Precision
+from probing.provenance import Provenance, Result
+from probing.scores import OutputError, Score, TargetError
+
+Predict = Callable[[list[str]], object]
+"""From texts to their class scores `[n, classes]`, as a tensor, an array or nested lists."""
+
+SUPERPIXELS, PART_MEAN, WORDS = Slic(), PartMean(), Words()
+FOR_IMAGES, FOR_TEXTS = Local(), Local(samples=5000, coalitions="size", features=10)
+
+
+@dataclass(frozen=True)
+class LIME:
+    """The coefficients of a linear model of the score, in which parts of the input are kept or hidden.
+
+    By default as Ribeiro et al. 2016, with the reference implementation's settings: 1,000 coalitions, kernel width
+    0.25, ridge regression; but superpixels by `Slic`, which needs no other package. It explains the score's own unit,
+    where the reference explains probabilities. Each value of the map holds the coefficient of its whole part (0 for
+    parts that are not selected), so values are not to be added up over a part. With `surrogate=KernelShap()` or
+    `ExactShapley()` the coefficients are Shapley values instead.
+
+    In the diagnostics: `parts`, the part of each value; `standard_error`, of the map's shape; and for each input
+    `r2` (weighted), `intercept`, `prediction` (of the linear model, for the input itself), `condition` (of the
+    regression), `reliability` (rank correlation of coefficients, split-half), `coalitions` (used).
+
+    Attributes:
+        parts: how inputs are cut.
+        hidden: what shows where a part is hidden: the part's mean colour, or a baseline, such as `Constant` (a
+            colour), `Blurred`, or given `Samples`.
+        surrogate: how coalitions are drawn and coefficients fitted.
+        batch_size: variants of a pass.
+        precision: how passes run; `fast` is fit for these (no gradients are taken).
+    """
+
+    parts: Segmentation = SUPERPIXELS
+    hidden: Hidden = PART_MEAN
+    surrogate: Surrogate = FOR_IMAGES
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the map.
+
+        Raises:
+            InputError: if an input can't be cut, or is a single part.
+        """
+        inputs = checked(score, inputs)
+        with unchanged(score.model):
+            passes = Passes.of(score, inputs, self.batch_size, self.precision)
+            placed = inputs.to(passes.device)
+            labels = self.parts(placed)
+            shown = fillings(self.hidden, placed)
+            cut = [TensorParts.of(placed[i], labels[i], shown[i]) for i in range(len(inputs))]
+            found = [
+                self.surrogate(_Scored(passes, parts, i), parts.count)
+                for i, parts in enumerate(cut)
+            ]
+            return self._result(passes, inputs, cut, found)
+
+    def _result(
+        self,
+        passes: Passes,
+        inputs: Tensor,
+        cut: list[TensorParts],
+        found: list[Contributions],
+    ) -> Attribution:
+        values, errors = (
+            torch.stack([parts.spread(v) for parts, v in zip(cut, each, strict=True)]).to(inputs)
+            for each in ([f.coefficients for f in found], [f.standard_error for f in found])
+        )
+        places = [parts.labels.expand(parts.example.shape) for parts in cut]
+        facts = ("r2", "intercept", "prediction", "condition", "reliability")
+        diagnostics = {
+            name: torch.tensor([getattr(f, name) for f in found], dtype=torch.float64)
+            for name in facts
+        }
+        diagnostics |= {
+            "standard_error": errors,
+            "parts": torch.stack(places).to(inputs.device),
+            "coalitions": torch.tensor([f.samples for f in found]),
+        }
+        score = torch.tensor([f.score for f in found], dtype=torch.float64).to(inputs)
+        return passes.attribution(self, inputs, values, score, diagnostics=diagnostics)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of coalitions of one input's parts."""
+
+    passes: Passes
+    parts: TensorParts
+    row: int
+
+    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+        found = []
+        for part in self.passes.slices(len(kept)):
+            variants = self.parts.render(kept[part])
+            rows = torch.full((len(variants),), self.row)
+            with torch.no_grad():
+                found.append(self.passes.value(variants, rows).double().cpu())
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class TextAttribution(Result):
+    """What each part of a text contributes to a class's score; positive values raise it."""
+
+    text: str
+    """What was explained."""
+    parts: tuple[str, ...]
+    """The words, one for each part."""
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    """Where each part's words begin and end in the text, in characters."""
+    values: Float64[Tensor, " parts"]
+    """Coefficients, zero for parts that were not selected."""
+    standard_error: Float64[Tensor, " parts"]
+    """By the draw of coalitions; zero for parts that were not selected."""
+    score: float
+    """The class's score of the whole text."""
+    target: int
+    """The class."""
+    n_forward: int
+    """Texts that the model was given."""
+    diagnostics: dict[str, float]
+    """`r2` (weighted), `intercept`, `prediction`, `condition`, `reliability` and `coalitions`, as for `LIME`."""
+
+
+@dataclass(frozen=True)
+class TextLIME:
+    """LIME for texts: which words a class's score depends on, for any function from texts to class scores.
+
+    By default as the reference implementation: 5,000 coalitions in which the number of hidden words is uniform, the
+    kernel of `LIME`, and the 10 parts with the highest weights. Scores are explained as the function gives them,
+    probabilities or logits.
+
+    Attributes:
+        parts: how a text is cut: `Words` (all occurrences of a word together) or `Occurrences`.
+        surrogate: how coalitions are drawn and coefficients fitted.
+        batch_size: texts of a call.
+    """
+
+    parts: Tokens = WORDS
+    surrogate: Surrogate = FOR_TEXTS
+    batch_size: int = 256
+
+    def __call__(self, predict: Predict, text: str, target: int | None = None) -> TextAttribution:
+        """Return the contributions of a text's parts.
+
+        Args:
+            predict: from texts to class scores `[n, classes]`.
+            text: what is explained.
+            target: a class; the one with the highest score unless given.
+
+        Raises:
+            InputError: for a text without words, with a single part, or whose words change nothing: the model
+                knows none of them.
+            OutputError: if the function does not return one row of finite class scores per text.
+            TargetError: if the target is no class.
+        """
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
+        cut = self.parts(text)
+        whole = _class_scores(predict, [text])[0]
+        chosen = int(whole.argmax()) if target is None else target
+        if not 0 <= chosen < len(whole):
+            raise TargetError(
+                f"class {chosen} is out of range: the function gives {len(whole)} classes, "
+                f"0 to {len(whole) - 1}."
+            )
+        scored = _ScoredTexts(predict, cut, chosen, self.batch_size)
+        found = self.surrogate(scored, cut.count)
+        scored.refuse_constant()
+        facts = ("r2", "intercept", "prediction", "condition", "reliability")
+        diagnostics = {name: float(getattr(found, name)) for name in facts}
+        return TextAttribution(
+            Provenance.collect(method=self),
+            text,
+            cut.names,
+            cut.spans,
+            found.coefficients,
+            found.standard_error,
+            found.score,
+            chosen,
+            scored.count + 1,
+            diagnostics | {"coalitions": float(found.samples)},
+        )
+
+
+@dataclass
+class _ScoredTexts:
+    """Scores of coalitions of a text's parts; keeps their count and range."""
+
+    predict: Predict
+    parts: TextParts
+    target: int
+    batch_size: int
+    count: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+        batches = [self.parts.render(part) for part in torch.split(kept, self.batch_size)]
+        scores = torch.cat([_class_scores(self.predict, b)[:, self.target] for b in batches])
+        self.count += len(kept)
+        self.low = min(self.low, float(scores.min()))
+        self.high = max(self.high, float(scores.max()))
+        return scores
+
+    def refuse_constant(self) -> None:
+        """Raise `InputError` if no coalition changed the score, up to rounding."""
+        if self.high - self.low <= 1e-7 * max(abs(self.high), abs(self.low)):
+            raise InputError(
+                f"the score of class {self.target} stays {self.high:.4g} whichever parts of the text "
+                f"{self.parts.text[:40]!r} are hidden: does the model know any of its words?"
+            )
+
+
+def _class_scores(predict: Predict, texts: list[str]) -> Float64[Tensor, "n classes"]:
+    output = predict(list(texts))
+    try:
+        scores = torch.as_tensor(output).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise OutputError(
+            f"a text function must return class scores [n, classes], got a {type(output).__name__}."
+        ) from None
+    if scores.ndim != 2 or len(scores) != len(texts) or not scores.shape[1]:
+        raise OutputError(
+            f"a text function must return [n, classes] for n texts, got shape {tuple(scores.shape)} "
+            f"for {len(texts)}."
+        )
+    if not torch.isfinite(scores).all():
+        raise OutputError("a text function must return finite class scores, got NaN or infinity.")
+    return scores

@@ -1,0 +1,165 @@
+"""The page: self-contained, escaped, numbered; and the report of an audit."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import audits
+import pytest
+
+from concepts import page as page_module
+from concepts.page import write_report
+from concepts.results import AuditResults, ResultsError
+from probing.report import (
+    Finding,
+    Paragraph,
+    Plate,
+    Points,
+    Report,
+    ReportError,
+    Section,
+    Table,
+    interval,
+    number,
+    p_value,
+)
+
+HOSTILE = '<script>alert(1)</script><img src="http://x.test/a.png" onerror="alert(1)">'
+EXTERNAL = re.compile(
+    r"""(?:src|href|action|data|poster)\s*=\s*["']?(?!["']?(?:\#|data:))|url\((?!\#|["']?data:)|@import|https?://""",
+    re.IGNORECASE,
+)
+
+
+def page(text: str = "some text") -> str:
+    blocks = (
+        Paragraph(text),
+        Points((text,)),
+        Plate("<svg ></svg>", text, "figures/a"),
+        Table(text, (text, "b"), ((text, "1"),)),
+        Table("more", ("a", "b"), ((text, "1"),), folded=True),
+        Plate("<svg ></svg>", "second"),
+    )
+    report = Report(
+        title=text,
+        subject=text,
+        question=text,
+        findings=(Finding(text, text),),
+        limits=(text,),
+        sections=(Section(text, blocks),),
+        colophon=((text, text),),
+    )
+    return report.html()
+
+
+def test_nothing_on_the_page_is_fetched_from_elsewhere() -> None:
+    assert not EXTERNAL.findall(page())
+
+
+def test_whatever_stands_in_a_report_is_text() -> None:
+    html = page(HOSTILE)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert html.count("&lt;script&gt;") >= 10
+
+
+def test_the_page_forbids_scripts_and_connections() -> None:
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page())
+    assert policy is not None
+    assert "default-src 'none'" in policy[1]
+    assert "script-src" not in policy[1]
+
+
+def test_the_verdict_comes_before_its_limits_and_these_before_the_sections() -> None:
+    html = page()
+    places = [html.index(part) for part in ("Verdict", "What this does not say", 'id="s1"')]
+    assert places == sorted(places)
+
+
+def test_figures_and_tables_are_numbered_apart() -> None:
+    html = page()
+    assert re.findall(r"<b>(Figure|Table) (\d)\.</b>", html) == [
+        ("Figure", "1"), ("Table", "1"), ("Table", "2"), ("Figure", "2")
+    ]  # fmt: skip
+    assert "For print: figures/a.png and .pdf." in html
+
+
+def test_only_one_svg_element_is_taken_as_markup() -> None:
+    for markup in ("<p>text</p>", "<svg ></svg><script></script>", "text <svg ></svg>"):
+        with pytest.raises(ReportError, match="one svg element"):
+            Plate(markup, "caption")
+
+
+def test_a_table_with_a_ragged_row_is_refused() -> None:
+    with pytest.raises(ReportError, match="'numbers' has 2 columns, but a row of 1 cells"):
+        Table("numbers", ("a", "b"), (("1",),))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (number(-0.531), "\N{MINUS SIGN}0.53"),
+        (number(0.531, sign=True), "+0.53"),
+        (number(-0.001, sign=True), "0.00"),
+        (number(None), "\N{EN DASH}"),
+        (interval(-0.1, 0.2), "\N{MINUS SIGN}0.10 to +0.20"),
+        (interval(None, 0.2), "\N{EN DASH}"),
+        (p_value(0.0004), "< 0.001"),
+        (p_value(0.0312), "0.031"),
+        (p_value(None), "\N{EN DASH}"),
+    ],
+)
+def test_numbers_are_set_as_in_print(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def report_of(results: AuditResults, folder: Path) -> str:
+    audits.save_pictures(folder / "images")
+    results.save(folder)
+    write_report(
+        folder, {"created": "today", "command": ["probing", HOSTILE], "versions": {"torch": "1"}}
+    )
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made_up = audits.results(targets=("bikini", HOSTILE, "$a_1$", "purse"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "save_figure", lambda *_: None)  # the page does not need them
+        return report_of(replace(made_up, title=HOSTILE), tmp_path_factory.mktemp("hostile"))
+
+
+def test_an_audits_report_is_self_contained_whatever_its_classes_are_called(
+    hostile_report: str,
+) -> None:
+    outside = re.sub(r"&lt;.*?&gt;|&#34;.*?&#34;", "", hostile_report)
+    assert "<script" not in hostile_report
+    assert "<img" not in hostile_report
+    assert not EXTERNAL.findall(outside)
+    assert "$a_1$" in hostile_report
+
+
+def test_an_audits_report_holds_every_section_and_figure(hostile_report: str) -> None:
+    assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 9
+    titles = re.findall(r'<h2 id="s\d+">([^<]*)</h2>', hostile_report)
+    assert titles[:2] == ["Which layers may be trusted", "What a swap does to each class"]
+    assert "Why these classes" in titles
+
+
+def test_results_that_are_missing_or_damaged_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"no results\.json: run the audit first"):
+        write_report(tmp_path, {})
+    audits.results().save(tmp_path)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    (tmp_path / "results.json").write_text(
+        text.replace('"level": 0.95', '"level": "high"'), encoding="utf-8"
+    )
+    with pytest.raises(ResultsError, match=r"can't be read: .* at 'level'"):
+        AuditResults.load(tmp_path)
+
+
+def test_saved_results_are_read_back_equal(tmp_path: Path) -> None:
+    results = audits.results()
+    results.save(tmp_path)
+    assert AuditResults.load(tmp_path) == results
