@@ -3,7 +3,8 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,8 @@ def run_audit(
     )
     say(_ahead(material, store))
     meter, done = _read(material, store)
-    results = _results(meter)
+    with _one_thread():
+        results = _results(meter)
     results.save(out)
     _save_pictures(meter, results, out / "images")
     _save_provenance(material, done, out)
@@ -94,6 +96,17 @@ def rebuild(out: Path) -> AuditResults:
     _write_tables(results, out / "tables")
     document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
     return write_report(out, document)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: these are many small products, and sums must not depend on how many threads there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ahead(material: Material, store: ActivationStore) -> str:

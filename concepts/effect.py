@@ -253,7 +253,8 @@ def _effects(
     """
     mask = allowed.double()
     divisors = [(side * sizes) @ mask.mT for side in (positives, negatives)]
-    if all((x == x[:1]).all() for x in (inputs, *divisors)):  # relabellings of matched or single examples
+    alike = (len(x) and (x == x[:1]).all() for x in (inputs, *divisors))
+    if all(alike):  # relabellings that keep the numbers: a product of two small matrices
         counted = inputs[0] / (inputs[0] @ weight)
         shares = [torch.where(counted > 0, counted / d[0], 0.0) @ (cross * mask) for d in divisors]
         return positives @ shares[0].mT - negatives @ shares[1].mT

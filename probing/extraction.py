@@ -287,7 +287,9 @@ class Engine:
             if ids:
                 self._check(job, list(ids), spaces)
             self._trusted.update(spaces)
-        self._trusted.update(job.spaces)  # what was not checked itself was computed in the same passes
+        self._trusted.update(
+            job.spaces
+        )  # what was not checked itself was computed in the same passes
 
     def _check(self, job: Job, ids: list[str], spaces: list[Space]) -> None:
         stored = {space: self._find(space, ids) for space in spaces}

@@ -94,6 +94,8 @@ def concordance(rankings: Sequence[Sequence[float]]) -> float:
     sums = [sum(ranking[i] for ranking in rankings) for i in range(items)]
     spread = sum((total - sum(sums) / items) ** 2 for total in sums)
     return 12 * spread / (raters**2 * (items**3 - items))
+
+
 def directional_derivatives(
     model: torch.nn.Module, layer: str, direction: Tensor, images: Tensor, target: int
 ) -> Tensor:
@@ -108,5 +110,3 @@ def directional_derivatives(
         handle.remove()
         found.append(torch.autograd.grad(logit, step)[0])
     return torch.stack(found)
-
-

@@ -573,11 +573,11 @@ def test_sets_that_overlap_are_refused_unless_allowed() -> None:
     )
     assert found.concepts == ("c",)
     own = TensorExamples(nets.images(20, seed=1)[10:])
+    alone = Concept("c", TensorExamples(nets.images(14, seed=1)))
+    shared = TensorExamples(torch.cat([nets.images(5, seed=2), pool]))
     with pytest.raises(
         OverlapError, match="random pool shares 5 examples with the inputs of class 0"
     ):
-        alone = Concept("c", TensorExamples(nets.images(14, seed=1)))
-        shared = TensorExamples(torch.cat([nets.images(5, seed=2), pool]))
         QUICK(ActivationStore(), targets, layers, [alone], inputs, shared)
     with pytest.raises(OverlapError, match="the inputs of class 0"):
         QUICK(
