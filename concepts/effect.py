@@ -46,6 +46,7 @@ from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 
+_DENSE = 1 << 20  # elements of a table of who belongs to which group
 _PART = 1000  # relabellings looked at together
 
 
@@ -227,8 +228,11 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
 
 
 def _sums(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"]) -> Float[Tensor, "groups m"]:
-    members = torch.nn.functional.one_hot(group, int(group.max()) + 1).to(rows.dtype)
-    return members.T @ rows  # a product of matrices: several times faster than adding row by row
+    groups = int(group.max()) + 1
+    if groups * len(group) > _DENSE:
+        return rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
+    # A product of matrices is several times faster than adding row by row.
+    return torch.nn.functional.one_hot(group, groups).to(rows.dtype).T @ rows
 
 
 def _effects(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probing.background import LoadAhead, WriteBehind
 from probing.fingerprint import bytes_id, tensor_id
@@ -53,7 +53,7 @@ class Engine:
     batch_size: int | Literal["auto"]
     show_progress: bool | None
     stats: StoreStats = field(default_factory=StoreStats)
-    _runners: dict[tuple[object, ...], Runner] = field(default_factory=dict)
+    _runners: dict[tuple[object, ...], tuple[nn.Module, Runner]] = field(default_factory=dict)
     _input_ids: dict[str, str] = field(default_factory=dict)
     _shapes: dict[Space, tuple[int, ...]] = field(default_factory=dict)
     _trusted: set[Space] = field(default_factory=set)
@@ -95,12 +95,17 @@ class Engine:
     def runner(self, job: Job, precision: Precision) -> Runner:
         """Return the prepared model for a job, made once."""
         device = self.device or device_of(job.model)
-        key = (next(iter(job.spaces)).weights, job.layers, precision, device)
+        # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
+        key = (id(job.model), job.weights, job.layers, precision, device)
         if key not in self._runners:
             while len(self._runners) >= _RUNNERS:
                 self._runners.pop(next(iter(self._runners)))
-            self._runners[key] = Runner.of(job.model, job.layers, precision, device)
-        return self._runners[key]
+            made = Runner.of(job.model, job.layers, precision, device)
+            self._runners[key] = (
+                job.model,
+                made,
+            )  # with the model, so that its id is not given to another
+        return self._runners[key][1]
 
     @contextmanager
     def _claim(self, job: Job, chunk: list[str], *, wait: bool) -> Iterator[bool]:
@@ -108,7 +113,7 @@ class Engine:
         if self.disk is None or not self._unwritten(job, chunk):
             yield True
             return
-        name = bytes_id("\0".join([job.spaces[0].weights, *chunk]).encode())
+        name = bytes_id("\0".join([job.weights, *chunk]).encode())
         with self.disk.lock(name, wait=wait) as held:
             if held:
                 self._refresh(job)

@@ -82,6 +82,11 @@ class Job:
             )
         )
 
+    @property
+    def weights(self) -> str:
+        """The content id of the model."""
+        return self.spaces[0].weights
+
     def load(self, ids: Sequence[str]) -> Tensor:
         """Return examples by id."""
         return self.examples.load([self.positions[e][0] for e in ids])

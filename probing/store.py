@@ -186,6 +186,11 @@ class ActivationStore:
         n = len(job.examples)
         total = Rows(list(range(n)), {}, [{} for _ in job.scores])
         for piece in self._engine.stream(job):
+            first, last = piece.positions[0], piece.positions[-1]
+            in_order = piece.positions == list(range(first, last + 1))
+            where = (
+                slice(first, last + 1) if in_order else piece.positions
+            )  # a slice is a plain copy
             parts = zip(
                 [total.activations, *total.gradients],
                 [piece.activations, *piece.gradients],
@@ -195,5 +200,5 @@ class ActivationStore:
                 for layer, rows in part.items():
                     if layer not in whole:
                         whole[layer] = rows.new_empty((n, *rows.shape[1:]))
-                    whole[layer][piece.positions] = rows
+                    whole[layer][where] = rows
         return total

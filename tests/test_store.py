@@ -165,6 +165,18 @@ def test_one_changed_weight_recomputes_every_row_and_one_changed_pixel_one_row(
     torch.testing.assert_close(rows["features.2"], direct(net, images)[1])
 
 
+def test_a_model_changed_in_place_does_not_stand_in_for_one_of_its_former_weights(
+    pictures: TensorExamples,
+) -> None:
+    first, second = nets.seeded(nets.ConvNet()), nets.seeded(nets.ConvNet())
+    store = ActivationStore()
+    store.activations(first, [""], Subset(pictures, [0, 1]))
+    with torch.no_grad():
+        first.head.weight += 1
+    rows = store.activations(second, [""], pictures)[""]
+    torch.testing.assert_close(rows, second(nets.images(40)).detach())
+
+
 def test_another_layer_pooling_or_precision_has_rows_of_its_own(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path
 ) -> None:

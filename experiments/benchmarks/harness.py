@@ -126,10 +126,15 @@ def machine() -> dict[str, str]:
         "cpu": cpu,
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        "bf16 instructions": str(any("avx512_bf16" in x or "amx_bf16" in x for x in _cpuinfo())),
+        "bf16 instructions": str(has_bf16()),
         "torch": version("torch"),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def has_bf16() -> bool:
+    """Return whether the CPU multiplies bfloat16 itself; without, autocast to it is slower than float32."""
+    return any("avx512_bf16" in x or "amx_bf16" in x for x in _cpuinfo())
 
 
 def _cpuinfo() -> list[str]:

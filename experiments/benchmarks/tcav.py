@@ -146,7 +146,7 @@ def gap(mine: object, theirs: object) -> str:
 def main() -> list[Row]:
     """Run the benchmark."""
     args = arguments("TCAV against captum and the floor.")
-    task = Task(*(12, 36, 48) if args.tiny else (30, 300, 224))
+    task = Task(*(12, 36, 48) if args.tiny else (20, 200, 224))
     few, some, many = (2, 3, 4) if args.tiny else (10, 50, 500)
     exact = Precision()
     rows = race(
