@@ -1,0 +1,49 @@
+"""`probing cache …`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from concepts.commands.common import CacheOption, CommandError, new_table, show
+
+app = typer.Typer(
+    help="The folder of stored activations: $PROBING_CACHE, or ~/.cache/probing.",
+    epilog="Example: probing cache info",
+)
+
+
+@app.command("info", epilog="Example: probing cache info --cache results/cache")
+def info(cache: CacheOption = None) -> None:
+    """Say what is stored, largest first."""
+    from probing import shards
+
+    root = cache or shards.default_root()
+    held = shards.cache_info(root)
+    total = sum(info.bytes for info in held)
+    typer.echo(f"{root}: {sum(info.rows for info in held):,} rows, {total / 1e6:,.1f} MB")
+    table = new_table("model", "weights", "layer", "what", "pooling", "precision", "rows", "MB")
+    for info in held:
+        space = info.space
+        names = (space.model, space.weights[:8], space.layer or "(output)", space.quantity)
+        sizes = (f"{info.rows:,}", f"{info.bytes / 1e6:,.1f}")
+        table.add_row(*names, space.pool, space.precision, *sizes)
+    if held:
+        show(table)
+
+
+@app.command("clear", epilog="Example: probing cache clear --yes")
+def clear(
+    cache: CacheOption = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove all stored rows; they are computed again when they are needed."""
+    from probing import shards
+
+    root = cache or shards.default_root()
+    size = sum(info.bytes for info in shards.cache_info(root)) / 1e6
+    if not yes and not sys.stdin.isatty():
+        raise CommandError(f"to remove {size:,.1f} MB of rows from {root}, say --yes.")
+    if yes or typer.confirm(f"Remove {size:,.1f} MB of rows from {root}?"):
+        typer.echo(f"Freed {shards.clear_cache(root) / 1e6:,.1f} MB in {root}.")

@@ -1,0 +1,68 @@
+"""What commands share: options, pictures and classes as users name them, tables."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from probing.examples import ImageExamples, OnError
+    from probing.models import LoadedModel
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:function."),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A file, package:NAME/path/inside, or random."),
+]
+KeysOption = Annotated[
+    Literal["name", "order"],
+    typer.Option(help="How entries of the weights file find their places."),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Stored activations; $PROBING_CACHE or ~/.cache/probing by default."
+    ),
+]
+
+
+class CommandError(ValueError):
+    """A command line that can't be followed."""
+
+
+def class_index(loaded: "LoadedModel", name: str) -> int:
+    """Return the number of a class given by name or number."""
+    return loaded.class_index(int(name) if name.isdecimal() else name)
+
+
+def pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "ImageExamples":
+    """Return the pictures in a folder, as the model takes them, and say on stderr which were left out."""
+    from probing.examples import ImageExamples, ImageFiles
+
+    examples = ImageExamples(ImageFiles.in_folder(folder), loaded.preprocess, on_error=on_error)
+    for left_out in examples.skipped:
+        typer.echo(f"Left out {left_out.name}: {left_out.reason}", err=True)
+    return examples
+
+
+def new_table(*columns: str) -> "Table":
+    """Return an empty table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def show(table: "Table") -> None:
+    """Print a table; at full width where it is read by another program."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)

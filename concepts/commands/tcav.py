@@ -1,0 +1,119 @@
+"""`probing tcav`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from concepts.commands.common import (
+    CacheOption,
+    CommandError,
+    KeysOption,
+    ModelArgument,
+    WeightsOption,
+    class_index,
+    new_table,
+    pictures,
+    show,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from concepts.tcav_result import TcavResult
+    from probing.examples import ImageExamples
+
+EXAMPLE = (
+    "probing tcav torchvision:resnet18 --layer layer3 --layer layer4 --concept striped=photos/striped"
+    " --random photos/random --inputs photos/zebras --target zebra --out results/zebra"
+)
+
+
+def tcav(
+    model: ModelArgument,
+    *,
+    layer: Annotated[list[str], typer.Option(help="Path or glob; again for more.")],
+    concept: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=DIR", help="A concept's name and pictures; again for more."),
+    ],
+    random: Annotated[
+        Path, typer.Option(metavar="DIR", help="Random pictures that concepts are told from.")
+    ],
+    inputs: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Pictures at which the targets' logits are explained."),
+    ],
+    target: Annotated[list[str], typer.Option(help="Class by name or number; again for more.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result is saved.")],
+    weights: WeightsOption = None,
+    keys: KeysOption = "name",
+    runs: Annotated[int, typer.Option(min=2, help="CAVs for each concept.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
+    ] = False,
+    cache: CacheOption = None,
+) -> None:
+    """Test whether a model's classes depend on concepts shown by folders of pictures."""
+    from concepts.sets import Concept
+    from concepts.tcav import Tcav
+    from probing import models
+    from probing.scores import Score
+    from probing.shards import default_root
+    from probing.store import ActivationStore
+
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    named = _named_folders(concept)
+    loaded = models.load(model, weights=weights, keys=keys)
+    scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}
+
+    def shown(folder: Path) -> "ImageExamples":
+        return pictures(folder, loaded, "skip" if skip_unreadable else "raise")
+
+    result = Tcav(runs=runs, seed=seed)(
+        ActivationStore(cache or default_root()),
+        scores,
+        layer,
+        [Concept(name, shown(folder)) for name, folder in named.items()],
+        shown(inputs),
+        shown(random),
+    )
+    result.save(out)
+    show(_tcav_table(result))
+    for sentence in result.sentences():
+        typer.echo(sentence)
+    typer.echo(f"Saved in {out}; TcavResult.load({str(out)!r}) reads it back.")
+
+
+def _named_folders(given: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for item in given:
+        name, _, folder = item.partition("=")
+        if not name or not folder:
+            raise CommandError(
+                f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}."
+            )
+        if name in found:
+            raise CommandError(
+                f"--concept {name!r} is given twice: put its pictures into one folder."
+            )
+        found[name] = Path(folder)
+    return found
+
+
+def _tcav_table(result: "TcavResult") -> "Table":
+    level = f"{result.level:.0%}"
+    table = new_table(
+        "layer", "concept", "target", "TCAV", level, "p", "effect (logits)", level, "p", "CAV accuracy"
+    )  # fmt: skip
+    for row in result.to_pandas().itertuples():
+        table.add_row(
+            row.layer, row.concept, row.target,
+            f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.p_holm:.2g}",
+            f"{row.effect:+.3f}", f"{row.effect_low:+.3f} to {row.effect_high:+.3f}", f"{row.effect_p_max_t:.2g}",
+            f"{row.accuracy:.2f}",
+        )  # fmt: skip
+    table.caption = "p-values are corrected over all layers, concepts and targets of this table."
+    return table
