@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,16 +20,34 @@ from probing.store import ActivationStore
 extraction._SHARD_ROWS = 8
 
 
-def fill(root: Path, images: Tensor) -> ActivationStore:
-    """Read activations and gradients of a small network on all images."""
+class Together(TensorExamples):
+    """Examples that no rank gets before every rank has asked for some: then each has a chunk of its own."""
+
+    def __init__(self, images: Tensor, folder: Path) -> None:
+        super().__init__(images)
+        self._folder, self._ranks = folder, int(os.environ.get("WORLD_SIZE", "1"))
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"asked-{os.environ.get('RANK', '0')}").touch()
+        end = time.monotonic() + 120
+        while len(list(self._folder.glob("asked-*"))) < self._ranks:
+            if time.monotonic() > end:
+                raise TimeoutError("another rank never asked for an example")
+            time.sleep(0.01)
+        return super().load(indices)
+
+
+def fill(root: Path, examples: TensorExamples) -> ActivationStore:
+    """Read activations and gradients of a small network on all examples."""
     net = nets.seeded(nets.ConvNet())
     store = ActivationStore(root, batch_size=4)
-    store.read([Score(net, 0)], ["features.0", "features.2"], TensorExamples(images))
+    store.read([Score(net, 0)], ["features.0", "features.2"], examples)
     return store
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    filled = fill(folder, nets.images(96, size=24))
+    filled = fill(folder, Together(nets.images(96, size=24), folder / "asked"))
     (folder / f"count-{os.environ.get('RANK', '0')}").write_text(str(filled.stats.forward_rows))

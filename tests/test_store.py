@@ -524,6 +524,8 @@ def test_two_ranks_under_torchrun_write_the_same_bytes_as_one_process(tmp_path: 
     one, two = files(tmp_path / "one"), files(tmp_path / "two")
     counts = [int(two.pop(f"count-{rank}")) for rank in range(2)]
     assert int(one.pop("count-0")) == 96
+    assert [two.pop(f"asked/asked-{rank}") for rank in range(2)] == [b"", b""]
+    assert one.pop("asked/asked-0") == b""
     assert one == two
     assert sum(counts) == 96  # no row was computed twice
     assert min(counts) > 0

@@ -10,11 +10,11 @@ import nets
 import pytest
 import torch
 from store_worker import fill
-from torch import Tensor
 
 from probing import shards
+from probing.examples import TensorExamples
 
-IMAGES = nets.images(48)
+IMAGES = TensorExamples(nets.images(48))
 SHARDS = 6 * 4  # six chunks of eight, two layers, outputs and gradients
 
 
@@ -42,7 +42,7 @@ def in_child(work: Callable[[], object], kill_after: float | None = None) -> int
     return os.waitpid(child, 0)[1]
 
 
-def dying_at(step: int, root: Path, images: Tensor = IMAGES) -> Callable[[], object]:
+def dying_at(step: int, root: Path, images: TensorExamples = IMAGES) -> Callable[[], object]:
     """Return work that kills itself, as by `kill -9`, at the given system call that changes the store."""
     calls = [0]
 
