@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from probing.attribution import METHODS
-from probing.attribution.base import Attribution, AttributionMethod, InputError
+from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.path import IntegratedGradients
 from probing.fingerprint import model_id
+from probing.geometry import InputError
 from probing.provenance import describe, rebuild
 from probing.scores import ModelModeError, OutputError, Score, TargetError
 

@@ -5,7 +5,7 @@ from attribution_nets import TWO_MAPS, Homogeneous, TokenNet, TwoMaps
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probing.attribution.base import Attribution, Geometry, InputError, RefusedError
+from probing.attribution.base import Attribution
 from probing.attribution.cam import (
     AblationCAM,
     GradCAM,
@@ -16,7 +16,8 @@ from probing.attribution.cam import (
 )
 from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import GuidedBackprop
-from probing.attribution.maps import cam_layer, layers_run
+from probing.attribution.maps import cam_layer
+from probing.geometry import Geometry, InputError, RefusedError, layers_run
 from probing.hooks import LayerCallError, edit
 from probing.layers import LayerNotFoundError
 from probing.scores import Score

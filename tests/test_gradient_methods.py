@@ -7,7 +7,6 @@ from attribution_nets import ByHand, Formula, Homogeneous, Smooth, lin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probing.attribution.base import InputError, RefusedError
 from probing.attribution.gradient import (
     Deconvolution,
     GradientTimesInput,
@@ -16,6 +15,7 @@ from probing.attribution.gradient import (
     SmoothGrad,
 )
 from probing.attribution.path import IntegratedGradients
+from probing.geometry import InputError, RefusedError
 from probing.precision import Precision
 from probing.scores import Score
 

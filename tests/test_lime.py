@@ -12,7 +12,7 @@ import torch
 from attribution_nets import Formula
 from torch import Tensor, nn
 
-from probing.attribution.base import Attribution, InputError
+from probing.attribution.base import Attribution
 from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
 from probing.attribution.lime import LIME, TextAttribution, TextLIME
 from probing.attribution.parts import Occurrences, Words
@@ -25,6 +25,7 @@ from probing.attribution.surrogate import (
     Local,
     every_coalition,
 )
+from probing.geometry import InputError
 from probing.precision import Precision
 from probing.provenance import rebuild
 from probing.scores import OutputError, Score, TargetError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from probing.attribution.base import Attribution, AttributionMethod, RefusedError
+from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.lrp import LRP
 from probing.attribution.lrp_composites import (
     Composite,
@@ -40,6 +40,7 @@ from probing.attribution.rules import (
     ZBox,
     ZPlus,
 )
+from probing.geometry import RefusedError
 from probing.gradients import input_gradient
 from probing.layers import LayerNotFoundError
 from probing.provenance import Result, describe, rebuild

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.attribution.baselines import Constant
 from probing.attribution.parts import (
     Occurrences,
@@ -18,6 +17,7 @@ from probing.attribution.parts import (
     fillings,
 )
 from probing.attribution.superpixels import Each, Given, Grid, Quickshift, Segmentation, Slic
+from probing.geometry import InputError
 from probing.packages import PackageMissingError
 
 

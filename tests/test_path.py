@@ -7,7 +7,6 @@ from attribution_nets import Formula, Smooth, TokenNet, lin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probing.attribution.base import InputError
 from probing.attribution.baselines import (
     Blurred,
     Constant,
@@ -30,6 +29,7 @@ from probing.attribution.priors import (
     total_variation,
 )
 from probing.attribution.quadrature import Quadrature, nodes
+from probing.geometry import InputError
 from probing.provenance import describe, rebuild
 from probing.scores import Score
 

@@ -1,8 +1,6 @@
 """What every local method takes and returns."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -10,39 +8,14 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from probing.fingerprint import model_id
+from probing.geometry import Geometry, InputError
 from probing.provenance import Provenance, Result, describe
+from probing.remembered import identity
 from probing.scores import Score, TargetError, refuse_training
 
 T = TypeVar("T")
-
-
-class InputError(ValueError):
-    """Inputs that can't be explained: none, NaN, or of a shape that the method or the model does not take."""
-
-
-class RefusedError(RuntimeError):
-    """A network that a method can't explain exactly; the message names the part and what to do."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the cells of a map lie in the input: cell (i, j) is centred at `start + (i, j) · stride`.
-
-    Attributes:
-        size: height and width of the input, in pixels.
-        start: centre of the first cell, rows then columns, in pixels; the first pixel's centre is at 0.
-        stride: distance between centres, in pixels.
-        anchor: `receptive field` if the centres are those of the cells' receptive fields; `tiles` if the
-            network does not tell them, and cells are taken to tile the input.
-    """
-
-    size: tuple[int, int]
-    start: tuple[float, float]
-    stride: tuple[float, float]
-    anchor: str = "receptive field"
 
 
 @dataclass(frozen=True)
@@ -82,7 +55,10 @@ class Attribution(Result):
         """
         if self.geometry is None:
             return self.values
-        rows, columns = (_interpolation(self.values, axis, self.geometry) for axis in range(2))
+        cells = self.values.shape[2:]
+        rows, columns = (
+            self.geometry.weights(axis, cells[axis]).to(self.values) for axis in range(2)
+        )
         return rows @ self.values @ columns.T
 
 
@@ -207,31 +183,3 @@ class Moments:
     def variance(self) -> Float[Tensor, "*shape"]:
         """The unbiased variance so far; zero for a single value."""
         return self._squares / max(self.count - 1, 1)
-
-
-_KNOWN: ContextVar[tuple[tuple[nn.Module, str], ...]] = ContextVar("known models", default=())
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[str]:
-    """Compute the model's content id, and trust it inside the block: a method that calls others asks once."""
-    name = identity(model)
-    token = _KNOWN.set((*_KNOWN.get(), (model, name)))
-    try:
-        yield name
-    finally:
-        _KNOWN.reset(token)
-
-
-def identity(model: nn.Module) -> str:
-    """Return the content id of what a model computes."""
-    return next((name for known, name in _KNOWN.get() if known is model), "") or model_id(model)
-
-
-def _interpolation(maps: Tensor, axis: int, geometry: Geometry) -> Float[Tensor, "pixels cells"]:
-    """Return the weights by which cells along an axis make up pixels."""
-    cells, pixels = maps.shape[2 + axis], geometry.size[axis]
-    at = torch.arange(pixels, dtype=torch.float64, device=maps.device) - geometry.start[axis]
-    at = (at / geometry.stride[axis]).clamp(0, cells - 1)
-    centres = torch.arange(cells, dtype=torch.float64, device=maps.device)
-    return (1 - (at[:, None] - centres).abs()).clamp(min=0).to(maps.dtype)

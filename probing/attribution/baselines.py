@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.fingerprint import tensor_id
+from probing.geometry import InputError
 
 
 class SamplesError(LookupError):

@@ -8,22 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from probing.attribution.base import (
-    Attribution,
-    attribution,
-    checked,
-    images_only,
-    in_chunks,
-    unchanged,
-)
+from probing.attribution.base import Attribution, attribution, checked, images_only, in_chunks
 from probing.attribution.gradient import GuidedBackprop
-from probing.attribution.maps import Layout, Ran, cam_layer, layers_run
-from probing.attribution.passes import FLOAT32, BatchSize, Passes, remembered
+from probing.attribution.maps import cam_layer
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.tail import agree, is_affine, rerun, tail_of
+from probing.geometry import Layout, Ran, layers_run
 from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.layers import resolve
 from probing.precision import Precision
+from probing.remembered import remembered, unchanged
 from probing.scores import Score, class_scores
 
 

@@ -8,18 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import (
-    Attribution,
-    AttributionMethod,
-    InputError,
-    Moments,
-    attribution,
-    checked,
-    unchanged,
-)
+from probing.attribution.base import Attribution, AttributionMethod, Moments, attribution, checked
 from probing.attribution.gates import Gates, Rule, Which
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.geometry import InputError
 from probing.precision import Precision
+from probing.remembered import unchanged
 from probing.scores import Score
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from probing.attribution.base import Attribution, InputError, checked, unchanged
+from probing.attribution.base import Attribution, checked
 from probing.attribution.parts import (
     Hidden,
     PartMean,
@@ -20,8 +20,10 @@ from probing.attribution.parts import (
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
+from probing.geometry import InputError
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
+from probing.remembered import unchanged
 from probing.scores import OutputError, Score, TargetError
 
 Predict = Callable[[list[str]], object]

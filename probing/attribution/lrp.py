@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, RefusedError, attribution, checked, in_chunks
+from probing.attribution.base import Attribution, attribution, checked, in_chunks
 from probing.attribution.lrp_composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp_layers import Backward
 from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
 from probing.attribution.rules import Relevance
+from probing.geometry import RefusedError
 from probing.layers import LayerNotFoundError
 from probing.scores import Score, class_scores
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from probing.attribution.base import RefusedError
 from probing.attribution.lrp_names import (
     ACTIVATIONS,
     BATCH_NORMS,
@@ -28,6 +27,7 @@ from probing.attribution.lrp_names import (
 )
 from probing.attribution.lrp_tape import Node, Slot, Tape
 from probing.attribution.rules import Relevance
+from probing.geometry import RefusedError
 
 
 @dataclass

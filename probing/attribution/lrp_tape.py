@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from probing.attribution.base import RefusedError
 from probing.attribution.lrp_names import CREATE, LAYERS, SAME_ORDER, TURNS
+from probing.geometry import RefusedError
 
 
 @dataclass(frozen=True)

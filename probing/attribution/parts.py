@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.attribution.baselines import Baseline
+from probing.geometry import InputError
 
 Variants_co = TypeVar("Variants_co", covariant=True)
 

@@ -1,28 +1,22 @@
 """Forward and backward passes of one score, through a prepared copy of its model, in chunks that fit."""
 
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from probing.attribution.base import (
-    Attribution,
-    AttributionMethod,
-    InputError,
-    attribution,
-    identity,
-)
+from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
+from probing.geometry import InputError
 from probing.gradients import ZeroPathError
 from probing.precision import Precision, device_of
+from probing.remembered import remembered
 from probing.scores import OutputError, Score
 
-T = TypeVar("T")
 BatchSize = int | Literal["auto"]
 """Rows (examples times steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""
 Call = Callable[[Tensor, Tensor | None], object]
@@ -34,7 +28,6 @@ FLOAT32 = Precision("float32")
 _CPU_ELEMENTS = 8 * 3 * 224 * 224
 _ELSEWHERE_ELEMENTS = 64 * 3 * 224 * 224
 _MOST_ROWS = 256
-_MOST_REMEMBERED = 16
 
 
 @dataclass
@@ -191,24 +184,6 @@ class Passes:
         """Return a method's result, with these passes counted in it."""
         counts = {"n_forward": self.n_forward, "n_backward": self.n_backward}
         return attribution(method, self.origin, inputs, values, value, **(counts | facts))
-
-
-_REMEMBERED: WeakKeyDictionary[nn.Module, tuple[str, dict[Hashable, object]]] = WeakKeyDictionary()
-
-
-def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
-    """Return what was made of a model before, under a key, as long as the model computes the same."""
-    name = identity(model)
-    if model not in _REMEMBERED or _REMEMBERED[model][0] != name:
-        _REMEMBERED[model] = (name, {})
-    made = _REMEMBERED[model][1]
-    if key not in made:
-        made[key] = make()
-        if (
-            len(made) > _MOST_REMEMBERED
-        ):  # copies hold weights of their own where BatchNorm is folded
-            del made[next(iter(made))]
-    return cast("T", made[key])
 
 
 def _chunk(inputs: Tensor, batch_size: BatchSize, device: torch.device) -> int:

@@ -7,14 +7,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import Attribution, InputError, Moments, checked, unchanged
+from probing.attribution.base import Attribution, Moments, checked
 from probing.attribution.baselines import ZERO, Baseline, Samples
-from probing.attribution.maps import cam_layer, layers_run
-from probing.attribution.passes import FLOAT32, BatchSize, Passes, remembered
+from probing.attribution.maps import cam_layer
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import agree, rerun, tail_of
+from probing.geometry import InputError, layers_run
 from probing.hooks import capture
 from probing.precision import Precision
+from probing.remembered import remembered, unchanged
 from probing.scores import Score
 
 Steps = int | Literal["auto"]

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.attribution.passes import Passes
+from probing.geometry import InputError
 
 Quadrature = Literal["left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc"]
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import RefusedError
 from probing.attribution.lrp_maps import LinearMap
+from probing.geometry import RefusedError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.attribution.baselines import Samples
+from probing.geometry import InputError
 from probing.packages import PackageMissingError
 
 _Array = np.ndarray[Any, np.dtype[Any]]

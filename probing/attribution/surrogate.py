@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from probing.attribution.base import InputError
 from probing.attribution.regression import (
     Fit,
     Lasso,
@@ -21,6 +20,7 @@ from probing.attribution.regression import (
     split_half,
     weighted_r2,
 )
+from probing.geometry import InputError
 
 Value = Callable[[Tensor], Tensor]
 """Scores `[k]` of coalitions `[k, parts]`, boolean: true where a part is kept."""

@@ -1,0 +1,345 @@
+"""What layers return, and where their cells lie in the input."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from probing.layers import split_call
+from probing.precision import frozen_copy
+from probing.remembered import remembered
+
+
+class InputError(ValueError):
+    """Inputs that can't be explained: none, NaN, or of a shape that the method or the model does not take."""
+
+
+class RefusedError(RuntimeError):
+    """A network that a method can't explain exactly; the message names the part and what to do."""
+
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the cells of a map lie in the input: cell (i, j) is centred at `start + (i, j) · stride`.
+
+    Attributes:
+        size: height and width of the input, in pixels.
+        start: centre of the first cell, rows then columns, in pixels; the first pixel's centre is at 0.
+        stride: distance between centres, in pixels.
+        anchor: `receptive field` if the centres are those of the cells' receptive fields; `tiles` if the
+            network does not tell them, and cells are taken to tile the input.
+    """
+
+    size: tuple[int, int]
+    start: tuple[float, float]
+    stride: tuple[float, float]
+    anchor: str = "receptive field"
+
+    def at(self, axis: int, points: int | None = None) -> Float[Tensor, " points"]:
+        """Return where points lie between cells: 1.25 is a quarter of the way from the second cell to the third.
+
+        Args:
+            axis: 0 for rows, 1 for columns.
+            points: centres of so many equal parts of the input; its pixels by default.
+        """
+        count = self.size[axis] if points is None else points
+        centres = (torch.arange(count, dtype=torch.float64) + 0.5) * (self.size[axis] / count) - 0.5
+        return (centres - self.start[axis]) / self.stride[axis]
+
+    def weights(self, axis: int, cells: int) -> Float[Tensor, "pixels cells"]:
+        """Return the weights by which cells along an axis make up the input's pixels, in float64.
+
+        Linear between the centres of the cells, and constant outside the outermost ones (Bau et al. 2017,
+        sec. 2.2).
+        """
+        at = self.at(axis).clamp(0, cells - 1)
+        return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Centres of a map's cells along rows and columns: the first one, and the distance between them, in pixels."""
+
+    start: Pair
+    stride: Pair
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One call of a layer in a forward pass: the shape of its output, and where its cells lie if that is known."""
+
+    layer: str
+    call: int
+    shape: tuple[int, ...]
+    grid: Grid | None
+
+
+def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+    """Return all calls of layers that return a tensor, in the order in which they end.
+
+    Worked out once per model and input shape, on tensors without values where the model allows it.
+    """
+    key = ("layers run", tuple(inputs.shape[1:]), inputs.dtype)
+    return remembered(model, key, lambda: _run(model, inputs))
+
+
+MOST_PREFIXES = 8  # class and register tokens that stand before the patches
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output is read as a map: `[n, c, h, w]`, `[n, h, w, c]`, or tokens `[n, prefix + h w, c]`."""
+
+    kind: str
+    height: int
+    width: int
+    geometry: Geometry
+
+    @classmethod
+    def of(
+        cls,
+        ran: Sequence[Ran],
+        layer: str,
+        size: tuple[int, ...],
+        grid: tuple[int, int] | None,
+        *,
+        channels_last: bool = False,
+    ) -> "Layout":
+        """Return the layout of a layer's output.
+
+        Args:
+            ran: the layers of the model.
+            layer: one of them.
+            size: height and width of the input.
+            grid: rows and columns of patches, for tokens; inferred if None.
+            channels_last: whether a map has its channels last.
+
+        Raises:
+            RefusedError: if the output is no map, or the grid of its tokens can't be told.
+        """
+        name, call = split_call(layer)
+        own = next((r for r in ran if r.layer == name and r.call == (call or 0)), None)
+        if own is None or len(own.shape) not in {3, 4}:
+            shape = "no tensor" if own is None else f"shape {own.shape}"
+            raise RefusedError(
+                f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another."
+            )
+        known = own.grid
+        if len(own.shape) == 4:
+            kind = "channels_last" if channels_last else "channels_first"
+            height, width = own.shape[1:3] if channels_last else own.shape[2:]
+        else:
+            kind = "tokens"
+            height, width = _token_grid(ran, layer, own.shape, grid)
+            known = _patches(ran, (height, width))
+        return cls(kind, height, width, _geometry(known, (height, width), (size[0], size[1])))
+
+    def maps(self, output: Float[Tensor, "n *axes"]) -> Float[Tensor, "n c h w"]:
+        """Return an output, or its gradient, as maps; tokens before the patches are left out."""
+        if self.kind == "channels_first":
+            return output
+        if self.kind == "channels_last":
+            return output.movedim(-1, 1)
+        patches = output[:, output.shape[1] - self.height * self.width :]
+        shape = (len(output), output.shape[2], self.height, self.width)
+        return patches.movedim(-1, 1).reshape(shape)
+
+
+def _token_grid(
+    ran: Sequence[Ran], layer: str, shape: tuple[int, ...], grid: tuple[int, int] | None
+) -> tuple[int, int]:
+    tokens = shape[1]
+    if grid is not None:
+        if not 0 <= tokens - math.prod(grid) <= MOST_PREFIXES:
+            raise RefusedError(
+                f"layer {layer!r} has {tokens} tokens, which a grid of {grid[0]} by {grid[1]} patches and "
+                f"up to {MOST_PREFIXES} class tokens does not make up."
+            )
+        return grid
+    # The patches of a convolution, with as few tokens before them as can be; else a square.
+    before = [r for r in ran if len(r.shape) == 4 and math.prod(r.shape[2:]) > 1]
+    spare = {r.shape[2:]: tokens - math.prod(r.shape[2:]) for r in before}
+    fits = sorted((s, size) for size, s in spare.items() if 0 <= s <= MOST_PREFIXES)
+    if fits:
+        return fits[0][1][0], fits[0][1][1]
+    side = math.isqrt(tokens)
+    if side > 1 and tokens - side * side <= 1:
+        return side, side
+    raise RefusedError(
+        f"layer {layer!r} has {tokens} tokens, neither a square nor one more: give grid=(rows, columns)."
+    )
+
+
+def _patches(ran: Sequence[Ran], size: tuple[int, int]) -> Grid | None:
+    return next((r.grid for r in ran if len(r.shape) == 4 and r.shape[2:] == size and r.grid), None)
+
+
+def _geometry(grid: Grid | None, cells: tuple[int, int], size: tuple[int, int]) -> Geometry:
+    if grid is not None:
+        return Geometry(size, grid.start, grid.stride)
+    stride = (size[0] / cells[0], size[1] / cells[1])
+    return Geometry(size, ((stride[0] - 1) / 2, (stride[1] - 1) / 2), stride, "tiles")
+
+
+def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+    one = inputs[:1]
+    try:
+        return _observed(frozen_copy(model).to("meta"), torch.empty_like(one, device="meta"))
+    except Exception:  # whatever a model can't do without values it may do with them
+        pass
+    try:
+        return _observed(frozen_copy(model), one.detach().clone())
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and "
+            f"{inputs.dtype}: {error}"
+        ) from error
+
+
+def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+    """Run a private copy, whose modules are made to report, and list what they return."""
+    ran: list[Ran] = []
+    calls: Counter[str] = Counter()
+    centres = _Centres()
+
+    def reporting(layer: str, forward: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **named: object) -> object:
+            out = forward(*args, **named)
+            if isinstance(out, Tensor):
+                ran.append(Ran(layer, calls[layer], tuple(out.shape), centres.of(out)))
+            calls[layer] += 1
+            return out
+
+        return run
+
+    for layer, module in copy.named_modules():
+        module.forward = reporting(layer, module.forward)  # the copy is ours: no hook is needed
+    if inputs.ndim == 4:
+        centres.put(inputs, Grid((0.0, 0.0), (1.0, 1.0)))
+    with torch.no_grad(), centres:
+        copy(inputs)
+    return tuple(ran)
+
+
+class _Centres(TorchFunctionMode):
+    """Follows where the cells of maps lie, from one function to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[
+            int, tuple[Tensor, Grid]
+        ] = {}  # the tensors are held, so that ids stay theirs
+
+    def of(self, maps: Tensor) -> Grid | None:
+        found = self._known.get(id(maps))
+        return None if found is None else found[1]
+
+    def put(self, maps: Tensor, grid: Grid) -> None:
+        self._known[id(maps)] = (maps, grid)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Pass a call on and note where the cells of what it returns lie."""
+        named = kwargs or {}
+        out = func(*args, **named)
+        if isinstance(out, Tensor) and out.ndim == 4:
+            grid = self._after(getattr(func, "__name__", ""), args, named, out)
+            if grid is not None:
+                self.put(out, grid)
+        return out
+
+    def _after(
+        self, name: str, args: tuple[object, ...], named: dict[str, object], out: Tensor
+    ) -> Grid | None:
+        sources = [t for t in _tensors((*args, *named.values())) if id(t) in self._known]
+        if not sources:
+            return None
+        source, grid = self._known[id(sources[0])]
+        if name in _WINDOWS:
+            return _windowed(grid, _arguments(_WINDOWS[name], args, named))
+        if name.startswith("adaptive_"):
+            return _adaptive(grid, source.shape[2:], out.shape[2:])
+        if name == "pad":
+            padding = cast("Sequence[int]", args[1] if len(args) > 1 else named["pad"])
+            left, top = ([*padding, 0, 0, 0, 0][i] for i in (0, 2))
+            (y, x), (dy, dx) = grid.start, grid.stride
+            return Grid((y - top * dy, x - left * dx), grid.stride)
+        same = next((t for t in sources if t.shape[2:] == out.shape[2:]), None)
+        keeps = same is not None and name not in {"transpose", "permute", "movedim", "flip", "roll"}
+        return self.of(same) if same is not None and keeps else None
+
+
+_POOL = ("input", "kernel_size", "stride", "padding")
+_WINDOWS = {
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "max_pool2d": (*_POOL, "dilation"),
+    "avg_pool2d": _POOL,
+}
+
+
+def _arguments(
+    names: Sequence[str], args: Sequence[object], named: dict[str, object]
+) -> dict[str, object]:
+    return dict(zip(names, args, strict=False)) | named
+
+
+def _windowed(grid: Grid, call: dict[str, object]) -> Grid | None:
+    weight = call.get("weight")
+    kernel = _pair(tuple(weight.shape[2:]) if isinstance(weight, Tensor) else call["kernel_size"])
+    steps = _pair(call.get("stride") or (1 if isinstance(weight, Tensor) else kernel))
+    dilation = _pair(call.get("dilation", 1))
+    padding = call.get("padding", 0)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        padding = tuple((k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True))
+    if isinstance(padding, str):
+        return None
+    shift = [(k - 1) * d / 2 - p for k, d, p in zip(kernel, dilation, _pair(padding), strict=True)]
+    start, stride = grid.start, grid.stride
+    return Grid(
+        (start[0] + shift[0] * stride[0], start[1] + shift[1] * stride[1]),
+        (stride[0] * steps[0], stride[1] * steps[1]),
+    )
+
+
+def _adaptive(grid: Grid, before: Sequence[int], after: Sequence[int]) -> Grid | None:
+    if any(b % a for b, a in zip(before, after, strict=True)):
+        return None  # windows of unequal size
+    by = (before[0] // after[0], before[1] // after[1])
+    start, stride = grid.start, grid.stride
+    return Grid(
+        (start[0] + (by[0] - 1) / 2 * stride[0], start[1] + (by[1] - 1) / 2 * stride[1]),
+        (stride[0] * by[0], stride[1] * by[1]),
+    )
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    values = tuple(cast("Sequence[int]", value))
+    return (values[0], values[-1])
+
+
+def _tensors(values: Sequence[object]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found

@@ -1,0 +1,50 @@
+"""What was made of a model is kept as long as the model computes the same."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from probing.fingerprint import model_id
+
+T = TypeVar("T")
+
+_KNOWN: ContextVar[tuple[tuple[nn.Module, str], ...]] = ContextVar("known models", default=())
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[str]:
+    """Compute the model's content id, and trust it inside the block: a method that calls others asks once."""
+    name = identity(model)
+    token = _KNOWN.set((*_KNOWN.get(), (model, name)))
+    try:
+        yield name
+    finally:
+        _KNOWN.reset(token)
+
+
+def identity(model: nn.Module) -> str:
+    """Return the content id of what a model computes."""
+    return next((name for known, name in _KNOWN.get() if known is model), "") or model_id(model)
+
+
+_MOST_REMEMBERED = 16
+_REMEMBERED: WeakKeyDictionary[nn.Module, tuple[str, dict[Hashable, object]]] = WeakKeyDictionary()
+
+
+def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
+    """Return what was made of a model before, under a key, as long as the model computes the same."""
+    name = identity(model)
+    if model not in _REMEMBERED or _REMEMBERED[model][0] != name:
+        _REMEMBERED[model] = (name, {})
+    made = _REMEMBERED[model][1]
+    if key not in made:
+        made[key] = make()
+        if (
+            len(made) > _MOST_REMEMBERED
+        ):  # copies hold weights of their own where BatchNorm is folded
+            del made[next(iter(made))]
+    return cast("T", made[key])
