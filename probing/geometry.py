@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +23,24 @@ class InputError(ValueError):
 
 class RefusedError(RuntimeError):
     """A network that a method can't explain exactly; the message names the part and what to do."""
+
+
+@contextmanager
+def naming_inputs(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Say which inputs a model was given when it does not take them; the message holds the model's own.
+
+    Raises:
+        InputError: in place of the bare error of an operation, such as for another number of channels.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if type(error) not in {RuntimeError, AssertionError, ValueError, IndexError}:
+            raise  # one of ours, or out of memory: they say what is wrong themselves
+        raise InputError(
+            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and "
+            f"{inputs.dtype}: {error}"
+        ) from error
 
 
 Pair = tuple[float, float]
@@ -196,13 +215,8 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
         return _observed(frozen_copy(model).to("meta"), torch.empty_like(one, device="meta"))
     except Exception:  # whatever a model can't do without values it may do with them
         pass
-    try:
+    with naming_inputs(model, inputs):
         return _observed(frozen_copy(model), one.detach().clone())
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and "
-            f"{inputs.dtype}: {error}"
-        ) from error
 
 
 def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:

@@ -106,6 +106,61 @@ def test_requirements_have_lower_bounds_and_no_caps() -> None:
         assert own or re.fullmatch(r"[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
 
 
+# Tests against closed forms, and regression tests of faults found elsewhere: `test_sal_1_…` to `test_sal_5_…` …
+NUMBERED = {
+    "sal": range(1, 6),
+    "gbp": range(1, 7),
+    "gxi": range(1, 3),
+    "sg": range(1, 7),
+    "ig": range(1, 13),
+    "eg": range(1, 8),
+    "cam": range(1, 3),
+    "gc": range(1, 7),
+    "lrp": range(1, 16),
+    "lime": range(1, 8),
+    "lt": range(1, 4),
+    "fault": (5, 6, 7, 8, 9, 10, 11, 15),
+}
+ORACLES = {
+    "saliency": "sal",
+    "gradient_times_input": "gxi",
+    "guided_backprop": "gbp",
+    "deconvolution": "gbp_1",
+    "smoothgrad": "sg",
+    "ig": "ig",
+    "layer_ig": "layer_integrated_gradients_at_an_embedding",
+    "expected_gradients": "eg",
+    "cam": "cam",
+    "gradcam": "gc",
+    "gradcam++": "layer_maps_weigh_as_in_their_papers",
+    "guided_gradcam": "gc_5",
+    "hirescam": "layer_maps_weigh_as_in_their_papers",
+    "layercam": "layer_maps_weigh_as_in_their_papers",
+    "ablationcam": "ablation_weighs_channels_by_the_fall",
+    "lrp": "lrp",
+    "lime": "lime",
+}
+TESTS = re.findall(
+    r"def test_(\w+)",
+    "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py")),
+)
+
+
+@pytest.mark.parametrize("name", [f"{kind}_{i}" for kind, all_ in NUMBERED.items() for i in all_])
+def test_every_numbered_promise_is_a_test(name: str) -> None:
+    assert any(test.startswith(f"{name}_") for test in TESTS), f"write test_{name}_…"
+
+
+def test_every_attribution_method_has_an_oracle() -> None:
+    from probing.attribution import METHODS
+
+    assert ORACLES.keys() == METHODS.keys()
+    lacking = [
+        m for m, name in ORACLES.items() if not any(f"{t}_".startswith(f"{name}_") for t in TESTS)
+    ]
+    assert not lacking
+
+
 MANIFESTS = sorted((ROOT / "data_manifests").glob("*.yaml"))
 
 

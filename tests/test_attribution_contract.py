@@ -216,6 +216,31 @@ def test_bad_input_is_refused_by_its_own_error(
         method(score, x)
 
 
+class Broken(nets.ConvNet):
+    """A network whose code fails after its maps are made."""
+
+    error: Exception = KeyError("lost")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features(x)
+        raise self.error
+
+
+@every_method
+@pytest.mark.parametrize("kind", [KeyError, IndexError])
+def test_fault_15_errors_in_a_model_are_raised_and_leave_it_as_found(
+    name: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "error", kind("lost"))
+    model, x = nets.seeded(Broken()).double(), batch()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = list(state(model, x))
+    with pytest.raises((kind, InputError), match="lost"):
+        made(name)(Score(model, TARGETS), x)
+    assert list(state(model, x)) == before
+
+
 class Named(nn.Module):
     """A network that returns a mapping."""
 

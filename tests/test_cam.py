@@ -140,6 +140,19 @@ def test_gc_4_a_relu_in_place_after_the_layer_changes_nothing(
         assert found[0].layer == layer
 
 
+def test_fault_5_negative_activations_survive_the_relu_that_overwrites_them() -> None:
+    net, x = conv_net(), nets.images().double()  # its ReLU overwrites what `features.2` returns
+    with torch.no_grad():
+        maps = net.features[2](functional.relu(net.features[0](x)))  # type: ignore[index]
+    assert float(maps.min()) < -0.1
+    at = maps.clone().requires_grad_()
+    logit = net.head(functional.relu(at).mean((2, 3)))[:, 1]  # type: ignore[operator]
+    (slope,) = torch.autograd.grad(logit.sum(), at)
+    expected = (slope.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)
+    found = GradCAM("features.2", relu=False)(Score(net, 1), x)
+    torch.testing.assert_close(found.values, expected)
+
+
 def test_gc_5_guided_grad_cam_is_nothing_where_the_map_is() -> None:
     score, x = Score(conv_net(), torch.tensor([0, 1, 2, 0])), nets.images().double()
     where = GradCAM()(score, x).upsampled()
@@ -189,7 +202,7 @@ class Square(nn.Module):
         return x * x - 0.7 * x
 
 
-def test_the_weights_of_the_other_maps_are_those_of_their_papers() -> None:
+def test_layer_maps_weigh_as_in_their_papers() -> None:
     net, x = nets.seeded(Curved()).double(), nets.images().double()
     a, g = slow_maps(net, x, 1)
     score = Score(net, 1)
@@ -294,7 +307,7 @@ def test_tokens_are_read_as_a_grid_without_the_class_token() -> None:
     assert found.geometry == Geometry((8, 8), (0.5, 0.5), (2.0, 2.0))
 
 
-def test_a_token_map_of_17_by_8_is_no_map_of_eight_places_as_it_is_elsewhere() -> None:
+def test_fault_9_a_token_map_of_17_by_8_is_no_map_of_eight_places_as_it_is_elsewhere() -> None:
     net = nets.seeded(TokenNet())
     for method in LAYER_METHODS:
         found = method("norm")(Score(net, 0), nets.images(2, size=8))

@@ -14,7 +14,10 @@ from probing.attribution.gradient import (
     Saliency,
     SmoothGrad,
 )
+from probing.attribution.lrp import LRP
+from probing.attribution.lrp_composites import Uniform
 from probing.attribution.path import IntegratedGradients
+from probing.attribution.rules import Epsilon
 from probing.geometry import InputError, RefusedError
 from probing.precision import Precision
 from probing.scores import Score
@@ -188,13 +191,13 @@ def test_gxi_1_gradient_times_input_is_complete_on_a_homogeneous_net() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_gxi_2_integrated_gradients_equal_gradient_times_input_on_a_homogeneous_net(
-    steps: int,
-) -> None:
+def test_gxi_2_three_methods_are_one_on_a_homogeneous_net(steps: int) -> None:
+    """Gradient × input, integrated gradients from zero with any number of steps, and LRP-0."""
     net, x = nets.seeded(Homogeneous()).double(), nets.images(3).double()
-    score = Score(net, 0)
+    score = Score(net, torch.tensor([0, 1, 0]))
     expected = GradientTimesInput()(score, x).values
     torch.testing.assert_close(IntegratedGradients(steps=steps)(score, x).values, expected)
+    torch.testing.assert_close(LRP(Uniform(Epsilon(0.0)))(score, x).values, expected)
 
 
 def test_sg_1_noise_does_not_move_the_map_of_a_linear_score() -> None:
@@ -365,7 +368,7 @@ class Functional(nn.Module):
         return self.net.head(functional.relu(self.net.features[2](x)).mean((2, 3)))
 
 
-def test_functional_rectifiers_are_no_plain_gradients_as_they_are_elsewhere() -> None:
+def test_fault_8_functional_rectifiers_are_no_plain_gradients_as_they_are_elsewhere() -> None:
     net = nets.seeded(Functional()).double()
     score, x = Score(net, 1), nets.images().double()
     guided = GuidedBackprop()(score, x)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from attribution_nets import Formula
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probing.attribution.base import Attribution
 from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
@@ -280,7 +280,7 @@ def test_a_linear_model_on_part_means_is_recovered_exactly(generator: torch.Gene
 
 
 @pytest.mark.parametrize("first", [0, 1, 7])
-def test_every_superpixel_is_perturbed_the_last_one_too(
+def test_fault_10_every_superpixel_is_perturbed_the_last_one_too(
     first: int, generator: torch.Generator
 ) -> None:
     x = image(generator, 9).double() + 3
@@ -544,8 +544,25 @@ def test_functions_that_give_no_class_scores_are_refused() -> None:
     ):
         with pytest.raises(OutputError, match=message):
             TextLIME()(function, TEXT)
-    with pytest.raises(TargetError, match="class 2 is out of range: the function gives 2"):
-        TextLIME()(bag, TEXT, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (2, "class 2 is out of range: the function gives 2 classes, 0 to 1"),
+        (-1, "class -1 is out of range"),
+        (1.0, "must be a class index, got 1.0"),
+        (True, "must be a class index, got True"),
+    ],
+)
+def test_targets_that_are_no_class_of_a_text_function_are_refused(
+    target: object, message: str
+) -> None:
+    call = getattr(
+        TextLIME.__call__, "__wrapped__", TextLIME.__call__
+    )  # as where types are not checked
+    with pytest.raises(TargetError, match=message):
+        call(TextLIME(), bag, TEXT, target)
 
 
 # --- the reference implementation ---
@@ -584,16 +601,24 @@ class Free(nn.Module):
         return x[:, 0, 0, :2]
 
 
-def test_what_lime_itself_costs_is_recorded(
-    generator: torch.Generator, record_property: Callable[[str, object], None]
-) -> None:
-    x, method = image(generator, 224), LIME(Grid(), surrogate=Local(200))
-    method(Score(Free().eval(), 0), x)
-    began = time.process_time()
-    method(Score(Free().eval(), 0), x)
-    seconds = time.process_time() - began
-    record_property("cpu_seconds_per_1000_samples", 5 * seconds)
-    assert seconds < 10  # that is, no image is copied pixel by pixel
+class Operations(TorchDispatchMode):
+    """Counts operations on tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_fault_11_variants_are_made_many_at_a_time(generator: torch.Generator) -> None:
+    x, counts = image(generator, 32), list[int]()
+    for samples in (100, 600):
+        method = LIME(Grid(), surrogate=Local(samples), batch_size=100)
+        with Operations() as seen:
+            method(Score(Free().eval(), 0), x)
+        counts.append(seen.count)
+    assert counts[1] - counts[0] < 200  # for 500 variants more: no image is copied one by one
 
 
 def test_solutions_do_not_depend_on_which_gram_matrix_is_used(generator: torch.Generator) -> None:

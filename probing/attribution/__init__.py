@@ -1,4 +1,4 @@
-"""Explanations of single inputs; `METHODS` lists them by the names that the command line takes."""
+"""Explanations of single inputs; `METHODS` and `TEXT_METHODS` list them by the names that the command line takes."""
 
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import (
@@ -17,6 +17,8 @@ from probing.attribution.gradient import (
     Saliency,
     SmoothGrad,
 )
+from probing.attribution.lime import LIME, TextLIME
+from probing.attribution.lrp import LRP
 from probing.attribution.path import (
     ExpectedGradients,
     IntegratedGradients,
@@ -39,4 +41,9 @@ METHODS: dict[str, type[AttributionMethod]] = {
     "hirescam": HiResCAM,
     "layercam": LayerCAM,
     "ablationcam": AblationCAM,
+    "lrp": LRP,
+    "lime": LIME,
 }
+
+TEXT_METHODS: dict[str, type[TextLIME]] = {"lime": TextLIME}
+"""These explain any function from texts to class scores, and so are called with a text, not with inputs of a model."""

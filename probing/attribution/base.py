@@ -153,6 +153,11 @@ def _process() -> Provenance:
     return Provenance.collect()
 
 
+def score_of(score: Score, rows: slice) -> Score:
+    """Return the score of some of the inputs only."""
+    return replace(score, target=score.target[rows]) if isinstance(score.target, Tensor) else score
+
+
 def in_chunks(count: int, size: int, work: Callable[[slice], T]) -> list[T]:
     """Call `work` on consecutive slices of at most `size`."""
     return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]

@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from probing.attribution.base import Attribution, attribution, checked, images_only, in_chunks
+from probing.attribution.base import (
+    Attribution,
+    attribution,
+    checked,
+    images_only,
+    in_chunks,
+    score_of,
+)
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
@@ -40,7 +47,7 @@ class _Reading:
     def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         passes = self.passes
         with torch.inference_mode(False), torch.enable_grad():
-            score = _of(passes.score, part)
+            score = score_of(passes.score, part)
             with capture(score.model, [self.layer], graph=True) as kept:
                 output = passes.output(self.inputs[part])
             [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
@@ -216,11 +223,6 @@ class GuidedGradCAM:
             )
 
 
-def _of(score: Score, part: slice) -> Score:
-    """Return the score of some of the inputs only."""
-    return replace(score, target=score.target[part]) if isinstance(score.target, Tensor) else score
-
-
 def _chosen(score: Score, inputs: Tensor, ran: tuple[Ran, ...]) -> str:
     layer, tokens = cam_layer(ran, score.model)
     if not tokens:
@@ -236,7 +238,7 @@ def _token_layer(
 ) -> str | None:
     """Return the last layer whose patch tokens the score depends on: a last block may read its class token only."""
     with torch.inference_mode(False), torch.enable_grad():
-        passes = Passes.of(_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
+        passes = Passes.of(score_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
         with capture(passes.score.model, tokens, graph=True) as kept:
             value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in tokens], allow_unused=True)

@@ -185,12 +185,7 @@ class TextLIME:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         cut = self.parts(text)
         whole = _class_scores(predict, [text])[0]
-        chosen = int(whole.argmax()) if target is None else target
-        if not 0 <= chosen < len(whole):
-            raise TargetError(
-                f"class {chosen} is out of range: the function gives {len(whole)} classes, "
-                f"0 to {len(whole) - 1}."
-            )
+        chosen = int(whole.argmax()) if target is None else _a_class(target, len(whole))
         scored = _ScoredTexts(predict, cut, chosen, self.batch_size)
         found = self.surrogate(scored, cut.count)
         scored.refuse_constant()
@@ -237,6 +232,17 @@ class _ScoredTexts:
                 f"the score of class {self.target} stays {self.high:.4g} whichever parts of the text "
                 f"{self.parts.text[:40]!r} are hidden: does the model know any of its words?"
             )
+
+
+def _a_class(target: object, classes: int) -> int:
+    if isinstance(target, bool) or not isinstance(target, int):
+        raise TargetError(f"target must be a class index, got {target!r}.")
+    if not 0 <= target < classes:
+        raise TargetError(
+            f"class {target} is out of range: the function gives {classes} classes, "
+            f"0 to {classes - 1}."
+        )
+    return target
 
 
 def _class_scores(predict: Predict, texts: list[str]) -> Float64[Tensor, "n classes"]:

@@ -7,14 +7,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, attribution, checked, in_chunks
+from probing.attribution.base import (
+    Attribution,
+    attribution,
+    checked,
+    in_chunks,
+    score_of,
+)
 from probing.attribution.lrp_composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp_layers import Backward
 from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
+from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
-from probing.geometry import RefusedError
+from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
+from probing.precision import device_of
 from probing.scores import Score, class_scores
 
 _ENTRIES = {
@@ -57,50 +65,45 @@ class LRP:
     composite: Composite = field(default_factory=EpsilonPlusFlat)
     start: Literal["score", "one", "contrast"] = "score"
     attention: Literal["product", "constant"] = "product"
-    batch_size: int = 8
+    batch_size: BatchSize = "auto"
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         inputs = checked(score, inputs)
-
-        def explain(rows: slice) -> "_Part":
-            part = (
-                replace(score, target=score.target[rows])
-                if isinstance(score.target, Tensor)
-                else score
+        device = device_of(score.model)
+        size = rows_at_once(inputs, self.batch_size, device)
+        # Of a caller in that mode, tensors could not be written to as models with in-place operations do.
+        with torch.inference_mode(False), torch.no_grad():
+            parts = in_chunks(
+                len(inputs),
+                size,
+                lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device)),
             )
-            return self._explain(part, inputs[rows])
-
-        with torch.no_grad():
-            parts = in_chunks(len(inputs), self.batch_size, explain)
-        n = len(inputs)
+        found = _Part.join(parts)
         return attribution(
             self,
             score,
             inputs,
-            torch.cat([part.values for part in parts]),
-            torch.cat([part.score for part in parts]),
-            n_forward=n,
-            n_backward=n,
-            diagnostics={
-                name: torch.cat([part.ledger[name] for part in parts]) for name in parts[0].ledger
-            },
+            found.values.to(inputs.device),
+            found.score.to(inputs.device),
+            n_forward=len(inputs),
+            n_backward=len(inputs),
+            diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
         )
 
     def _explain(self, score: Score, inputs: Tensor) -> "_Part":
         try:
             return self._propagate(score, inputs)
-        except MixedRowsError:  # never for a single example
-            parts = [self._propagate(_one(score, i), inputs[i : i + 1]) for i in range(len(inputs))]
-            ledgers = {
-                name: torch.cat([part.ledger[name] for part in parts]) for name in parts[0].ledger
-            }
-            return _Part(
-                torch.cat([p.values for p in parts]), torch.cat([p.score for p in parts]), ledgers
-            )
+        except (MixedRowsError, torch.OutOfMemoryError):
+            if len(inputs) == 1:
+                raise
+        one = [slice(i, i + 1) for i in range(len(inputs))]
+        return _Part.join([self._propagate(score_of(score, i), inputs[i]) for i in one])
 
     def _propagate(self, score: Score, inputs: Tensor) -> "_Part":
         tape = Tape(score.model, inputs.clone())
-        outputs = class_scores(tape.record(), score.output)
+        with naming_inputs(score.model, inputs):
+            output = tape.record()
+        outputs = class_scores(output, score.output)
         key = tape.key_of(outputs)
         if key is None:
             raise RefusedError(
@@ -145,6 +148,16 @@ class _Part:
     score: Float[Tensor, " n"]
     ledger: dict[str, Float[Tensor, " n"]]
 
+    @classmethod
+    def join(cls, parts: "list[_Part]") -> "_Part":
+        """Return several batches as one."""
+        names = parts[0].ledger
+        return cls(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.score for part in parts]),
+            {name: torch.cat([part.ledger[name] for part in parts]) for name in names},
+        )
+
 
 def _gradient(score: Score, outputs: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
     with torch.enable_grad():
@@ -176,14 +189,6 @@ def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:
             f"{float(gap[open_rows[0]]):.3g}: if examples of a batch influence each other in this model, explain them "
             "with batch_size=1; else this is rounding, and float64 helps."
         )
-
-
-def _one(score: Score, row: int) -> Score:
-    return (
-        replace(score, target=score.target[row : row + 1])
-        if isinstance(score.target, Tensor)
-        else score
-    )
 
 
 def _refuse_idle_keys(composite: Composite, met: list[LrpLayer]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
-from probing.geometry import InputError
+from probing.geometry import InputError, naming_inputs
 from probing.gradients import ZeroPathError
 from probing.precision import Precision, device_of
 from probing.remembered import remembered
@@ -74,7 +74,7 @@ class Passes:
         device = device_of(score.model)
         key = ("prepared", precision, frozenset(layers), device)
         copy = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device))
-        chunk = _chunk(inputs, batch_size, device)
+        chunk = rows_at_once(inputs, batch_size, device)
         return cls(
             replace(score, model=copy), score, lambda x, _: copy(x), precision, device, chunk
         )
@@ -162,16 +162,8 @@ class Passes:
         """
         self.n_forward += len(points)
         points = self.precision.inputs(points, self.device)
-        try:
-            with self.precision.autocast(self.device):
-                return self.call(points, rows)
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            if type(error) not in {RuntimeError, AssertionError, ValueError, IndexError}:
-                raise  # one of ours, or out of memory: they say what is wrong themselves
-            raise InputError(
-                f"{type(self.origin.model).__name__} does not take inputs of shape "
-                f"{tuple(points.shape)} and {points.dtype}: {error}"
-            ) from error
+        with naming_inputs(self.origin.model, points), self.precision.autocast(self.device):
+            return self.call(points, rows)
 
     def attribution(
         self,
@@ -186,7 +178,12 @@ class Passes:
         return attribution(method, self.origin, inputs, values, value, **(counts | facts))
 
 
-def _chunk(inputs: Tensor, batch_size: BatchSize, device: torch.device) -> int:
+def rows_at_once(inputs: Tensor, batch_size: BatchSize, device: torch.device) -> int:
+    """Return how many rows a pass takes.
+
+    Raises:
+        InputError: for a batch size that is none.
+    """
     if batch_size != "auto":
         if batch_size < 1:
             raise InputError(f"batch_size must be 'auto' or at least 1, got {batch_size!r}.")
