@@ -17,6 +17,7 @@ from concepts.sources import (
     Item,
     ListedImages,
     ManifestError,
+    MaskSource,
     PackageImages,
     find,
     some,
@@ -71,6 +72,7 @@ class ManifestFile(Schema):
     ]
     groups: dict[str, Group] = Field(default_factory=dict)
     matched: list[Matched] = Field(default_factory=list)
+    masks: MaskSource | None = None
 
 
 class Pairs(NamedTuple):

@@ -65,6 +65,24 @@ class DatasetSource(Schema):
     revision: str | None = None
 
 
+class MaskSource(Schema):
+    """Which attributes of the images name masks and labels; `;` parts several.
+
+    Attributes:
+        planes: by category, the attribute that names PNG masks.
+        labels: by category, the number in the masks of each concept.
+        whole: by category, the attribute that names concepts of the whole image.
+        root: where masks lie, below the manifest's folder.
+        colours: adds the colours of pixels as concepts.
+    """
+
+    planes: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = Field(default_factory=dict)
+    whole: dict[str, str] = Field(default_factory=dict)
+    root: str = "."
+    colours: bool = False
+
+
 @dataclass(frozen=True)
 class Item:
     """One image.

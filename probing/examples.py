@@ -226,7 +226,7 @@ class ImageExamples:
         self._source = (
             files if isinstance(files, ImageSource) else ImageFiles(tuple(Path(f) for f in files))
         )
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._settings = content_id(preprocess)
         verdicts = _in_threads(
             lambda i: self._examine(i, whole=on_error == "skip"), range(len(self._source))
@@ -251,14 +251,22 @@ class ImageExamples:
         """Return the whole picture, upright and small, on white where it is transparent."""
         return _thumbnail(flatten(self._decoded(index)))
 
+    def seen(self, index: int) -> Image.Image:
+        """Return what a `Preprocess` lets the model see, as 8-bit RGB; with another callable the whole picture."""
+        image = self._decoded(index)
+        preprocess = self.preprocess
+        return preprocess.crop(image) if isinstance(preprocess, Preprocess) else flatten(image)
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Return width and height of the upright picture, in pixels."""
+        return self._decoded(index).size
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def _prepared(self, index: int) -> Tensor:
         image = self._decoded(index)
-        return self._preprocess(
-            image if isinstance(self._preprocess, Preprocess) else flatten(image)
-        )
+        return self.preprocess(image if isinstance(self.preprocess, Preprocess) else flatten(image))
 
     def _examine(self, position: int, *, whole: bool) -> str | Skipped:
         try:

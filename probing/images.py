@@ -77,12 +77,24 @@ class Preprocess:
         resample = Image.Resampling[self.interpolation.upper()]
         if self.resize is None:
             return image.resize((self.size, self.size), resample)
-        short = min(image.size)
-        if short != self.resize:
-            width, height = (self.resize * side // short for side in image.size)
+        (height, width), (top, left) = self._placed(image.height, image.width)
+        if (width, height) != image.size:
             image = image.resize((width, height), resample)
-        left, top = (round((side - self.size) / 2) for side in image.size)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return which part of a picture the model sees: top, left, bottom and right in shares of its sides."""
+        if self.resize is None:
+            return 0.0, 0.0, 1.0, 1.0
+        (high, wide), (top, left) = self._placed(height, width)
+        return top / high, left / wide, (top + self.size) / high, (left + self.size) / wide
+
+    def _placed(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return a picture's sides after resizing, and the first row and column of the crop."""
+        assert self.resize is not None
+        short = min(height, width)
+        resized = (self.resize * height // short, self.resize * width // short)
+        return resized, (round((resized[0] - self.size) / 2), round((resized[1] - self.size) / 2))
 
     def _normalised(self, image: Image.Image) -> Float[np.ndarray, "channels size size"]:
         # NumPy here, not torch: several threads prepare pictures, each would start torch's own pool
