@@ -8,12 +8,18 @@ runs the prepared copy (channels_last, BatchNorm folded, micro-batches). `ours (
 agrees with float32.
 """
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import torch
 import torchvision
+from captum.attr import LRP as CaptumLRP  # noqa: N811 (a class, not a constant)
 from captum.attr import (
     GuidedBackprop as CaptumGuided,
 )
@@ -25,20 +31,38 @@ from captum.attr import (
     NoiseTunnel,
 )
 from captum.attr import (
+    Lime as CaptumLime,
+)
+from captum.attr import (
     Saliency as CaptumSaliency,
 )
+from captum.attr._utils.lrp_rules import EpsilonRule
 from harness import Row, arguments, race, report
 from torch import Tensor, nn
 
 from probing.attribution.base import Attribution
 from probing.attribution.cam import AblationCAM, GradCAM
 from probing.attribution.gradient import GuidedBackprop, Saliency, SmoothGrad
+from probing.attribution.lime import LIME
+from probing.attribution.lrp import LRP
+from probing.attribution.lrp_composites import (
+    Composite,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    Uniform,
+)
 from probing.attribution.path import IntegratedGradients
-from probing.gradients import frozen_parameters, input_gradient
+from probing.attribution.rules import Epsilon
+from probing.attribution.superpixels import Given, Grid
+from probing.attribution.surrogate import Local
+from probing.gradients import input_gradient
 from probing.precision import Precision
 from probing.scores import Score
 
 TARGET = 3
+EPSILON = 1e-6
 
 
 def captum_quietly(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -63,7 +87,7 @@ def cosine(mine: object, theirs: object) -> str:
     return f"smallest cosine {worst:.6f}"
 
 
-def cases(
+def gradient_cases(
     net: nn.Module, images: Tensor, steps: int
 ) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Yield the name of each case and its contenders."""
@@ -73,10 +97,6 @@ def cases(
     def passes(inputs: Tensor) -> None:
         for part in inputs.split(32):
             input_gradient(score, part)
-
-    def forward() -> None:
-        with torch.no_grad():
-            net(images)
 
     def leaf() -> Tensor:
         return images.clone().requires_grad_()
@@ -139,11 +159,26 @@ def cases(
             ),
         },
     )
+
+
+def cam_cases(
+    net: nn.Module, images: Tensor
+) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield class activation maps of a ResNet-18, a MobileNetV3 and a VGG-16."""
+    score, fast = Score(net, TARGET), Precision("fast")
+
+    def forward(model: nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                model(images)
+
+        return run
+
     layer = net.get_submodule("layer4")
     yield (
         "Grad-CAM",
         {
-            "floor": forward,
+            "floor": forward(net),
             "ours": lambda: GradCAM("layer4")(score, images),
             "ours, layer found": lambda: GradCAM()(score, images),
             "captum": captum_quietly(
@@ -153,32 +188,188 @@ def cases(
             ),
         },
     )
-    yield (
-        "Ablation-CAM",
-        {
-            "floor": forward,
-            "ours": lambda: AblationCAM("layer4")(score, images),
-            "ours (bf16)": lambda: AblationCAM("layer4", precision=fast)(score, images),
-        },
-    )
+    for name in ("resnet18", "mobilenet_v3_small", "vgg16"):
+        model = net if name == "resnet18" else frozen(getattr(torchvision.models, name)())
+        of = Score(model, TARGET)
+        yield (
+            f"Ablation-CAM, {name}",
+            {
+                "floor": forward(model),
+                "ours": lambda of=of: AblationCAM()(of, images),
+                "ours (bf16)": lambda of=of: AblationCAM(precision=fast)(of, images),
+            },
+        )
+
+
+def lrp_cases(images: Tensor) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield composites of LRP on a VGG-16 against captum (ε) and zennit."""
+    net = frozen(torchvision.models.vgg16())
+    score = Score(net, TARGET)
+    low, high = float(images.min()), float(images.max())
+
+    def floor() -> None:
+        for part in images.split(8):
+            input_gradient(score, part)
+
+    def captum() -> Tensor:
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.rule = EpsilonRule(EPSILON)
+        return CaptumLRP(net).attribute(images.clone(), target=TARGET)
+
+    peers: dict[str, Callable[[], Tensor]] = {"captum": captum}
+    by_zennit = zennit_composites(low, high)
+
+    def case(name: str, composite: Composite) -> tuple[str, dict[str, Callable[[], object]]]:
+        contenders: dict[str, Callable[[], object]] = {
+            "floor": floor,
+            "ours": lambda: LRP(composite)(score, images),
+        }
+        if name == "epsilon":
+            contenders |= {who: captum_quietly(work) for who, work in peers.items()}
+        if name in by_zennit:
+            contenders["zennit"] = zennit_map(net, images, by_zennit[name])
+        return f"LRP {name}, vgg16", contenders
+
+    yield case("epsilon", Uniform(Epsilon(EPSILON)))
+    yield case("EpsilonPlus", EpsilonPlus())
+    yield case("EpsilonPlusFlat", EpsilonPlusFlat())
+    yield case("EpsilonGammaBox", EpsilonGammaBox(low, high))
+    yield case("EpsilonAlpha2Beta1", EpsilonAlpha2Beta1())
+
+
+def zennit_composites(low: float, high: float) -> dict[str, object]:
+    """Return zennit's composites by our names; none where it is not installed."""
+    try:
+        from zennit import composites
+    except ImportError:
+        return {}
+    box = composites.EpsilonGammaBox(low=low, high=high)
+    names = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1")
+    return {n: getattr(composites, n)() for n in names} | {"EpsilonGammaBox": box}
+
+
+def zennit_map(net: nn.Module, images: Tensor, composite: Any) -> Callable[[], Tensor]:
+    """Return zennit's work: the relevance of the target's logit."""
+
+    def run() -> Tensor:
+        leaf = images.clone().requires_grad_()
+        with composite.context(net) as modified:
+            logit = modified(leaf)[:, TARGET]
+            (relevance,) = torch.autograd.grad(logit, leaf, logit.detach())
+        return relevance
+
+    return run
+
+
+def lime_cases(
+    net: nn.Module, images: Tensor, samples: int
+) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield LIME on one image with a ResNet-18, and with a model that costs nothing: its own overhead."""
+    one, side = images[:1], images.shape[-1]
+    masks = Grid(7, 7)(one)
+    cut = Given.of(masks[:, 0])
+    surrogate = Local(samples=samples)
+
+    def free() -> nn.Module:
+        return Free().eval()
+
+    for name, model in (("ResNet-18", net), ("a model that costs nothing", free())):
+        score = Score(model, TARGET if name == "ResNet-18" else 0, "probability")
+
+        def floor(model: nn.Module = model) -> None:
+            with torch.no_grad():
+                for start in range(0, samples, 32):
+                    model(one.expand(min(32, samples - start), -1, -1, -1))
+
+        def captum(model: nn.Module = model, target: int = score.target) -> Tensor:  # type: ignore[assignment]
+            explain = CaptumLime(lambda x: model(x).softmax(1))
+            return explain.attribute(
+                one,
+                target=target,
+                feature_mask=masks,
+                baselines=0,
+                n_samples=samples,
+                perturbations_per_eval=32,
+            )
+
+        lime = LIME(cut, surrogate=surrogate)
+        contenders: dict[str, Callable[[], object]] = {
+            "floor": floor,
+            "ours": lambda score=score, lime=lime: lime(score, one),
+            "captum": captum_quietly(captum),
+        }
+        if name == "ResNet-18":
+            fast = replace(lime, precision=Precision("fast"))
+            contenders["ours (bf16)"] = lambda score=score, fast=fast: fast(score, one)
+        if peer := lime_package(model, one, masks[0, 0], samples):
+            contenders["lime"] = peer
+        yield f"LIME, {samples} samples, {name}, {side} px", contenders
+
+
+class Free(nn.Module):
+    """Scores two classes by a single pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2, 0, 0]
+
+
+def lime_package(
+    model: nn.Module, image: Tensor, labels: Tensor, samples: int
+) -> Callable[[], object] | None:
+    """Return the reference implementation's work, without progress bars; None where it is not installed."""
+    try:
+        from lime.lime_image import LimeImageExplainer
+    except ImportError:
+        return None
+    pixels = image[0].permute(1, 2, 0).double().numpy()
+
+    def classify(batch: Any) -> Any:
+        with torch.no_grad():
+            return model(torch.as_tensor(batch).float().permute(0, 3, 1, 2)).softmax(1).numpy()
+
+    def run() -> object:
+        with redirect_stderr(io.StringIO()):  # its progress bar
+            return LimeImageExplainer(random_state=0).explain_instance(
+                pixels,
+                classify,
+                labels=(0,),
+                top_labels=None,
+                num_samples=samples,
+                batch_size=32,
+                segmentation_fn=lambda _: labels.numpy(),
+            )
+
+    return run
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    """Return a network in evaluation mode, as captum needs it: no ReLU works in place."""
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return net.eval().requires_grad_(False)
 
 
 def main() -> list[Row]:
     """Run all cases."""
-    args = arguments("Local explanations with a ResNet-18.")
-    count, size, steps = (2, 64, 4) if args.tiny else (8, 224, 50)
+    args = arguments("Local explanations of images.")
+    count, size, steps, samples = (2, 64, 4, 40) if args.tiny else (8, 224, 50, 1000)
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    net = torchvision.models.resnet18(weights=None).eval()
-    for module in net.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False  # captum's guided backprop needs that
+    net = frozen(torchvision.models.resnet18())
     rows: list[Row] = []
-    with frozen_parameters(net):
-        for case, contenders in cases(net, images, steps):
-            stochastic = case.startswith("SmoothGrad")  # the noise is drawn by each library itself
-            agrees = (
-                {} if stochastic else dict.fromkeys(set(contenders) - {"floor", "ours"}, cosine)
-            )
+    every = chain(
+        gradient_cases(net, images, steps),
+        cam_cases(net, images),
+        lrp_cases(images),
+        lime_cases(net, images, samples),
+    )
+    for case, contenders in every:
+        if args.only in case:
+            # Noise and coalitions are drawn by each library itself.
+            stochastic = case.startswith(("SmoothGrad", "LIME"))
+            compared = {"ours (bf16)"} if stochastic else set(contenders) - {"floor", "ours"}
+            agrees = dict.fromkeys(compared & set(contenders), cosine)
             rows += race(case, contenders, args.rounds, agrees)
     report(rows, args.out)
     floors = {row.case: row.cpu_seconds for row in rows if row.who == "floor"}

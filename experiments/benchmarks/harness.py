@@ -41,6 +41,7 @@ def arguments(description: str) -> argparse.Namespace:
         "--tiny", action="store_true", help="a small case, to see that the script runs"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="run the cases whose name holds this")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
