@@ -4,16 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from probing.geometry import Geometry, InputError
+from probing.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
 from probing.scores import Score, TargetError, refuse_training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
@@ -60,6 +64,39 @@ class Attribution(Result):
             self.geometry.weights(axis, cells[axis]).to(self.values) for axis in range(2)
         )
         return rows @ self.values @ columns.T
+
+    def plot(
+        self,
+        inputs: Float[Tensor, "n c h w"] | None = None,
+        *,
+        channels: Channels = "sum",
+        alpha: float | None = ALPHA,
+        percentile: float = PERCENTILE,
+        edges: bool = False,
+    ) -> "Figure":
+        """Return a figure of the maps at the input's resolution, with scales, scores and checks.
+
+        Args:
+            inputs: what was explained, to be shown beside the maps; stretched to their extremes unless they lie
+                between 0 and 1.
+            channels: how a pixel's channels become one value.
+            alpha: share of the heat map where it is laid over the input; None to leave that out.
+            percentile: of a map's absolute values, shown in full colour.
+            edges: whether an edge detector's map stands beside them, as a control.
+
+        Raises:
+            RenderError: if the values are no maps of images.
+        """
+        from probing.attribution import shown
+
+        return shown.plot(
+            self, inputs, channels=channels, alpha=alpha, percentile=percentile, edges=edges
+        )
+
+    def _repr_html_(self) -> str:
+        from probing.attribution import shown
+
+        return shown.notebook_html(self)
 
 
 @runtime_checkable

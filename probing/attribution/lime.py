@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -21,10 +22,14 @@ from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
 from probing.geometry import InputError
+from probing.highlight import highlight_figure, highlight_html
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
 from probing.scores import OutputError, Score, TargetError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Predict = Callable[[list[str]], object]
 """From texts to their class scores `[n, classes]`, as a tensor, an array or nested lists."""
@@ -147,6 +152,27 @@ class TextAttribution(Result):
     """Texts that the model was given."""
     diagnostics: dict[str, float]
     """`r2` (weighted), `intercept`, `prediction`, `condition`, `reliability` and `coalitions`, as for `LIME`."""
+
+    def plot(self, width: float = 5.0) -> "Figure":
+        """Return a figure of the text, its words in the colours of what they contribute.
+
+        Args:
+            width: of the figure, in inches.
+        """
+        spans, values = self.spans, self.values.tolist()
+        return highlight_figure(self.text, spans, values, caption=self._caption(), width=width)
+
+    def html(self) -> str:
+        """Return the text as an HTML element, its words in the colours of what they contribute."""
+        spans, values = self.spans, self.values.tolist()
+        return highlight_html(self.text, spans, values, caption=self._caption())
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def _caption(self) -> str:
+        r2 = f"R\N{SUPERSCRIPT TWO} {self.diagnostics['r2']:.2f}"
+        return f"Class {self.target}, score {self.score:.3g}, {r2}."
 
 
 @dataclass(frozen=True)
