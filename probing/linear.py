@@ -90,7 +90,7 @@ class PairFits:
         if products.rows is not self.rows:
             raise ValueError(
                 "products must be with the rows that were fitted, got those with other rows: use "
-                "RowProducts(fits.rows, vectors), or extended() for rows that were extended."
+                "RowProducts(fits.rows, vectors)."
             )
         known = products.weighted(self.power)
         parts = [
@@ -151,11 +151,9 @@ class PairFits:
 
     def _squares(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return squared lengths, in the space of normals, of weighted sums of rows and of rows."""
-        many = 2 * len(self.index) >= len(self.rows) or self.rows.base is not None
-        if self.rows.wide and many:
+        if self.rows.wide:
             gram = self.rows.gram(2 * self.power)
             return ((weights @ gram) * weights).sum(1), gram.diagonal().clamp_min(0)
-        # A few fits' normals, a piece at a time, take less work than all products of rows with rows.
         sums, rows = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights[0])
         for _, block in self.rows.blocks(self.power):
             sums += (weights @ block).square().sum(1)
@@ -220,7 +218,7 @@ def _systems(
         for part in _parts(len(index), size * features):
             yield RowSystem(signs[part], known[index[part].clamp_min(0)] * present[part])
         return
-    gram = rows.gram(power)
+    gram = rows.gram(power, *([2 * power] if rows.wide else []))  # both are needed in the end
     for part in _parts(len(index), size * size):
         known, mask = index[part].clamp_min(0), present[part]
         block = gram[known.unsqueeze(2), known.unsqueeze(1)]

@@ -1,5 +1,7 @@
 """Batched linear classifiers against scikit-learn, slow formulas, and themselves by another route."""
 
+from typing import Literal
+
 import oracles
 import pytest
 import torch
@@ -279,23 +281,18 @@ def test_products_that_cancel_are_ties(features: int) -> None:
     assert products[1] != 0
 
 
-def test_rows_that_are_added_share_scale_and_products_and_give_the_same_fits() -> None:
+@pytest.mark.parametrize("scaling", ["feature", "layer"])
+def test_products_made_in_one_sweep_equal_those_made_alone(
+    scaling: Literal["feature", "layer"],
+) -> None:
     rows = table(WIDE)
-    pool = SharedRows(rows[POOL:])
-    pool.gram(-2)
-    both = pool.extended(rows[:POOL])
-    assert len(both) == 2 * POOL
-    assert torch.equal(both.center, pool.center)
-    assert torch.equal(both.scale, pool.scale)
-    centred = torch.cat([rows[POOL:], rows[:POOL]]) - pool.center
-    torch.testing.assert_close(both.gram(-2), (centred / pool.scale**2) @ centred.T)
-    vectors = table(WIDE, seed=1)
-    known = RowProducts(pool, vectors)
-    known.weighted(-2)
-    negative, positive = torch.arange(20).unsqueeze(0), torch.arange(45, 65).unsqueeze(0)
-    fits = fit_pairs(both, positive, negative, Ridge())
-    normals = fits.normals()
-    torch.testing.assert_close(fits.project(known.extended(both)), normals @ vectors.T)
+    together, alone = SharedRows(rows, scaling), SharedRows(rows, scaling)
+    together.gram(-2, -4, 0)
+    centred = rows - together.center
+    for power in (0, -2, -4):
+        expected = (centred * together.scale**power) @ centred.T
+        torch.testing.assert_close(together.gram(power), expected)
+        torch.testing.assert_close(alone.gram(power), expected)
 
 
 def test_one_scale_for_the_layer_lets_normals_turn_with_the_features() -> None:
@@ -427,11 +424,6 @@ def test_vectors_that_are_not_finite_or_of_other_rows_are_refused() -> None:
     vectors[0, 0] = torch.nan
     with pytest.raises(ValueError, match="vectors must be finite"):
         fits.project(vectors)
-
-
-def test_rows_of_another_layer_cannot_be_added() -> None:
-    with pytest.raises(ValueError, match="rows to add must have 70 features, got 6"):
-        SharedRows(table(WIDE)).extended(table(NARROW))
 
 
 def test_the_registry_holds_estimators_that_need_no_arguments() -> None:
