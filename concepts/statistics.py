@@ -63,6 +63,24 @@ def holm(p: Float[Tensor, "*cells"]) -> Float[Tensor, "*cells"]:
     return result.reshape(p.shape)
 
 
+def benjamini_hochberg(p: Float[Tensor, "*cells"]) -> Float[Tensor, "*cells"]:
+    """Return p-values such that those up to a level have at most that share of false ones among them, in the mean.
+
+    Valid for independent cells and for positively dependent ones (Benjamini & Hochberg 1995; Benjamini & Yekutieli
+    2001); NaN marks a cell that was not tested.
+    """
+    flat = p.double().flatten()
+    tested = ~flat.isnan()
+    values, order = flat[tested].sort()
+    stepped = values * len(values) / torch.arange(1, len(values) + 1, dtype=torch.float64)
+    corrected = torch.empty_like(values)
+    if len(values):
+        corrected[order] = stepped.flip(0).cummin(0).values.flip(0).clamp(max=1)
+    result = flat.clone()
+    result[tested] = corrected
+    return result.reshape(p.shape)
+
+
 def max_t(
     observed: Float[Tensor, "*cells"], null: Float[Tensor, "draws *cells"], *, exact: bool = False
 ) -> Float[Tensor, "*cells"]:

@@ -63,6 +63,12 @@ class Geometry:
     stride: tuple[float, float]
     anchor: str = "receptive field"
 
+    @classmethod
+    def tiles(cls, cells: tuple[int, int], size: tuple[int, int]) -> "Geometry":
+        """Return the geometry of so many rows and columns of cells that tile an input of a size."""
+        stride = (size[0] / cells[0], size[1] / cells[1])
+        return cls(size, ((stride[0] - 1) / 2, (stride[1] - 1) / 2), stride, "tiles")
+
     def at(self, axis: int, points: int | None = None) -> Float[Tensor, " points"]:
         """Return where points lie between cells: 1.25 is a quarter of the way from the second cell to the third.
 
@@ -205,8 +211,7 @@ def _patches(ran: Sequence[Ran], size: tuple[int, int]) -> Grid | None:
 def _geometry(grid: Grid | None, cells: tuple[int, int], size: tuple[int, int]) -> Geometry:
     if grid is not None:
         return Geometry(size, grid.start, grid.stride)
-    stride = (size[0] / cells[0], size[1] / cells[1])
-    return Geometry(size, ((stride[0] - 1) / 2, (stride[1] - 1) / 2), stride, "tiles")
+    return Geometry.tiles(cells, size)
 
 
 def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:

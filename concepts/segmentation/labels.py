@@ -286,6 +286,12 @@ def present(labels: ImageLabels, concepts: int) -> Bool[np.ndarray, " concepts"]
     return found[1:]
 
 
+def labels_in(planes: Planes) -> list[int]:
+    """Return the labels that occur in planes, in order."""
+    counts = np.bincount(planes.ravel(), minlength=1)
+    return [int(label) for label in np.flatnonzero(counts[1:]) + 1]
+
+
 def _nearest(start: float, stop: float, cells: int, pixels: int) -> npt.NDArray[np.int64]:
     """Return the pixels at the centres of `cells` equal parts of a stretch, which is given in shares of them all."""
     centres = start + (np.arange(cells) + 0.5) / cells * (stop - start)

@@ -1,0 +1,1 @@
+"""The parts of network dissection; `concepts.dissect` puts them together."""

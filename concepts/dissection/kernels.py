@@ -1,0 +1,203 @@
+"""Loops over active cells, compiled by numba when first called and kept on disk.
+
+The functions below are plain Python, which is slow and says what is computed; `compiled` returns them as machine code.
+Upsampled values are computed in float64 as `a + weight * (b - a)`: exact where both cells are equal, so that a plateau
+at the threshold never rises above it by rounding.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The loops as machine code."""
+
+    find_active: Callable[..., int]
+    count_shared: Callable[..., None]
+    count_permuted: Callable[..., None]
+    project: Callable[..., None]
+
+
+@cache
+def compiled() -> Kernels:
+    """Return the loops, compiled at first use of each."""
+    import numba
+
+    # Tests wrap every function to check its shapes; the compiler needs the function itself.
+    loops = (find_active, count_shared, count_permuted, project)
+    jit = numba.njit(cache=True, nogil=True)
+    return Kernels(*(jit(inspect.unwrap(loop)) for loop in loops))
+
+
+def find_active(
+    maps: Any,
+    thresholds: Any,
+    row: Any,
+    row_weight: Any,
+    column: Any,
+    column_weight: Any,
+    starts: Any,
+    pixels: Any,
+) -> int:
+    """Write where upsampled maps exceed their thresholds, and return how many places that are.
+
+    Unit u's places are `pixels[starts[u]:starts[u + 1]]`, counted row by row. Where there are more than `pixels` has
+    room for, the rest is only counted.
+
+    Args:
+        maps: [units, h, w].
+        thresholds: [units], in float64.
+        row: the cell above or at each row of label cells, [H]; `row_weight` is the share of the one below.
+        row_weight: as said.
+        column: the same along columns, [W].
+        column_weight: as said.
+        starts: [units + 1], written.
+        pixels: written.
+    """
+    units, height, width = maps.shape
+    line = np.empty(width, np.float64)
+    top = np.empty(height, np.float64)
+    found = 0
+    for u in range(units):
+        starts[u] = found
+        threshold = thresholds[u]
+        highest = -np.inf
+        for y in range(height):
+            value = -np.inf
+            for x in range(width):
+                value = max(value, np.float64(maps[u, y, x]))
+            top[y] = value
+            highest = max(highest, value)
+        if highest <= threshold:
+            continue
+        for i in range(row.shape[0]):
+            above, below = row[i], min(row[i] + 1, height - 1)
+            if top[above] <= threshold and top[below] <= threshold:
+                continue
+            for x in range(width):
+                a, b = np.float64(maps[u, above, x]), np.float64(maps[u, below, x])
+                line[x] = a + row_weight[i] * (b - a)
+            for j in range(column.shape[0]):
+                a, b = line[column[j]], line[min(column[j] + 1, width - 1)]
+                if a + column_weight[j] * (b - a) > threshold:
+                    if found < pixels.shape[0]:
+                        pixels[found] = i * column.shape[0] + j
+                    found += 1
+    starts[units] = found
+    return found
+
+
+def count_shared(
+    starts: Any, pixels: Any, planes: Any, kind_of: Any, shared: Any, touched: Any
+) -> None:
+    """Count, per unit and label, the active cells that have the label.
+
+    Args:
+        starts: [units + 1].
+        pixels: as `find_active` writes them.
+        planes: [planes, cells]; no cell has a label twice.
+        kind_of: the category of each label, [labels + 1].
+        shared: [units, labels + 1], added to.
+        touched: [units, kinds], set where an active cell has a label of the category.
+    """
+    for u in range(starts.shape[0] - 1):
+        for k in range(starts[u], starts[u + 1]):
+            for plane in range(planes.shape[0]):
+                label = planes[plane, pixels[k]]
+                if label > 0:
+                    shared[u, label] += 1
+                    touched[u, kind_of[label]] = True
+
+
+def count_permuted(
+    offsets: Any,
+    starts: Any,
+    pixels: Any,
+    planes: Any,
+    whole: Any,
+    kind_of: Any,
+    order: Any,
+    shared: Any,
+    area: Any,
+) -> None:
+    """Count shared cells with the labels of other images, and the units' areas where they touch a category.
+
+    Args:
+        offsets: where each image's places begin in `pixels`, [images].
+        starts: [images, units + 1], within an image.
+        pixels: of all images.
+        planes: [images, planes, cells]; 0 is none.
+        whole: [images, most], the labels of whole images; 0 is none.
+        kind_of: the category of each label.
+        order: whose labels image i gets.
+        shared: [units, labels + 1], added to.
+        area: [units, kinds], to which the unit's active cells are added in images where they touch the category.
+    """
+    touched = np.zeros(area.shape[1], np.bool_)
+    for i in range(order.shape[0]):
+        of = order[i]
+        for u in range(starts.shape[1] - 1):
+            begin, end = offsets[i] + starts[i, u], offsets[i] + starts[i, u + 1]
+            if begin == end:
+                continue
+            touched[:] = False
+            for k in range(whole.shape[1]):
+                label = whole[of, k]
+                if label > 0:
+                    shared[u, label] += end - begin
+                    touched[kind_of[label]] = True
+            for k in range(begin, end):
+                for plane in range(planes.shape[1]):
+                    label = planes[of, plane, pixels[k]]
+                    if label > 0:
+                        shared[u, label] += 1
+                        touched[kind_of[label]] = True
+            for kind in range(touched.shape[0]):
+                if touched[kind]:
+                    area[u, kind] += end - begin
+
+
+def project(
+    planes: Any,
+    place: Any,
+    row: Any,
+    row_weight: Any,
+    column: Any,
+    column_weight: Any,
+    projected: Any,
+) -> None:
+    """Add to each cell of a layer's map how much of each label lies at it.
+
+    This is the transpose of upsampling: the sum of an upsampled map over a label's cells is the map's product with
+    the projected label.
+
+    Args:
+        planes: [planes, H, W].
+        place: where each label's projection stands, [labels + 1]; negative if it is not wanted.
+        row: as in `find_active`.
+        row_weight: as in `find_active`.
+        column: as in `find_active`.
+        column_weight: as in `find_active`.
+        projected: [places, h, w], added to.
+    """
+    _, height, width = projected.shape
+    for plane in range(planes.shape[0]):
+        for i in range(planes.shape[1]):
+            above, below, low = row[i], min(row[i] + 1, height - 1), row_weight[i]
+            for j in range(planes.shape[2]):
+                label = planes[plane, i, j]
+                if label == 0 or place[label] < 0:
+                    continue
+                at = place[label]
+                left, right = column[j], min(column[j] + 1, width - 1)
+                aside = column_weight[j]
+                projected[at, above, left] += (1 - low) * (1 - aside)
+                projected[at, above, right] += (1 - low) * aside
+                projected[at, below, left] += low * (1 - aside)
+                projected[at, below, right] += low * aside
