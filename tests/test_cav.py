@@ -143,7 +143,7 @@ def test_tc_13_the_pattern_cav_of_four_points_by_hand() -> None:
 
 
 @pytest.mark.parametrize("estimator", ALL)
-def test_two_fits_with_one_seed_are_equal_to_the_bit_which_captums_are_not(
+def test_fault_4_two_fits_with_one_seed_are_equal_to_the_bit_which_captums_are_not(
     estimator: Estimator,
 ) -> None:
     rows = clouds(0, features=300)  # nothing to find: the worst case, cosine 0.49 in captum 0.9.0

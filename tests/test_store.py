@@ -148,7 +148,7 @@ def test_examples_that_repeat_get_equal_rows_in_place(net: nn.Module) -> None:
     torch.testing.assert_close(rows, direct(net, images[order])[1])
 
 
-def test_one_changed_weight_recomputes_every_row_and_one_changed_pixel_one_row(
+def test_fault_2_one_changed_weight_recomputes_every_row_and_one_changed_pixel_one_row(
     net: nn.Module, tmp_path: Path
 ) -> None:
     images = nets.images(20)
@@ -204,7 +204,7 @@ def test_fast_precision_keeps_gradients_in_float32(
     )
 
 
-def test_a_second_store_on_the_same_root_passes_only_canaries(
+def test_fault_1_a_second_store_on_the_same_root_passes_only_canaries(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path
 ) -> None:
     first = ActivationStore(tmp_path).activations(net, LAYERS, pictures)
@@ -240,7 +240,7 @@ def test_a_changed_loader_under_an_old_id_is_caught_by_the_canaries(
         ActivationStore(tmp_path).activations(net, LAYERS, changed)
 
 
-def test_an_in_place_relu_behind_the_layer_changes_no_row(pictures: TensorExamples) -> None:
+def test_fault_5_an_in_place_relu_behind_the_layer_changes_no_row(pictures: TensorExamples) -> None:
     inplace, plain = (
         nets.seeded(nets.ConvNet(inplace=True)),
         nets.seeded(nets.ConvNet(inplace=False)),
@@ -354,7 +354,7 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "gone", "zeroed"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_a_damaged_shard_is_computed_again_and_written_again(
+def test_fault_2_a_damaged_shard_is_computed_again_and_written_again(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path, how: str, suffix: str
 ) -> None:
     expected = ActivationStore(tmp_path).activations(net, LAYERS, pictures)

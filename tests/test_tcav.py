@@ -524,7 +524,7 @@ def test_what_is_not_asked_for_is_nan_and_claims_nothing() -> None:
     assert not any("pseudo-concepts" in sentence for sentence in bare.sentences())
 
 
-def test_rows_are_computed_once_for_all_sets_layers_and_targets() -> None:
+def test_fault_1_rows_are_computed_once_for_all_sets_layers_and_targets() -> None:
     net = nets.seeded(nets.ConvNet())
     store = ActivationStore()
     concepts = [Concept(n, TensorExamples(nets.images(12, seed=i))) for i, n in enumerate("ab")]
