@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -336,16 +336,7 @@ def _function(module: str, function: str, weights: str | Path | None) -> LoadedM
         raise WeightsError(
             f"weights='random' cannot be asked of {reference!r}: have the function build the model so."
         )
-    try:
-        maker = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise
-        raise ModelReferenceError(
-            f"{reference!r} names no model: there is no module {error.name!r} (is its folder on PYTHONPATH?)."
-        ) from None
-    except AttributeError:
-        raise ModelReferenceError(f"the module {module!r} has no function {function!r}.") from None
+    maker = load_function(reference)
     made = maker()
     if isinstance(made, LoadedModel):
         return made
@@ -354,6 +345,32 @@ def _function(module: str, function: str, weights: str | Path | None) -> LoadedM
             f"{reference!r} must return a torch module or a LoadedModel, got a {type(made).__name__}."
         )
     return LoadedModel(made, weights=f"as {reference} made them")
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """Return the function that `package.module:function` names; name only code you trust, which is imported.
+
+    Raises:
+        ModelReferenceError: if there is none.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise ModelReferenceError(
+            f"{reference!r} names no function: write package.module:function."
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise ModelReferenceError(
+            f"{reference!r} names no model: there is no module {error.name!r} (is its folder on PYTHONPATH?)."
+        ) from None
+    except AttributeError:
+        raise ModelReferenceError(f"the module {module!r} has no function {name!r}.") from None
+    if not callable(found):
+        raise ModelReferenceError(f"{reference!r} is no function but a {type(found).__name__}.")
+    return cast("Callable[..., Any]", found)
 
 
 @contextmanager

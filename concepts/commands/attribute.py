@@ -1,0 +1,301 @@
+"""`probing attribute`."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from concepts.commands.common import (
+    CommandError,
+    KeysOption,
+    WeightsOption,
+    class_index,
+    new_table,
+    pictures,
+    show,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from probing.attribution.base import Attribution, AttributionMethod
+    from probing.attribution.lime import TextAttribution
+    from probing.models import LoadedModel
+    from probing.scores import Score
+
+EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
+TOP = "top"
+
+
+def attribute(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="timm:NAME, torchvision:NAME or package.module:function, which makes the model; with --text the "
+            "function itself, from a list of texts to class scores.",
+        ),
+    ],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Picture files.")
+    ] = None,
+    *,
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="Such as ig, gradcam, lrp or lime; a wrong name lists all. Again for more."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and figures are saved.")],
+    target: Annotated[
+        str, typer.Option(help="Class by name or number; top: the one with the highest score.")
+    ] = TOP,
+    text: Annotated[str | None, typer.Option(help="Explain a text instead of pictures.")] = None,
+    weights: WeightsOption = None,
+    keys: KeysOption = "name",
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Pictures that stand for the data, for expected_gradients."
+        ),
+    ] = None,
+    channels: Annotated[
+        Literal["sum", "maxabs", "sumabs", "l2"],
+        typer.Option(help="How colour channels become one value in figures; sum keeps the sign."),
+    ] = "sum",
+) -> None:
+    """Show which places of pictures, or words of a text, a model's class score depends on."""
+    if text is not None:
+        if images or weights or background:
+            raise CommandError(
+                "--text takes no pictures, --weights or --background: leave them out."
+            )
+        _explain_text(model, text, method, target, out)
+        return
+    if not images:
+        raise CommandError("give picture files after MODEL, or a text by --text.")
+    _explain_images(
+        model, images, _Choice(method, target, background, channels), out, weights, keys
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is to be explained, and how."""
+
+    names: Sequence[str]
+    target: str
+    background: Path | None
+    channels: Literal["sum", "maxabs", "sumabs", "l2"]
+
+    def methods(self, loaded: "LoadedModel") -> dict[str, "AttributionMethod"]:
+        """Return the methods by name, with the background where one is needed."""
+        from probing.attribution import METHODS
+        from probing.attribution.baselines import Samples
+
+        given: dict[str, object] = {}
+        if self.background is not None:
+            rows = pictures(self.background, loaded, "raise")
+            given["background"] = Samples.of(rows.load(range(len(rows))))
+        return {n: METHODS[n](**{k: given[k] for k in _needs(METHODS[n])}) for n in self.names}
+
+    def check(self) -> None:
+        """Refuse, before a model is loaded, names that are none and methods that lack what they need."""
+        from probing.attribution import METHODS
+
+        _known(self.names, METHODS)
+        needs = {name: _needs(METHODS[name]) for name in self.names}
+        for name, arguments in needs.items():
+            if other := [a for a in arguments if a != "background"]:
+                raise CommandError(
+                    f"--method {name} needs {', '.join(other)}, which a command line can't give: use it from Python."
+                )
+            if arguments and self.background is None:
+                raise CommandError(
+                    f"--method {name} needs --background DIR: pictures that stand for the data."
+                )
+        if self.background is not None and not any(needs.values()):
+            raise CommandError("--background is for expected_gradients, which was not asked for.")
+
+
+def _needs(method: type) -> list[str]:
+    """Return the names of arguments that a method has no default for."""
+    own = fields(method)
+    return [f.name for f in own if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _known(names: Sequence[str], known: Sequence[str] | dict[str, type]) -> None:
+    for name in names:
+        if name not in known:
+            raise CommandError(f"there is no method {name!r}; methods: {', '.join(known)}.")
+        if list(names).count(name) > 1:
+            raise CommandError(f"--method {name} is given twice.")
+
+
+def _explain_images(
+    model: str,
+    images: Sequence[Path],
+    choice: _Choice,
+    out: Path,
+    weights: str | None,
+    keys: Literal["name", "order"],
+) -> None:
+    import torch
+
+    from probing import models
+    from probing.attribution.shown import checks
+    from probing.examples import ImageExamples
+    from probing.scores import Score
+
+    choice.check()
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    loaded = models.load(model, weights=weights, keys=keys)
+    inputs = ImageExamples(images, loaded.preprocess).load(range(len(images)))
+    targets = _targets(loaded, inputs, choice.target)
+    names = _folder_names(images)
+    table = new_table("image", "method", "target", "score", "check", "layer")
+    found: dict[str, list[Attribution]] = {}
+    for name, explain in choice.methods(loaded).items():
+        for i, target in enumerate(targets):
+            result = _explained(name, explain, Score(loaded.model, target), inputs[i : i + 1])
+            result.save(out / names[i] / name)
+            found.setdefault(name, []).append(result)
+            said = (f"{float(result.score[0]):.4g}", checks(result)[0], result.layer)
+            table.add_row(images[i].name, name, _class_name(loaded, target), *said)
+    shown = torch.stack([_as_picture(x, loaded.transform) for x in inputs])
+    _draw(out, names, found, shown, [_class_name(loaded, t) for t in targets], choice.channels)
+    show(table)
+    first = str(out / names[0] / choice.names[0])
+    typer.echo(f"Saved in {out}; Attribution.load({first!r}) reads one back.")
+
+
+def _explained(
+    name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor"
+) -> "Attribution":
+    from probing.geometry import InputError, RefusedError
+
+    try:
+        return explain(score, inputs)
+    except (RefusedError, InputError) as error:
+        raise CommandError(f"--method {name}: {error}") from None
+
+
+def _targets(loaded: "LoadedModel", inputs: "Tensor", target: str) -> list[int]:
+    """Return the class that is explained of each input."""
+    import torch
+
+    from probing.scores import class_scores
+
+    if target != TOP:
+        return [class_index(loaded, target)] * len(inputs)
+    with torch.no_grad():
+        tops = [class_scores(loaded.model(x[None])).argmax(1) for x in inputs]
+    return [int(top) for top in tops]
+
+
+def _class_name(loaded: "LoadedModel", target: int) -> str:
+    return loaded.classes[target] if loaded.classes else f"class {target}"
+
+
+def _folder_names(images: Sequence[Path]) -> list[str]:
+    """Return a name for each picture's results: that of its file, numbered where several have it."""
+    taken: list[str] = []
+    for image in images:
+        name, count = image.stem, 2
+        while name in taken:
+            name, count = f"{image.stem}-{count}", count + 1
+        taken.append(name)
+    return taken
+
+
+def _as_picture(row: "Tensor", transform: object) -> "Tensor":
+    """Return an input as colours between 0 and 1: as it was before normalising, where that is known."""
+    import torch
+
+    from probing.heatmaps import pictures as displayed
+    from probing.images import Preprocess
+
+    if isinstance(transform, Preprocess):
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (transform.mean, transform.std))
+        row = ((row * std + mean) / transform.maximum).clamp(0, 1)
+        row = row.flip(0) if transform.channels == "bgr" else row
+    return displayed(row[None])[0]
+
+
+def _draw(
+    out: Path,
+    names: Sequence[str],
+    found: dict[str, list["Attribution"]],
+    images: "Tensor",
+    classes: Sequence[str],
+    channels: Literal["sum", "maxabs", "sumabs", "l2"],
+) -> None:
+    """Save a figure of each map, and one of all side by side with an edge detector as a control."""
+    import torch
+
+    from probing.attribution.shown import checks, column
+    from probing.figures import save_figure
+    from probing.heatmaps import ALPHA, Column, edge_control, side_by_side
+
+    columns: list[Column] = []
+    for name, results in found.items():
+        if results[0].values.ndim != 4:
+            shape = tuple(results[0].values.shape)
+            typer.echo(
+                f"{name}: values of shape {shape} are no map; saved without figure.", err=True
+            )
+            continue
+        own = [column(r, name, channels=channels, notes=checks(r)) for r in results]
+        for i, alone in enumerate(own):
+            over = column(results[i], "over the input", channels=channels, alpha=ALPHA)
+            said = [_label(names[i], classes[i], results[i])]
+            figure = side_by_side([alone, over], images[i : i + 1], names=said, per_line=3)
+            save_figure(figure, out / names[i] / name)
+        maps = torch.cat([c.maps for c in own])
+        columns.append(Column(name, maps, tuple(c.notes[0] for c in own), own[0].signed))
+    if columns:
+        first = next(iter(found.values()))
+        said = [_label(n, c, r) for n, c, r in zip(names, classes, first, strict=True)]
+        per_line = len(columns) + 2 if len(columns) <= 6 else 6
+        columns.append(edge_control(images))
+        whole = side_by_side(columns, images, names=said, per_line=per_line)
+        save_figure(whole, out / "comparison")
+
+
+def _label(name: str, target: str, result: "Attribution") -> str:
+    return f"{name}\n{target}\n{result.unit} {float(result.score[0]):.3g}"
+
+
+def _explain_text(model: str, text: str, method: Sequence[str], target: str, out: Path) -> None:
+    from probing.attribution import TEXT_METHODS
+    from probing.figures import save_figure
+    from probing.models import load_function
+
+    _known(method, TEXT_METHODS)
+    if target != TOP and not target.isdecimal():
+        raise CommandError(f"with --text, --target takes a class's number or top, got {target!r}.")
+    out.mkdir(parents=True, exist_ok=True)
+    predict = load_function(model)
+    for name in method:
+        result = TEXT_METHODS[name]()(predict, text, None if target == TOP else int(target))
+        result.save(out / name)
+        save_figure(result.plot(), out / name)
+        page = f'<!doctype html><meta charset="utf-8"><title>{name}</title>{result.html()}\n'
+        (out / f"{name}.html").write_text(page, encoding="utf-8")
+        _show_words(result)
+        typer.echo(f"Saved in {out}; TextAttribution.load({str(out / name)!r}) reads it back.")
+
+
+def _show_words(result: "TextAttribution") -> None:
+    table = new_table("word", "contribution", "standard error")
+    chosen = result.values.abs().argsort(descending=True, stable=True)
+    for i in chosen[result.values[chosen] != 0].tolist():
+        error = float(result.standard_error[i])
+        table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
+    table.caption = (
+        f"class {result.target}, score {result.score:.4g}, "
+        f"R\N{SUPERSCRIPT TWO} {result.diagnostics['r2']:.2f} over {result.n_forward:,} texts"
+    )
+    show(table)
