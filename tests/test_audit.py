@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from concepts import audit, findings, material, page
+from concepts import audit, findings, material
 from concepts.agreement import agreement
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
 from concepts.material import AuditError
 from concepts.results import AuditResults, CellRow
 from concepts.schema import SchemaError
+from concepts.sections import plates
 from concepts.sign_score import SignTest
 from concepts.statistics import TooFewError
 from probing.estimators import Pattern, Ridge
@@ -175,7 +176,7 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(
         path.unlink()
     monkeypatch.setattr(material.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(
-        page, "save_figure", lambda *_: None
+        plates, "save_figure", lambda *_: None
     )  # equal figures are equal files: tested there
     assert rebuild(first.folder) == first.results
     assert [path.read_bytes() for path in made] == before

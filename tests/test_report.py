@@ -7,9 +7,9 @@ from pathlib import Path
 import audits
 import pytest
 
-from concepts import page as page_module
 from concepts.page import write_report
 from concepts.results import AuditResults, ResultsError
+from concepts.sections import plates
 from probing.report import (
     Finding,
     Paragraph,
@@ -126,7 +126,7 @@ def report_of(results: AuditResults, folder: Path) -> str:
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> str:
     made_up = audits.results(targets=("bikini", HOSTILE, "$a_1$", "purse"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "save_figure", lambda *_: None)  # the page does not need them
+        patch.setattr(plates, "save_figure", lambda *_: None)  # the page does not need them
         return report_of(replace(made_up, title=HOSTILE), tmp_path_factory.mktemp("hostile"))
 
 

@@ -1,0 +1,1 @@
+"""The sections of an audit's report, each made of saved results alone."""

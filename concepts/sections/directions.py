@@ -1,0 +1,141 @@
+"""What TCAV says, whether its directions exist, and which images lie along them."""
+
+from functools import partial
+from pathlib import Path
+
+from concepts import figures
+from concepts.findings import floor, reading, used
+from concepts.results import AuditResults
+from concepts.sections.plates import plate
+from probing.report import (
+    NONE,
+    Block,
+    Paragraph,
+    Section,
+    Table,
+    interval,
+    number,
+    p_value,
+)
+
+
+def scores_section(results: AuditResults, folder: Path) -> Section:
+    """Return the TCAV scores of all cells."""
+    text = (
+        "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where "
+        "gradients hardly vary over inputs, any direction scores near 0 or 1, random ones too. So each score is compared "
+        "with those along directions fitted to the same images under other labels."
+    )
+    marked = sum(used(results, c) for c in results.cells)
+    caption = (
+        "TCAV score by class, concept and layer; white is one half. A dot marks corrected p below "
+        f"{results.alpha:g}: {marked} of {len(results.cells)}. {floor(results)}"
+    )
+    shown = plate(folder, "tcav", partial(figures.scores, results), "TCAV scores", caption)
+    tails = [f"{r.concept} at {r.layer}" for r in results.layer_rows if r.linear_tail]
+    linear = (
+        Paragraph(
+            "From these layers on the model is linear, so that the score is 0 or 1 by construction: "
+            + "; ".join(tails) + "."
+        ),
+    )  # fmt: skip
+    blocks = (Paragraph(text), shown, *(linear if tails else ()), _cell_table(results))
+    return Section("What TCAV says", blocks)
+
+
+def _cell_table(results: AuditResults) -> Table:
+    rows = tuple(
+        (
+            c.target,
+            c.concept,
+            c.layer,
+            number(c.tcav),
+            interval(c.tcav_low, c.tcav_high, sign=False),
+            p_value(c.tcav_p),
+            p_value(c.tcav_p_corrected),
+            number(c.ties),
+            number(c.effect, sign=True),
+            interval(c.effect_low, c.effect_high),
+            p_value(c.effect_p_corrected),
+            reading(results, c) if results.of(c.concept).matched else NONE,
+        )
+        for c in results.cells
+    )
+    header = (
+        "class", "concept", "layer", "TCAV", "interval", "p", "p corrected", "ties", "effect", "interval", "p corrected",
+        "reading",
+    )  # fmt: skip
+    caption = "All classes, concepts and layers. Effects in logits; ties are inputs whose logit does not change at all."
+    return Table(caption, header, rows, text_columns=3, folded=True)
+
+
+def directions_section(results: AuditResults, folder: Path) -> Section:
+    """Return how well each concept's direction tells images it was not fitted on."""
+    text = (
+        "A score along a direction means something only if the direction tells the concept from its counterpart on images "
+        f"that it was not fitted on: for contrasts, those of {len(results.judged_on)} {results.clusters} never seen."
+    )
+    caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
+    shown = plate(
+        folder, "accuracy", partial(figures.accuracy, results), "Accuracy by layer", caption
+    )
+    rows = tuple(
+        (
+            r.concept,
+            r.layer,
+            number(r.accuracy),
+            interval(r.accuracy_low, r.accuracy_high, sign=False),
+            p_value(r.accuracy_p),
+            number(r.cosine),
+        )
+        for r in results.layer_rows
+    )
+    header = ("concept", "layer", "accuracy", "interval", "p", "mean cosine")
+    caption = (
+        "Does the direction exist? p: one-sided, against chance. Mean cosine: between directions of different runs; below "
+        "0.2 the direction is not settled at this number of images."
+    )
+    return Section(
+        "Do the directions exist",
+        (Paragraph(text), shown, Table(caption, header, rows, text_columns=2, folded=True)),
+    )
+
+
+def likeness_section(results: AuditResults, folder: Path) -> Section:
+    """Return the images most and least along each direction."""
+    blocks: list[Block] = []
+    pictures = folder / "images"
+    for i, contrast in enumerate(results.contrasts):
+        layer = results.shown_layer(contrast.name)
+        caption = (
+            f"Images most like “{contrast.positive}” as against “{contrast.negative}”, and the reverse, at {layer}, by the "
+            "cosine below each: activation, less the mean, with the direction. None of them was used to find it. Where they do "
+            "not show the concept to the eye, the direction stands for something else there."
+        )
+        draw = partial(figures.likeness, results, contrast.name, pictures)
+        blocks.append(
+            plate(folder, f"likeness_{i + 1}", draw, f"Images like {contrast.name}", caption)
+        )
+    if len(results.concepts) > len(results.contrasts):
+        caption = (
+            "Controls: images most like each concept that is given as one set, among images not used to find it, at the first "
+            "layer where it is told best. Where these do not show the concept to the eye, its scores mean something else."
+        )
+        draw = partial(figures.controls, results, pictures)
+        blocks.append(plate(folder, "controls", draw, "Images like the controls", caption))
+    return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
+
+
+def _positions(results: AuditResults, folder: Path) -> list[Block]:
+    placed = dict.fromkeys(r.concept for r in results.positions)
+    blocks: list[Block] = []
+    for i, contrast in enumerate(results.of(name) for name in placed):
+        caption = (
+            f"Where {results.inputs} lie at {results.shown_layer(contrast.name)} between the drawings of "
+            f"“{contrast.negative}” and “{contrast.positive}” of the same {results.cluster_by}. Dots are images, ticks their "
+            f"mean; these {results.clusters} were not used to find the direction."
+        )
+        draw = partial(figures.positions, results, contrast.name)
+        label = f"Positions along {contrast.name}"
+        blocks.append(plate(folder, f"positions_{i + 1}", draw, label, caption))
+    return blocks
