@@ -13,6 +13,32 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from probing.statistics import ClusteredMean, clustered_mean, holm, two_sided
+
+__all__ = [
+    "ClusteredMean",
+    "Correlation",
+    "RankSum",
+    "Relabellings",
+    "TooFewError",
+    "above_chance",
+    "benjamini_hochberg",
+    "bootstrap_counts",
+    "bootstrap_interval",
+    "clustered_mean",
+    "code_t_test",
+    "holm",
+    "labels_held",
+    "max_t",
+    "paper_t_test",
+    "pearson",
+    "percentile_interval",
+    "permutation_p",
+    "rank_sum",
+    "relabellings",
+    "same_sign",
+]
+
 _SMALL_SAMPLE = 10
 _RELATIVE_TIE = 1e-9
 
@@ -47,20 +73,6 @@ def permutation_p(
     hits = (null >= observed - _RELATIVE_TIE * observed.abs()).sum(0).double()
     p = hits / len(null) if exact else (1 + hits) / (len(null) + 1)
     return torch.where(observed.isnan(), torch.nan, p)
-
-
-def holm(p: Float[Tensor, "*cells"]) -> Float[Tensor, "*cells"]:
-    """Return p-values corrected for testing all cells (Holm 1979); NaN marks a cell that was not tested."""
-    flat = p.double().flatten()
-    tested = ~flat.isnan()
-    values, order = flat[tested].sort()
-    factors = torch.arange(len(values), 0, -1, dtype=torch.float64)
-    stepped = (values * factors).cummax(0).values.clamp(max=1) if len(values) else values
-    corrected = torch.empty_like(values)
-    corrected[order] = stepped
-    result = flat.clone()
-    result[tested] = corrected
-    return result.reshape(p.shape)
 
 
 def benjamini_hochberg(p: Float[Tensor, "*cells"]) -> Float[Tensor, "*cells"]:
@@ -229,40 +241,6 @@ def percentile_interval(
     return bounds[0], bounds[1]
 
 
-@dataclass(frozen=True)
-class ClusteredMean:
-    """A mean over examples that come in clusters, its t interval over clusters, and its p against zero."""
-
-    mean: Float[Tensor, "*cells"]
-    low: Float[Tensor, "*cells"]
-    high: Float[Tensor, "*cells"]
-    p: Float[Tensor, "*cells"]
-    clusters: int
-
-
-def clustered_mean(
-    values: Float[Tensor, "n *cells"], clusters: Int[Tensor, " n"], level: float
-) -> ClusteredMean:
-    """Return the mean over examples with an interval that treats clusters, not examples, as independent.
-
-    The standard error is the cluster-robust one (Liang & Zeger 1986) with `clusters - 1` degrees of freedom; with one
-    example in each cluster, or equally many, it is the t interval over cluster means. With one cluster it is unknown
-    (NaN).
-    """
-    values = values.double()
-    size = int(clusters.max()) + 1
-    mean = values.mean(0)
-    residuals = torch.zeros(size, *mean.shape, dtype=torch.float64).index_add_(
-        0, clusters, values - mean
-    )
-    if size < 2:
-        unknown = torch.full_like(mean, torch.nan)
-        return ClusteredMean(mean, unknown, unknown.clone(), unknown.clone(), size)
-    error = (residuals.square().sum(0) * size / (size - 1)).sqrt() / len(values)
-    half = error * float(stats.t.ppf((1 + level) / 2, size - 1))
-    return ClusteredMean(mean, mean - half, mean + half, _two_sided(mean, error, size - 1), size)
-
-
 def paper_t_test(scores: Float[Tensor, "*cells runs"]) -> Float[Tensor, "*cells"]:
     """Return p of the one-sample t-test of the runs' scores against one half (Kim et al. 2018, sec. 3.5).
 
@@ -272,7 +250,7 @@ def paper_t_test(scores: Float[Tensor, "*cells runs"]) -> Float[Tensor, "*cells"
     runs = scores.shape[-1]
     _need(runs, "runs")
     scores = scores.double()
-    return _two_sided(scores.mean(-1) - 0.5, scores.std(-1) / math.sqrt(runs), runs - 1)
+    return two_sided(scores.mean(-1) - 0.5, scores.std(-1) / math.sqrt(runs), runs - 1)
 
 
 def code_t_test(
@@ -288,25 +266,12 @@ def code_t_test(
     _need(more, "random runs")
     a, b = scores.double(), random_scores.double()
     pooled = ((n - 1) * a.var(-1) + (more - 1) * b.var(-1)) / (n + more - 2)
-    return _two_sided(a.mean(-1) - b.mean(-1), (pooled * (1 / n + 1 / more)).sqrt(), n + more - 2)
+    return two_sided(a.mean(-1) - b.mean(-1), (pooled * (1 / n + 1 / more)).sqrt(), n + more - 2)
 
 
 def _need(runs: int, what: str) -> None:
     if runs < 2:
         raise TooFewError(f"a t-test needs at least 2 {what}, got {runs}.")
-
-
-def _two_sided(
-    difference: Float[Tensor, "*cells"], error: Float[Tensor, "*cells"], freedom: int
-) -> Float[Tensor, "*cells"]:
-    """Return p of a t statistic; a difference without any error is certain, and none without any is no evidence."""
-    noise = _RELATIVE_TIE * difference.abs().clamp(max=1)
-    t = torch.where(
-        error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0)
-    )
-    return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(
-        difference.shape
-    )
 
 
 def above_chance(

@@ -1,0 +1,29 @@
+"""Linear probes: what of the labels is linearly readable at each layer, and how much of that training put there."""
+
+from probing.probes.kinds import RidgeProbe, SoftmaxProbe
+from probing.probes.layers import LayerProbes
+from probing.probes.reduction import (
+    FeatureSizeError,
+    Flat,
+    GlobalAverage,
+    Grid,
+    RandomProjection,
+    RandomSubset,
+)
+from probing.probes.result import ProbeResult
+from probing.probes.split import Split, SplitError
+
+__all__ = [
+    "FeatureSizeError",
+    "Flat",
+    "GlobalAverage",
+    "Grid",
+    "LayerProbes",
+    "ProbeResult",
+    "RandomProjection",
+    "RandomSubset",
+    "RidgeProbe",
+    "SoftmaxProbe",
+    "Split",
+    "SplitError",
+]

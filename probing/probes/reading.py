@@ -1,0 +1,176 @@
+"""Which layers can be probed, and their reduced rows: all layers from one sweep, or streamed where rows are too many."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probing.examples import ExampleSet
+from probing.layers import expand, split_call
+from probing.precision import device_of
+from probing.probes.reduction import Reduction, refuse_size
+from probing.probes.table import MemoryTable, StreamedTable, Table
+from probing.store import ActivationStore
+from probing.summary import summarize
+
+INPUT = "(input)"
+"""What stands for the examples themselves among the layers."""
+_INPUT_BATCH = 64
+
+
+class ProbeLayerError(LookupError):
+    """There is no layer to probe."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A layer to probe: its path, what it returns for one example, and how that is reduced."""
+
+    path: str
+    shape: tuple[int, ...]
+    reduction: Reduction
+
+    @property
+    def features(self) -> int:
+        """How many features the probe gets."""
+        return self.reduction.size(self.shape)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How rows are read.
+
+    Attributes:
+        reduction: of each layer's output.
+        oversized: what stands in where that leaves more than `most` features; None: such a layer is refused.
+        most: features.
+        memory_bytes: rows of layers are read together up to this size; a layer with more is streamed.
+    """
+
+    reduction: Reduction
+    oversized: Reduction | None
+    most: int
+    memory_bytes: int
+
+    def layers(
+        self, model: nn.Module, patterns: Sequence[str], examples: ExampleSet, *, inputs: bool
+    ) -> tuple[LayerShape, ...]:
+        """Return the layers that paths and globs name.
+
+        Globs stand for those modules without modules inside that run once and return a tensor with features.
+
+        Raises:
+            LayerNotFoundError: if a path or glob matches nothing.
+            ProbeLayerError: if what it matches returns no features.
+            FeatureSizeError: for a layer with too many features.
+        """
+        first = examples.load([0])
+        rows = {row.path: row for row in summarize(model, first.to(device_of(model)))}
+        shapes = {INPUT: tuple(first.shape[1:])} if inputs and first.is_floating_point() else {}
+        for pattern in patterns:
+            globbed = any(c in pattern for c in "*?[")
+            found = 0
+            for path in expand(model, [pattern]):
+                row = rows[split_call(path)[0]]
+                leaf = not any(True for _ in model.get_submodule(row.path).children())
+                if not globbed or (leaf and row.calls == 1 and _has_features(row.output)):
+                    found += 1
+                    if not _has_features(row.output):
+                        raise ProbeLayerError(
+                            f"layer {path!r} returns {row.output or 'no features'}, and a probe needs a tensor with "
+                            "features: choose a layer around it, or after it."
+                        )
+                    assert not isinstance(row.output, str)
+                    shapes[path] = row.output
+            if not found:
+                raise ProbeLayerError(
+                    f"no layer among {pattern!r} runs once and returns features: name layers one by one; "
+                    "'probing layers' lists them."
+                )
+        return tuple(self._shaped(path, shape, len(examples)) for path, shape in shapes.items())
+
+    def tables(
+        self,
+        store: ActivationStore,
+        model: nn.Module,
+        layers: Sequence[LayerShape],
+        examples: ExampleSet,
+    ) -> Iterator[Mapping[str, Table]]:
+        """Yield reduced rows of some layers at a time, as many as fit into memory together."""
+        group: list[LayerShape] = []
+        for layer in layers:
+            if group and self._bytes([*group, layer], examples) > self.memory_bytes:
+                yield self._read(store, model, group, examples)
+                group = []
+            group.append(layer)
+        if group:
+            yield self._read(store, model, group, examples)
+
+    def _shaped(self, path: str, shape: tuple[int, ...], examples: int) -> LayerShape:
+        layer = LayerShape(path, shape, self.reduction)
+        if layer.features > self.most and self.oversized is not None:
+            layer = replace(layer, reduction=self.oversized)
+        refuse_size(path, layer.features, examples, self.most)
+        return layer
+
+    def _bytes(self, layers: Sequence[LayerShape], examples: ExampleSet) -> int:
+        return sum(layer.features for layer in layers) * 4 * len(examples)
+
+    def _read(
+        self,
+        store: ActivationStore,
+        model: nn.Module,
+        layers: Sequence[LayerShape],
+        examples: ExampleSet,
+    ) -> Mapping[str, Table]:
+        if self._bytes(layers, examples) > self.memory_bytes:  # then it is one layer
+            [layer] = layers
+            return {
+                layer.path: StreamedTable(
+                    lambda: ((p, r[layer.path]) for p, r in _batches(store, model, layers, examples)),
+                    len(examples),
+                )
+            }  # fmt: skip
+        kept: dict[str, Tensor] = {}
+        for positions, rows in _batches(store, model, layers, examples):
+            for path, part in rows.items():
+                if path not in kept:
+                    kept[path] = part.new_empty(len(examples), part.shape[1])
+                kept[path][positions] = part
+        return {layer.path: MemoryTable(kept[layer.path]) for layer in layers}
+
+
+def _has_features(output: tuple[int, ...] | str) -> bool:
+    return isinstance(output, tuple) and len(output) > 0
+
+
+def _batches(
+    store: ActivationStore, model: nn.Module, layers: Sequence[LayerShape], examples: ExampleSet
+) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
+    """Yield positions and reduced rows; all layers that share a pooling come from one sweep."""
+    by_pool: dict[str, list[LayerShape]] = {}
+    for layer in layers:
+        by_pool.setdefault("" if layer.path == INPUT else layer.reduction.pool, []).append(layer)
+    for kind, members in by_pool.items():
+        if kind == "":
+            yield from _inputs(members[0], examples)
+            continue
+        paths = [layer.path for layer in members]
+        for positions, outputs in store.batches(
+            model, paths, examples, pool=members[0].reduction.pool
+        ):
+            reduced = {layer.path: layer.reduction(outputs[layer.path].cpu()) for layer in members}
+            yield (
+                torch.tensor(positions),
+                {p: r if r.dtype == torch.float64 else r.float() for p, r in reduced.items()},
+            )
+
+
+def _inputs(
+    layer: LayerShape, examples: ExampleSet
+) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
+    for start in range(0, len(examples), _INPUT_BATCH):
+        part = torch.arange(start, min(start + _INPUT_BATCH, len(examples)))
+        yield part, {INPUT: layer.reduction(examples.load(part.tolist()).cpu().float())}

@@ -1,0 +1,43 @@
+"""The same architecture at random weights, the control for what a layer owes to training."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class UntrainedError(TypeError):
+    """A network whose initial state cannot be made again."""
+
+
+def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of a model with every weight drawn anew, in evaluation mode; the model and the global RNG stay.
+
+    Modules that know their own initialisation use it. Weights that no module initialises (a class token, position
+    embeddings) are drawn from a normal distribution of mean 0 and their own deviation.
+
+    Raises:
+        UntrainedError: if there is nothing to draw.
+    """
+    clone = copy.deepcopy(model)
+    if not any(True for _ in clone.parameters()):
+        raise UntrainedError(
+            f"{type(model).__name__} has no weights: there is nothing to draw anew."
+        )
+    generator: torch.Generator = torch.default_generator
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        generator.manual_seed(seed)
+        drawn: set[int] = set()
+        for module in clone.modules():
+            # `_reset_parameters` is what nn.MultiheadAttention and nn.Transformer call theirs.
+            reset = getattr(module, "reset_parameters", None) or getattr(
+                module, "_reset_parameters", None
+            )
+            if callable(reset):
+                reset()
+                drawn |= {id(p) for p in module.parameters(recurse=False)}
+        for parameter in clone.parameters():
+            if id(parameter) not in drawn:
+                spread = parameter.std(correction=0) if parameter.numel() > 1 else parameter.abs()
+                parameter.normal_().mul_(spread)
+    return clone.eval()
