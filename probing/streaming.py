@@ -112,8 +112,8 @@ def values_above(q: float | Fraction, total: int) -> int:
 class UpperQuantile:
     """Exact upper quantile per unit when the number of values is known beforehand.
 
-    Keeps the ⌊qN⌋ + 1 largest values of each unit. For large N, 16-bit values need less memory in
-    `CountedQuantile`.
+    Keeps the ⌊qN⌋ + 1 largest values of each unit, and up to as many again that exceed all but those until it
+    sorts them in. For large N, 16-bit values need less memory in `CountedQuantile`.
 
     Args:
         q: share of values above the threshold, between 0 and 1.
@@ -127,6 +127,7 @@ class UpperQuantile:
         self._keep = values_above(q, total) + 1
         self._q, self._total, self._seen = q, total, 0
         self._top = torch.zeros(0, 0)
+        self._waiting: list[Tensor] = []
 
     def add(self, batch: Float[Tensor, "n units *positions"]) -> None:
         """Take in values; every position of every row counts as one value of its unit.
@@ -142,7 +143,7 @@ class UpperQuantile:
         """Take in what another accumulator of the same `q` and `total` has seen."""
         _require_same("(q, total)", (self._q, self._total), (other._q, other._total))
         if other._seen:
-            self._absorb(other._top, other._seen)
+            self._absorb(torch.cat([other._top, *other._waiting], 1), other._seen)
 
     def value(self) -> Thresholds:
         """Return the thresholds.
@@ -154,7 +155,8 @@ class UpperQuantile:
             raise StreamError(
                 f"{self._seen} of {self._total} values per unit seen; add the rest, or build with their true number."
             )
-        threshold = self._top[:, -1].clone()
+        self._sort_in()
+        threshold = self._top.amin(1)
         return Thresholds(self._total, threshold, (self._top > threshold[:, None]).sum(1))
 
     def _absorb(self, values: Tensor, count: int) -> None:
@@ -163,9 +165,31 @@ class UpperQuantile:
             raise StreamError(f"more than total={self._total} values per unit: got {seen}.")
         if self._seen:
             _require_same("units", len(self._top), len(values))
-            values = torch.cat([self._top, values.to(self._top)], 1)
-        self._top = values.topk(min(self._keep, values.shape[1]), 1).values
+            values = values.to(self._top)
+        else:
+            self._top = values[:, :0]
+        if self._top.shape[1] == self._keep:
+            values = _exceeding(values, self._top.amin(1))
+        self._waiting.append(values)
         self._seen = seen
+        if sum(part.shape[1] for part in self._waiting) >= self._keep:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        values = torch.cat([self._top, *self._waiting], 1)
+        self._top = values.topk(min(self._keep, values.shape[1]), 1, sorted=False).values
+        self._waiting = []
+
+
+def _exceeding(values: Tensor, limits: Tensor) -> Tensor:
+    """Return each unit's values above its limit, filled up with −∞ to as many columns as any unit needs."""
+    units, places = (values > limits[:, None]).nonzero(as_tuple=True)
+    counts = torch.bincount(units, minlength=len(values))
+    first = counts.cumsum(0) - counts
+    found = values.new_full((len(values), int(counts.amax())), -torch.inf)
+    slots = torch.arange(len(units), device=values.device) - first[units]
+    found[units, slots] = values[units, places]
+    return found
 
 
 _LEVELS = 1 << 16

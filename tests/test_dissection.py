@@ -261,17 +261,21 @@ def test_compiled_loops_do_what_their_python_says() -> None:
     scenes = mixed_scenes(3)
     maps = scenes.examples.load(range(3))
     upsampling = Upsampling.of(layout_of(given_units(4), "units", maps), (12, 12), PAPER)
-    at = (
-        upsampling.rows.cell,
-        upsampling.rows.weight,
-        upsampling.columns.cell,
-        upsampling.columns.weight,
-    )
+    rows, columns = upsampling.rows, upsampling.columns
     limits = torch.tensor([0.5, -9.0, 99.0, float(maps[0, 3, 2, 2])], dtype=torch.float64)
     for one in maps:
         fast = upsampling.active(one, limits)
         starts, cells = np.empty(5, dtype=np.int64), np.empty(1000, dtype=np.int32)
-        found = kernels.find_active(one.numpy(), limits.numpy(), *at, starts, cells)
+        found = kernels.find_active(
+            one.numpy(),
+            limits.numpy(),
+            rows.cell,
+            rows.weight,
+            columns.weight,
+            columns.first,
+            starts,
+            cells,
+        )
         assert np.array_equal(fast.starts, starts)
         assert np.array_equal(fast.cells, cells[:found])
         assert fast.area.tolist()[1:3] == [144, 0]
@@ -279,7 +283,10 @@ def test_compiled_loops_do_what_their_python_says() -> None:
         assert np.array_equal(fast.starts, elsewhere.starts)
         assert np.array_equal(fast.cells, elsewhere.cells)
     labels = scenes.labels(2)
-    place = np.array([-1, 0, 1, -1, -1, -1])
+    place, at = (
+        np.array([-1, 0, 1, -1, -1, -1]),
+        (rows.cell, rows.weight, columns.cell, columns.weight),
+    )
     projected = [np.zeros((2, 6, 6)) for _ in range(2)]
     kernels.project(labels.planes, place, *at, projected[0])
     kernels.compiled().project(labels.planes, place, *at, projected[1])

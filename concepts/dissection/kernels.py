@@ -40,8 +40,8 @@ def find_active(
     thresholds: Any,
     row: Any,
     row_weight: Any,
-    column: Any,
     column_weight: Any,
+    column_first: Any,
     starts: Any,
     pixels: Any,
 ) -> int:
@@ -55,13 +55,14 @@ def find_active(
         thresholds: [units], in float64.
         row: the cell above or at each row of label cells, [H]; `row_weight` is the share of the one below.
         row_weight: as said.
-        column: the same along columns, [W].
-        column_weight: as said.
+        column_weight: the same along columns, [W].
+        column_first: the first column of label cells that lies between each cell and the next, [w + 1].
         starts: [units + 1], written.
         pixels: written.
     """
     units, height, width = maps.shape
-    line = np.empty(width, np.float64)
+    columns = column_weight.shape[0]
+    line = np.empty(width + 1, np.float64)
     top = np.empty(height, np.float64)
     found = 0
     for u in range(units):
@@ -69,11 +70,11 @@ def find_active(
         threshold = thresholds[u]
         highest = -np.inf
         for y in range(height):
-            value = -np.inf
-            for x in range(width):
-                value = max(value, np.float64(maps[u, y, x]))
+            value = maps[u, y, 0]
+            for x in range(1, width):
+                value = max(value, maps[u, y, x])
             top[y] = value
-            highest = max(highest, value)
+            highest = max(highest, top[y])
         if highest <= threshold:
             continue
         for i in range(row.shape[0]):
@@ -83,12 +84,16 @@ def find_active(
             for x in range(width):
                 a, b = np.float64(maps[u, above, x]), np.float64(maps[u, below, x])
                 line[x] = a + row_weight[i] * (b - a)
-            for j in range(column.shape[0]):
-                a, b = line[column[j]], line[min(column[j] + 1, width - 1)]
-                if a + column_weight[j] * (b - a) > threshold:
-                    if found < pixels.shape[0]:
-                        pixels[found] = i * column.shape[0] + j
-                    found += 1
+            line[width] = line[width - 1]
+            for x in range(width):
+                a, b = line[x], line[x + 1]
+                if a <= threshold and b <= threshold:
+                    continue
+                for j in range(column_first[x], column_first[x + 1]):
+                    if a + column_weight[j] * (b - a) > threshold:
+                        if found < pixels.shape[0]:
+                            pixels[found] = i * columns + j
+                        found += 1
     starts[units] = found
     return found
 

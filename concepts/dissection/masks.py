@@ -1,6 +1,7 @@
 """Where units are active, on the grid of label cells."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ class Axis:
         at = at.clamp(0, cells - 1)
         cell = at.floor().long()
         return cls(cell.numpy(), (at - cell).numpy(), cells)
+
+    @cached_property
+    def first(self) -> Int[np.ndarray, " cells_and_one"]:
+        """The first label cell that lies between each cell of the map and the next."""
+        return np.searchsorted(self.cell, np.arange(self.cells + 1)).astype(np.int64)
 
     def matrix(self) -> Float[Tensor, "labels cells"]:
         """Return the weights by which the map's cells make up label cells."""
@@ -110,7 +116,7 @@ class Upsampling:
         if ready.device.type != "cpu":
             return self._active_on_device(ready, thresholds)
         maps, starts = ready.numpy(), np.empty(len(ready) + 1, dtype=np.int64)
-        at = (self.rows.cell, self.rows.weight, self.columns.cell, self.columns.weight)
+        at = (self.rows.cell, self.rows.weight, self.columns.weight, self.columns.first)
         limits = thresholds.double().numpy()
         room = max(
             1024, int(_FIRST_SHARE * len(ready) * len(self.rows.cell) * len(self.columns.cell))
