@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.null import blocks_of, shuffles
-from concepts.dissection.protocols import PAPER, Protocol
+from concepts.dissection.protocols import PAPER, DissectionError, Protocol
 from concepts.dissection.reading import Lens, Levels, Reading
 from concepts.dissection.relation import average_precision, correlation
 from concepts.dissection.result import DissectionResult, NullScores, assemble
@@ -27,10 +27,6 @@ from probing.store import ActivationStore
 
 _BLOCK = 256
 """Images whose masks are held at once."""
-
-
-class DissectionError(ValueError):
-    """Layers or images that can't be dissected."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Dissection:
     protocol: Protocol = PAPER
     min_iou: float = 0.04
     rotation: Rotation | None = None
-    draws: int = 99
+    draws: int = 199
     level: float = 0.05
     top: int = 9
     grid: tuple[int, int] | None = None

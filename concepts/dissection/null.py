@@ -11,7 +11,7 @@ from torch import Tensor
 
 from concepts.dissection.kernels import compiled
 from concepts.dissection.masks import Masks
-from concepts.dissection.protocols import Union
+from concepts.dissection.protocols import DissectionError, Union
 from concepts.dissection.tally import Counts, kinds_with_none
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
 
@@ -52,13 +52,17 @@ class NullTally:
         vocabulary: the concepts.
         union: in which images a unit's area counts.
         draws: how many shuffles.
+
+    Raises:
+        DissectionError: past 2³¹ label cells, which the counts have no room for: 170,000 images of 112 × 112.
     """
 
     def __init__(self, units: int, vocabulary: Vocabulary, union: Union, draws: int) -> None:
         self._vocabulary, self._union = vocabulary, union
         kinds, concepts = len(vocabulary.kinds), len(vocabulary)
-        self._shared = np.zeros((draws, units, concepts + 1), dtype=np.int64)
+        self._shared = np.zeros((draws, units, concepts + 1), dtype=np.int32)
         self._area = np.zeros((draws, units, kinds), dtype=np.int64)
+        self._cells = 0
 
     def add(
         self,
@@ -73,6 +77,11 @@ class NullTally:
             labels: of each image.
             orders: whose labels each image gets, by draw.
         """
+        self._cells += sum(found.planes.shape[1] * found.planes.shape[2] for found in labels)
+        if self._cells > np.iinfo(np.int32).max:
+            raise DissectionError(
+                f"{self._cells} label cells are too many to shuffle: leave draws at 0, or take fewer images."
+            )
         packed = _Packed.of(masks, labels, self._vocabulary)
         touched = np.zeros_like(self._area[0])
         for draw, order in enumerate(orders):

@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+
+class DissectionError(ValueError):
+    """Layers or images that can't be dissected."""
+
+
 Union = Literal["category", "touched", "all"]
 
 
