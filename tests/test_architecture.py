@@ -122,7 +122,9 @@ NUMBERED = {
     "lrp": range(1, 16),
     "lime": range(1, 8),
     "lt": range(1, 4),
-    "fault": (5, 6, 7, 8, 9, 10, 11, 15),
+    "sc": range(1, 7),
+    "rm": range(1, 8),
+    "fault": (5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 20),
 }
 ORACLES = {
     "saliency": "sal",

@@ -1,0 +1,71 @@
+"""Maps that know nothing of the network: what a metric says of them is its zero."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.base import Attribution, attribution, checked
+from probing.fingerprint import tensor_id
+from probing.heatmaps import edges, pictures
+from probing.scores import Score
+
+if TYPE_CHECKING:
+    from probing.attribution.base import AttributionMethod
+
+
+@dataclass(frozen=True)
+class EdgeDetector:
+    """The size of the grey values' slope (Sobel): looks like an explanation, is none (Adebayo et al. 2018, sec. 5)."""
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
+        inputs = checked(score, inputs)
+        maps = edges(pictures(inputs))[:, None].to(inputs)
+        return _without_the_model(self, score, inputs, maps)
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The input's absolute values: what maps that are multiplied by the input look like."""
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        inputs = checked(score, inputs)
+        return _without_the_model(self, score, inputs, inputs.abs())
+
+
+@dataclass(frozen=True)
+class RandomMap:
+    """Independent normal values, drawn from the seed, the input and the weights: another network, another map.
+
+    Attributes:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        inputs = checked(score, inputs)
+        weights = [tensor_id(p) for p in score.model.parameters()]
+        return _without_the_model(self, score, inputs, self.draw(inputs, "".join(weights)))
+
+    def draw(self, inputs: Float[Tensor, "n *shape"], salt: str = "") -> Float[Tensor, "n *shape"]:
+        """Return the maps of inputs."""
+        drawn = []
+        for row in inputs:
+            own = int(tensor_id(row)[:15], 16) + sum(
+                int(salt[i : i + 15], 16) for i in range(0, len(salt), 15)
+            )
+            generator = torch.Generator().manual_seed((own + self.seed * 7919) % (1 << 63))
+            drawn.append(torch.randn(row.shape, generator=generator, dtype=torch.float64))
+        return torch.stack(drawn).to(inputs)
+
+
+def _without_the_model(
+    method: "AttributionMethod", score: Score, inputs: Tensor, maps: Tensor
+) -> Attribution:
+    with torch.no_grad():
+        value = score(inputs.clone())
+    counts = {"n_forward": len(inputs), "n_backward": 0}
+    return attribution(method, score, inputs, maps, value, **counts)

@@ -1,0 +1,285 @@
+"""Is an explanation caused by what the network learned? Parameters are drawn anew, and the maps must change.
+
+Adebayo et al. 2018, sec. 3. The class explained is the trained network's at every step: explaining the randomised
+network's own favourite would mix a change of class into it, as the authors' notebooks do.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor, nn
+
+from probing.attribution.base import AttributionMethod
+from probing.evaluation.base import (
+    Better,
+    EvaluationError,
+    keys_of,
+    maps_of,
+    mean_interval,
+    pixels,
+)
+from probing.evaluation.randomise import Block, Plan, plan_of, randomised
+from probing.evaluation.similarity import SIMILARITIES
+from probing.heatmaps import Channels
+from probing.provenance import Provenance, Result
+from probing.scores import Score, class_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MEASURES = ("spearman", "spearman_abs", "ssim", "hog", "top_iou")
+PRIMARY = ("spearman", "spearman_abs")
+
+
+@dataclass(frozen=True)
+class Randomisation(Result):
+    """Similarities of the trained network's maps with those of networks whose parameters were drawn anew."""
+
+    order: Literal["cascading", "independent"]
+    layers: tuple[str, ...]
+    """The layer that each step ends with (cascading) or consists of (independent), from the output on."""
+    measures: tuple[str, ...]
+    values: Float[Tensor, "seeds steps measures n"]
+    """NaN where a map is constant; never the trained network with itself, which is 1 and no part of any mean."""
+    shuffled: Float[Tensor, "seeds measures n"]
+    """Of the trained network's maps with themselves, their places shuffled: no relation at all."""
+    strangers: Float[Tensor, "pairs measures n"]
+    """Of two networks drawn independently: what the input and the architecture alone make alike."""
+    left: tuple[str, ...]
+    """Tensors that were not drawn anew, since they carry nothing learned."""
+    n_forward: int = 0
+    n_backward: int = 0
+    better: ClassVar[Better] = "lower"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    @property
+    def excluded(self) -> Int[Tensor, "steps measures"]:
+        """How many similarities, over seeds and inputs, are not defined since a map is constant."""
+        return self.values.isnan().sum((0, 3))
+
+    @property
+    def mean(self) -> Float[Tensor, "steps measures"]:
+        """Over seeds and inputs."""
+        return self._summary()[0]
+
+    @property
+    def interval(self) -> tuple[Float[Tensor, "steps measures"], Float[Tensor, "steps measures"]]:
+        """Of the mean: inputs are the independent draws, seeds are averaged within each."""
+        return self._summary()[1:]
+
+    def _summary(self) -> tuple[Tensor, Tensor, Tensor]:
+        return mean_interval(self.values.nanmean(0).movedim(-1, 0))
+
+    def band(self, kind: Literal["shuffled", "strangers"], measure: str) -> tuple[float, float]:
+        """Return the range that holds 95 % of means over inputs under the null.
+
+        For strangers the independent draws are networks: the mean over their pairs ± t times the deviation between
+        pairs. For shuffled maps they are the maps.
+        """
+        draws = getattr(self, kind)[:, self.measures.index(measure)].double()
+        means = draws.nanmean(1)
+        known = draws[~draws.isnan()]
+        half = 1.96 * float(known.std()) / draws.shape[1] ** 0.5 if len(known) > 1 else math.nan
+        if kind == "strangers" and len(means) > 1:
+            networks = (1 + math.sqrt(1 + 8 * len(means))) / 2
+            quantile = float(stats.t.ppf(0.975, networks - 1)) * math.sqrt(1 + 1 / networks)
+            half = max(half, quantile * float(means[~means.isnan()].std()))
+        return float(means.nanmean()) - half, float(means.nanmean()) + half
+
+    @property
+    def passed(self) -> dict[str, bool]:
+        """For signed and absolute rank correlation: whether it is inside or below the strangers' band at the last step."""
+        last = self.mean[-1]
+        found = {}
+        for measure in PRIMARY:
+            if measure in self.measures:
+                high = self.band("strangers", measure)[1]
+                found[measure] = bool(last[self.measures.index(measure)] <= high)
+        return found
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per step and measure."""
+        import pandas as pd
+
+        mean, (low, high), excluded = self.mean, self.interval, self.excluded
+        return pd.DataFrame(
+            {
+                "step": step + 1,
+                "layer": layer,
+                "measure": measure,
+                "mean": float(mean[step, m]),
+                "low": float(low[step, m]),
+                "high": float(high[step, m]),
+                "excluded": int(excluded[step, m]),
+            }
+            for step, layer in enumerate(self.layers)
+            for m, measure in enumerate(self.measures)
+        )
+
+    def plot(self, measures: tuple[str, ...] = PRIMARY) -> "Figure":
+        """Return a figure of similarity against what was drawn anew, with both null bands."""
+        from probing.evaluation.figures import randomisation_figure
+
+        return randomisation_figure({"": self}, measures)
+
+
+@dataclass(frozen=True)
+class CascadingRandomisation:
+    """Layers are drawn anew from the output towards the input, each step with all those before.
+
+    Attributes:
+        seeds: independent draws; the first two also make the band of strangers.
+        steps: at how many depths maps are compared, the last being the whole network; None for every layer.
+        measures: names of similarities.
+        channels: how the maps' channels become one value.
+        keep: paths or globs of tensors that stay.
+        calibrate: estimate running statistics of drawn BatchNorms on the inputs; else they start over.
+        seed: the first of the seeds.
+    """
+
+    seeds: int = 5
+    steps: int | None = None
+    measures: tuple[str, ...] = MEASURES
+    channels: Channels = "sum"
+    keep: tuple[str, ...] = ()
+    calibrate: bool = True
+    seed: int = 0
+    better: ClassVar[Better] = "lower"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    cost: ClassVar[str] = "steps times seeds, plus 1, maps"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Randomisation:
+        """Return the similarities.
+
+        Raises:
+            EvaluationError: for settings that can't be followed.
+            UnchangedError: if a parameter could not be changed.
+        """
+        return _randomise(self, "cascading", method, score, inputs)
+
+
+@dataclass(frozen=True)
+class IndependentRandomisation:
+    """One layer at a time is drawn anew, all others stay trained; attributes as of `CascadingRandomisation`."""
+
+    seeds: int = 5
+    steps: int | None = None
+    measures: tuple[str, ...] = MEASURES
+    channels: Channels = "sum"
+    keep: tuple[str, ...] = ()
+    calibrate: bool = True
+    seed: int = 0
+    better: ClassVar[Better] = "lower"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    cost: ClassVar[str] = "steps times seeds, plus 1, maps"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Randomisation:
+        """Return the similarities."""
+        return _randomise(self, "independent", method, score, inputs)
+
+
+def predicted(score: Score, inputs: Float[Tensor, "n *shape"]) -> Score:
+    """Return the score of the class that the model gives each input, fixed once and for all."""
+    with torch.no_grad():
+        classes = class_scores(score.model(inputs.clone()), score.output).argmax(1)
+    return replace(score, target=classes)
+
+
+@dataclass
+class _Explainer:
+    """Maps of one method with one class per input, for several networks; passes are counted."""
+
+    method: AttributionMethod
+    score: Score
+    inputs: Tensor
+    channels: Channels
+    n_forward: int = 0
+    n_backward: int = 0
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        found = maps_of(self.method, replace(self.score, model=model), self.inputs)
+        self.n_forward += found.n_forward
+        self.n_backward += found.n_backward
+        return pixels(found.values, self.channels)
+
+
+def _randomise(
+    metric: CascadingRandomisation | IndependentRandomisation,
+    order: Literal["cascading", "independent"],
+    method: AttributionMethod,
+    score: Score,
+    inputs: Tensor,
+) -> Randomisation:
+    if metric.seeds < 1 or not set(metric.measures) <= set(SIMILARITIES):
+        raise EvaluationError(
+            f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, "
+            f"got {metric.seeds} and {metric.measures}."
+        )
+    plan = plan_of(score.model, inputs, metric.keep)
+    depths = _depths(len(plan.blocks), metric.steps)
+    explain = _Explainer(method, score, inputs, metric.channels)
+    calibrate = inputs if metric.calibrate else None
+    trained = explain(score.model)
+    seeds = range(metric.seed, metric.seed + metric.seeds)
+    rows, strangers = [], []
+    for seed in seeds:
+        maps = [
+            explain(randomised(score.model, _chosen(plan, depth, order), seed, calibrate))
+            for depth in depths
+        ]
+        rows.append(torch.stack([_alike(metric.measures, trained, m) for m in maps]))
+        whole = maps[-1] if order == "cascading" else None
+        strangers.append(
+            explain(randomised(score.model, plan.blocks, seed, calibrate))
+            if whole is None
+            else whole
+        )
+    if len(strangers) < 2:
+        strangers.append(explain(randomised(score.model, plan.blocks, metric.seed + 1, calibrate)))
+    pairs = list(combinations(strangers, 2))
+    return Randomisation(
+        Provenance.collect(model=score.model, method=metric),
+        order,
+        tuple(plan.blocks[depth].name for depth in depths),
+        metric.measures,
+        torch.stack(rows),
+        torch.stack([_alike(metric.measures, trained, _shuffle(trained, s)) for s in seeds]),
+        torch.stack([_alike(metric.measures, a, b) for a, b in pairs]),
+        plan.left,
+        explain.n_forward,
+        explain.n_backward,
+    )
+
+
+def _depths(count: int, steps: int | None) -> list[int]:
+    """Return the blocks that steps end with, evenly spread, the last one always among them."""
+    if steps is None or steps >= count:
+        return list(range(count))
+    if steps < 1:
+        raise EvaluationError(f"steps must be at least 1, got {steps}.")
+    return sorted({round((i + 1) * count / steps) - 1 for i in range(steps)})
+
+
+def _chosen(plan: Plan, depth: int, order: str) -> tuple[Block, ...]:
+    return plan.blocks[: depth + 1] if order == "cascading" else plan.blocks[depth : depth + 1]
+
+
+def _alike(measures: tuple[str, ...], first: Tensor, second: Tensor) -> Tensor:
+    """Return `[measures, n]`."""
+    return torch.stack([SIMILARITIES[m](first, second).double() for m in measures])
+
+
+def _shuffle(maps: Tensor, seed: int) -> Tensor:
+    flat = maps.flatten(1)
+    order = keys_of(maps, flat.shape[1], seed).to(flat.device)
+    return flat.gather(1, order).view(maps.shape)

@@ -1,0 +1,228 @@
+"""How alike two maps of the same input are: rank correlation, structural similarity, oriented gradients, top places.
+
+A similarity is undefined (NaN) where a map is constant; whoever averages leaves those out and says how many.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional
+
+from probing.evaluation.base import EvaluationError
+
+
+@runtime_checkable
+class Similarity(Protocol):
+    """A frozen dataclass that compares maps in pairs."""
+
+    range: ClassVar[tuple[float, float]]
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        """Return the similarity of each pair of maps, NaN where it is not defined."""
+        ...
+
+
+@dataclass(frozen=True)
+class SignedSpearman:
+    """The rank correlation of values; independent maps have mean 0 and deviation `1/√(places - 1)`.
+
+    The primary similarity: maps of opposite sign are opposite, as they should be.
+    """
+
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        a, b = (_ranks(_pair(m)) for m in (first, second))
+        _same_size(a, b)
+        return correlation(a, b)
+
+
+@dataclass(frozen=True)
+class AbsoluteSpearman:
+    """The rank correlation of absolute values (Adebayo et al. 2018, sec. 3.2).
+
+    Where both maps are multiplied by the input it is high whatever the model does: for an independent Gaussian input
+    and gradient the correlation of `|x|` and `|x g|` is 0.68.
+    """
+
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        return SignedSpearman()(first.abs(), second.abs())
+
+
+@dataclass(frozen=True)
+class Ssim:
+    """Structural similarity (Wang et al. 2004, eq. 13) of maps that are each stretched to 0 to 1.
+
+    The data's range is then 1; a library's default of 2 for floats would inflate it. Zero becomes another grey in
+    each map: it says how alike maps look, not how alike they are.
+    """
+
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        a, b = _stretched(first), _stretched(second)
+        _same_size(a, b)
+        return ssim(a, b)
+
+
+def ssim(
+    first: Float[Tensor, "n h w"], second: Float[Tensor, "n h w"], data_range: float = 1.0
+) -> Float[Tensor, " n"]:
+    """Return the mean structural similarity over all windows that lie inside: Gaussian of σ = 1.5, 11 × 11.
+
+    In smaller maps the window is the largest odd one that fits. `K = (0.01, 0.03)`, population variances.
+    """
+    side = min(11, *((s - 1) // 2 * 2 + 1 for s in first.shape[1:]))
+    offsets = torch.arange(side, dtype=torch.float64) - side // 2
+    line = (-0.5 * (offsets / 1.5) ** 2).exp()
+    line = line / line.sum()
+
+    def smooth(maps: Tensor) -> Tensor:
+        rows = functional.conv2d(maps[:, None].double(), line.view(1, 1, -1, 1))
+        return functional.conv2d(rows, line.view(1, 1, 1, -1))[:, 0]
+
+    a, b = first.double(), second.double()
+    mean_a, mean_b = smooth(a), smooth(b)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    variances = smooth(a * a) - mean_a.square() + smooth(b * b) - mean_b.square()
+    covariance = smooth(a * b) - mean_a * mean_b
+    means = mean_a.square() + mean_b.square()
+    local = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((means + c1) * (variances + c2))
+    return local.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class HogSimilarity:
+    """The correlation of histograms of oriented gradients (Dalal & Triggs 2005; Adebayo et al. 2018, sec. 3.2).
+
+    Attributes:
+        cell: pixels along a cell's side; 16, or 8 up to 64 pixels, or what gives three cells in a smaller map.
+    """
+
+    cell: int | None = None
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        side = min(first.shape[1:])
+        cell = self.cell or (16 if side > 64 else min(8, max(1, side // 3)))
+        maps = [_stretched(m) for m in (first, second)]
+        constant = torch.stack([m[:, 0, 0].isnan() for m in maps]).any(0)
+        a, b = (hog(m.nan_to_num(0.0), cell) for m in maps)
+        return torch.where(constant, torch.nan, correlation(a, b))
+
+
+def hog(maps: Float[Tensor, "n h w"], cell: int) -> Float[Tensor, "n features"]:
+    """Return histograms of 9 unsigned orientations per cell, in blocks of 3 × 3 cells, each clipped at 0.2 of its norm.
+
+    Raises:
+        EvaluationError: for maps of fewer than three cells.
+    """
+    rows, columns = (s // cell for s in maps.shape[1:])
+    if min(rows, columns) < 3:
+        raise EvaluationError(
+            f"oriented gradients need three cells of {cell} pixels, got maps of {tuple(maps.shape[1:])}."
+        )
+    maps = maps.double()
+    down, across = torch.zeros_like(maps), torch.zeros_like(maps)
+    down[:, 1:-1] = maps[:, 2:] - maps[:, :-2]
+    across[:, :, 1:-1] = maps[:, :, 2:] - maps[:, :, :-2]
+    size, angle = torch.hypot(down, across), torch.rad2deg(torch.atan2(down, across)) % 180
+    bins = (angle / 20).long().clamp(max=8)
+    spread = torch.zeros(len(maps), 9, *maps.shape[1:], dtype=torch.float64)
+    spread.scatter_(1, bins[:, None], size[:, None])
+    cells = functional.avg_pool2d(spread[..., : rows * cell, : columns * cell], cell)
+    blocks = cells.unfold(2, 3, 1).unfold(3, 3, 1)  # n 9 rows columns 3 3
+    blocks = blocks.permute(0, 2, 3, 4, 5, 1).flatten(3)
+    blocks = (blocks / (blocks.square().sum(3, keepdim=True) + 1e-10).sqrt()).clamp(max=0.2)
+    return (blocks / (blocks.square().sum(3, keepdim=True) + 1e-10).sqrt()).flatten(1)
+
+
+@dataclass(frozen=True)
+class TopIou:
+    """Shared places over places of either, among each map's highest ones; by chance `k / (2 - k)` for a share k.
+
+    Attributes:
+        share: of places that count as the highest; of equal values those that come first in both maps.
+    """
+
+    share: float = 0.1
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __call__(
+        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    ) -> Float[Tensor, " n"]:
+        if not 0 < self.share < 1:
+            raise EvaluationError(f"share must lie between 0 and 1, got {self.share}.")
+        a, b = _pair(first), _pair(second)
+        _same_size(a, b)
+        count = max(1, round(self.share * a.shape[1]))
+        masks = [torch.zeros_like(m, dtype=torch.bool) for m in (a, b)]
+        for mask, values in zip(masks, (a, b), strict=True):
+            top = values.argsort(dim=1, descending=True, stable=True)[:, :count]
+            mask.scatter_(1, top, value=True)
+        shared, either = (masks[0] & masks[1]).sum(1), (masks[0] | masks[1]).sum(1)
+        constant = (a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)
+        return torch.where(constant, torch.nan, shared.double() / either)
+
+
+SIMILARITIES: dict[str, Similarity] = {
+    "spearman": SignedSpearman(),
+    "spearman_abs": AbsoluteSpearman(),
+    "ssim": Ssim(),
+    "hog": HogSimilarity(),
+    "top_iou": TopIou(),
+}
+"""The names that results and the command line use."""
+
+
+def correlation(
+    first: Float[Tensor, "n places"], second: Float[Tensor, "n places"]
+) -> Float[Tensor, " n"]:
+    """Return Pearson's correlation of each pair of rows, NaN where one is constant."""
+    a, b = (m.double() - m.double().mean(1, keepdim=True) for m in (first, second))
+    constant = (first == first[:, :1]).all(1) | (second == second[:, :1]).all(1)
+    norm = (a.square().sum(1) * b.square().sum(1)).sqrt()
+    found = ((a * b).sum(1) / norm).clamp(-1, 1)
+    return torch.where(constant | (norm == 0), torch.nan, found)
+
+
+def _pair(maps: Tensor) -> Tensor:
+    return maps.detach().cpu().flatten(1)
+
+
+def _same_size(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise EvaluationError(
+            f"maps can be compared place by place only, got {a.shape[1]} and {b.shape[1]} places "
+            f"of {len(a)} and {len(b)} inputs."
+        )
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Return ranks, those of ties averaged."""
+    return torch.from_numpy(rankdata(maps.double().numpy(), axis=1))
+
+
+def _stretched(maps: Tensor) -> Tensor:
+    """Return maps from 0 to 1; a constant map becomes NaN."""
+    if maps.ndim != 3:
+        raise EvaluationError(f"this similarity needs images' maps, got shape {tuple(maps.shape)}.")
+    maps = maps.detach().cpu().double()
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / torch.where(high > low, high - low, torch.nan)
