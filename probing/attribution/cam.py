@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from probing.attribution.ablation import Head, head_of
 from probing.attribution.base import (
     Attribution,
     attribution,
@@ -185,9 +186,12 @@ class AblationCAM(_LayerMap):
         value, output, slope, classes = reading.slopes()
         tail = _tail(reading, output, classes)
         axis = 1 if reading.layout.kind == "channels_first" else -1
+        head = head_of(tail) if tail is not None and axis == 1 and output.ndim == 4 else None
         if tail is not None and is_affine(tail) and reading.passes.origin.unit == "logit":
             others = [a for a in range(1, output.ndim) if a != axis % output.ndim]
             falls = (slope * output).sum(others)
+        elif head is not None and reading.passes.score.output is None:
+            falls = _falls_in_head(reading, head, output)
         else:
             falls = _falls(reading, tail, output, value, axis)
         maps = reading.layout.maps(output)
@@ -266,6 +270,17 @@ def _tail(reading: _Reading, output: Tensor, classes: Tensor) -> fx.GraphModule 
         alone = tail(passes.precision.inputs(output[some], passes.device))
     same = agree(class_scores(alone, passes.score.output).to(classes), classes[some])
     return tail if same else None
+
+
+def _falls_in_head(reading: _Reading, head: Head, output: Tensor) -> Float[Tensor, "n channels"]:
+    """Return the same as `_falls`, from what channels change in a head of dense layers."""
+    rows = torch.arange(len(output))
+    with torch.no_grad():
+        parts = [
+            head.falls(reading.passes, output[p], rows[p])
+            for p in reading.passes.slices(len(output))
+        ]
+    return torch.cat(parts).to(output)
 
 
 def _falls(
