@@ -124,7 +124,8 @@ NUMBERED = {
     "lt": range(1, 4),
     "sc": range(1, 7),
     "rm": range(1, 8),
-    "fault": (5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 20),
+    "am": range(1, 14),
+    "fault": (5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 19, 20),
 }
 ORACLES = {
     "saliency": "sal",

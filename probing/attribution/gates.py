@@ -86,21 +86,10 @@ class Gates(TorchFunctionMode):
     def _ceiling(
         self, name: str, args: tuple[object, ...], named: dict[str, object]
     ) -> tuple[Ceiling] | None:
-        """Return where a rectifier saturates (infinity: nowhere; None: a smooth gate); nothing for other calls."""
-        if name in _RELU or (
-            name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)
-        ):
-            return (torch.inf,)
-        if name in _RELU6:
-            return (6.0,)
-        low: float | None = None
-        high: float | None = None
-        if name in _CLAMP:
-            low, high = _bounds(args, named, "min", "max")
-        elif name in _HARDTANH:
-            low, high = _bounds(args, named, "min_val", "max_val")
-        if low == 0.0:
-            return (torch.inf if high is None else high,)
+        """Return where a gate saturates (infinity: nowhere; None: a smooth gate); nothing for other calls."""
+        high = rectifier_ceiling(name, args, named)
+        if high is not None:
+            return (high,)
         return (None,) if self._which == "all" and name in _SMOOTH else None
 
     def check(self, value: Tensor) -> None:
@@ -116,6 +105,33 @@ class Gates(TorchFunctionMode):
                 f"{self._rule} rules are put on {self.count} rectifiers of this network, but it also has "
                 f"{', '.join(left)}: replace them by ReLU{mend}; else part of the map would be a plain gradient."
             )
+
+
+def rectifier_ceiling(
+    name: str, args: tuple[object, ...], named: dict[str, object]
+) -> float | None:
+    """Return where a rectifier saturates, infinity for a plain ReLU; None for any other function.
+
+    Args:
+        name: of a function that is called.
+        args: by position, after the input.
+        named: by keyword.
+    """
+    if name in _RELU or (
+        name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)
+    ):
+        return torch.inf
+    if name in _RELU6:
+        return 6.0
+    low: float | None = None
+    high: float | None = None
+    if name in _CLAMP:
+        low, high = _bounds(args, named, "min", "max")
+    elif name in _HARDTANH:
+        low, high = _bounds(args, named, "min_val", "max_val")
+    if low == 0.0:
+        return torch.inf if high is None else high
+    return None
 
 
 class _Gate(torch.autograd.Function):

@@ -1,0 +1,495 @@
+"""What an image is to raise: a unit, a class, a direction, a whole layer, likeness to another image.
+
+Objectives add, subtract and scale: `Channel("layer3", 5) - 0.5 * Channel("layer3", 9)`. Each gives one
+number per image, so that many, each with its own image, share one pass.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.scores import class_scores
+
+Values = Float[Tensor, " n"]
+
+
+class UnitError(IndexError):
+    """A unit, a position or a direction does not fit the layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What layers returned for one objective's images, and for the pictures it refers to."""
+
+    layers: Mapping[str, Tensor]
+    """Rows are the images."""
+    references: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()
+    """Each picture with its own rows, seen through the same views."""
+
+    def reference(self, image: Tensor, layer: str) -> Tensor:
+        """Return a layer's output for a picture."""
+        return next(rows[layer] for known, rows in self.references if known is image)
+
+
+class Objective(ABC):
+    """A frozen dataclass that says what an image is to raise."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """A short name, for captions and files."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """Paths of the layers it reads; `""` is the model's output."""
+
+    @property
+    def images(self) -> int:
+        """How many images it is about."""
+        return 1
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        """Pictures in model space, `[c, h, w]`, that must be seen too."""
+        return ()
+
+    @property
+    def on_data(self) -> bool:
+        """Whether single pictures have a value too."""
+        return self.images == 1 and not self.references
+
+    @abstractmethod
+    def __call__(self, seen: Seen) -> Values:
+        """Return the value of each image, differentiable.
+
+        Raises:
+            UnitError: for a unit, position or direction that the layer does not have.
+        """
+
+    def __add__(self, other: "Objective") -> "Sum":
+        return Sum((self, other))
+
+    def __sub__(self, other: "Objective") -> "Sum":
+        return Sum((self, -1.0 * other))
+
+    def __mul__(self, factor: float) -> "Multiple":
+        return Multiple(factor, self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Multiple":
+        return Multiple(1 / divisor, self)
+
+    def __neg__(self) -> "Multiple":
+        return Multiple(-1.0, self)
+
+
+@dataclass(frozen=True)
+class Logit(Objective):
+    """A class's score before softmax: a probability can also rise by lowering the other classes."""
+
+    target: int
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or f"class {self.target}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ("",)
+
+    def __call__(self, seen: Seen) -> Values:
+        return _unit(class_scores(seen.layers[""]), self.target, "the model's output")
+
+
+@dataclass(frozen=True)
+class Channel(Objective):
+    """The mean of a unit over positions.
+
+    Attributes:
+        layer: returns `[n, units]`, maps `[n, units, h, w]`, or tokens `[n, tokens, units]`.
+        unit: counts from 0.
+        last: whether units are the last axis of maps, as in Swin transformers.
+    """
+
+    layer: str
+    unit: int
+    last: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer}:{self.unit}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, seen: Seen) -> Values:
+        rows = units_first(seen.layers[self.layer], last=self.last)
+        return _unit(rows, self.unit, f"layer {self.layer!r}").flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Neuron(Objective):
+    """A unit at one position of a map.
+
+    Attributes:
+        at: row and column; the centre by default, the lower right one of four.
+    """
+
+    layer: str
+    unit: int
+    at: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        place = "" if self.at is None else f" at {self.at[0]},{self.at[1]}"
+        return f"{self.layer}:{self.unit} neuron{place}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, seen: Seen) -> Values:
+        maps = _maps(seen.layers[self.layer], self.layer, "neuron", "channel")
+        height, width = maps.shape[2:]
+        row, column = self.at or (height // 2, width // 2)
+        if not (0 <= row < height and 0 <= column < width):
+            raise UnitError(
+                f"position {self.at} is outside the maps of layer {self.layer!r}, "
+                f"{height} x {width} for images of this size."
+            )
+        return _unit(maps, self.unit, f"layer {self.layer!r}")[:, row, column]
+
+
+@dataclass(frozen=True, eq=False)
+class Direction(Objective):
+    """A direction among a layer's units, such as a CAV: `mean ⟨a, v⟩ · max(0.1, cos)^power`, over positions.
+
+    Olah et al. 2017; a power of cosine keeps the activation near the direction itself (lucid,
+    `objectives_util.py`).
+
+    Attributes:
+        vector: one number per unit.
+        cosine_power: 0 for the plain product.
+        label: what the direction stands for.
+    """
+
+    layer: str
+    vector: Float[Tensor, " units"]
+    cosine_power: float = 0.0
+    label: str = "direction"
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} {self.label}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, seen: Seen) -> Values:
+        rows = units_first(seen.layers[self.layer]).flatten(2)
+        if self.vector.shape != rows.shape[1:2]:
+            raise UnitError(
+                f"the direction {self.label!r} has {len(self.vector)} components, layer {self.layer!r} has "
+                f"{rows.shape[1]} units."
+            )
+        vector = self.vector.to(rows).expand(rows.shape[:2]).unsqueeze(2)
+        return _aligned(rows, vector, self.cosine_power).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDirection(Objective):
+    """A direction in the whole output of a layer, positions included, such as a CAV of flattened maps: `⟨a, v⟩`.
+
+    Attributes:
+        tensor: of the layer's shape for one image of the size asked for.
+    """
+
+    layer: str
+    tensor: Float[Tensor, "..."]
+    label: str = "direction"
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} {self.label}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, seen: Seen) -> Values:
+        rows = seen.layers[self.layer]
+        if rows.shape[1:] != self.tensor.shape:
+            raise UnitError(
+                f"the direction {self.label!r} has shape {tuple(self.tensor.shape)}, layer {self.layer!r} returns "
+                f"{tuple(rows.shape[1:])} for images of this size: choose the size, or no Pad."
+            )
+        return (rows * self.tensor.to(rows)).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Layer(Objective):
+    """The mean square of all of a layer's activations: what is there already grows (DeepDream)."""
+
+    layer: str
+
+    @property
+    def name(self) -> str:
+        return self.layer
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, seen: Seen) -> Values:
+        return seen.layers[self.layer].flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class Diversity(Objective):
+    """How unlike several images of one objective are: minus the mean product of their Gram matrices.
+
+    Olah et al. 2017, with each Gram matrix scaled to norm 1. Added to another objective:
+    `Channel("layer3", 5) + 10 * Diversity("layer3", 4)`.
+
+    Attributes:
+        count: of images, at least 2.
+    """
+
+    layer: str
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"diversity needs at least 2 images, got {self.count}.")
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} diversity"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def images(self) -> int:
+        return self.count
+
+    def __call__(self, seen: Seen) -> Values:
+        maps = units_first(seen.layers[self.layer]).flatten(2)
+        gram = (maps @ maps.mT).flatten(1)
+        norms: Tensor = gram.norm(dim=1, keepdim=True)
+        gram = gram / norms.clamp(min=1e-12)
+        alike: Tensor = (gram @ gram.T).fill_diagonal_(0)
+        return -alike.sum(1) / (len(maps) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Caricature(Objective):
+    """A picture with what a layer sees in it exaggerated: `mean ⟨a, b⟩ · max(0.1, cos)^power`, `b` the picture's.
+
+    Attributes:
+        image: in model space, of the size of the images.
+    """
+
+    layer: str
+    image: Float[Tensor, "c h w"]
+    cosine_power: float = 4.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} caricature"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return (self.image,)
+
+    def __call__(self, seen: Seen) -> Values:
+        rows = units_first(seen.layers[self.layer]).flatten(2)
+        other = units_first(seen.reference(self.image, self.layer)).flatten(2)
+        return _aligned(rows, other.expand_as(rows), self.cosine_power).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureInversion(Objective):
+    """What a layer keeps of a picture: minus the relative squared distance to its activations.
+
+    Mahendran & Vedaldi 2015, eq. 2.
+
+    Attributes:
+        image: in model space, of the size of the images.
+    """
+
+    layer: str
+    image: Float[Tensor, "c h w"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} inversion"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return (self.image,)
+
+    def __call__(self, seen: Seen) -> Values:
+        other = seen.reference(self.image, self.layer)
+        distance = (seen.layers[self.layer] - other).flatten(1).square().sum(1)
+        return -distance / other.square().sum().clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class Together(Objective):
+    """Several objectives, each of an image of its own, that share what `image` shares."""
+
+    parts: tuple[Objective, ...]
+
+    def __post_init__(self) -> None:
+        if bad := [part.name for part in self.parts if part.images != 1]:
+            raise ValueError(f"only objectives of one image go together, {bad[0]!r} has more.")
+
+    @property
+    def name(self) -> str:
+        return ", ".join(part.name for part in self.parts)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return _union(self.parts)
+
+    @property
+    def images(self) -> int:
+        return len(self.parts)
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return _references(self.parts)
+
+    def __call__(self, seen: Seen) -> Values:
+        rows = [{n: a[i : i + 1] for n, a in seen.layers.items()} for i in range(self.images)]
+        found = [part(Seen(r, seen.references)) for part, r in zip(self.parts, rows, strict=True)]
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Sum(Objective):
+    """The sum of objectives."""
+
+    terms: tuple[Objective, ...]
+
+    def __post_init__(self) -> None:
+        counts = {term.images for term in self.terms} - {1}
+        if len(counts) > 1:
+            raise ValueError(
+                f"objectives of {sorted(counts)} images can't be added: give them the same number."
+            )
+
+    @property
+    def name(self) -> str:
+        return " + ".join(term.name for term in self.terms).replace("+ -", "- ")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return _union(self.terms)
+
+    @property
+    def images(self) -> int:
+        return max(term.images for term in self.terms)
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return _references(self.terms)
+
+    def __call__(self, seen: Seen) -> Values:
+        return torch.stack([term(seen) for term in self.terms]).sum(0)
+
+
+@dataclass(frozen=True)
+class Multiple(Objective):
+    """An objective times a number; minus 1 minimises it."""
+
+    factor: float
+    of: Objective
+
+    @property
+    def name(self) -> str:
+        inner = f"({self.of.name})" if isinstance(self.of, Sum) else self.of.name
+        return f"-{inner}" if self.factor == -1 else f"{self.factor:g} {inner}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.of.layers
+
+    @property
+    def images(self) -> int:
+        return self.of.images
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return self.of.references
+
+    def __call__(self, seen: Seen) -> Values:
+        return self.factor * self.of(seen)
+
+
+OBJECTIVES: Final = (
+    Logit, Channel, Neuron, Direction, TensorDirection, Layer, Diversity, Caricature, FeatureInversion, Together,
+    Sum, Multiple,
+)  # fmt: skip
+
+
+def units_first(rows: Tensor, *, last: bool = False) -> Float[Tensor, "n units *positions"]:
+    """Return a layer's output with units as its second axis; of three axes the last holds units, as in tokens."""
+    return rows.movedim(-1, 1) if last or rows.ndim == 3 else rows
+
+
+def _unit(rows: Tensor, unit: int, where: str) -> Tensor:
+    if not 0 <= unit < rows.shape[1]:
+        raise UnitError(
+            f"unit {unit} is out of range: {where} has {rows.shape[1]} units, 0 to {rows.shape[1] - 1}."
+        )
+    return rows[:, unit]
+
+
+def _maps(rows: Tensor, layer: str, objective: str, instead: str) -> Tensor:
+    if rows.ndim != 4:
+        raise UnitError(
+            f"a {objective} needs maps [n, units, h, w], layer {layer!r} returns {tuple(rows.shape)}: "
+            f"use a {instead}."
+        )
+    return rows
+
+
+def _aligned(
+    rows: Float[Tensor, "n units positions"],
+    other: Float[Tensor, "n units *positions"],
+    power: float,
+) -> Float[Tensor, "n positions"]:
+    product = (rows * other).sum(1)
+    if power == 0:
+        return product
+    norms = (rows.square().sum(1) * other.square().sum(1)).clamp(min=1e-24).sqrt()
+    return product * (product / norms).clamp(min=0.1) ** power
+
+
+def _union(parts: Sequence[Objective]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer for part in parts for layer in part.layers))
+
+
+def _references(parts: Sequence[Objective]) -> tuple[Tensor, ...]:
+    return tuple({id(r): r for part in parts for r in part.references}.values())

@@ -1,0 +1,34 @@
+"""Ready-made settings: the four of Yosinski et al. 2015, the Fourier parameterisation, and none at all."""
+
+from typing import Final
+
+from probing.maximize.ascent import Adam, Normalized
+from probing.maximize.images import Fourier, Pixels
+from probing.maximize.regularizers import (
+    Blur,
+    Box,
+    ClipSmallContribution,
+    ClipSmallNorm,
+    Decay,
+    Operator,
+)
+from probing.maximize.run import Maximize
+from probing.maximize.transforms import STANDARD
+
+
+def _pixels(*operators: Operator) -> Maximize:
+    return Maximize(
+        image=Pixels(),
+        regularizers=(*operators, Box()),
+        transforms=(),
+        ascent=Normalized(4.0),
+        steps=256,
+    )
+
+
+FOURIER: Final = Maximize(image=Fourier(), transforms=STANDARD, ascent=Adam(0.05), steps=256)
+UNREGULARIZED: Final = _pixels()
+A: Final = _pixels(Blur(0.5, 4), ClipSmallNorm(50))
+B: Final = _pixels(Decay(0.3), ClipSmallNorm(20))
+C: Final = _pixels(Decay(0.0001), Blur(1.0, 4))
+D: Final = _pixels(Blur(0.5, 4), ClipSmallContribution(90))

@@ -1,0 +1,116 @@
+"""One pass for many objectives: each reads its own rows, and the pass ends after the deepest layer asked for."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probing.hooks import LayerCallError, capture
+from probing.layers import LayerNotFoundError
+from probing.maximize.objectives import Objective, Seen
+from probing.maximize.redirect import Redirected
+from probing.precision import Precision
+
+
+class ImageSizeError(ValueError):
+    """A network can't take images of the size asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A prepared copy of a model, and what is read from it."""
+
+    model: nn.Module
+    objectives: Sequence[Objective]
+    layers: tuple[str, ...]
+    precision: Precision
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        objectives: Sequence[Objective],
+        precision: Precision,
+        device: torch.device,
+    ) -> "Reader":
+        """Prepare a model for some objectives; half-precision weights are run in float32, at equal values."""
+        layers = tuple(dict.fromkeys(layer for o in objectives for layer in o.layers))
+        ready = precision.prepare(model, layers, device)
+        halves = {torch.float16, torch.bfloat16}
+        if any(p.dtype in halves for p in (*ready.parameters(), *ready.buffers())):
+            ready = ready.float()
+        return cls(ready, objectives, layers, precision, device)
+
+    def rows(self) -> tuple[Int[Tensor, " rows"], list[Tensor]]:
+        """Return which image each row of a pass is seen like, and the pictures that are rows too."""
+        index: list[int] = []
+        pictures: list[Tensor] = []
+        start = 0
+        for objective in self.objectives:
+            index += range(start, start + objective.images)
+            index += [start] * len(objective.references)
+            pictures += objective.references
+            start += objective.images
+        return torch.tensor(index), pictures
+
+    def values(
+        self, views: Float[Tensor, "rows c h w"], *, redirect: bool = False
+    ) -> Float[Tensor, " n"]:
+        """Return the value of each image, differentiable with respect to the views.
+
+        Args:
+            views: rows in the order of `rows`.
+            redirect: let gradients through closed rectifiers.
+
+        Raises:
+            ImageSizeError: if the model can't take them.
+            LayerCallError: for a layer that can't be read.
+            UnitError: for a unit that is not there.
+        """
+        gates: AbstractContextManager[object] = Redirected() if redirect else nullcontext()
+        autocast = self.precision.autocast(self.device)
+        with gates, autocast, capture(self.model, self.layers, graph=True, stop=True) as kept:
+            self._run(views)
+        counts = [o.images + len(o.references) for o in self.objectives]
+        split = {n: torch.split(_wide(kept[n]), counts) for n in self.layers}
+        found = []
+        for i, objective in enumerate(self.objectives):
+            mine = {layer: split[layer][i] for layer in objective.layers}
+            images = {n: rows[: objective.images] for n, rows in mine.items()}
+            others = [
+                (picture, {n: rows[objective.images + j][None] for n, rows in mine.items()})
+                for j, picture in enumerate(objective.references)
+            ]
+            found.append(objective(Seen(images, others)))
+        return torch.cat(found)
+
+    def _run(self, views: Tensor) -> None:
+        try:
+            self.model(self.precision.inputs(views, self.device))
+        except (LayerCallError, LayerNotFoundError):
+            raise
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            if out_of_memory(error):
+                raise
+            shape = " x ".join(map(str, views.shape[1:]))
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ImageSizeError(
+                f"{type(self.model).__name__} fails on images of {shape} ({reason}): choose a size and a space "
+                "that it takes; Pad makes what it sees larger than the image."
+            ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is an allocator's, on an accelerator or on the host."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()

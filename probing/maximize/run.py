@@ -1,0 +1,438 @@
+"""Activation maximisation: many images climb at once, each by itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from probing.attribution.base import identity
+from probing.examples import ExampleSet
+from probing.fingerprint import content_id
+from probing.maximize.ascent import Adam, Ascent
+from probing.maximize.beside import place
+from probing.maximize.images import Canvas, Fourier, ImageOptionError, ImageParameters, Plan
+from probing.maximize.objectives import Objective
+from probing.maximize.reader import Reader, out_of_memory
+from probing.maximize.regularizers import Operator, Penalty
+from probing.maximize.result import Maximization
+from probing.maximize.space import Space, SpaceError
+from probing.maximize.transforms import STANDARD, Pad, Transform, draw, growth, viewed
+from probing.models import LoadedModel
+from probing.precision import Precision, device_of
+from probing.progress import Progress
+from probing.provenance import Provenance, describe
+from probing.scores import refuse_training
+from probing.store import ActivationStore
+
+
+class ZeroGradientError(RuntimeError):
+    """No objective has a gradient: there is nothing to climb."""
+
+
+class NotFiniteError(ArithmeticError):
+    """An objective became NaN or infinite on the way."""
+
+
+@dataclass(frozen=True)
+class Maximize:
+    """How images are optimised; call it on a model and objectives.
+
+    Attributes:
+        image: what the images are made of.
+        regularizers: operators after each step, in their order, and penalties.
+        transforms: random views, in their order.
+        ascent: how parameters are moved.
+        steps: passes; after the last the images stay as they are.
+        seed: of start and views; each image's own seed is made of it and of its objective.
+        size: side of the images in pixels; by default views are as large as what the model was made for.
+        precision: of the passes; what is optimised is float32.
+        redirect: first steps in which gradients pass closed rectifiers.
+        batch: images in a pass, at most.
+    """
+
+    image: ImageParameters = field(default_factory=Fourier)
+    regularizers: tuple[Operator | Penalty, ...] = ()
+    transforms: tuple[Transform, ...] = STANDARD
+    ascent: Ascent = field(default_factory=Adam)
+    steps: int = 256
+    seed: int = 0
+    size: int | tuple[int, int] | None = None
+    precision: Precision = field(default_factory=Precision)
+    redirect: int = 16
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}.")
+
+    def __call__(
+        self,
+        model: nn.Module | LoadedModel,
+        objectives: Objective | Sequence[Objective],
+        *,
+        space: Space | None = None,
+        start: Float[Tensor, "n c h w"] | None = None,
+        store: ActivationStore | None = None,
+        examples: ExampleSet | None = None,
+        progress: bool | None = None,
+    ) -> Maximization:
+        """Return an image for each objective; see `maximize`."""
+        net = model.model if isinstance(model, LoadedModel) else model
+        goals = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
+        if not goals:
+            raise ValueError("give at least one objective, got none.")
+        if (store is None) != (examples is None):
+            raise ValueError("data need both: a store, and the examples to read with it.")
+        refuse_training(net)
+        space = _space(model, space)
+        name = identity(net)
+        device = device_of(net)
+        run = _Run(self, Reader.of(net, goals, self.precision, device), space, self._size(space))
+        with torch.inference_mode(False), torch.enable_grad():
+            parts, notes = run.all(start, progress)
+        found = replace(
+            _joined(parts),
+            names=_names(goals),
+            objective=tuple(i for i, goal in enumerate(goals) for _ in range(goal.images)),
+            notes=notes,
+            provenance=replace(Provenance.collect(), model=name, method=describe(self)),
+        )
+        _refuse_nothing(found)
+        if store is None or examples is None:
+            return found
+        return replace(found, beside=place(found, net, goals, store, examples))
+
+    def _size(self, space: Space) -> tuple[int, int]:
+        if isinstance(self.size, tuple):
+            return self.size
+        if self.size is not None:
+            return self.size, self.size
+        if space.size is None:
+            raise SpaceError("the size the model was made for is not known: pass size=… in pixels.")
+        return (space.size - growth(self.transforms),) * 2
+
+
+def maximize(
+    model: nn.Module | LoadedModel,
+    objectives: Objective | Sequence[Objective],
+    *,
+    image: ImageParameters | None = None,
+    regularizers: Sequence[Operator | Penalty] = (),
+    transforms: Sequence[Transform] = STANDARD,
+    ascent: Ascent | None = None,
+    steps: int = 256,
+    seed: int = 0,
+    size: int | tuple[int, int] | None = None,
+    precision: Precision | None = None,
+    space: Space | None = None,
+    start: Float[Tensor, "n c h w"] | None = None,
+    store: ActivationStore | None = None,
+    examples: ExampleSet | None = None,
+) -> Maximization:
+    """Return images that raise objectives: what a unit, a class, a direction or a layer looks for.
+
+    Yosinski et al. 2015, sec. 3, and Olah et al. 2017. All objectives share passes, which end after the
+    deepest layer that any of them reads, and each has its own image and its own random numbers: an image
+    depends on its batch-mates by rounding only. The settings are those of `Maximize`; presets are in
+    `probing.maximize.presets`.
+
+    Args:
+        model: in evaluation mode; a loaded model tells its own normalisation.
+        objectives: one or many.
+        image: what the images are made of, a Fourier spectrum by default.
+        regularizers: see `probing.maximize.regularizers`.
+        transforms: see `probing.maximize.transforms`.
+        ascent: Adam by default.
+        steps: passes.
+        seed: of all random numbers.
+        size: side of the images in pixels.
+        precision: of the passes.
+        space: how pixels become inputs, for a model that does not tell.
+        start: pixels in [0, 1] to start from, `[n, c, h, w]`, one picture per image or one for all.
+        store: reads the activations of `examples`, among which the images are placed.
+        examples: data in the model's own preprocessing.
+
+    Raises:
+        SpaceError: if the normalisation, or the size, of the model is not known.
+        ImageSizeError: if the model can't take images of this size.
+        UnitError: if a unit, a position or a direction does not fit its layer.
+        ZeroGradientError: if no objective can be raised from its start.
+        NotFiniteError: if an objective becomes NaN or infinite.
+
+    Example:
+        >>> maximize(loaded, [Channel("layer3", k) for k in range(64)]).pictures()
+    """
+    settings = Maximize(
+        image=image or Fourier(),
+        regularizers=tuple(regularizers),
+        transforms=tuple(transforms),
+        ascent=ascent or Adam(),
+        steps=steps,
+        seed=seed,
+        size=size,
+        precision=precision or Precision(),
+    )
+    return settings(model, objectives, space=space, start=start, store=store, examples=examples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Settings, a prepared model and what it needs of images."""
+
+    settings: Maximize
+    reader: Reader
+    space: Space
+    size: tuple[int, int]
+
+    def all(
+        self, start: Tensor | None, progress: bool | None
+    ) -> tuple[list[Maximization], tuple[str, ...]]:
+        """Run all objectives, in as many batches as memory asks for."""
+        goals = self.reader.objectives
+        starts = _starts(start, sum(goal.images for goal in goals))
+        parts: list[Maximization] = []
+        limit, notes = self.settings.batch, []
+        done = shown = 0
+        with Progress(self.settings.steps * len(goals), "maximizing", progress) as bar:
+            while done < len(goals):
+                chunk = _fitting(goals[done:], limit)
+                images = sum(goal.images for goal in chunk)
+                part_start = None if starts is None else starts[shown : shown + images]
+                try:
+                    parts.append(self._chunk(chunk, part_start, bar))
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or len(chunk) == 1:
+                        raise
+                    limit = max(1, images // 2)
+                    notes.append(
+                        f"Out of memory with {images} images in a pass: went on with at most {limit}."
+                    )
+                    continue
+                done, shown = done + len(chunk), shown + images
+        return parts, tuple(notes)
+
+    def _chunk(
+        self, goals: Sequence[Objective], start: Tensor | None, bar: Progress
+    ) -> Maximization:
+        settings, reader = self.settings, replace(self.reader, objectives=goals)
+        seeds = [_seed(settings.seed, g, j) for g in goals for j in range(g.images)]
+        groups = [goal.images for goal in goals]
+        plan = Plan(seeds, groups, self.size, self.space, reader.device, start)
+        canvas = settings.image.begin(plan)
+        climb = _Climb(settings, reader, self.space, canvas, seeds)
+        for step in climb.steps():
+            bar.advance(len(goals), computed=step >= 0)
+        return climb.result()
+
+
+class _Climb:
+    """One batch on its way up."""
+
+    def __init__(
+        self,
+        settings: Maximize,
+        reader: Reader,
+        space: Space,
+        canvas: Canvas,
+        seeds: Sequence[int],
+    ) -> None:
+        self._settings, self._reader, self._space, self._canvas = settings, reader, space, canvas
+        self._operators = [r for r in settings.regularizers if isinstance(r, Operator)]
+        self._penalties = [r for r in settings.regularizers if isinstance(r, Penalty)]
+        if self._operators and canvas.levels is None:
+            raise ImageOptionError(
+                f"{type(self._operators[0]).__name__} works on pixels, and {type(settings.image).__name__} "
+                "images are made of something else: use Pixels, or a penalty."
+            )
+        self._draws = draw(settings.transforms, [s + 1 for s in seeds], settings.steps)
+        self._index, pictures = reader.rows()
+        self._pictures = torch.stack(pictures).to(reader.device) if pictures else None
+        self._move = settings.ascent.begin(canvas.parameters)
+        self._traces: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._best_value: Tensor | None = None
+        self._best = torch.empty(0)
+
+    def steps(self) -> Iterator[int]:
+        """Climb, yielding the number of each step done."""
+        last = self._settings.steps - 1
+        for step in range(last + 1):
+            image = self._canvas.render()
+            value, slope = self._slope(image.detach(), step)
+            self._keep(image.detach(), value, slope)
+            if step < last:
+                self._climb(image, slope, step)
+            yield step
+
+    def _slope(self, image: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the objectives' values at a random view, and their gradient with respect to the image."""
+        leaf = image.requires_grad_()
+        redirect = step < min(self._settings.redirect, self._settings.steps - 1)
+        value = self._reader.values(self._views(leaf, self._draws[step]), redirect=redirect)
+        if not value.requires_grad:
+            raise ZeroGradientError(
+                f"no path leads from the image to {self._reader.objectives[0].name!r}."
+            )
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), slope
+
+    def _views(self, images: Tensor, draws: Tensor) -> Tensor:
+        rows = images
+        if self._pictures is not None:
+            rows = _interleaved(images, self._pictures, self._reader.objectives)
+            draws = draws[self._index]
+        return viewed(rows, self._settings.transforms, draws, self._space)
+
+    def _keep(self, image: Tensor, value: Tensor, slope: Tensor) -> None:
+        norms = [t.flatten(1).norm(dim=1) for t in (image, slope)]
+        self._traces.append((value, norms[0], norms[1]))
+        if self._best_value is None:
+            self._best_value, self._best = value, image
+            return
+        better = value > self._best_value
+        self._best_value = torch.where(better, value, self._best_value)
+        self._best = torch.where(better[:, None, None, None], image, self._best)
+
+    def _climb(self, image: Tensor, slope: Tensor, step: int) -> None:
+        total = slope
+        if self._penalties:
+            leaf = image.detach().requires_grad_()
+            amount = torch.stack([p.amount(leaf) for p in self._penalties]).sum()
+            total = slope - torch.autograd.grad(amount, leaf)[0]
+        gradients = torch.autograd.grad(image, self._canvas.parameters, total)
+        levels = self._canvas.levels
+        with torch.no_grad():
+            self._move(gradients)
+            if levels is None:
+                return
+            contribution = slope * self._space.levels(slope)
+            for operator in self._operators:
+                levels.copy_(operator.after(levels, contribution, step, self._space))
+
+    def result(self) -> Maximization:
+        """Return what came of it; names and provenance are filled in by the caller."""
+        with torch.no_grad():
+            image = self._canvas.render().detach()
+            margins = [t for t in self._settings.transforms if isinstance(t, Pad)]
+            rows = image
+            if self._pictures is not None:
+                rows = _interleaved(image, self._pictures, self._reader.objectives)
+            still = viewed(rows, margins, self._draws[0], self._space)
+            with torch.enable_grad():  # the reader keeps a graph
+                value = self._reader.values(still).detach()
+        values, norms, slopes = (torch.stack(trace, 1) for trace in zip(*self._traces, strict=True))
+        plain = slopes[:, min(self._settings.redirect, self._settings.steps - 1) :]
+        dead = (plain == 0).all(1)
+        gone = dead[:, None, None, None]
+        return Maximization(
+            provenance=_UNKNOWN,
+            images=image.masked_fill(gone, 0).cpu(),
+            best=self._best.masked_fill(gone, 0).cpu(),
+            names=(),
+            objective=(),
+            activation=value.cpu(),
+            trace=values.cpu(),
+            norms=norms.cpu(),
+            gradient_norms=slopes.cpu(),
+            dead=dead.cpu(),
+            space=self._space,
+            batch=len(image),
+        )
+
+
+_UNKNOWN = Provenance("", (), {}, "")
+
+
+def _interleaved(
+    images: Tensor, pictures: Tensor, objectives: Sequence[Objective]
+) -> Float[Tensor, "rows c h w"]:
+    """Return images with the pictures that each objective refers to behind its own."""
+    if pictures.shape[1:] != images.shape[1:]:
+        raise ImageOptionError(
+            f"the picture of {objectives[0].name!r} has shape {tuple(pictures.shape[1:])}, the images have "
+            f"{tuple(images.shape[1:])}: give it their size."
+        )
+    rows: list[Tensor] = []
+    shown = used = 0
+    for goal in objectives:
+        rows += [images[shown : shown + goal.images], pictures[used : used + len(goal.references)]]
+        shown, used = shown + goal.images, used + len(goal.references)
+    return torch.cat(rows)
+
+
+def _fitting(goals: Sequence[Objective], limit: int) -> Sequence[Objective]:
+    """Return the first objectives with at most `limit` images together, or one that has more."""
+    count, images = 0, 0
+    while count < len(goals) and (count == 0 or images + goals[count].images <= limit):
+        images += goals[count].images
+        count += 1
+    return goals[:count]
+
+
+def _starts(start: Tensor | None, count: int) -> Tensor | None:
+    if start is None:
+        return None
+    if len(start) not in {1, count}:
+        raise ImageOptionError(
+            f"give one start picture, or one for each of {count} images, got {len(start)}."
+        )
+    if not (float(start.min()) >= 0 and float(start.max()) <= 1):
+        raise ImageOptionError(
+            f"start pictures are pixels in [0, 1], got {float(start.min()):.3g} to {float(start.max()):.3g}."
+        )
+    return start.detach().expand(count, -1, -1, -1)
+
+
+def _seed(seed: int, objective: Objective, image: int) -> int:
+    return int(content_id((seed, objective, image)), 16) % 2**62
+
+
+def _names(goals: Sequence[Objective]) -> tuple[str, ...]:
+    found: list[str] = []
+    for goal in goals:
+        found += (
+            [goal.name]
+            if goal.images == 1
+            else [f"{goal.name} ({j + 1})" for j in range(goal.images)]
+        )
+    return tuple(found)
+
+
+def _space(model: nn.Module | LoadedModel, space: Space | None) -> Space:
+    if space is not None:
+        return space
+    if isinstance(model, LoadedModel):
+        return Space.of(model)
+    raise SpaceError(
+        f"{type(model).__name__} does not tell how pixels become its input: pass space=Space(mean, std, …), "
+        "Space.plain() for none, or a LoadedModel."
+    )
+
+
+def _joined(parts: Sequence[Maximization]) -> Maximization:
+    def together(field_name: str) -> Tensor:
+        return torch.cat([getattr(part, field_name) for part in parts])
+
+    names = ("images", "best", "activation", "trace", "norms", "gradient_norms", "dead")
+    whole: dict[str, Tensor] = {name: together(name) for name in names}
+    return replace(parts[0], batch=max(part.batch for part in parts), **whole)  # type: ignore[arg-type]
+
+
+def _refuse_nothing(found: Maximization) -> None:
+    """Raise if no image came of it, or one is not finite."""
+    bad: Bool[Tensor, " n"] = ~torch.isfinite(found.trace).all(1) | ~torch.isfinite(
+        found.images
+    ).flatten(1).all(1)
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        steps = (~torch.isfinite(found.trace[i])).nonzero()
+        when = f"at step {int(steps[0])}" if len(steps) else "in its image"
+        raise NotFiniteError(
+            f"the objective {found.names[i]!r} became NaN or infinite {when}: lower the rate."
+        )
+    if found.dead.all():
+        raise ZeroGradientError(
+            f"the gradient of {found.names[0]!r} is zero at every step, redirected rectifiers included: the unit is "
+            "dead, or does not depend on the image; read the layer before its rectifier."
+        )
