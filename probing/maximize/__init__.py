@@ -1,6 +1,7 @@
 """Images that a unit, a class or a concept direction looks for: regularised activation maximisation."""
 
 from probing.maximize.images import Fourier, Maco, Pixels, Shared
+from probing.maximize.objective import Objective, Together
 from probing.maximize.objectives import (
     Caricature,
     Channel,
@@ -10,9 +11,7 @@ from probing.maximize.objectives import (
     Layer,
     Logit,
     Neuron,
-    Objective,
     TensorDirection,
-    Together,
 )
 from probing.maximize.result import Beside, Maximization
 from probing.maximize.run import Maximize, maximize

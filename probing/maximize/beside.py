@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from probing.examples import ExampleSet, TensorExamples
 from probing.fingerprint import content_id
-from probing.maximize.objectives import Objective, Seen, units_first
+from probing.maximize.objective import Objective, Seen
+from probing.maximize.objectives import units_first
 from probing.maximize.result import Beside, Maximization
 from probing.store import ActivationStore
 

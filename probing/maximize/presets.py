@@ -1,5 +1,6 @@
 """Ready-made settings: the four of Yosinski et al. 2015, the Fourier parameterisation, and none at all."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from probing.maximize.ascent import Adam, Normalized
@@ -28,7 +29,16 @@ def _pixels(*operators: Operator) -> Maximize:
 
 FOURIER: Final = Maximize(image=Fourier(), transforms=STANDARD, ascent=Adam(0.05), steps=256)
 UNREGULARIZED: Final = _pixels()
-A: Final = _pixels(Blur(0.5, 4), ClipSmallNorm(50))
-B: Final = _pixels(Decay(0.3), ClipSmallNorm(20))
+A: Final = _pixels(Blur(0.5, 4), ClipSmallNorm(50.0))
+B: Final = _pixels(Decay(0.3), ClipSmallNorm(20.0))
 C: Final = _pixels(Decay(0.0001), Blur(1.0, 4))
-D: Final = _pixels(Blur(0.5, 4), ClipSmallContribution(90))
+D: Final = _pixels(Blur(0.5, 4), ClipSmallContribution(90.0))
+
+PRESETS: Final[Mapping[str, Maximize]] = {
+    "fourier": FOURIER,
+    "A": A,
+    "B": B,
+    "C": C,
+    "D": D,
+    "unregularized": UNREGULARIZED,
+}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probing.hooks import LayerCallError, capture
 from probing.layers import LayerNotFoundError
-from probing.maximize.objectives import Objective, Seen
+from probing.maximize.objective import Objective, Seen
 from probing.maximize.redirect import Redirected
 from probing.precision import Precision
 

@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probing.attribution.base import identity
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
 from probing.maximize.images import Canvas, Fourier, ImageOptionError, ImageParameters, Plan
-from probing.maximize.objectives import Objective
+from probing.maximize.objective import Objective
 from probing.maximize.reader import Reader, out_of_memory
 from probing.maximize.regularizers import Operator, Penalty
 from probing.maximize.result import Maximization
@@ -23,6 +22,7 @@ from probing.models import LoadedModel
 from probing.precision import Precision, device_of
 from probing.progress import Progress
 from probing.provenance import Provenance, describe
+from probing.remembered import identity
 from probing.scores import refuse_training
 from probing.store import ActivationStore
 
@@ -269,7 +269,8 @@ class _Climb:
         """Return the objectives' values at a random view, and their gradient with respect to the image."""
         leaf = image.requires_grad_()
         redirect = step < min(self._settings.redirect, self._settings.steps - 1)
-        value = self._reader.values(self._views(leaf, self._draws[step]), redirect=redirect)
+        views = self._views(leaf, self._draws[step], self._settings.transforms)
+        value = self._reader.values(views, redirect=redirect)
         if not value.requires_grad:
             raise ZeroGradientError(
                 f"no path leads from the image to {self._reader.objectives[0].name!r}."
@@ -277,12 +278,12 @@ class _Climb:
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), slope
 
-    def _views(self, images: Tensor, draws: Tensor) -> Tensor:
+    def _views(self, images: Tensor, draws: Tensor, transforms: Sequence[Transform]) -> Tensor:
         rows = images
         if self._pictures is not None:
             rows = _interleaved(images, self._pictures, self._reader.objectives)
             draws = draws[self._index]
-        return viewed(rows, self._settings.transforms, draws, self._space)
+        return viewed(rows, transforms, draws, self._space)
 
     def _keep(self, image: Tensor, value: Tensor, slope: Tensor) -> None:
         norms = [t.flatten(1).norm(dim=1) for t in (image, slope)]
@@ -315,10 +316,7 @@ class _Climb:
         with torch.no_grad():
             image = self._canvas.render().detach()
             margins = [t for t in self._settings.transforms if isinstance(t, Pad)]
-            rows = image
-            if self._pictures is not None:
-                rows = _interleaved(image, self._pictures, self._reader.objectives)
-            still = viewed(rows, margins, self._draws[0], self._space)
+            still = self._views(image, self._draws[0], margins)
             with torch.enable_grad():  # the reader keeps a graph
                 value = self._reader.values(still).detach()
         values, norms, slopes = (torch.stack(trace, 1) for trace in zip(*self._traces, strict=True))

@@ -35,7 +35,7 @@ class Space:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     order: Order = "rgb"
-    maximum: float = 1
+    maximum: int = 1
     size: int | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Space:
             )
 
     @classmethod
-    def plain(cls, order: Order = "rgb", *, maximum: float = 1, size: int | None = None) -> "Space":
+    def plain(cls, order: Order = "rgb", *, maximum: int = 1, size: int | None = None) -> "Space":
         """Return the space of networks that take pixels as they are, from 0 to `maximum`."""
         count = 1 if order == "grey" else 3
         return cls((0.0,) * count, (1.0,) * count, order, maximum, size)
