@@ -81,20 +81,38 @@ class Progress:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015), without weight decay."""
+    """Adam (Kingma & Ba 2015, alg. 1), with moments for each image by itself.
+
+    Its ε is relative to the root mean square of an image's gradients: an absolute one would drive
+    parameters without a gradient by rounding errors, and images would depend on their batch-mates.
+
+    Attributes:
+        rate: length of a step of each parameter, while its gradient keeps its sign.
+        decay: of the means of gradients and of their squares.
+        epsilon: share of the root mean square below which gradients count less.
+    """
 
     rate: float = 0.05
+    decay: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-3
 
     def begin(self, parameters: Sequence[Tensor]) -> Move:
-        """Return Adam, each parameter with moments of its own."""
-        fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
-        adam = torch.optim.Adam(list(parameters), lr=self.rate, maximize=True, fused=fused)
+        """Return Adam, its moments at zero."""
+        first = [torch.zeros_like(p) for p in parameters]
+        second = [torch.zeros_like(p) for p in parameters]
+        (beta1, beta2), count = self.decay, 0
 
         def move(gradients: Sequence[Tensor]) -> None:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            adam.step()
-            adam.zero_grad()
+            nonlocal count
+            count += 1
+            scale = (1 - beta2**count) ** 0.5 / (1 - beta1**count)
+            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                m.lerp_(g, 1 - beta1)
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                small = self.epsilon * _rows(v).mean(1).sqrt()
+                p.addcdiv_(
+                    m, v.sqrt().add_(_like(small.clamp(min=1e-30), v)), value=self.rate * scale
+                )
 
         return move
 
