@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands import attribute, audit, cache, layers, manifest, tcav
+from concepts.commands import attribute, audit, cache, dissect, layers, manifest, tcav
 from probing import __version__
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ for command, example in (
     (audit.audit, audit.EXAMPLE),
     (tcav.tcav, tcav.EXAMPLE),
     (attribute.attribute, attribute.EXAMPLE),
+    (dissect.dissect, dissect.EXAMPLE),
     (layers.layers, layers.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)

@@ -90,7 +90,7 @@ class Dissection:
             raise DissectionError(
                 f"dissection needs at least two images, one to choose a concept on and one to judge it, got {len(scenes)}."
             )
-        lenses = self._lenses(model, scenes)
+        lenses = self.lenses(model, scenes)
         names = [lens.layer for lens in lenses]
         levels: dict[str, Levels] = {}
         for positions, rows in store.batches(model, names, scenes.examples):
@@ -107,7 +107,8 @@ class Dissection:
             )
         return self._result(model, scenes, readings, found)
 
-    def _lenses(self, model: nn.Module, scenes: Scenes) -> list[Lens]:
+    def lenses(self, model: nn.Module, scenes: Scenes) -> list[Lens]:
+        """Return how the outputs of each layer asked for become units' maps, and these label cells."""
         one = scenes.examples.load([0])
         ran = layers_run(model, one)
         lenses = []

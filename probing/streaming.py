@@ -5,12 +5,15 @@ counts, thresholds, top examples and IoUs exactly, moments to float64 rounding. 
 of rows. Rows that hold NaN are refused.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from probing.compiled import collect_above, compiled
 
 
 class StreamError(ValueError):
@@ -136,8 +139,15 @@ class UpperQuantile:
             StreamError: if a value is NaN, the units differ from those before, or more than `total` values come.
         """
         _refuse_nan(batch)
-        values = _by_unit(batch.detach())
-        self._absorb(values, values.shape[1])
+        positions = math.prod(batch.shape[2:])
+        values = batch.detach().reshape(*batch.shape[:2], positions)
+        count = len(values) * positions
+        if self._seen and self._top.shape[1] == self._keep:
+            _require_same("units", len(self._top), values.shape[1])
+            values = _exceeding(values.to(self._top), self._top.amin(1))
+        else:
+            values = _by_unit(values)
+        self._absorb(values, count)
 
     def merge(self, other: "UpperQuantile") -> None:
         """Take in what another accumulator of the same `q` and `total` has seen."""
@@ -168,8 +178,6 @@ class UpperQuantile:
             values = values.to(self._top)
         else:
             self._top = values[:, :0]
-        if self._top.shape[1] == self._keep:
-            values = _exceeding(values, self._top.amin(1))
         self._waiting.append(values)
         self._seen = seen
         if sum(part.shape[1] for part in self._waiting) >= self._keep:
@@ -181,15 +189,40 @@ class UpperQuantile:
         self._waiting = []
 
 
-def _exceeding(values: Tensor, limits: Tensor) -> Tensor:
+_LOOPED = (torch.float32, torch.float64)
+_WORTH_COMPILING = (
+    1 << 18
+)  # values; importing the compiler takes as long as looking through many more
+
+
+def _exceeding(
+    values: Float[Tensor, "n units positions"], limits: Float[Tensor, " units"]
+) -> Float[Tensor, "units most"]:
     """Return each unit's values above its limit, filled up with −∞ to as many columns as any unit needs."""
-    units, places = (values > limits[:, None]).nonzero(as_tuple=True)
-    counts = torch.bincount(units, minlength=len(values))
+    large = values.numel() >= _WORTH_COMPILING and values.dtype in _LOOPED
+    if large and values.device.type == "cpu":
+        return _exceeding_looped(values, limits)
+    above = values > limits[:, None]
+    units, order = above.nonzero()[:, 1].sort(stable=True)
+    counts = torch.bincount(units, minlength=len(limits))
     first = counts.cumsum(0) - counts
-    found = values.new_full((len(values), int(counts.amax())), -torch.inf)
-    slots = torch.arange(len(units), device=values.device) - first[units]
-    found[units, slots] = values[units, places]
-    return found
+    table = values.new_full((len(limits), int(counts.amax())), -torch.inf)
+    table[units, torch.arange(len(units), device=units.device) - first[units]] = values[above][
+        order
+    ]
+    return table
+
+
+def _exceeding_looped(values: Tensor, limits: Tensor) -> Tensor:
+    room = 64
+    while True:
+        table = values.new_full((len(limits), room), -torch.inf)
+        filled = torch.zeros(len(limits), dtype=torch.int64)
+        arrays = (t.numpy() for t in (values, limits, table, filled))
+        most = compiled(collect_above)(*arrays)
+        if most <= room:
+            return table[:, :most]
+        room = most
 
 
 _LEVELS = 1 << 16
@@ -428,7 +461,8 @@ def _by_unit(batch: Tensor) -> Tensor:
 
 
 def _refuse_nan(batch: Tensor) -> None:
-    if batch.isnan().any():
+    # NaN survives summation: only a sum that is NaN is looked into.
+    if batch.sum().isnan() and batch.isnan().any():
         raise StreamError(
             f"batch of shape {list(batch.shape)} holds {int(batch.isnan().sum())} NaN; NaN has no rank."
         )

@@ -20,6 +20,7 @@ from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation, haar, power
 from concepts.dissection.tally import Tally
 from concepts.segmentation import Scenes, Vocabulary
+from probing.compiled import compiled
 from probing.geometry import Geometry, Layout, layers_run
 from probing.store import ActivationStore
 from probing.streaming import UpperQuantile
@@ -289,7 +290,7 @@ def test_compiled_loops_do_what_their_python_says() -> None:
     )
     projected = [np.zeros((2, 6, 6)) for _ in range(2)]
     kernels.project(labels.planes, place, *at, projected[0])
-    kernels.compiled().project(labels.planes, place, *at, projected[1])
+    compiled(kernels.project)(labels.planes, place, *at, projected[1])
     assert projected[0] == pytest.approx(projected[1], abs=1e-12)
     assert projected[0].sum() == pytest.approx(np.isin(labels.planes, [1, 2]).sum())
 

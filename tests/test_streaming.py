@@ -416,3 +416,21 @@ def test_gradients_do_not_keep_the_graph_alive() -> None:
     assert not moments.value().mean.requires_grad
     assert not quantile.value().threshold.requires_grad
     assert not top.value().values.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_batches_give_the_thresholds_that_small_ones_give(dtype: torch.dtype) -> None:
+    # Large ones are looked through by a compiled loop, small ones by tensor operations.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, 30, 110, generator=generator, dtype=dtype).relu()
+    rows[40:, 7] += 3  # one unit of which nearly all later values exceed the earlier ones
+    large, small = UpperQuantile(0.01, 90 * 110), UpperQuantile(0.01, 90 * 110)
+    for part in (rows[:5], rows[5:]):
+        large.add(part)
+    for part in rows.split(3):
+        small.add(part)
+    expected = rows.transpose(0, 1).flatten(1).sort(1, descending=True).values[:, 99]
+    assert rows[5:].numel() > 1 << 18
+    for quantile in (large, small):
+        assert torch.equal(quantile.value().threshold, expected)
+        assert quantile.value().above.max() <= 99

@@ -1,38 +1,12 @@
-"""Loops over active cells, compiled by numba when first called and kept on disk.
+"""Loops over active cells, for `probing.compiled`.
 
-The functions below are plain Python, which is slow and says what is computed; `compiled` returns them as machine code.
 Upsampled values are computed in float64 as `a + weight * (b - a)`: exact where both cells are equal, so that a plateau
 at the threshold never rises above it by rounding.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The loops as machine code."""
-
-    find_active: Callable[..., int]
-    count_shared: Callable[..., None]
-    count_permuted: Callable[..., None]
-    project: Callable[..., None]
-
-
-@cache
-def compiled() -> Kernels:
-    """Return the loops, compiled at first use of each."""
-    import numba
-
-    # Tests wrap every function to check its shapes; the compiler needs the function itself.
-    loops = (find_active, count_shared, count_permuted, project)
-    jit = numba.njit(cache=True, nogil=True)
-    return Kernels(*(jit(inspect.unwrap(loop)) for loop in loops))
 
 
 def find_active(

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from concepts.dissection.kernels import compiled
+from concepts.dissection.kernels import find_active
 from concepts.dissection.protocols import Protocol
+from probing.compiled import compiled
 from probing.geometry import Geometry, Layout
 
 _FIRST_SHARE = 0.02  # of all cells: what room is made for at first
@@ -123,7 +124,7 @@ class Upsampling:
         )
         while True:
             cells = np.empty(room, dtype=np.int32)
-            found = compiled().find_active(maps, limits, *at, starts, cells)
+            found = compiled(find_active)(maps, limits, *at, starts, cells)
             if found <= room:
                 return Masks(starts, cells[:found].copy())
             room = found

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concepts.dissection.kernels import compiled
+from concepts.dissection.kernels import count_permuted
 from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import DissectionError, Union
 from concepts.dissection.tally import Counts, kinds_with_none
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
+from probing.compiled import compiled
 
 
 def shuffles(
@@ -86,7 +87,7 @@ class NullTally:
         touched = np.zeros_like(self._area[0])
         for draw, order in enumerate(orders):
             area = self._area[draw] if self._union == "touched" else touched
-            compiled().count_permuted(
+            compiled(count_permuted)(
                 packed.offsets, packed.starts, packed.cells, packed.planes, packed.whole,
                 packed.kind_of, order, self._shared[draw], area,
             )  # fmt: skip

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from concepts.dissection.kernels import compiled
+from concepts.dissection.kernels import project
 from concepts.dissection.masks import Upsampling
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
+from probing.compiled import compiled
 
 
 class Moments:
@@ -57,7 +58,7 @@ class Moments:
         shape = (len(in_planes) + len(labels.whole), rows.cells, columns.cells)
         projected = np.zeros(shape, dtype=np.float64)
         at = (rows.cell, rows.weight, columns.cell, columns.weight)
-        compiled().project(labels.planes, place, *at, projected)
+        compiled(project)(labels.planes, place, *at, projected)
         projected[len(in_planes) :] = self._sums.numpy()
         return [*in_planes, *labels.whole], projected
 

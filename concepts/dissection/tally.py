@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.dissection.kernels import compiled
+from concepts.dissection.kernels import count_shared
 from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import Union
 from concepts.segmentation.labels import ImageLabels, Vocabulary
+from probing.compiled import compiled
 
 Counts64 = npt.NDArray[np.int64]
 
@@ -73,7 +74,7 @@ class Tally:
         size = labels.planes.shape[1] * labels.planes.shape[2]
         kind_of = kinds_with_none(self._vocabulary)
         touched = np.zeros(self.unit_area.shape, dtype=np.bool_)
-        compiled().count_shared(masks.starts, masks.cells, planes, kind_of, self.shared, touched)
+        compiled(count_shared)(masks.starts, masks.cells, planes, kind_of, self.shared, touched)
         counts = np.bincount(planes.ravel(), minlength=len(self.label_area))
         counts[0] = 0
         whole = list(labels.whole)

@@ -1,0 +1,153 @@
+"""`probing dissect`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from concepts.commands.common import (
+    CacheOption,
+    CommandError,
+    KeysOption,
+    ModelArgument,
+    WeightsOption,
+    new_table,
+    show,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from concepts.dissect import Dissection
+    from concepts.dissection.result import DissectionResult
+    from concepts.segmentation import Scenes
+    from probing.models import LoadedModel
+    from probing.store import ActivationStore
+
+EXAMPLE = (
+    "probing dissect torchvision:resnet18 --layer layer3 --layer layer4 --out results/dissection"
+)
+SYNTHETIC = "synthetic"
+
+
+def dissect(
+    model: ModelArgument,
+    *,
+    layer: Annotated[list[str], typer.Option(help="Path or glob; again for more.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and pages are written.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="synthetic|MANIFEST|DIR",
+            help="Drawn scenes, a manifest that names masks, or the folder of Broden.",
+        ),
+    ] = SYNTHETIC,
+    images: Annotated[
+        int | None,
+        typer.Option(min=2, help="How many scenes are drawn (500), or read of Broden (all)."),
+    ] = None,
+    protocol: Annotated[
+        Literal["paper", "lite", "pnas"],
+        typer.Option(help="Which published procedure is followed."),
+    ] = "paper",
+    draws: Annotated[int, typer.Option(min=0, help="Shuffles of the images for the test.")] = 199,
+    rotate: Annotated[
+        bool,
+        typer.Option("--rotate", help="Dissect a random rotation of each layer, as a control."),
+    ] = False,
+    units: Annotated[int, typer.Option(min=1, help="Units on each layer's page.")] = 16,
+    weights: WeightsOption = None,
+    keys: KeysOption = "name",
+    seed: Annotated[int, typer.Option(help="Of scenes, shuffles and rotation.")] = 0,
+    cache: CacheOption = None,
+) -> None:
+    """Find the units of a network that single out objects, parts, scenes, textures or colours."""
+    from concepts.dissect import Dissection
+    from concepts.dissection.protocols import PROTOCOLS
+    from concepts.dissection.rotation import Rotation
+    from probing import models
+    from probing.shards import default_root
+    from probing.store import ActivationStore
+
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    loaded = models.load(model, weights=weights, keys=keys)
+    scenes = _scenes(data, loaded, images, seed)
+    method = Dissection(
+        tuple(layer),
+        PROTOCOLS[protocol],
+        rotation=Rotation(seed=seed) if rotate else None,
+        draws=draws,
+        seed=seed,
+    )
+    store = ActivationStore(cache or default_root())
+    result = method(store, loaded.model, scenes)
+    result.save(out)
+    result.to_pandas().to_csv(out / "units.csv", index=False)
+    subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (
+        ", rotated" if rotate else ""
+    )
+    _write_pages(result, method, store, loaded, scenes, subject, units, out)
+    show(_table(result))
+    for sentence in result.sentences():
+        typer.echo(sentence)
+    typer.echo(
+        f"Saved in {out}: index.html, units.csv; DissectionResult.load({str(out)!r}) reads it back."
+    )
+
+
+def _scenes(data: str, loaded: "LoadedModel", images: int | None, seed: int) -> "Scenes":
+    from concepts.manifest import Manifest
+    from concepts.segmentation import Broden, EmojiScenes, MaskedManifest
+
+    if data == SYNTHETIC:
+        return EmojiScenes(images or 500, seed=seed).scenes(loaded.preprocess)
+    if Path(data).is_dir():
+        return Broden(Path(data), limit=images).scenes(loaded.preprocess)
+    if images is not None:
+        raise CommandError(
+            "--images chooses among scenes or Broden's images: leave it out for a manifest."
+        )
+    return MaskedManifest(Manifest.load(data)).scenes(loaded.preprocess)
+
+
+def _write_pages(
+    result: "DissectionResult",
+    method: "Dissection",
+    store: "ActivationStore",
+    loaded: "LoadedModel",
+    scenes: "Scenes",
+    subject: str,
+    units: int,
+    out: Path,
+) -> None:
+    from concepts.dissection.page import highest, overview, unit_page, unit_strips
+    from probing.figures import save_figure
+
+    save_figure(result.plot(), out / "detectors")
+    overview(result, subject).save(out / "index.html")
+    for lens in method.lenses(loaded.model, scenes):
+        rows = highest(result, lens.layer, units)
+        strips = list(unit_strips(result, lens, rows, store, loaded.model, scenes))
+        page = unit_page(result, lens.layer, rows, strips, subject)
+        page.save(out / f"units-{lens.layer.replace(':', '-') or 'output'}.html")
+
+
+def _table(result: "DissectionResult") -> "Table":
+    from probing.report import NONE
+
+    table = new_table(
+        "layer", "units", "detectors", "concepts", "by chance", "significant", "IoU", "held out"
+    )
+    for layer in result.layers:
+        rows = result.rows_of(layer)
+        own = rows[result.detector[rows]]
+        table.add_row(
+            layer, str(len(rows)), str(len(own)), str(sum(result.detectors_by_category(layer).values())),
+            f"{sum(result.null_by_category(layer).values()):.1f}", str(int(result.significant[rows].sum())),
+            *(f"{float(v[own].mean()):.3f}" if len(own) else NONE for v in (result.best_iou, result.held_out)),
+        )  # fmt: skip
+    table.caption = (
+        f"Detectors have IoU > {result.min_iou:g}; 'by chance' is the mean number of concepts with a detector where "
+        "images are shuffled."
+    )
+    return table

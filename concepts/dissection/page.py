@@ -1,0 +1,266 @@
+"""Pages of a dissection: one on all layers, and one per layer with its units' images."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from concepts.dissection.figures import category_bars, masked
+from concepts.dissection.reading import Lens
+from concepts.segmentation.labels import Scenes, present
+from probing.examples import Subset
+from probing.figures import Strip, inline_svg, montage
+from probing.report import Finding, Plate, Points, Report, Section, Table, number, p_value
+from probing.store import ActivationStore
+
+if TYPE_CHECKING:
+    from concepts.dissection.result import DissectionResult
+
+_LIMITS = (
+    "A label says where a unit is highly active, not what the network uses it for: leave the unit out to see that.",
+    "A concept that is not in the table of labels can't be found, however clearly a unit detects it.",
+    "IoU depends on how large a concept is: its ceiling is what a unit of this share of active places can reach.",
+    "The test says that a unit is no chance find among these concepts, not that the label is the right word for it.",
+)
+
+
+def overview(result: "DissectionResult", subject: str) -> Report:
+    """Return the page on all layers.
+
+    Args:
+        result: of the dissection.
+        subject: what was dissected, in a line.
+    """
+    bars = inline_svg(category_bars(result), "Concepts with a detector, by category and layer.")
+    caption = (
+        f"Concepts that have a detector (IoU > {result.min_iou:g}), by category. Grey: the same rule where units look at "
+        "other images than the labels do, the mean over shuffles; what exceeds it is no chance find."
+    )
+    sections = (
+        Section("Detectors by category", (Plate(bars, caption, "detectors"), _layer_table(result))),
+        Section("How far to trust the scores", (_test_table(result),)),
+        Section("What stands beside the numbers", (Points(result.sentences()),)),
+    )
+    return Report(
+        title="Network dissection",
+        subject=subject,
+        question="Which units single out things that people have names for?",
+        findings=tuple(_findings(result)),
+        limits=_LIMITS,
+        sections=sections,
+        colophon=_colophon(result),
+    )
+
+
+def unit_page(
+    result: "DissectionResult",
+    layer: str,
+    units: Sequence[int],
+    strips: Sequence[Strip],
+    subject: str,
+) -> Report:
+    """Return the page on a layer's units.
+
+    Args:
+        result: of the dissection.
+        layer: which one.
+        units: rows of the result, in the order of the strips.
+        strips: each unit's images, by `unit_strips`.
+        subject: what was dissected, in a line.
+    """
+    rows = result.rows_of(layer)
+    detects, significant = int(result.detector[rows].sum()), int(result.significant[rows].sum())
+    plates = tuple(_plate(result, row, strip) for row, strip in zip(units, strips, strict=True))
+    claim = f"{detects} of {len(rows)} units are detectors, {significant} more so than shuffled images give."
+    return Report(
+        title=f"Units of {layer}",
+        subject=subject,
+        question="Where are the units active in the images that move them most?",
+        findings=(Finding(claim, f"Shown are the {len(units)} units of highest IoU."),),
+        limits=_LIMITS,
+        sections=(
+            Section("Units by IoU", plates),
+            Section("All units shown", (_unit_table(result, units),)),
+        ),
+        colophon=_colophon(result),
+    )
+
+
+def unit_strips(
+    result: "DissectionResult",
+    lens: Lens,
+    units: Sequence[int],
+    store: ActivationStore,
+    model: nn.Module,
+    scenes: Scenes,
+    images: int = 6,
+) -> Iterator[Strip]:
+    """Yield each unit's images of highest activation, darkened where it is not active.
+
+    Args:
+        result: of the dissection.
+        lens: of the units' layer, as `Dissection.lenses` gives it.
+        units: rows of the result.
+        store: that the layer's rows are read from again.
+        model: the one dissected.
+        scenes: the images dissected.
+        images: how many are shown of each unit.
+    """
+    for row in units:
+        top = result.top_images[row, :images].tolist()
+        output = store.activations(model, [lens.layer], Subset(scenes.examples, top))[lens.layer]
+        unit = int(result.unit[row])
+        ready = lens.upsampling.ready(lens.maps(output)[:, unit : unit + 1])
+        pictures, captions = [], []
+        for one, index in zip(ready, top, strict=True):
+            cells = lens.upsampling.active(one, result.threshold[row : row + 1]).cells
+            mask = np.zeros(scenes.size, dtype=bool)
+            mask.ravel()[cells] = True
+            pictures.append(masked(_small(scenes.picture(index)), mask))
+            shown = present(scenes.labels(index), len(result.concepts))[int(result.best[row])]
+            captions.append("shows it" if shown else "does not")
+        yield Strip(_title(result, row), pictures, captions)
+
+
+def highest(result: "DissectionResult", layer: str, count: int) -> list[int]:
+    """Return a layer's units of highest IoU."""
+    rows = result.rows_of(layer)
+    order = torch.sort(result.best_iou[rows], descending=True, stable=True).indices
+    return [int(row) for row in rows[order][:count]]
+
+
+def _title(result: "DissectionResult", row: int) -> str:
+    concept = int(result.best[row])
+    if result.best_iou[row] == 0:
+        return f"unit {int(result.unit[row])}: no concept"
+    return (
+        f"unit {int(result.unit[row])}: {result.concepts[concept]} ({result.categories[concept]})"
+    )
+
+
+def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
+    at = row, int(result.best[row])
+    caption = (
+        f"IoU {number(float(result.best_iou[row]), 3)} (at most {number(float(result.ceiling[at]), 2)}, by chance "
+        f"{number(float(result.chance[at]), 3)}); on images that the concept was not chosen on "
+        f"{number(float(result.held_out[row]), 3)}. Test against shuffled images: z {_known(float(result.z[row]), 1)}, "
+        f"p {_p(float(result.p[row]))}, corrected {_p(float(result.p_fdr[row]))}. "
+        f"Captions say whether the image shows the concept."
+    )
+    return Plate(
+        inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption
+    )
+
+
+def _findings(result: "DissectionResult") -> Iterator[Finding]:
+    for layer in result.layers:
+        rows = result.rows_of(layer)
+        found, chance = result.detectors_by_category(layer), result.null_by_category(layer)
+        expected = f", {number(sum(chance.values()), 1)} by chance" if len(result.null.iou) else ""
+        yield Finding(
+            f"{layer}: {sum(found.values())} concepts have a detector{expected}; {int(result.significant[rows].sum())} of "
+            f"{len(rows)} units score more than shuffled images give.",
+            ", ".join(f"{count} {kind}" for kind, count in found.items() if count),
+        )
+
+
+def _layer_table(result: "DissectionResult") -> Table:
+    rows = []
+    for layer in result.layers:
+        units = result.rows_of(layer)
+        own = units[result.detector[units]]
+        rows.append(
+            (
+                layer, str(len(units)), str(len(own)), str(sum(result.detectors_by_category(layer).values())),
+                _known(float((result.null.iou[:, units] > result.min_iou).double().mean() * 100), 1),
+                str(int(result.significant[units].sum())),
+                _mean(result.best_iou[own]), _mean(result.held_out[own]),
+                str(int(result.inactive[units].sum())),
+            )
+        )  # fmt: skip
+    header = (
+        "layer", "units", "detectors", "concepts", "detectors by chance, %", "significant", "their mean IoU",
+        "held out", "inactive",
+    )  # fmt: skip
+    return Table(
+        f"Layers. A detector has IoU > {result.min_iou:g} with a concept.", header, tuple(rows)
+    )
+
+
+def _test_table(result: "DissectionResult") -> Table:
+    rows = tuple(
+        (
+            test.score, "passed" if test.passed else "failed", number(test.missing, 3, sign=True),
+            f"{test.missing_falls:.0%}", number(test.extra, 3, sign=True), f"{test.extra_falls:.0%}",
+        )
+        for test in result.label_tests
+        if test.units
+    )  # fmt: skip
+    caption = (
+        "Does a score notice wrong labels? Mean change when half of the labels are missing, and when as many are "
+        "added elsewhere, with the share of units whose score falls (Oikarinen, Yan & Weng 2025)."
+    )
+    return Table(
+        caption, ("score", "test", "missing", "falls", "extra", "falls"), rows, text_columns=2
+    )
+
+
+def _unit_table(result: "DissectionResult", units: Sequence[int]) -> Table:
+    rows = []
+    for row in units:
+        at = row, int(result.best[row])
+        values = [
+            result.best_iou[row],
+            result.held_out[row],
+            result.ceiling[at],
+            result.correlation[at],
+            result.auprc[at],
+        ]
+        cells = [_known(float(value), 3) for value in values]
+        rows.append(
+            (_title(result, row), *cells, _p(float(result.p[row])), _p(float(result.p_fdr[row])))
+        )
+    header = (
+        "unit",
+        "IoU",
+        "held out",
+        "ceiling",
+        "correlation",
+        "average precision",
+        "p",
+        "p corrected",
+    )
+    return Table("Units with the concept of highest IoU.", header, tuple(rows))
+
+
+def _colophon(result: "DissectionResult") -> tuple[tuple[str, str], ...]:
+    made = result.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    return (
+        ("images", f"{result.images}, content id {made.examples}"),
+        ("model", made.model),
+        ("made", f"{made.created} on {made.machine}"),
+        ("versions", versions),
+    )
+
+
+def _known(value: float, digits: int) -> str:
+    return number(None if math.isnan(value) else value, digits)
+
+
+def _p(value: float) -> str:
+    return p_value(None if math.isnan(value) else value)
+
+
+def _mean(values: torch.Tensor) -> str:
+    return number(float(values.mean()) if len(values) else None, 3)
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((224, 224))
+    return small

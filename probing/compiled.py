@@ -1,0 +1,44 @@
+"""Loops that no tensor operation does well, as machine code: compiled by numba when first called, kept on disk."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+
+@cache
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a plain function of arrays as machine code.
+
+    Args:
+        loop: what numba understands; called as it is, it computes the same slowly.
+    """
+    import numba
+
+    # Tests wrap every function to check its shapes; the compiler needs the function itself.
+    machine_code: Callable[..., Any] = numba.njit(cache=True, nogil=True)(inspect.unwrap(loop))
+    return machine_code
+
+
+def collect_above(values: Any, limits: Any, table: Any, filled: Any) -> int:
+    """Write each unit's values above its limit into its row of a table, and return how many the fullest row needs.
+
+    Where there are more than a row has room for, the rest is only counted.
+
+    Args:
+        values: [n, units, positions].
+        limits: [units].
+        table: [units, room], written.
+        filled: [units], zeros, written: how many values each unit has.
+    """
+    most = 0
+    for i in range(values.shape[0]):
+        for u in range(values.shape[1]):
+            limit = limits[u]
+            for p in range(values.shape[2]):
+                if values[i, u, p] > limit:
+                    if filled[u] < table.shape[1]:
+                        table[u, filled[u]] = values[i, u, p]
+                    filled[u] += 1
+            most = max(most, filled[u])
+    return most
