@@ -157,7 +157,8 @@ class Dissection:
         }
         maxima = torch.cat([reading.levels.maxima for reading in readings], 1)
         best = whole.iou.max(1)
-        labelled = (best.values > 0).nonzero()[:, 0]
+        detects = best.values > self.min_iou
+        labelled = (detects if detects.any() else best.values > 0).nonzero()[:, 0]
         concepts = best.indices[labelled]
         judged = Judged.of(whole, sums, moments[0].cells, labelled, concepts)
         nulls = [r.null.best(c) for r, c in zip(readings, counts, strict=True)]

@@ -120,7 +120,7 @@ def _write_pages(
     units: int,
     out: Path,
 ) -> None:
-    from concepts.dissection.page import highest, overview, unit_page, unit_strips
+    from concepts.dissection.page import highest, overview, unit_file, unit_page, unit_strips
     from probing.figures import save_figure
 
     save_figure(result.plot(), out / "detectors")
@@ -129,7 +129,7 @@ def _write_pages(
         rows = highest(result, lens.layer, units)
         strips = list(unit_strips(result, lens, rows, store, loaded.model, scenes))
         page = unit_page(result, lens.layer, rows, strips, subject)
-        page.save(out / f"units-{lens.layer.replace(':', '-') or 'output'}.html")
+        page.save(out / unit_file(lens.layer))
 
 
 def _table(result: "DissectionResult") -> "Table":

@@ -32,30 +32,23 @@ def category_bars(result: "DissectionResult") -> "Figure":
                 color=PALETTE[0],
                 label="images as they are",
             )
-            ax.barh(
-                places + 0.19,
-                [chance[k] for k in kinds],
-                0.36,
-                color=RULE,
-                edgecolor=FAINT,
-                lw=0.5,
-                label="images shuffled",
-            )
+            if len(result.null.iou):
+                ax.barh(
+                    places + 0.19, [chance[k] for k in kinds], 0.36, color=RULE, edgecolor=FAINT, lw=0.5,
+                    label="images shuffled, mean",
+                )  # fmt: skip
             for place, kind in zip(places, kinds, strict=True):
-                ax.text(
-                    found[kind],
-                    place - 0.19,
-                    f" {found[kind]}",
-                    va="center",
-                    fontsize=6.5,
-                    color=INK,
-                )
+                ax.annotate(
+                    str(found[kind]), (found[kind], place - 0.19), (3, 0), textcoords="offset points",
+                    va="center", fontsize=6.5, color=INK,
+                )  # fmt: skip
             ax.set_title(f"{layer}\n{int(result.rows_of(layer).numel())} units", fontsize=7)
         axes[0].set_yticks(np.arange(len(kinds)), kinds)
         axes[0].invert_yaxis()
         axes[0].margins(x=0.15)
         figure.supxlabel(f"concepts with a detector (IoU > {result.min_iou:g})", fontsize=8)
-        axes[-1].legend(loc="lower right")
+        if len(result.null.iou):
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 

@@ -38,12 +38,13 @@ def overview(result: "DissectionResult", subject: str) -> Report:
     bars = inline_svg(category_bars(result), "Concepts with a detector, by category and layer.")
     caption = (
         f"Concepts that have a detector (IoU > {result.min_iou:g}), by category. Grey: the same rule where units look at "
-        "other images than the labels do, the mean over shuffles; what exceeds it is no chance find."
+        "other images than the labels do, the mean over shuffles: as many are to be expected of chance."
     )
+    pages = [f"The units of {layer!r} are in {unit_file(layer)}." for layer in result.layers]
     sections = (
         Section("Detectors by category", (Plate(bars, caption, "detectors"), _layer_table(result))),
         Section("How far to trust the scores", (_test_table(result),)),
-        Section("What stands beside the numbers", (Points(result.sentences()),)),
+        Section("What stands beside the numbers", (Points((*result.sentences(), *pages)),)),
     )
     return Report(
         title="Network dissection",
@@ -113,7 +114,7 @@ def unit_strips(
     for row in units:
         top = result.top_images[row, :images].tolist()
         output = store.activations(model, [lens.layer], Subset(scenes.examples, top))[lens.layer]
-        unit = int(result.unit[row])
+        unit, name = int(result.unit[row]), result.concepts[int(result.best[row])]
         ready = lens.upsampling.ready(lens.maps(output)[:, unit : unit + 1])
         pictures, captions = [], []
         for one, index in zip(ready, top, strict=True):
@@ -122,8 +123,13 @@ def unit_strips(
             mask.ravel()[cells] = True
             pictures.append(masked(_small(scenes.picture(index)), mask))
             shown = present(scenes.labels(index), len(result.concepts))[int(result.best[row])]
-            captions.append("shows it" if shown else "does not")
+            captions.append(name if shown else f"no {name}")
         yield Strip(_title(result, row), pictures, captions)
+
+
+def unit_file(layer: str) -> str:
+    """Return the name of the file with a layer's units."""
+    return f"units-{layer.replace(':', '-') or 'output'}.html"
 
 
 def highest(result: "DissectionResult", layer: str, count: int) -> list[int]:
@@ -149,7 +155,7 @@ def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
         f"{number(float(result.chance[at]), 3)}); on images that the concept was not chosen on "
         f"{number(float(result.held_out[row]), 3)}. Test against shuffled images: z {_known(float(result.z[row]), 1)}, "
         f"p {_p(float(result.p[row]))}, corrected {_p(float(result.p_fdr[row]))}. "
-        f"Captions say whether the image shows the concept."
+        "The six images that move the unit most, dark where it is not active."
     )
     return Plate(
         inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption
@@ -164,7 +170,7 @@ def _findings(result: "DissectionResult") -> Iterator[Finding]:
         yield Finding(
             f"{layer}: {sum(found.values())} concepts have a detector{expected}; {int(result.significant[rows].sum())} of "
             f"{len(rows)} units score more than shuffled images give.",
-            ", ".join(f"{count} {kind}" for kind, count in found.items() if count),
+            ", ".join(f"{kind}: {count}" for kind, count in found.items() if count),
         )
 
 

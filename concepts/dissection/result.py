@@ -89,7 +89,8 @@ class DissectionResult(Result):
     p_max_t: Units
     """Corrected over all units and layers by the step-down maximum (no false one at all)."""
     label_tests: tuple[LabelTest, ...]
-    """Whether scores notice wrong labels, on the units with a label."""
+    """Whether scores notice wrong labels, on the detectors; where there are none, on all units that share a cell with
+    their label."""
     top_images: Int[Tensor, "units top"]
     """The images with the unit's highest activations, best first; of equal ones the first."""
 
