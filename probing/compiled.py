@@ -5,6 +5,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 
 @cache
 def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,3 +46,39 @@ def collect_above(values: Any, limits: Any, table: Any, filled: Any) -> int:
                     filled[u] += 1
             most = max(most, filled[u])
     return most
+
+
+_LOOPED = (torch.float32, torch.float64)
+_WORTH_COMPILING = (
+    1 << 18
+)  # values; importing the compiler takes as long as looking through many more
+
+
+def exceeding(
+    values: Float[Tensor, "n units positions"], limits: Float[Tensor, " units"]
+) -> Float[Tensor, "units most"]:
+    """Return each unit's values above its limit, filled up with −∞ to as many columns as any unit needs."""
+    large = values.numel() >= _WORTH_COMPILING and values.dtype in _LOOPED
+    if large and values.device.type == "cpu":
+        return _exceeding_looped(values, limits)
+    above = values > limits[:, None]
+    units, order = above.nonzero()[:, 1].sort(stable=True)
+    counts = torch.bincount(units, minlength=len(limits))
+    first = counts.cumsum(0) - counts
+    table = values.new_full((len(limits), int(counts.amax())), -torch.inf)
+    table[units, torch.arange(len(units), device=units.device) - first[units]] = values[above][
+        order
+    ]
+    return table
+
+
+def _exceeding_looped(values: Tensor, limits: Tensor) -> Tensor:
+    room = 64
+    while True:
+        table = values.new_full((len(limits), room), -torch.inf)
+        filled = torch.zeros(len(limits), dtype=torch.int64)
+        arrays = (t.numpy() for t in (values, limits, table, filled))
+        most = compiled(collect_above)(*arrays)
+        if most <= room:
+            return table[:, :most]
+        room = most

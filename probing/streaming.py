@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.compiled import collect_above, compiled
+from probing.compiled import exceeding
 
 
 class StreamError(ValueError):
@@ -144,7 +144,7 @@ class UpperQuantile:
         count = len(values) * positions
         if self._seen and self._top.shape[1] == self._keep:
             _require_same("units", len(self._top), values.shape[1])
-            values = _exceeding(values.to(self._top), self._top.amin(1))
+            values = exceeding(values.to(self._top), self._top.amin(1))
         else:
             values = _by_unit(values)
         self._absorb(values, count)
@@ -187,42 +187,6 @@ class UpperQuantile:
         values = torch.cat([self._top, *self._waiting], 1)
         self._top = values.topk(min(self._keep, values.shape[1]), 1, sorted=False).values
         self._waiting = []
-
-
-_LOOPED = (torch.float32, torch.float64)
-_WORTH_COMPILING = (
-    1 << 18
-)  # values; importing the compiler takes as long as looking through many more
-
-
-def _exceeding(
-    values: Float[Tensor, "n units positions"], limits: Float[Tensor, " units"]
-) -> Float[Tensor, "units most"]:
-    """Return each unit's values above its limit, filled up with −∞ to as many columns as any unit needs."""
-    large = values.numel() >= _WORTH_COMPILING and values.dtype in _LOOPED
-    if large and values.device.type == "cpu":
-        return _exceeding_looped(values, limits)
-    above = values > limits[:, None]
-    units, order = above.nonzero()[:, 1].sort(stable=True)
-    counts = torch.bincount(units, minlength=len(limits))
-    first = counts.cumsum(0) - counts
-    table = values.new_full((len(limits), int(counts.amax())), -torch.inf)
-    table[units, torch.arange(len(units), device=units.device) - first[units]] = values[above][
-        order
-    ]
-    return table
-
-
-def _exceeding_looped(values: Tensor, limits: Tensor) -> Tensor:
-    room = 64
-    while True:
-        table = values.new_full((len(limits), room), -torch.inf)
-        filled = torch.zeros(len(limits), dtype=torch.int64)
-        arrays = (t.numpy() for t in (values, limits, table, filled))
-        most = compiled(collect_above)(*arrays)
-        if most <= room:
-            return table[:, :most]
-        room = most
 
 
 _LEVELS = 1 << 16
