@@ -29,20 +29,28 @@ class PoolError(ValueError):
     """A pooling that the layer's output has no axes for."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Runner:
-    """A prepared copy of a model that reads layers batch by batch."""
+    """A prepared copy of a model that reads layers batch by batch.
+
+    Attributes:
+        model: the copy.
+        precision: how it computes.
+        device: where it runs.
+        unproved: the model that it was made of, until the two were compared on the first input.
+    """
 
     model: nn.Module
     precision: Precision
     device: torch.device
+    unproved: nn.Module | None
 
     @classmethod
     def of(
         cls, model: nn.Module, layers: Sequence[str], precision: Precision, device: torch.device
     ) -> "Runner":
         """Prepare a model for reading some of its layers."""
-        return cls(precision.prepare(model, layers, device), precision, device)
+        return cls(precision.prepare(model, layers, device), precision, device, model)
 
     def run(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score] = ()
@@ -62,6 +70,9 @@ class Runner:
             LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
             NonFiniteError: if an output or gradient holds NaN or infinity.
         """
+        if self.unproved is not None and len(inputs):
+            self.model = self.precision.proved(self.model, self.unproved, inputs[:1], self.device)
+            self.unproved = None
         with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
             return self._run(inputs, layers, pool, scores)
 

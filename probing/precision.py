@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -71,9 +71,54 @@ class Precision:
                 _lay_channels_last(clone)
         return clone
 
+    def proved(
+        self, copy: nn.Module, model: nn.Module, example: Tensor, device: torch.device
+    ) -> nn.Module:
+        """Return a prepared copy if it gives the model's own output for a real example, else one with nothing folded.
+
+        Tracing, which finds what can be folded, may take another path than real data, in models that ask
+        `isinstance(x, Tensor)`. Copies in which nothing was folded run no pass here.
+
+        Args:
+            copy: as `prepare` made it.
+            model: that it was made of.
+            example: one input, `[1, …]`.
+            device: where the copy runs.
+        """
+        if _count_norms(copy) == _count_norms(model):
+            return copy
+        with torch.inference_mode(False):
+            plain = frozen_copy(model).to(device)
+            try:
+                outputs = [self._output(net, example, device) for net in (copy, plain)]
+            except Exception:  # the pass that the caller is about to make says what is wrong
+                return copy
+            if agree(*outputs):
+                return copy
+            _lay_channels_last(plain)
+            return plain
+
+    def _output(self, net: nn.Module, example: Tensor, device: torch.device) -> object:
+        """Return a network's output; what it draws from random generators is not missed afterwards."""
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            return net(self.inputs(example, device))
+
     @property
     def _relaid(self) -> bool:
         return self.kind in {"float32", "fast"}
+
+
+def agree(a: object, b: object) -> bool:
+    """Whether two outputs of a model are the same up to rounding."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or not b.is_floating_point() or not b.numel():
+            return torch.equal(a, b)
+        scale = max(1e-4, 8 * torch.finfo(b.dtype).eps)
+        return float((a - b).abs().max()) <= scale * (float(b.abs().max()) + 1e-12)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and len(a) == len(b):
+        return all(agree(x, y) for x, y in zip(a, b, strict=True))
+    return isinstance(a, dict) and isinstance(b, dict) and agree([*a.values()], [*b.values()])
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -155,6 +200,10 @@ _NORMS = {
 
 def _class_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _count_norms(model: nn.Module) -> int:
+    return sum(_class_of(module) in _NORMS for module in model.modules())
 
 
 def _what_follows(norm: nn.Module) -> nn.Module:

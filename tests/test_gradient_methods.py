@@ -334,6 +334,14 @@ def test_a_weight_that_was_folded_before_is_read_again_when_it_changes() -> None
     torch.testing.assert_close(after, exact)
 
 
+def test_maps_are_the_models_own_where_tracing_takes_another_path() -> None:
+    net, x = nets.seeded(nets.AsksForTensors()), nets.images()
+    exact = Saliency(precision=Precision("reference"))(Score(net, 1), x)
+    found = Saliency()(Score(net, 1), x)
+    torch.testing.assert_close(found.values, exact.values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.score, net(x)[:, 1].detach())
+
+
 def test_precision_chooses_how_passes_run() -> None:
     score, x = Score(nets.seeded(nets.BatchNormNet()), 1), nets.images()
     exact = Saliency(precision=Precision("reference"))(score, x).values

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import BatchNormNet, ConvNet, SharedReluNet, TupleNet, images, seeded
+from nets import AsksForTensors, BatchNormNet, ConvNet, SharedReluNet, TupleNet, images, seeded
 from torch import Tensor, nn
 
 from probing.gradients import ZeroPathError, layer_gradients
@@ -124,6 +124,15 @@ def test_scores_share_one_forward_pass_and_outputs_stop_at_the_deepest_layer() -
     calls.clear()
     made.run(images(), ["1"], "none")
     assert calls == ["a", "b"]
+
+
+def test_rows_are_the_models_own_where_tracing_takes_another_path() -> None:
+    net, x = seeded(AsksForTensors()), images()
+    score = Score(net, 1)
+    outputs, gradients = runner(net, ["relu"], "float32").run(x, ["relu"], "none", [score])
+    expected = layer_gradients(score, x, ["relu"])["relu"]
+    torch.testing.assert_close(outputs["relu"], expected[0])
+    torch.testing.assert_close(gradients["relu"], expected[1])
 
 
 def test_a_runner_reads_fewer_layers_than_it_was_prepared_for() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import BatchNormNet, ConvNet, images, seeded
+from nets import AsksForTensors, BatchNormNet, ConvNet, images, seeded
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -14,7 +14,7 @@ from probing.fingerprint import model_id
 from probing.gradients import layer_gradients
 from probing.hooks import capture
 from probing.layers import LayerNotFoundError
-from probing.precision import Precision, device_of, fold_batchnorm, frozen_copy
+from probing.precision import Precision, agree, device_of, fold_batchnorm, frozen_copy
 from probing.scores import Score
 
 CPU = torch.device("cpu")
@@ -354,6 +354,45 @@ def test_what_can_not_be_proved_to_be_a_pair_is_kept(build: Callable[[], nn.Modu
     assert fold_batchnorm(copy) == 0
     for x in (images().double(), -images().double(), images(n=1).double()):
         torch.testing.assert_close(copy(x), net(x), rtol=0, atol=0)
+
+
+def test_a_copy_that_tracing_led_astray_is_replaced_by_one_with_nothing_folded() -> None:
+    net, x = seeded(AsksForTensors()), images()
+    copy = Precision().prepare(net, [], CPU)
+    assert not torch.allclose(copy(x), net(x), rtol=0.01)
+    proved = Precision().proved(copy, net, x[:1], CPU)
+    torch.testing.assert_close(proved(x), net(x))
+    assert any(isinstance(m, NORMS) for m in proved.modules())
+
+
+def test_a_right_copy_is_kept_and_a_copy_with_nothing_folded_runs_no_pass() -> None:
+    net = shaken(seeded(Pair()))
+    copy = Precision().prepare(net, [], CPU)
+    state = torch.get_rng_state()
+    assert Precision().proved(copy, net, images()[:1], CPU) is copy
+    assert torch.equal(torch.get_rng_state(), state)
+    asks = seeded(AsksForTensors())
+    plain = Precision("reference").prepare(asks, [], CPU)
+    AsksForTensors.passes = 0
+    assert Precision("reference").proved(plain, asks, images()[:1], CPU) is plain
+    assert AsksForTensors.passes == 0
+
+
+def test_a_pass_that_fails_is_left_to_say_so_itself() -> None:
+    net = shaken(seeded(Pair()))
+    copy = Precision().prepare(net, [], CPU)
+    assert Precision().proved(copy, net, images(channels=2), CPU) is copy
+
+
+def test_outputs_agree_up_to_rounding_of_their_own_kind() -> None:
+    a = torch.tensor([1.0, -200.0])
+    assert agree(a, a + 1e-3)
+    assert not agree(a, a + 1)
+    assert agree(a.half(), a.half() + 1)
+    assert agree({"a": (a, [a])}, {"a": (a, [a + 1e-3])})
+    assert not agree({"a": (a, [a])}, {"a": (a, [a + 1])})
+    assert not agree(a, a[:1])
+    assert not agree(a * torch.nan, a)
 
 
 def test_tracing_leaves_nothing_in_the_model() -> None:

@@ -20,12 +20,12 @@ from probing.attribution.base import (
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.attribution.tail import agree, is_affine, rerun, tail_of
+from probing.attribution.tail import is_affine, rerun, tail_of
 from probing.geometry import Layout, Ran, layers_run
 from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.layers import resolve
-from probing.precision import Precision
+from probing.precision import Precision, agree
 from probing.remembered import remembered, unchanged
 from probing.scores import Score, class_scores
 

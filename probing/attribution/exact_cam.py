@@ -10,10 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from probing.attribution.base import Attribution, checked, images_only, in_chunks
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.attribution.tail import agree
 from probing.geometry import Geometry, Layout, Ran, RefusedError, layers_run
 from probing.layers import resolve
-from probing.precision import Precision
+from probing.precision import Precision, agree
 from probing.remembered import unchanged
 from probing.scores import Score, class_scores
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
@@ -73,7 +73,12 @@ class Passes:
         """
         device = device_of(score.model)
         key = ("prepared", precision, frozenset(layers), device)
-        copy = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device))
+
+        def prepared() -> nn.Module:
+            copy = precision.prepare(score.model, layers, device)
+            return precision.proved(copy, score.model, inputs[:1], device)
+
+        copy = remembered(score.model, key, prepared)
         chunk = rows_at_once(inputs, batch_size, device)
         return cls(
             replace(score, model=copy), score, lambda x, _: copy(x), precision, device, chunk

@@ -123,13 +123,3 @@ def _copy_constant(node: fx.Node, kept: fx.Graph, known: dict[fx.Node, fx.Node])
         return False
     known[node] = kept.node_copy(node, lambda n: known[n])
     return True
-
-
-def agree(a: object, b: object) -> bool:
-    """Whether two outputs are the same up to rounding."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        scale = float(b.abs().max()) + 1e-12
-        return a.shape == b.shape and float((a - b).abs().max()) <= 1e-4 * scale
-    if isinstance(a, Sequence) and isinstance(b, Sequence) and len(a) == len(b):
-        return all(agree(x, y) for x, y in zip(a, b, strict=True))
-    return isinstance(a, dict) and isinstance(b, dict) and agree([*a.values()], [*b.values()])
