@@ -84,7 +84,7 @@ class Score:
         """Return the class of each row of scores."""
         if isinstance(self.target, int) and not isinstance(self.target, bool):
             return torch.full((len(scores),), self.target, device=scores.device)
-        target = _class_indices(self.target).to(scores.device)
+        target = class_indices(self.target).to(scores.device)
         if rows is not None:
             rows = rows.to(scores.device)
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(target)):
@@ -101,7 +101,12 @@ class Score:
         return target
 
 
-def _class_indices(target: object) -> Int[Tensor, " examples"]:
+def class_indices(target: object) -> Int[Tensor, " examples"]:
+    """Return a target that gives each example its class.
+
+    Raises:
+        TargetError: if it is no tensor of whole numbers, one per example.
+    """
     if not isinstance(target, Tensor):
         raise TargetError(
             f"score.target must be a class index or a tensor of them, got {target!r}."

@@ -189,8 +189,11 @@ def test_the_input_may_be_overwritten_by_the_model(name: str) -> None:
     [
         ("empty", InputError, "at least one, got shape \\(0, 1, 6, 6\\)"),
         ("nan", InputError, "input 1 holds NaN or infinity"),
+        ("infinite", InputError, "input 1 holds NaN or infinity"),
+        ("flat", InputError, "must be a batch \\[n, …\\] of at least one, got shape \\(4,\\)"),
         ("channels", InputError, "ConvNet does not take inputs of shape"),
         ("range", TargetError, "class 7 is out of range: the model has 3 classes"),
+        ("negative", TargetError, "class -1 is out of range: the model has 3 classes"),
         ("length", TargetError, "one class per input, 4, got shape \\(3,\\)"),
         ("float", TargetError, "one whole number per example, got torch.float32"),
         ("missing", TargetError, "must be a class index or a tensor of them, got None"),
@@ -201,14 +204,15 @@ def test_bad_input_is_refused_by_its_own_error(
     name: str, bad: str, error: type[Exception], message: str
 ) -> None:
     model, x, score = net(), batch(), None
-    score = Score(model, {"range": 7, "length": TARGETS[:3]}.get(bad, TARGETS))
+    score = Score(model, {"range": 7, "negative": -1, "length": TARGETS[:3]}.get(bad, TARGETS))
     if bad in {"float", "missing"}:  # as it gets past where types are not checked
         object.__setattr__(score, "target", TARGETS.float() if bad == "float" else None)
     if bad == "mode":
         model.features[1].train()  # type: ignore[index, union-attr]
-    if bad == "nan":
-        x[1, 0, 2, 2] = torch.nan
-    x = {"empty": x[:0], "channels": x.expand(-1, 2, -1, -1)}.get(bad, x)
+    if bad in {"nan", "infinite"}:
+        x[1, 0, 2, 2] = torch.nan if bad == "nan" else -torch.inf
+    others = {"empty": x[:0], "channels": x.expand(-1, 2, -1, -1), "flat": x[:, 0, 0, 0]}
+    x = others.get(bad, x)
     method = made(name)
     if bad == "channels" and name == "expected_gradients":
         method = METHODS[name](Samples.of(x[:2].flip(0) + 1))
@@ -248,15 +252,33 @@ class Named(nn.Module):
         super().__init__()
         self.inner = nets.ConvNet()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> object:
         return {"logits": self.inner(x), "mean": x.mean((1, 2, 3))}
 
 
+class Paired(Named):
+    """A network that returns a tuple."""
+
+    def forward(self, x: Tensor) -> object:
+        return x.mean((1, 2, 3)), self.inner(x)
+
+
 @every_method
-def test_outputs_of_several_parts_need_a_selector(name: str) -> None:
-    model = nets.seeded(Named()).double()
-    with pytest.raises(OutputError, match=r"mapping.*'logits'.*output="):
+@pytest.mark.parametrize(
+    ("kind", "part", "message"),
+    [
+        (Named, "logits", r"a mapping with keys \['logits', 'mean'\]; .*Score\(output=…\)"),
+        (Paired, 1, r"a tuple of \['Tensor', 'Tensor'\]; .*Score\(output=…\)"),
+    ],
+)
+def test_outputs_of_several_parts_need_a_selector(
+    name: str, kind: type[Named], part: str | int, message: str
+) -> None:
+    model = nets.seeded(kind()).double()
+    with pytest.raises(OutputError, match=message):
         made(name)(Score(model, TARGETS), batch())
-    found = made(name)(Score(model, TARGETS, output="logits"), batch())
+    with pytest.raises(OutputError, match="has no part 'lost': it is a"):
+        made(name)(Score(model, TARGETS, output="lost"), batch())
+    found = made(name)(Score(model, TARGETS, output=part), batch())
     expected = made(name)(Score(model.inner, TARGETS), batch())
     torch.testing.assert_close(found.values, expected.values)

@@ -17,6 +17,7 @@ from probing.attribution.cam import (
 from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
+from probing.attribution.path import LayerIntegratedGradients
 from probing.geometry import Geometry, InputError, RefusedError, layers_run
 from probing.hooks import LayerCallError, edit
 from probing.layers import LayerNotFoundError
@@ -404,10 +405,15 @@ def test_the_layer_is_the_last_one_at_the_last_convolutions_resolution() -> None
         assert cam_layer(layers_run(net, nets.images()), net) == (layer, ())
 
 
-def test_a_network_without_convolutions_needs_a_layer() -> None:
+@pytest.mark.parametrize("method", [*LAYER_METHODS, GuidedGradCAM, LayerIntegratedGradients])
+def test_a_network_without_convolutions_needs_a_layer(method: type) -> None:
     net = nets.seeded(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
     with pytest.raises(RefusedError, match=r"Sequential has no convolution.*name a layer"):
-        GradCAM()(Score(net, 0), nets.images())
+        method()(Score(net, 0), nets.images())
+
+
+def test_a_layer_that_returns_no_map_is_refused() -> None:
+    net = nets.seeded(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
     with pytest.raises(RefusedError, match=r"layer '0' returns shape \(1, 36\), no map"):
         GradCAM("0")(Score(net, 0), nets.images())
 

@@ -7,6 +7,7 @@ from attribution_nets import ByHand, Formula, Homogeneous, Smooth, lin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from probing.attribution import METHODS
 from probing.attribution.gradient import (
     Deconvolution,
     GradientTimesInput,
@@ -286,12 +287,15 @@ def test_noise_is_a_share_of_each_inputs_range() -> None:
     torch.testing.assert_close(found[0], row(0.04, 0.04)[0], rtol=0.3, atol=0)
 
 
-def test_smoothgrad_wraps_any_method() -> None:
-    score, x = Score(nets.seeded(nets.ConvNet()).double(), 1), nets.images().double()
-    for method in (GuidedBackprop(), IntegratedGradients(steps=2)):
-        found = SmoothGrad(method=method, samples=3, noise=1e-9)(score, x)
-        torch.testing.assert_close(found.values, method(score, x).values, rtol=1e-4, atol=1e-6)
-        assert not torch.equal(found.values, Saliency()(score, x).values)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "expected_gradients"])
+def test_smoothgrad_wraps_any_method(name: str) -> None:
+    score, x = Score(nets.seeded(nets.ConvNet()).double(), 1), nets.images(2).double()
+    method = METHODS[name]()
+    found, alone = SmoothGrad(method, samples=3, noise=1e-9)(score, x), method(score, x)
+    torch.testing.assert_close(found.values, alone.values, rtol=1e-4, atol=1e-6)
+    assert found.layer == alone.layer
+    assert found.geometry == alone.geometry
+    assert found.n_forward > alone.n_forward
 
 
 def test_the_seed_decides_the_noise() -> None:

@@ -594,6 +594,50 @@ def test_coefficients_agree_with_the_reference_implementation(
         assert found.prediction == pytest.approx(float(theirs[3][0]))
 
 
+def test_a_whole_explanation_agrees_with_the_reference_implementation() -> None:
+    """The same segments and the same filling; each draws its own coalitions, so errors are those of sampling."""
+    lime_image = pytest.importorskip("lime.lime_image")
+    x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    segments = NINE(x)[0, 0].numpy()
+    net = Formula(
+        lambda x: (x[:, 0] * x[:, 1]).sin().flatten(1).sum(1) + 3 * x[:, 2, :4].sum((1, 2))
+    )
+
+    def predict(pictures: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        logit = net(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        return torch.cat([logit, -logit], 1).numpy()
+
+    theirs = lime_image.LimeImageExplainer(random_state=0).explain_instance(
+        x[0].permute(1, 2, 0).numpy(), predict, labels=(0,), top_labels=None, num_samples=1000,
+        segmentation_fn=lambda _: segments,
+    )  # fmt: skip
+    found = LIME(NINE, precision=DOUBLE)(Score(net, 0), x)
+    ours, error = (
+        v[0, 0, ::4, ::4].flatten() for v in (found.values, found.diagnostics["standard_error"])
+    )
+    expected = torch.tensor([dict(theirs.local_exp[0])[i] for i in range(9)], dtype=torch.float64)
+    assert bool(((ours - expected).abs() < 4 * 2**0.5 * error).all())
+    assert float((ours.abs() / error).max()) > 20
+    assert float(found.diagnostics["r2"]) == pytest.approx(theirs.score, abs=0.02)
+
+
+def test_a_text_s_explanation_agrees_with_the_reference_implementation() -> None:
+    lime_text = pytest.importorskip("lime.lime_text")
+    text = "a very very good film , not bad"
+
+    def predict(texts: list[str]) -> np.ndarray:  # type: ignore[type-arg]
+        return bag(texts).softmax(1).numpy()
+
+    explainer = lime_text.LimeTextExplainer(random_state=0)
+    theirs = explainer.explain_instance(text, predict, labels=(1,), num_features=10)
+    found = TextLIME()(predict, text, 1)
+    expected = dict(theirs.as_list(1))
+    assert expected.keys() == set(found.parts)
+    for part, value, error in zip(found.parts, found.values, found.standard_error, strict=True):
+        assert abs(float(value) - expected[part]) < 4 * 2**0.5 * float(error), part
+    assert found.diagnostics["r2"] == pytest.approx(theirs.score, abs=0.02)
+
+
 class Free(nn.Module):
     """Two classes at no cost: one value of the image."""
 

@@ -14,7 +14,7 @@ from probing.geometry import Geometry, InputError
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
-from probing.scores import Score, TargetError, refuse_training
+from probing.scores import Score, TargetError, class_indices, refuse_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,21 +145,19 @@ def images_only(inputs: Tensor) -> Tensor:
 
 
 def _check_target(target: object, count: int) -> None:
-    if isinstance(target, bool) or not isinstance(target, int | Tensor):
-        raise TargetError(
-            f"score.target must be a class index or a tensor of them, got {target!r}."
-        )
-    if isinstance(target, int):
+    if isinstance(target, int) and not isinstance(target, bool):
         return
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+    classes = class_indices(target)
+    if len(classes) != count:
         raise TargetError(
-            f"score.target must hold one whole number per example, got {target.dtype} "
-            f"of shape {tuple(target.shape)}."
+            f"score.target must have one class per input, {count}, got shape {tuple(classes.shape)}."
         )
-    if tuple(target.shape) != (count,):
-        raise TargetError(
-            f"score.target must have one class per input, {count}, got shape {tuple(target.shape)}."
-        )
+
+
+def classes_of(score: Score, count: int) -> list[int]:
+    """Return the class of each input."""
+    target = score.target
+    return target.tolist() if isinstance(target, Tensor) else [target] * count
 
 
 def attribution(
@@ -171,16 +169,14 @@ def attribution(
     **facts: object,
 ) -> Attribution:
     """Return a method's result, with its provenance filled in."""
-    targets = (
-        score.target.tolist() if isinstance(score.target, Tensor) else [score.target] * len(inputs)
-    )
     provenance = replace(
         _process(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=identity(score.model),
         method=describe(method),
     )
-    fixed = (provenance, values.detach(), value.detach(), tuple(targets), score.unit)
+    classes = tuple(classes_of(score, len(inputs)))
+    fixed = (provenance, values.detach(), value.detach(), classes, score.unit)
     return Attribution(*fixed, **facts)  # type: ignore[arg-type]  # fields, checked by name
 
 

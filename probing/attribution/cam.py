@@ -89,7 +89,7 @@ class _LayerMap(ABC):
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
             ZeroPathError: if the score does not depend on the layer.
         """
-        inputs = checked(score, images_only(inputs))
+        inputs = images_only(checked(score, inputs))
         with unchanged(score.model):
             ran = layers_run(score.model, inputs)
             layer = _chosen(score, inputs, ran) if self.layer is None else self.layer

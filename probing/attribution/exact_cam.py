@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probing.attribution.base import Attribution, checked, images_only, in_chunks
+from probing.attribution.base import Attribution, checked, classes_of, images_only, in_chunks
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.geometry import Geometry, Layout, Ran, RefusedError, layers_run
 from probing.layers import resolve
@@ -38,7 +38,7 @@ class CAM:
         Raises:
             RefusedError: for another head, or a score that is no logit.
         """
-        inputs = checked(score, images_only(inputs))
+        inputs = images_only(checked(score, inputs))
         if score.unit != "logit":
             raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
         with unchanged(score.model):
@@ -69,10 +69,7 @@ def _weighed(
     score: Score, head: nn.Linear, maps: Float[Tensor, "n c h w"], value: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]]:
     """Return maps weighed by the head, and what their mean or sum, with the bias, misses of the logit."""
-    rows = torch.arange(len(maps), device=maps.device)
-    target = (
-        score.target if isinstance(score.target, Tensor) else torch.full_like(rows, score.target)
-    )
+    target = classes_of(score, len(maps))
     values = torch.einsum("nk,nkhw->nhw", head.weight.detach().to(maps)[target], maps)
     bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
     gaps = [side + bias - value for side in (values.mean((1, 2)), values.sum((1, 2)))]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import Attribution, Moments, checked
+from probing.attribution.base import Attribution, Moments, checked, classes_of
 from probing.attribution.baselines import ZERO, Baseline, Samples
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
@@ -286,8 +286,7 @@ def _mean_scores(
     passes: Passes, pool: Float[Tensor, "pool *shape"], weights: Float[Tensor, "n pool"]
 ) -> Float[Tensor, " n"]:
     """Return, for the class of each example, the weighted mean score of a pool."""
-    target = passes.origin.target
-    classes = target.tolist() if isinstance(target, Tensor) else [target] * len(weights)
+    classes = classes_of(passes.origin, len(weights))
     scores: dict[int, Tensor] = {}
     for i, of in enumerate(classes):
         if of not in scores:
