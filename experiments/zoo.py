@@ -49,14 +49,14 @@ MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3}
 
 HEADER = """# Every method on every model
 
-Made by `python experiments/zoo.py --out docs/zoo.md`; `tests/test_zoo.py` makes the columns of {tested} anew and
-compares.
+Made by `python experiments/zoo.py --out docs/zoo.md`. A test, `tests/test_zoo.py`, makes the columns of
+{tested} anew and compares.
 
 The input is one image of smooth noise, {size} pixels a side (the transformers are built for that size), and the class
 explained is the one whose logit it raises most over that of an input of zeros. `tf_efficientnet_lite0` has its packaged
 ImageNet weights; the others have random weights (seed 0), with BatchNorm's statistics set by a batch of noise. Methods
-have their defaults, except that IG takes `steps="auto"` and SmoothGrad, Expected Gradients and LIME draw {smooth},
-{expected} and {lime} samples.
+have their defaults, except that IG takes `steps="auto"` and SmoothGrad, Expected Gradients and LIME draw
+{smooth}, {expected} and {lime} samples.
 
 A number is the share that the parts of a map miss: for IG, of the score minus the baseline's (at most 1 %); for LRP, the
 ledger's sum against the score, and for CAM, the parts and the bias against the logit (at most 0.1 %). `map` is one that
@@ -170,7 +170,7 @@ def judged(name: str, found: Attribution, inputs: Tensor) -> Outcome:
     share = missed(name, found)
     if not share <= MOST_MISSED[name]:
         return Outcome("FAILS", f"the map misses {share:.2%}")
-    return Outcome(f"{share:.1e}" if share < 1e-4 else f"{share:.2%}")
+    return Outcome(f"{100 * share:.2f} %" if share >= 5e-5 else "< 0.01 %")
 
 
 def missed(name: str, found: Attribution) -> float:
@@ -207,7 +207,9 @@ def table(found: dict[str, dict[str, Outcome]]) -> str:
     lines += [f"| {m} | {' | '.join(row[m].cell for row in found.values())} |" for m in METHODS]
     lines.append("")
     for head, row in zip(names, found.values(), strict=True):
-        lines += [f"- {m} on {head}: {o.reason}" for m, o in row.items() if o.reason]
+        for reason in dict.fromkeys(o.reason for o in row.values() if o.reason):
+            those = ", ".join(m for m, o in row.items() if o.reason == reason)
+            lines.append(f"- {those} on {head}: {reason}")
     return "\n".join(lines) + "\n"
 
 
