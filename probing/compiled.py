@@ -19,8 +19,12 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """
     import numba
 
-    # Tests wrap every function to check its shapes; the compiler needs the function itself.
-    machine_code: Callable[..., Any] = numba.njit(cache=True, nogil=True)(inspect.unwrap(loop))
+    plain = inspect.unwrap(loop)  # tests wrap every function to check its shapes
+    machine_code: Callable[..., Any]
+    try:
+        machine_code = numba.njit(cache=True, nogil=True)(plain)
+    except RuntimeError:  # there is no folder to keep it in
+        machine_code = numba.njit(nogil=True)(plain)
     return machine_code
 
 

@@ -353,3 +353,29 @@ def test_labels_that_do_not_fit_stop_the_dissection() -> None:
     ):
         with pytest.raises(LabelError, match=message):
             dissected(scenes_of(maps, planes, named(1), size=(8, 8)))
+
+
+def test_fault_17_rows_of_another_model_are_never_taken_up_again(tmp_path: Path) -> None:
+    # NetDissect-Lite resumes from whatever file of the right name lies in the folder.
+    scenes, protocol = mixed_scenes(), Protocol(0.1)
+    found = []
+    for scale in (1.0, -1.0):
+        net = given_units(4)
+        net.units = nn.Conv2d(4, 4, 1, bias=False).eval()
+        with torch.no_grad():
+            net.units.weight.copy_(scale * torch.eye(4)[:, :, None, None])
+        method = Dissection(("units",), protocol=protocol, draws=0)
+        kept = method(ActivationStore(tmp_path, progress=False), net, scenes)
+        afresh = method(ActivationStore(progress=False), net, scenes)
+        assert torch.equal(kept.shared, afresh.shared)
+        found.append(kept.shared)
+    assert not torch.equal(*found)
+
+
+def test_fault_18_exactly_the_share_asked_for_lies_above_a_threshold() -> None:
+    # A sketch lets 0.0046 to 0.0054 of the values through for 0.005.
+    maps = torch.randn(50, 6, 20, 20, generator=torch.Generator().manual_seed(0))
+    planes = (blobs(50, 1, 20, seed=1) > 0).long()
+    found = dissected(scenes_of(maps, planes, named(1)))
+    above = (maps > found.threshold.float()[:, None, None]).sum((0, 2, 3))
+    assert above.tolist() == [100] * 6  # 0.005 of 20,000

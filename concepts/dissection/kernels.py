@@ -180,3 +180,36 @@ def project(
                 projected[at, above, right] += (1 - low) * aside
                 projected[at, below, left] += low * (1 - aside)
                 projected[at, below, right] += low * aside
+
+
+def sum_squares(maps: Any, rows: Any, beside: Any, columns: Any, aside: Any, squares: Any) -> None:
+    """Write the sum of squares of each upsampled map.
+
+    It is the map's quadratic form with two matrices, one along rows and one along columns, that have nothing off
+    their diagonals but next to them, since upsampling mixes neighbours only.
+
+    Args:
+        maps: [n, units, h, w].
+        rows: the diagonal of the matrix along rows, [h].
+        beside: what stands next to it, [h - 1].
+        columns: the same along columns, [w].
+        aside: what stands next to it, [w - 1].
+        squares: [n, units], written.
+    """
+    count, units, height, width = maps.shape
+    for n in range(count):
+        for u in range(units):
+            total = 0.0
+            for i in range(height):
+                for j in range(width):
+                    value = np.float64(maps[n, u, i, j])
+                    total += rows[i] * columns[j] * value * value
+                    if j + 1 < width:
+                        total += 2 * rows[i] * aside[j] * value * maps[n, u, i, j + 1]
+                    if i + 1 < height:
+                        total += 2 * beside[i] * columns[j] * value * maps[n, u, i + 1, j]
+                        if j + 1 < width:
+                            across = value * maps[n, u, i + 1, j + 1]
+                            across += np.float64(maps[n, u, i + 1, j]) * maps[n, u, i, j + 1]
+                            total += 2 * beside[i] * aside[j] * across
+            squares[n, u] = total

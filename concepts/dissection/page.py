@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.reading import Lens
@@ -111,20 +111,29 @@ def unit_strips(
         scenes: the images dissected.
         images: how many are shown of each unit.
     """
-    for row in units:
-        top = result.top_images[row, :images].tolist()
-        output = store.activations(model, [lens.layer], Subset(scenes.examples, top))[lens.layer]
-        unit, name = int(result.unit[row]), result.concepts[int(result.best[row])]
-        ready = lens.upsampling.ready(lens.maps(output)[:, unit : unit + 1])
-        pictures, captions = [], []
-        for one, index in zip(ready, top, strict=True):
-            cells = lens.upsampling.active(one, result.threshold[row : row + 1]).cells
+    top = {row: result.top_images[row, :images].tolist() for row in units}
+    wanted = sorted({index for indices in top.values() for index in indices})
+    maps: dict[tuple[int, int], Tensor] = {}
+    for places, rows in store.batches(model, [lens.layer], Subset(scenes.examples, wanted)):
+        ready = lens.upsampling.ready(lens.maps(rows[lens.layer]))
+        for row, indices in top.items():
+            unit = int(result.unit[row])
+            at = {
+                wanted[place]: one[unit : unit + 1].clone()
+                for place, one in zip(places, ready, strict=True)
+            }
+            maps |= {(row, index): one for index, one in at.items() if index in indices}
+    shown = {i: present(scenes.labels(i), len(result.concepts)) for i in wanted}
+    pictures = {i: _small(scenes.picture(i)) for i in wanted}
+    for row, indices in top.items():
+        concept, limit = int(result.best[row]), result.threshold[row : row + 1]
+        name, cut = result.concepts[concept], []
+        for index in indices:
             mask = np.zeros(scenes.size, dtype=bool)
-            mask.ravel()[cells] = True
-            pictures.append(masked(_small(scenes.picture(index)), mask))
-            shown = present(scenes.labels(index), len(result.concepts))[int(result.best[row])]
-            captions.append(name if shown else f"no {name}")
-        yield Strip(_title(result, row), pictures, captions)
+            mask.ravel()[lens.upsampling.active(maps[row, index], limit).cells] = True
+            cut.append(masked(pictures[index], mask))
+        captions = [name if shown[index][concept] else f"no {name}" for index in indices]
+        yield Strip(_title(result, row), cut, captions)
 
 
 def unit_file(layer: str) -> str:

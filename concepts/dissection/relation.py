@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from concepts.dissection.kernels import project
+from concepts.dissection.kernels import project, sum_squares
 from concepts.dissection.masks import Upsampling
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from probing.compiled import compiled
@@ -35,10 +35,12 @@ class Moments:
 
     def add(self, ready: Float[Tensor, "n units h w"], labels: Sequence[ImageLabels]) -> None:
         """Take in some images."""
-        maps = ready.double().cpu()
-        sums = (maps * self._sums).sum((2, 3))
-        smooth = _banded(self._columns, _banded(self._rows, maps, 2), 3)
-        squares = (maps * smooth).sum((2, 3))
+        ready = ready.cpu()
+        maps = ready.double().flatten(2)
+        sums = maps @ self._sums.flatten()
+        squares = torch.empty(sums.shape, dtype=torch.float64)
+        bands = (m.diagonal(k).numpy() for m in (self._rows, self._columns) for k in (0, 1))
+        compiled(sum_squares)(ready.numpy(), *bands, squares.numpy())
         for values, total, square, found in zip(maps, sums, squares, labels, strict=True):
             shown, areas = self._projected(found)
             kinds = np.unique(self._vocabulary.kind_of[[label - 1 for label in shown]])
@@ -47,7 +49,7 @@ class Moments:
             self._cells[kinds] += found.planes.shape[1] * found.planes.shape[2]
             if shown:
                 columns = torch.tensor(shown) - 1
-                self.product[:, columns] += values.flatten(1) @ torch.from_numpy(areas).flatten(1).T
+                self.product[:, columns] += values @ torch.from_numpy(areas).flatten(1).T
 
     def _projected(self, labels: ImageLabels) -> tuple[list[int], npt.NDArray[np.float64]]:
         """Return the labels of an image, and their masks on the layer's cells."""
@@ -130,16 +132,3 @@ def average_precision(
         precision = (hits.cumsum(0) / ranks[:, None])[last]
         found[u] = (hits * precision).sum(0) / positives
     return found
-
-
-def _banded(matrix: Float[Tensor, "h h"], maps: Tensor, dim: int) -> Tensor:
-    """Return a symmetric tridiagonal matrix times maps along an axis; neighbours are all that upsampling mixes."""
-    shape = [1] * maps.ndim
-    shape[dim] = -1
-    own = maps * matrix.diagonal().reshape(shape)
-    length = maps.shape[dim]
-    if length > 1:
-        beside = matrix.diagonal(1).reshape(shape)
-        own.narrow(dim, 1, length - 1).add_(maps.narrow(dim, 0, length - 1) * beside)
-        own.narrow(dim, 0, length - 1).add_(maps.narrow(dim, 1, length - 1) * beside)
-    return own

@@ -78,9 +78,11 @@ class EmojiScenes:
     def labels(self, index: int) -> ImageLabels:
         _, things, texture, theme = self._drawn(index)
         ground = np.where(things, 0, self.vocabulary.label(texture, "texture"))
-        return ImageLabels(np.stack([things, ground]), (self.vocabulary.label(theme, "scene"),))
+        return ImageLabels(
+            np.stack([things.astype(np.int64), ground]), (self.vocabulary.label(theme, "scene"),)
+        )
 
-    def _drawn(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], str, str]:
+    def _drawn(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
         if not 0 <= index < self.count:
             raise IndexError(f"index {index} is out of range for {self.count} pictures.")
         return _draw(self.size, self.seed, index)
@@ -93,15 +95,17 @@ def _vocabulary() -> Vocabulary:
     return Vocabulary((*things, *TEXTURES, *THEMES), tuple(kinds))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(
+    maxsize=256
+)  # 260 kB each: a picture is read for its id, for the model and for its labels
 def _draw(
     size: int, seed: int, index: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], str, str]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
     """Return pixels, the label of the thing at each, the texture and the theme."""
     rng = np.random.default_rng([seed, index])
     texture, theme = str(rng.choice(TEXTURES)), str(rng.choice(list(THEMES)))
     picture = SyntheticImages(texture, index + 1, size, seed).image(index)
-    labels = np.zeros((size, size), dtype=np.int64)
+    labels = np.zeros((size, size), dtype=np.uint8)
     for _ in range(rng.integers(1, 5)):
         name = str(rng.choice(list(THEMES[theme])))
         side = int(rng.uniform(_LEAST, _MOST) * size)
