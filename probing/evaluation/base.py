@@ -1,7 +1,7 @@
 """What every metric takes and returns: maps of some inputs, one value per input, its mean and its interval."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels, reduce_channels
-from probing.provenance import Result
+from probing.provenance import Provenance, Result
 from probing.scores import Score
 
 if TYPE_CHECKING:
@@ -262,6 +262,22 @@ def tied_share(values: Float[Tensor, "n places"]) -> Float[Tensor, " n"]:
     return tied.double().mean(1)
 
 
-def measurement_facts(maps: Maps) -> Mapping[str, int]:
-    """Return the passes that maps cost, as fields of a measurement."""
-    return {"n_forward": maps.n_forward, "n_backward": maps.n_backward}
+def measurement(
+    metric: Metric,
+    score: Score,
+    values: Float[Tensor, " n"],
+    maps: Maps,
+    *,
+    n_forward: int = 0,
+    chance: Float[Tensor, " n"] | None = None,
+) -> Measurement:
+    """Return a metric's values with its facts, its settings, and the passes that it and the maps took."""
+    return Measurement(
+        Provenance.collect(model=score.model, method=metric),
+        type(metric).__name__,
+        values.double().cpu(),
+        metric.better,
+        maps.n_forward + n_forward,
+        maps.n_backward,
+        chance,
+    )
