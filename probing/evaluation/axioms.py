@@ -1,0 +1,419 @@
+"""Properties that an explanation should have, as checks on any method and network (Sundararajan et al. 2017, sec. 2).
+
+Each check makes inputs or networks for which the property says what must come out, and measures by how much the maps
+miss it: 0 is perfect. A check that a method fails is no fault of the method, as long as it is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probing.attribution.base import AttributionMethod, checked, score_of
+from probing.attribution.baselines import Samples
+from probing.evaluation.base import Better, EvaluationError
+from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
+from probing.provenance import Provenance, Result
+from probing.scores import Score, class_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXACT = 1e-4
+"""Relative differences up to here are rounding, in float32."""
+
+
+@dataclass(frozen=True)
+class Check(Result):
+    """By how much maps miss a property, for each trial."""
+
+    axiom: str
+    method: str
+    statistic: Float[Tensor, " trials"]
+    """0 where the property holds exactly; NaN where a trial says nothing, as when the score did not change."""
+    tolerance: float
+    what: str
+    """What the statistic is."""
+    better: ClassVar[Better] = "lower"
+    range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
+
+    @property
+    def worst(self) -> float:
+        """The largest miss; NaN if no trial says anything."""
+        known = self.statistic[~self.statistic.isnan()]
+        return float(known.max()) if len(known) else float("nan")
+
+    @property
+    def excluded(self) -> int:
+        """Trials that say nothing."""
+        return int(self.statistic.isnan().sum())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all trials stay within the tolerance, and there is one."""
+        return self.worst <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.passed else "does not hold"
+        return (
+            f"{self.axiom} {verdict} for {self.method}: {self.what} up to {self.worst:.3g}, "
+            f"tolerance {self.tolerance:g}, {len(self.statistic) - self.excluded} trials."
+        )
+
+
+@runtime_checkable
+class Axiom(Protocol):
+    """A frozen dataclass that checks a property of a method on a score and inputs."""
+
+    cost: ClassVar[str]
+
+    @property
+    def tolerance(self) -> float:
+        """By how much a map may miss the property."""
+        ...
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the check."""
+        ...
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """The map adds up to the score minus the baseline's score.
+
+    The reference is the method's own baseline score; for methods without one it is zero, as for gradient × input and
+    LRP. Never normalises the map, and asks for no equality of floats: some libraries do both, and find exactly
+    complete maps incomplete.
+
+    Attributes:
+        tolerance: of the gap, as a share of the difference of scores.
+    """
+
+    tolerance: float = 0.01
+    cost: ClassVar[str] = "one map"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the relative gap of each input."""
+        found = method(score, inputs)
+        total = found.values.double().flatten(1).sum(1)
+        base = 0.0 if found.baseline_score is None else found.baseline_score.double()
+        difference = found.score.double() - base
+        gap = (total - difference).abs() / difference.abs()
+        gap = torch.where(difference == 0, torch.nan, gap)
+        return _check(self, method, score, gap, "gap, as a share of the difference of scores")
+
+
+@dataclass(frozen=True)
+class SensitivityA:
+    """Where an input and a reference differ in one value, and the score differs, that value's attribution is not zero.
+
+    The reference is the input with one value set to zero; methods that take a baseline get it as theirs.
+
+    Attributes:
+        trials: values of each input, at random.
+        tolerance: share of trials in which the attribution may be zero (below a millionth of the score's change).
+        seed: of the draw.
+    """
+
+    trials: int = 5
+    tolerance: float = 0.0
+    seed: int = 0
+    cost: ClassVar[str] = "as many maps as trials"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return 1 for a zero attribution and 0 for another, for each trial."""
+        inputs = checked(score, inputs)
+        generator = torch.Generator().manual_seed(self.seed)
+        found = []
+        for _ in range(self.trials):
+            for i in range(len(inputs)):
+                place = int(torch.randint(inputs[0].numel(), (1,), generator=generator))
+                found.append(_contrast(method, score_of(score, slice(i, i + 1)), inputs[i : i + 1], place))  # fmt: skip
+        failed = torch.tensor(found, dtype=torch.float64)
+        return _check(self, method, score, failed, "zero where the score changed")
+
+
+def _contrast(method: AttributionMethod, score: Score, x: Tensor, place: int) -> float:
+    """Return whether one value gets no attribution though the score depends on it; NaN if it does not."""
+    other = x.clone()
+    other.flatten()[place] = 0.0
+    with torch.no_grad():
+        change = float((score(x.clone()) - score(other.clone())).abs())
+        size = float(score(x.clone()).abs())
+    if change <= 1e-6 * max(size, 1e-12):
+        return float("nan")
+    values = _with_reference(method, other)(score, x).upsampled()
+    if values.shape != x.shape:  # one value per pixel
+        values = values.expand(x.shape)
+    return float(abs(float(values.flatten()[place])) < 1e-6 * change)
+
+
+def _with_reference(method: AttributionMethod, reference: Tensor) -> AttributionMethod:
+    given = Samples.of(reference)
+    for name in ("baseline", "background"):
+        if hasattr(method, name):
+            return replace(method, **{name: given})  # type: ignore[type-var]
+    return method
+
+
+@dataclass(frozen=True)
+class Dummy:
+    """What the score does not read gets no attribution (sensitivity b).
+
+    The input is made wider by columns of noise, which the network never sees.
+
+    Attributes:
+        columns: added on the last axis.
+        tolerance: of the largest attribution there, as a share of the map's largest.
+        seed: of the noise.
+    """
+
+    columns: int = 2
+    tolerance: float = 1e-6
+    seed: int = 0
+    cost: ClassVar[str] = "one map"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the largest attribution of a dummy in each input."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (*inputs.shape[:-1], self.columns)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
+        width = inputs.shape[-1]
+        wide = replace(score, model=Narrow(score.model, width).eval())
+        values = _with_wide_reference(method, self.columns)(
+            wide, torch.cat([inputs, noise], -1)
+        ).upsampled()
+        largest = values.abs().flatten(1).amax(1)
+        dummies = values[..., width:].abs().flatten(1).amax(1) / largest
+        what = "attribution of a dummy, as a share of the largest"
+        return _check(self, method, score, torch.where(largest > 0, dummies, torch.nan), what)
+
+
+def _with_wide_reference(method: AttributionMethod, columns: int) -> AttributionMethod:
+    """Return a method whose samples have dummies too."""
+    background = getattr(method, "background", None)
+    if not isinstance(background, Samples):
+        return method
+    tensor = background.tensor
+    wide = torch.cat([tensor, torch.zeros_like(tensor[..., :1]).expand(*tensor.shape[:-1], columns)], -1)  # fmt: skip
+    return replace(method, background=Samples.of(wide))  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """The map of a weighted sum of two scores is the weighted sum of their maps.
+
+    Attributes:
+        weights: of the two.
+        classes: whose logits they are.
+        tolerance: of the difference, as a share of the map's largest value.
+    """
+
+    weights: tuple[float, float] = (2.0, -3.0)
+    classes: tuple[int, int] = (0, 1)
+    tolerance: float = EXACT
+    cost: ClassVar[str] = "three maps"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the largest difference of each input."""
+        with torch.no_grad():
+            count = class_scores(score.model(inputs[:1].clone()), score.output).shape[1]
+        if max(self.classes) >= count:
+            raise EvaluationError(f"classes {self.classes} need more than the model's {count}.")
+        one, two = (
+            method(replace(score, target=c, unit="logit"), inputs).values.double()
+            for c in self.classes
+        )
+        both = Combined(score.model, score.output, count, self.classes, self.weights).to(inputs)
+        whole = method(Score(both.eval(), 0), inputs).values.double()
+        expected = self.weights[0] * one + self.weights[1] * two
+        return _check(self, method, score, _relative(whole, expected), "relative difference")
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Where the score and the input are symmetric, so is the map.
+
+    The score is that of the input plus that of its mirror image, and the input is its own mirror image.
+
+    Attributes:
+        tolerance: of the difference between the map and its mirror image, as a share of its largest value.
+    """
+
+    tolerance: float = EXACT
+    cost: ClassVar[str] = "one map"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the largest difference of each input."""
+        same = (inputs + inputs.flip(-1)) / 2
+        mirrored = Mirrored(score.model, score.output).eval()
+        values = method(replace(score, model=mirrored, output=None), same).upsampled().double()
+        return _check(
+            self, method, score, _relative(values.flip(-1), values), "relative difference"
+        )
+
+
+@dataclass(frozen=True)
+class ImplementationInvariance:
+    """Networks that compute the same function get the same map.
+
+    Twins of a network have a layer before it that changes nothing: `x` becomes `(x, -x)` and then `½x - ½(-x)`, or
+    `relu(x) - relu(-x)`. Others can be given.
+
+    Attributes:
+        tolerance: of the difference, as a share of the map's largest value.
+    """
+
+    tolerance: float = EXACT
+    cost: ClassVar[str] = "three maps"
+
+    def __call__(
+        self,
+        method: AttributionMethod,
+        score: Score,
+        inputs: Float[Tensor, "n *shape"],
+        twins: Sequence[nn.Module] | None = None,
+    ) -> Check:
+        """Return the largest difference of each input over all twins.
+
+        Raises:
+            EvaluationError: if a twin does not compute the same.
+        """
+        found = method(score, inputs)
+        worst = torch.zeros(len(inputs), dtype=torch.float64)
+        for twin in twins_of(score.model, inputs) if twins is None else twins:
+            other = method(replace(score, model=twin.eval()), inputs)
+            if not torch.allclose(other.score, found.score, rtol=1e-4, atol=1e-6):
+                apart = float((other.score - found.score).abs().max())
+                raise EvaluationError(f"a twin's scores differ by up to {apart:.3g}: it is none.")
+            worst = torch.maximum(worst, _relative(other.values.double(), found.values.double()))
+        return _check(self, method, score, worst, "relative difference")
+
+
+@dataclass(frozen=True)
+class InputShift:
+    """A constant added to the input, and taken off again by the network, changes nothing (Kindermans et al. 2019).
+
+    Methods that multiply by the input, or whose baseline stays where it was, do change: their reference is a
+    convention of the data's zero.
+
+    Attributes:
+        amount: that is added.
+        tolerance: of the difference, as a share of the map's largest value.
+    """
+
+    amount: float = 1.0
+    tolerance: float = EXACT
+    cost: ClassVar[str] = "two maps"
+
+    def __call__(
+        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+    ) -> Check:
+        """Return the largest difference of each input."""
+        before = method(score, inputs).values.double()
+        shifted = replace(score, model=Shifted(score.model, self.amount).eval())
+        after = method(shifted, inputs + self.amount).values.double()
+        return _check(self, method, score, _relative(after, before), "relative difference")
+
+
+AXIOMS: dict[str, Axiom] = {
+    "completeness": Completeness(),
+    "sensitivity_a": SensitivityA(),
+    "dummy": Dummy(),
+    "linearity": Linearity(),
+    "symmetry": Symmetry(),
+    "implementation_invariance": ImplementationInvariance(),
+    "input_shift": InputShift(),
+}
+
+
+@dataclass(frozen=True)
+class AxiomTable(Result):
+    """Which methods have which properties, on one network."""
+
+    methods: tuple[str, ...]
+    axioms: tuple[str, ...]
+    worst: Float[Tensor, "methods axioms"]
+    """The largest miss; NaN where a property could not be asked."""
+    outcomes: tuple[tuple[str, ...], ...]
+    """For each method: `holds`, `fails`, or why it could not be asked."""
+
+    def holds(self, method: str, axiom: str) -> bool | None:
+        """Return whether a property holds; None where it could not be asked."""
+        outcome = self.outcomes[self.methods.index(method)][self.axioms.index(axiom)]
+        return {"holds": True, "fails": False}.get(outcome)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per method and one column per property."""
+        import pandas as pd
+
+        return pd.DataFrame(self.outcomes, index=self.methods, columns=list(self.axioms))
+
+
+def axiom_table(
+    methods: Mapping[str, AttributionMethod],
+    score: Score,
+    inputs: Float[Tensor, "n *shape"],
+    axioms: Mapping[str, Axiom] = AXIOMS,
+) -> AxiomTable:
+    """Check methods on one network; what a method refuses is in the table by its reason."""
+    rows, outcomes = [], []
+    for method in methods.values():
+        row, said = [], []
+        for axiom in axioms.values():
+            try:
+                found = axiom(method, score, inputs)
+            except (LookupError, RuntimeError, TypeError, ValueError) as error:
+                if type(error).__module__.partition(".")[0] != "probing":
+                    raise
+                row.append(float("nan"))
+                said.append(str(error))
+                continue
+            row.append(found.worst)
+            said.append("holds" if found.passed else "fails")
+        rows.append(row)
+        outcomes.append(tuple(said))
+    return AxiomTable(
+        Provenance.collect(model=score.model),
+        tuple(methods),
+        tuple(axioms),
+        torch.tensor(rows, dtype=torch.float64),
+        tuple(outcomes),
+    )
+
+
+def _relative(
+    values: Float[Tensor, "n *shape"], expected: Float[Tensor, "n *shape"]
+) -> Float[Tensor, " n"]:
+    """Return the largest difference as a share of the largest expected value."""
+    largest = expected.abs().flatten(1).amax(1)
+    apart = (values - expected).abs().flatten(1).amax(1)
+    return torch.where(largest > 0, apart / largest, torch.where(apart > 0, torch.inf, 0.0))
+
+
+def _check(
+    axiom: Axiom, method: AttributionMethod, score: Score, statistic: Tensor, what: str
+) -> Check:
+    return Check(
+        Provenance.collect(model=score.model, method=axiom),
+        type(axiom).__name__,
+        type(method).__name__,
+        statistic.double().cpu(),
+        axiom.tolerance,
+        what,
+    )
