@@ -125,6 +125,7 @@ NUMBERED = {
     "sc": range(1, 7),
     "rm": range(1, 8),
     "lo": range(1, 6),
+    "ro": range(1, 6),
     "am": range(1, 14),
     "fault": (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 20),
 }
