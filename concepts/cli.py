@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands import attribute, audit, cache, dissect, layers, manifest, tcav
+from concepts.commands import attribute, audit, cache, dissect, layers, manifest, probe, tcav
 from probing import __version__
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for command, example in (
     (tcav.tcav, tcav.EXAMPLE),
     (attribute.attribute, attribute.EXAMPLE),
     (dissect.dissect, dissect.EXAMPLE),
+    (probe.probe, probe.EXAMPLE),
     (layers.layers, layers.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)

@@ -168,7 +168,7 @@ class ProbeResult(Result):
             getattr(self, f"{kind}{name}").numpy() for name in ("error", "low", "high")
         )
         ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        ax.plot(x, error, color=colour, marker=marker, label=label)
+        ax.plot(x, error, color=colour, marker=marker, label=label, clip_on=False, zorder=3)
 
     def _repr_html_(self) -> str:
         from html import escape
