@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands import attribute, audit, cache, dissect, layers, manifest, probe, tcav
+from concepts.commands import atlas, attribute, audit, cache, dissect, layers, manifest, probe, tcav
 from probing import __version__
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for command, example in (
     (attribute.attribute, attribute.EXAMPLE),
     (dissect.dissect, dissect.EXAMPLE),
     (probe.probe, probe.EXAMPLE),
+    (atlas.atlas, atlas.EXAMPLE),
     (layers.layers, layers.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)
