@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from concepts.analyses import ANALYSES
 from concepts.auditfile import read_audit
 from concepts.findings import reading
 from concepts.likeness import likeness_rows, picture_name, position_rows
@@ -54,7 +55,8 @@ def run_audit(
     """Run an audit and write its results and report.
 
     The folder gets `results.json`, `tables/*.csv`, `figures/*.png` and `*.pdf`, the pictures shown, `provenance.json`
-    and `report.html`. Everything but `results.json` and `provenance.json` is made of these two by `rebuild`.
+    and `report.html`; each of the audit file's analyses a folder under `analyses`. Tables, figures and report are made
+    of what was saved by `rebuild`.
 
     Args:
         file: the audit file; paths in it start at its folder.
@@ -78,6 +80,8 @@ def run_audit(
     meter, done = _read(material, store)
     with _one_thread():
         results = _results(meter)
+    for name in audit.analyses:
+        ANALYSES[name].measure(material, store).save(out / "analyses" / name)
     results.save(out)
     _save_pictures(meter, results, out / "images")
     _save_provenance(material, done, out)
@@ -193,6 +197,7 @@ def _results(meter: Meter) -> AuditResults:
             for m in material.manifests
         ),
         limits=tuple(audit.limits),
+        analyses=tuple(audit.analyses),
     )
 
 

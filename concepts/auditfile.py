@@ -140,8 +140,16 @@ class StatisticsPart(Schema):
     seed: int = 0
 
 
+AnalysisName = Literal["probes"]
+"""What an audit may look at besides swaps and TCAV; `concepts.analyses` has them."""
+
+
 class AuditFile(Schema):
-    """A whole audit; the schema of the YAML file."""
+    """A whole audit; the schema of the YAML file.
+
+    Attributes:
+        analyses: what is looked at besides swaps and TCAV, in the order of the report.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     title: str
@@ -157,6 +165,7 @@ class AuditFile(Schema):
     random: RandomPart | None = None
     targets: Annotated[list[Target], Field(min_length=1)]
     statistics: StatisticsPart = Field(default_factory=StatisticsPart)
+    analyses: list[AnalysisName] = Field(default_factory=list)
 
 
 def _contradiction(audit: AuditFile) -> str:
@@ -165,6 +174,7 @@ def _contradiction(audit: AuditFile) -> str:
     for what, names in (
         ("concept", [*contrasts, *(c.name for c in audit.concepts)]),
         ("target", [str(t.name) for t in audit.targets]),
+        ("analysis", [str(name) for name in audit.analyses]),
     ):
         if repeats := [name for name, n in Counter(names).items() if n > 1]:
             return f"the {what} {repeats[0]!r} stands twice: name each once"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from concepts.analyses import ANALYSES
 from concepts.findings import verdict
 from concepts.results import AuditResults
 from concepts.sections.directions import directions_section, likeness_section, scores_section
@@ -13,6 +14,7 @@ from concepts.sections.effects import (
     picked_section,
 )
 from concepts.sections.method import colophon, limits, method_section, targets_section
+from probing.provenance import Result
 from probing.report import Report
 
 
@@ -27,6 +29,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
         concepts.results.ResultsError: if there are no readable results.
     """
     results = AuditResults.load(folder)
+    found = {name: Result.load(folder / "analyses" / name) for name in results.analyses}
     sections = [
         agreement_section(results, folder),
         changes_section(results, folder),
@@ -35,6 +38,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
         scores_section(results, folder),
         directions_section(results, folder),
         likeness_section(results, folder),
+        *(ANALYSES[name].section(results, result, folder) for name, result in found.items()),
         targets_section(results),
         method_section(results),
     ]
@@ -42,7 +46,14 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
         title=results.title,
         subject=f"Audit “{results.name}” of {results.model}",
         question=results.question,
-        findings=verdict(results),
+        findings=(
+            *verdict(results),
+            *(
+                f
+                for name, result in found.items()
+                for f in ANALYSES[name].findings(results, result)
+            ),
+        ),
         limits=(*results.limits, *limits(results)),
         sections=tuple(s for s in sections if s is not None),
         colophon=(*colophon(provenance), *results.sources),

@@ -208,6 +208,8 @@ class AuditResults:
     sources: tuple[tuple[str, str], ...]
     limits: tuple[str, ...]
     """What the audit's author wants said about the data."""
+    analyses: tuple[str, ...] = ()
+    """What was looked at besides swaps and TCAV; the results lie beside, under `analyses/`."""
 
     def of(self, concept: str) -> ConceptInfo:
         """Return a concept by name."""

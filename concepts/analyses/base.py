@@ -1,0 +1,27 @@
+"""What every analysis of an audit does: measure once, and speak from what was saved."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from concepts.material import Material
+from concepts.results import AuditResults
+from probing.provenance import Result
+from probing.report import Finding, Section
+from probing.store import ActivationStore
+
+
+@runtime_checkable
+class Analysis(Protocol):
+    """One more reading of the model that an audit is about, from the rows that the audit reads anyway."""
+
+    def measure(self, material: Material, store: ActivationStore) -> Result:
+        """Return what is found; it is saved before anything is drawn."""
+        ...
+
+    def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
+        """Return what belongs in the verdict."""
+        ...
+
+    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+        """Return the report's section, its figures saved for print in the folder; no model is run."""
+        ...

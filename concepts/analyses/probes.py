@@ -1,0 +1,129 @@
+"""Where in the network an audit's attributes are linearly readable, on clusters never seen in training."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concepts.material import Material
+from concepts.results import AuditResults
+from concepts.sections.plates import plate
+from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
+from probing.provenance import Provenance, Result
+from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
+from probing.store import ActivationStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class AttributeProbes(Result):
+    """Probes of each attribute that the audit's contrasts vary."""
+
+    attributes: tuple[str, ...]
+    probes: tuple[ProbeResult, ...]
+    """One for each attribute."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Linear probes of the attributes that contrasts vary, at the audit's layers (Alain & Bengio 2016)."""
+
+    def measure(self, material: Material, store: ActivationStore) -> AttributeProbes:
+        """Return probes of all the data's images; no cluster is on two sides of the split."""
+        data, statistics = material.manifests[0], material.file.statistics
+        attributes = tuple(dict.fromkeys(c.vary for c in material.file.contrasts))
+        method = LayerProbes(
+            material.layers, SoftmaxProbe(tolerance=1e-4), inputs=False, level=statistics.level,
+            seed=statistics.seed,
+        )  # fmt: skip
+        examples = material.subset(range(len(data.items)))
+        clusters = data.attribute(material.cluster_by)
+        probes = tuple(
+            method(store, material.loaded.model, examples, data.attribute(name), groups=clusters)
+            for name in attributes
+        )
+        return AttributeProbes(
+            Provenance.collect(model=material.loaded.model, method=method), attributes, probes
+        )
+
+    def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
+        """Say for each attribute how well the best layer tells it, and what that is to be compared with."""
+        assert isinstance(found, AttributeProbes)
+        pairs = zip(found.attributes, found.probes, strict=True)
+        return tuple(_finding(audit, name, probe) for name, probe in pairs)
+
+    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+        """Return curves and tables of all attributes."""
+        assert isinstance(found, AttributeProbes)
+        text = (
+            "A linear classifier reads an attribute off each layer. It is fitted on some "
+            f"{audit.clusters} and judged on others. Readable does not mean used: whether a logit depends on the "
+            "attribute is what the exchange of images tells. The same network at random weights shows how much of it is in "
+            "the images and the architecture, not in what was learnt."
+        )
+        blocks: list[Block] = [Paragraph(text)]
+        for i, (name, probe) in enumerate(zip(found.attributes, found.probes, strict=True)):
+            fitted, chosen, judged = probe.examples
+            caption = (
+                f"Error of linear probes of {name} ({', '.join(probe.classes)}) with {probe.level:.0%} intervals over "
+                f"{probe.groups} {audit.clusters}: fitted on {fitted} images, penalty chosen on {chosen}, judged on {judged}."
+            )
+            label = f"Probes of {name} by layer"
+            blocks += [
+                plate(folder, f"probes_{i + 1}", partial(_curve, probe), label, caption),
+                _table(name, probe),
+            ]
+        notes = tuple(dict.fromkeys(note for probe in found.probes for note in probe.notes()))
+        return Section(
+            "Where the attributes are readable", (*blocks, *([Points(notes)] if notes else []))
+        )
+
+
+def _finding(audit: AuditResults, name: str, probe: ProbeResult) -> Finding:
+    inner = [i for i, layer in enumerate(probe.layers) if layer in audit.layers]
+    best = min(inner, key=lambda i: float(probe.error[i]))
+    error, low, high = (float(v[best]) for v in (probe.error, probe.low, probe.high))
+    readable = high < probe.majority_error
+    learnt = high < float(probe.untrained_low[best])
+    claim = f"{name.capitalize()} is {'' if readable else 'not shown to be '}linearly readable inside the model"
+    claim += ", better than at random weights." if readable and learnt else "."
+    return Finding(
+        claim,
+        f"Best at {probe.layers[best]}: error {error:.0%} ({low:.0%} to {high:.0%}) on {probe.groups} {audit.clusters} that "
+        f"no probe was fitted on; the most frequent class alone errs in {probe.majority_error:.0%}, the same layer at random "
+        f"weights in {float(probe.untrained_error[best]):.0%} ({float(probe.untrained_low[best]):.0%} to "
+        f"{float(probe.untrained_high[best]):.0%}). The layer is the best of {len(inner)} on the same images, so its error is "
+        "a little too low. Readable does not mean used.",
+    )
+
+
+def _curve(probe: ProbeResult) -> "Figure":
+    figure = probe.plot().figure
+    assert figure is not None
+    return figure  # type: ignore[return-value]  # new_figure makes no sub-figure
+
+
+def _table(name: str, probe: ProbeResult) -> Table:
+    rows = tuple(
+        (
+            layer,
+            f"{int(probe.features[i]):,}",
+            number(float(probe.error[i])),
+            interval(float(probe.low[i]), float(probe.high[i]), sign=False),
+            number(float(probe.train_error[i])),
+            number(float(probe.untrained_error[i])),
+            number(float(probe.selectivity[i])),
+            number(float(probe.compression[i])),
+        )
+        for i, layer in enumerate(probe.layers)
+    )
+    header = (
+        "layer", "features", "error", "interval", "training error", "random weights", "selectivity", "compression",
+    )  # fmt: skip
+    caption = (
+        f"Probes of {name}. Majority class: error {probe.majority_error:.2f}. Selectivity: accuracy less that on random labels. "
+        "Compression: how many times shorter the labels become to one who knows the features, by an online code."
+    )
+    return Table(caption, header, rows, folded=True)

@@ -1,0 +1,87 @@
+"""What an audit looks at besides swaps and TCAV: measured on the audit's own rows, saved, and told from what was saved."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import audits
+import pytest
+import torch
+
+from concepts.analyses import ANALYSES, Analysis
+from concepts.analyses.probes import AttributeProbes, Probes
+from concepts.audit import rebuild, run_audit
+from concepts.auditfile import AnalysisName, read_audit
+from concepts.material import Material
+from concepts.results import AuditResults
+from concepts.schema import SchemaError
+from probing.provenance import Result
+from probing.store import ActivationStore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an audit with all analyses that was run."""
+    root = tmp_path_factory.mktemp("analyses")
+    file = audits.audit_file(root, {"analyses": list(ANALYSES)})
+    run_audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
+    return root
+
+
+def test_an_audit_file_may_name_every_analysis_and_no_other(tmp_path: Path) -> None:
+    assert set(get_args(AnalysisName)) == set(ANALYSES)
+    assert all(isinstance(analysis, Analysis) for analysis in ANALYSES.values())
+    with pytest.raises(SchemaError, match="analyses"):
+        read_audit(audits.audit_file(tmp_path, {"analyses": ["horoscope"]}))
+    with pytest.raises(SchemaError, match="'probes' stands twice"):
+        read_audit(audits.audit_file(tmp_path, {"analyses": ["probes", "probes"]}))
+
+
+def test_analyses_are_told_in_the_report_from_what_was_saved(folder: Path) -> None:
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Where the attributes are readable" in page
+    assert "Readable does not mean used" in page
+    assert (folder / "out" / "figures" / "probes_2.pdf").exists()
+    rebuild(folder / "out")
+    assert (folder / "out" / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_probes_read_the_attributes_that_contrasts_vary_and_pass_only_the_untrained_net(
+    folder: Path,
+) -> None:
+    file = folder / "audit.yaml"
+    material, store = Material.of(read_audit(file), file.parent), ActivationStore()
+    data = material.subset(range(60))
+    store.activations(material.loaded.model, material.layers, data, pool="mean")
+    before = store.stats.forward_rows
+    found = Probes().measure(material, store)
+    assert store.stats.forward_rows - before == len(set(data.ids))  # random weights, once
+    assert found.attributes == ("gender", "tone")
+    saved = Result.load(folder / "out" / "analyses" / "probes")
+    assert isinstance(saved, AttributeProbes)
+    for probe, other in zip(found.probes, saved.probes, strict=True):
+        assert probe.layers == ("features", "mix")
+        assert probe.grouped
+        torch.testing.assert_close(probe.error, other.error)
+    assert found.probes[0].majority_error == pytest.approx(2 / 3)
+
+
+def test_an_attribute_is_called_readable_only_where_its_interval_says_so(folder: Path) -> None:
+    results = AuditResults.load(folder / "out")
+    saved = Result.load(folder / "out" / "analyses" / "probes")
+    assert isinstance(saved, AttributeProbes)
+    probe = saved.probes[0]
+
+    def claim(high: float, untrained_low: float) -> str:
+        changed = replace(
+            probe,
+            error=torch.tensor([0.5, 0.2]), low=torch.tensor([0.4, 0.1]), high=torch.tensor([0.6, high]),
+            untrained_low=torch.tensor([0.3, untrained_low]),
+        )  # fmt: skip
+        only = replace(saved, attributes=("gender",), probes=(changed,))
+        [finding] = Probes().findings(results, only)
+        return finding.claim
+
+    assert claim(0.3, 0.4) == "Gender is linearly readable inside the model, better than at random weights."  # fmt: skip
+    assert claim(0.3, 0.2) == "Gender is linearly readable inside the model."
+    assert claim(0.7, 0.9) == "Gender is not shown to be linearly readable inside the model."
