@@ -71,6 +71,8 @@ class LRP:
         inputs = checked(score, inputs)
         device = device_of(score.model)
         size = rows_at_once(inputs, self.batch_size, device)
+        if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
+            size = max(1, size // 2)
         # Of a caller in that mode, tensors could not be written to as models with in-place operations do.
         with torch.inference_mode(False), torch.no_grad():
             parts = in_chunks(
