@@ -47,7 +47,7 @@ class Dissection:
         protocol: which published procedure is followed.
         min_iou: least IoU of a detector.
         rotation: dissects rotated units, as a control; the layer's own if None.
-        draws: shuffles of the images; 0 leaves the test out.
+        draws: shuffles of the images; 0 leaves the test out. Each takes 4 bytes per unit and concept.
         level: of the test, as a share of false detectors among those called so.
         top: how many of each unit's highest images are named.
         grid: rows and columns of patches, for tokens whose number does not tell.

@@ -213,3 +213,28 @@ def sum_squares(maps: Any, rows: Any, beside: Any, columns: Any, aside: Any, squ
                             across += np.float64(maps[n, u, i + 1, j]) * maps[n, u, i, j + 1]
                             total += 2 * beside[i] * aside[j] * across
             squares[n, u] = total
+
+
+def add_precisions(
+    order: Any, last: Any, starts: Any, concepts: Any, hits: Any, precisions: Any
+) -> None:
+    """Add, per concept, the precision at each image that shows it, when images are gone through from the highest.
+
+    Args:
+        order: images from the highest score to the lowest, [n].
+        last: for each place in the order, the last place of an equal score, [n].
+        starts: where each image's concepts begin in `concepts`, [n + 1].
+        concepts: that images show.
+        hits: [concepts], zeros, written: how many images show each.
+        precisions: [concepts], added to.
+    """
+    first = 0
+    while first < order.shape[0]:
+        end = last[first] + 1
+        for k in range(first, end):
+            for at in range(starts[order[k]], starts[order[k] + 1]):
+                hits[concepts[at]] += 1
+        for k in range(first, end):
+            for at in range(starts[order[k]], starts[order[k] + 1]):
+                precisions[concepts[at]] += hits[concepts[at]] / end
+        first = end

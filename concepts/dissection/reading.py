@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -33,8 +34,14 @@ class Lens:
         maps = self.layout.maps(output).float()
         if self.rotation is None:
             return maps
-        basis = self.rotation.matrix(maps.shape[1]).to(maps)
+        basis = _basis(self.rotation, maps.shape[1]).to(maps)
         return (basis @ maps.flatten(2)).reshape(maps.shape)
+
+
+@lru_cache(maxsize=4)
+def _basis(rotation: Rotation, units: int) -> Float[Tensor, "units units"]:
+    """Return a rotation's matrix, made once for all batches."""
+    return rotation.matrix(units)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from concepts.dissection.kernels import project, sum_squares
+from concepts.dissection.kernels import add_precisions, project, sum_squares
 from concepts.dissection.masks import Upsampling
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from probing.compiled import compiled
@@ -122,13 +122,14 @@ def average_precision(
     It is the sum of precisions weighted by steps of recall, equal scores in one step, as scikit-learn's
     `average_precision_score`. NaN for a concept that no image shows.
     """
-    count, positives = len(scores), shown.sum(0).double()
-    found = torch.full((scores.shape[1], shown.shape[1]), torch.nan, dtype=torch.float64)
-    ranks = torch.arange(1, count + 1, dtype=torch.float64)
-    for u in range(scores.shape[1]):
-        values, order = scores[:, u].sort(descending=True, stable=True)
+    images, concepts = shown.nonzero(as_tuple=True)
+    starts = torch.searchsorted(images, torch.arange(len(scores) + 1))
+    positives = torch.bincount(concepts, minlength=shown.shape[1])
+    found = torch.zeros(scores.shape[1], shown.shape[1], dtype=torch.float64)
+    for unit in range(scores.shape[1]):
+        values, order = scores[:, unit].sort(stable=True, descending=True)
         last = torch.searchsorted(-values, -values, right=True) - 1  # of those with an equal score
-        hits = shown[order].double()
-        precision = (hits.cumsum(0) / ranks[:, None])[last]
-        found[u] = (hits * precision).sum(0) / positives
-    return found
+        hits = torch.zeros_like(positives)
+        arrays = (order, last, starts, concepts, hits, found[unit])
+        compiled(add_precisions)(*(array.numpy() for array in arrays))
+    return torch.where(positives > 0, found / positives, torch.nan)
