@@ -171,6 +171,15 @@ def test_the_label_tests_tell_scores_apart_as_their_authors_do() -> None:
     assert change["correlation"] == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)), abs=0.01)
 
 
+def test_labels_put_elsewhere_also_fall_on_the_unit() -> None:
+    half, area = torch.tensor([[50]]), torch.tensor([100])
+    counts = Counts(half, area[:, None], area, torch.tensor([1100]))
+    sums = {name: torch.tensor([[50.0]]) for name in ("product", "total", "squares")}
+    more = Judged.of(counts, sums, counts.cells, torch.tensor([0]), torch.tensor([0])).extra()
+    # Each of the 1,000 free cells gets the label with probability 0.1, the unit's 50 among them.
+    assert (float(more.shared), float(more.label_area)) == pytest.approx((55, 200))
+
+
 def test_the_label_tests_run_on_every_score_of_a_result() -> None:
     maps, masks = toy()
     found = dissected(scenes_of(maps[:, :6], as_planes(masks[:, :6]), named(6)))

@@ -43,6 +43,7 @@ def test_a_cell_has_the_label_at_its_centre() -> None:
     planes[0, 0, 6, 6] = 2  # … and (6, 6) that of none
     found = labelled(planes).labels(0).planes
     assert found[0].tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [0] * 4]
+    assert np.array_equal(labelled(planes, size=8).labels(0).planes, planes[0].numpy())
 
 
 def test_labels_follow_the_resizing_and_cropping_of_the_picture(tmp_path: Path) -> None:

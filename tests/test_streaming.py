@@ -424,6 +424,7 @@ def test_large_batches_give_the_thresholds_that_small_ones_give(dtype: torch.dty
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(90, 30, 110, generator=generator, dtype=dtype).relu()
     rows[40:, 7] += 3  # one unit of which nearly all later values exceed the earlier ones
+    rows[-1, 7, -1] = 99  # and the very last is the highest
     large, small = UpperQuantile(0.01, 90 * 110), UpperQuantile(0.01, 90 * 110)
     for part in (rows[:5], rows[5:]):
         large.add(part)
