@@ -288,7 +288,8 @@ class Atlas:
             outputs = batch[self.layer].cpu()
             if outputs.ndim not in {3, 4}:
                 raise AtlasError(
-                    f"position=True needs maps or tokens, got {tuple(outputs.shape)} at {self.layer!r}: leave it out."
+                    f"position=True needs maps or tokens, got {tuple(outputs.shape[1:])} for each example at "
+                    f"{self.layer!r}: leave it out."
                 )
             places = outputs.flatten(2) if outputs.ndim == 4 else outputs.mT
             for i, values in zip(positions, places, strict=True):

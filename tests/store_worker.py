@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,8 +17,6 @@ from probing import extraction
 from probing.examples import TensorExamples
 from probing.scores import Score
 from probing.store import ActivationStore
-
-extraction._SHARD_ROWS = 8
 
 
 class Together(TensorExamples):
@@ -39,10 +38,11 @@ class Together(TensorExamples):
 
 
 def fill(root: Path, examples: TensorExamples) -> ActivationStore:
-    """Read activations and gradients of a small network on all examples."""
+    """Read activations and gradients of a small network on all examples, in shards of eight rows."""
     net = nets.seeded(nets.ConvNet())
     store = ActivationStore(root, batch_size=4)
-    store.read([Score(net, 0)], ["features.0", "features.2"], examples)
+    with mock.patch.object(extraction, "_SHARD_ROWS", 8):
+        store.read([Score(net, 0)], ["features.0", "features.2"], examples)
     return store
 
 

@@ -92,7 +92,7 @@ def test_a_position_is_drawn_by_the_seed_whatever_the_batches() -> None:
     assert not torch.equal(found.points, atlas(replace(method, seed=1), maps).points)
     rows = method._rows(ActivationStore(progress=False), net, examples)
     assert all((rows[i] == maps[i].flatten(1).T).all(1).any() for i in range(12))
-    with pytest.raises(AtlasError, match=r"needs maps or tokens, got \(12, 3\)"):
+    with pytest.raises(AtlasError, match=r"needs maps or tokens, got \(3,\) for each"):
         atlas(method, maps[:, :, 0, 0])
 
 
