@@ -200,6 +200,17 @@ def test_steps_are_added_where_the_score_changes_until_it_is_explained(
     assert loose.diagnostics["steps"][0] < found.diagnostics["steps"][0]
 
 
+def test_kinks_that_cancel_do_not_ask_for_ever_more_steps() -> None:
+    layers = nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 30), nn.ReLU(), nn.Linear(30, 1)
+    score = Score(nets.seeded(nn.Sequential(*layers)).double(), 0)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = IntegratedGradients(steps="auto")(score, x)
+    assert found.diagnostics["converged"].all()
+    assert int(found.diagnostics["steps"].sum()) < 600
+    exact = IntegratedGradients(steps=10000, batch_size=10000)(score, x).values
+    assert float(((found.values - exact).norm(dim=1) / exact.norm(dim=1)).max()) < 0.01
+
+
 def test_what_no_number_of_steps_explains_is_reported() -> None:
     jump = Formula(lambda x: (x.sum(1) > 0.137).to(x) + 0 * x.sum(1))
     found = IntegratedGradients(steps="auto")(Score(jump, 0), row(1, 1))

@@ -36,8 +36,8 @@ class IntegratedGradients:
         rule: where on the path, and with what weight, gradients are taken; `mc` is the mean at uniformly random
             points, whose `standard_error` is reported.
         steps: points on the path; `auto` begins with 25 intervals and halves those in which gradients do not
-            explain the change of the score, up to 1,600 points (`converged` tells for which inputs the
-            relative gap is at most `tolerance`).
+            explain the change of the score, until all together do, or up to 1,600 points (`converged` tells for
+            which inputs the relative gap is at most `tolerance`).
         tolerance: for `auto`.
         seed: of random points.
         batch_size: points of a pass.

@@ -101,7 +101,9 @@ def nodes(
 def adaptive_sum(
     passes: Passes, ends: Tensor, start: Tensor, scores: Tensor, rule: Quadrature, tolerance: float
 ) -> tuple[PathSum, Int[Tensor, " n"]]:
-    """Return the path integral over intervals that are halved until each shows its own change of the score.
+    """Return the path integral over intervals that are halved until they show the change of the score.
+
+    Halved are those that miss most of their own change of it, until what all miss together is small enough.
 
     Args:
         passes: of the score.
@@ -116,16 +118,24 @@ def adaptive_sum(
     """
     mean = torch.zeros(ends.shape, dtype=torch.float64, device=ends.device)
     used = torch.zeros(len(ends), dtype=torch.long, device=ends.device)
-    # Intervals may all miss to the same side, and there will be more of them.
-    allowed = tolerance * (scores[1] - scores[0]).double().abs() / (4 * _FIRST_STEPS)
+    settled = torch.zeros(2, len(ends), dtype=torch.float64, device=ends.device)
+    wanted = tolerance * (scores[1] - scores[0]).double().abs()
     todo = _Intervals.first(passes, ends, start, scores)
     while len(todo.example):
-        halves = 2 * todo.points(rule).shape[1]
-        pending = torch.zeros_like(used).index_add_(0, todo.example, torch.ones_like(todo.example))
-        last = (used + pending * (1 + halves) > _MOST_STEPS)[todo.example]
-        missed = todo.add(rule, passes, ends, start, mean, allowed, last)
-        used += pending * todo.points(rule).shape[1]
-        todo = todo.halved(missed, passes, ends, start)
+        # Intervals may all miss to the same side, and there will be more of them.
+        sums, gaps, coarse = todo.integrate(rule, passes, ends, start, wanted / (4 * _FIRST_STEPS))
+        facts = torch.stack([gaps, gaps.square(), torch.ones_like(gaps)])
+        fine, rough = (todo.tally(facts * of, len(ends)) for of in (~coarse, coarse))
+        k = todo.points(rule).shape[1]
+        used += k * (fine + rough)[2].long()
+        settled += fine[:2]
+        # Kinks make intervals miss to either side: all will do if neither the sum of what they miss nor its size,
+        # which cancels nothing, is too large.
+        total, squares = settled + rough[:2]
+        done = (total.abs() <= wanted) & (squares.sqrt() <= wanted)
+        done |= used + 2 * k * rough[2].long() > _MOST_STEPS
+        mean += sums[0] + sums[1] * done.reshape(-1, *[1] * (ends.ndim - 1))
+        todo = todo.halved(coarse & ~done[todo.example], passes, ends, start)
     zero = torch.zeros(len(ends), dtype=torch.float64, device=ends.device)
     return PathSum(mean, torch.zeros_like(mean), zero), used
 
@@ -154,14 +164,22 @@ class _Intervals:
         """Return the rule's points and weights in an interval from 0 to 1."""
         return torch.stack(nodes(rule, 2 if rule in {"trapezoid", "gauss_legendre"} else 1))
 
-    def add(
-        self, rule: Quadrature, passes: Passes, ends: Tensor, start: Tensor,
-        mean: Tensor, allowed: Tensor, last: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Add to the mean what intervals contribute that miss no more than is allowed; return which do."""
+    def tally(self, facts: Float[Tensor, "kinds m"], n: int) -> Float[Tensor, "kinds n"]:
+        """Return sums over the intervals of each example."""
+        total = torch.zeros(len(facts), n, dtype=facts.dtype, device=facts.device)
+        return total.index_add_(1, self.example, facts)
+
+    def integrate(
+        self, rule: Quadrature, passes: Passes, ends: Tensor, start: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return two sums for each example, over fine and over coarse intervals; what each misses; which are coarse.
+
+        An interval is coarse if what it misses of its own change of the score is more than is allowed.
+        """
         at, weights = self.points(rule).to(ends.device)
-        k, extra = len(at), [1] * (ends.ndim - 1)
-        missed = torch.zeros_like(self.low, dtype=torch.bool)
+        n, k, extra = len(ends), len(at), [1] * (ends.ndim - 1)
+        sums = torch.zeros(2 * n, *ends.shape[1:], dtype=torch.float64, device=ends.device)
+        gaps = torch.zeros_like(self.low)
         at_once = max(1, passes.chunk // k)
         for begin in range(0, len(self.low), at_once):
             piece = slice(begin, begin + at_once)
@@ -173,11 +191,10 @@ class _Intervals:
             term = (way * passes.gradient(points, rows)[1]).double()
             term = term * (width[:, None] * weights).flatten().reshape(-1, *extra)
             total = term.flatten(1).sum(1).reshape(-1, k).sum(1)
-            gap = (total - (self.scores[1] - self.scores[0])[piece]).abs()
-            missed[piece] = (gap > allowed[i]) & ~last[piece]
-            kept = ~missed[piece].repeat_interleave(k)
-            mean.index_add_(0, rows[kept], term[kept])
-        return missed
+            gaps[piece] = total - (self.scores[1] - self.scores[0])[piece]
+            coarse = gaps[piece].abs() > allowed[i]
+            sums.index_add_(0, rows + n * coarse.repeat_interleave(k), term)
+        return sums.reshape(2, *ends.shape), gaps, gaps.abs() > allowed[self.example]
 
     def halved(self, chosen: Tensor, passes: Passes, ends: Tensor, start: Tensor) -> "_Intervals":
         """Return both halves of the chosen intervals."""
