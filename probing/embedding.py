@@ -92,7 +92,11 @@ class Umap:
         model = UMAP(
             n_neighbors=self.neighbours, min_dist=self.spread, metric=self.metric, random_state=self.seed, n_jobs=1
         )  # fmt: skip
-        return torch.from_numpy(np.asarray(model.fit_transform(rows.float().numpy()))).float()
+        threads = torch.get_num_threads()
+        try:
+            return torch.from_numpy(np.asarray(model.fit_transform(rows.float().numpy()))).float()
+        finally:
+            torch.set_num_threads(threads)  # numba sets the number for the whole process
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""A process that fills a store: `python store_worker.py ROOT`; writes how many rows it computed to ROOT/count-RANK."""
+"""Processes that fill a store, undisturbed or killed on the way.
+
+`python store_worker.py ROOT` fills one and writes how many rows it computed to ROOT/count-RANK.
+"""
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +17,7 @@ import nets
 import torch
 from torch import Tensor
 
-from probing import extraction
+from probing import extraction, shards
 from probing.examples import TensorExamples
 from probing.scores import Score
 from probing.store import ActivationStore
@@ -46,8 +50,34 @@ def fill(root: Path, examples: TensorExamples) -> ActivationStore:
     return store
 
 
+def fill_and_count(root: Path, images: Tensor, count: Path) -> None:
+    """Fill a store and write how many rows that took."""
+    count.write_text(str(fill(root, TensorExamples(images)).stats.forward_rows))
+
+
+def fill_dying_at(root: Path, images: Tensor, step: int) -> None:
+    """Fill a store, and die, as by `kill -9`, at the given system call that changes it."""
+    calls = [0]
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            calls[0] += 1
+            if calls[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    examples = TensorExamples(images)
+    for name in ("write", "fsync", "open", "close"):
+        setattr(shards.os, name, counted(getattr(os, name)))
+    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+    fill(root, examples)
+
+
+torch.set_num_threads(1)
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     filled = fill(folder, Together(nets.images(96, size=24), folder / "asked"))
     (folder / f"count-{os.environ.get('RANK', '0')}").write_text(str(filled.stats.forward_rows))

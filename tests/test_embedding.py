@@ -76,6 +76,7 @@ def test_umap_keeps_clouds_apart_and_repeats_itself() -> None:
     found = atlas(Atlas("0", Umap(neighbours=8, metric="euclidean")), rows, labels)
     again = Umap(neighbours=8, metric="euclidean")(rows)
     assert torch.equal(found.points, again)
+    assert torch.get_num_threads() == 1  # as every test finds it; numba would leave another number
     assert found.trustworthiness > 0.9
     middle = torch.stack([found.points[found.labels == k].mean(0) for k in range(3)])
     within = (found.points - middle[found.labels]).norm(dim=1).max()

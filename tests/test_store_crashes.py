@@ -1,21 +1,24 @@
 """`kill -9` at any point of an extraction: the next run finishes and equals an undisturbed one, byte for byte."""
 
+import multiprocessing
 import os
 import random
 import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import nets
 import pytest
-import torch
-from store_worker import fill
+from store_worker import fill, fill_and_count, fill_dying_at
 
-from probing import shards
 from probing.examples import TensorExamples
 
-IMAGES = TensorExamples(nets.images(48))
+PIXELS = nets.images(48)
+IMAGES = TensorExamples(PIXELS)
 SHARDS = 6 * 4  # six chunks of eight, two layers, outputs and gradients
+Start = Callable[..., BaseProcess]
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -26,42 +29,25 @@ def files(root: Path) -> dict[str, bytes]:
     }
 
 
-def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
-    """Run work in a forked process, kill it after some seconds if asked to, and return its wait status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    if kill_after is not None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        signal.sigtimedwait([signal.SIGCHLD], kill_after)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+@pytest.fixture(scope="module")
+def start(repository: Path) -> Start:
+    """Return what starts a function in a process of its own.
 
+    It is forked from a server that has never computed anything: a fork of this process would inherit the locks of
+    threads that earlier tests have started, and wait for them for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (repository / "tests", repository))))
+        context.set_forkserver_preload(["store_worker"])
+        forkserver.ensure_running()
 
-def dying_at(step: int, root: Path, images: TensorExamples = IMAGES) -> Callable[[], object]:
-    """Return work that kills itself, as by `kill -9`, at the given system call that changes the store."""
-    calls = [0]
+    def begin(work: Callable[..., None], *arguments: object) -> BaseProcess:
+        process = context.Process(target=work, args=arguments)
+        process.start()
+        return process
 
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            calls[0] += 1
-            if calls[0] == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    def work() -> None:
-        for name in ("write", "fsync", "open", "close"):
-            setattr(shards.os, name, counted(getattr(os, name)))
-        Path.replace = counted(Path.replace)  # type: ignore[method-assign]
-        fill(root, images)
-
-    return work
+    return begin
 
 
 @pytest.fixture(scope="module")
@@ -86,62 +72,50 @@ def check(root: Path, undisturbed: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("share", [i / 24 for i in range(24)])
 def test_a_run_killed_at_a_write_is_completed_to_the_same_bytes(
-    share: float, tmp_path: Path, undisturbed: dict[str, bytes]
+    share: float, tmp_path: Path, undisturbed: dict[str, bytes], start: Start
 ) -> None:
     steps = 11 * SHARDS
-    status = in_child(dying_at(1 + int(share * steps), tmp_path))
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    child = start(fill_dying_at, tmp_path, PIXELS, 1 + int(share * steps))
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     check(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_run_killed_at_a_random_moment_is_completed_to_the_same_bytes(
-    seed: int, tmp_path: Path, undisturbed: dict[str, bytes]
+    seed: int, tmp_path: Path, undisturbed: dict[str, bytes], start: Start
 ) -> None:
-    in_child(lambda: fill(tmp_path, IMAGES), kill_after=random.Random(seed).uniform(0, 0.1))
-    check(tmp_path, undisturbed)
+    child = start(fill_and_count, tmp_path / "store", PIXELS, tmp_path / "count")
+    child.join(random.Random(seed).uniform(0, 0.3))
+    child.kill()
+    child.join()
+    check(tmp_path / "store", undisturbed)
 
 
 def test_a_run_killed_many_times_over_still_ends(
-    tmp_path: Path, undisturbed: dict[str, bytes]
+    tmp_path: Path, undisturbed: dict[str, bytes], start: Start
 ) -> None:
     for step in (50, 90, 90, 90):
-        in_child(dying_at(step, tmp_path))
+        start(fill_dying_at, tmp_path, PIXELS, step).join()
     check(tmp_path, undisturbed)
 
 
 def test_two_processes_on_one_root_share_the_work(
-    tmp_path: Path, undisturbed: dict[str, bytes]
+    tmp_path: Path, undisturbed: dict[str, bytes], start: Start
 ) -> None:
-    def work(name: str) -> Callable[[], object]:
-        return lambda: (tmp_path / name).write_text(
-            str(fill(tmp_path / "store", IMAGES).stats.forward_rows)
-        )
-
-    children = []
-    for name in ("a", "b"):
-        child = os.fork()
-        if child == 0:
-            try:
-                work(name)()
-            finally:
-                os._exit(0)
-        children.append(child)
+    counts = [tmp_path / name for name in "ab"]
+    children = [start(fill_and_count, tmp_path / "store", PIXELS, count) for count in counts]
     for child in children:
-        os.waitpid(child, 0)
-    assert int((tmp_path / "a").read_text()) + int((tmp_path / "b").read_text()) == len(IMAGES)
+        child.join()
+    assert sum(int(count.read_text()) for count in counts) == len(IMAGES)
     assert files(tmp_path / "store") == undisturbed
 
 
 def test_a_process_that_waits_takes_over_from_one_that_dies(
-    tmp_path: Path, undisturbed: dict[str, bytes]
+    tmp_path: Path, undisturbed: dict[str, bytes], start: Start
 ) -> None:
-    first = os.fork()
-    if first == 0:
-        dying_at(100, tmp_path)()
-        os._exit(0)
+    first = start(fill_dying_at, tmp_path, PIXELS, 100)
     store = fill(tmp_path, IMAGES)
-    os.waitpid(first, 0)
+    first.join()
     assert store.stats.forward_rows <= len(IMAGES)
     assert files(tmp_path) == undisturbed
-    assert torch.get_num_threads() == 1
