@@ -157,6 +157,18 @@ def test_a_tail_that_reads_a_value_twice_is_no_head() -> None:
     assert head_of(tail) is None
 
 
+def test_a_head_that_gives_other_scores_than_the_model_is_not_used() -> None:
+    net, x = nets.seeded(HEADS["as in VGG"]()), nets.images(channels=2).double()
+    tail = tail_of(net, "features")
+    assert tail is not None
+    head, passes = head_of(tail), cam.Passes.of(Score(net, 1), x)
+    assert head is not None
+    with torch.no_grad():
+        output, classes = net.features(x), net(x)  # type: ignore[operator]
+        assert head.falls(passes, output, torch.arange(4), classes) is not None
+        assert head.falls(passes, output, torch.arange(4), classes + 0.01) is None
+
+
 def test_bfloat16_rounds_changes_and_not_scores() -> None:
     """The fall of one channel is less than the rounding of a score of 1,000."""
     torch.manual_seed(0)
@@ -175,6 +187,8 @@ def test_bfloat16_rounds_changes_and_not_scores() -> None:
         for kind in ("fast", "float32")
     ]
     with torch.no_grad():
-        fast, exact = (head.falls(p, output, torch.arange(2)) for p in falls)
+        fast, exact = (head.falls(p, output, torch.arange(2), whole(output)) for p in falls)
+    assert fast is not None
+    assert exact is not None
     assert exact.abs().max() < 2
     torch.testing.assert_close(fast, exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from probing.attribution.passes import Passes
+from probing.precision import agree
 
 Step = Callable[[Tensor], Tensor]
 _ELEMENTS = 2**20
@@ -39,14 +40,19 @@ class Head:
     last: nn.Linear | None
 
     def falls(
-        self, passes: Passes, output: Float[Tensor, "n c h w"], rows: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c"]:
-        """Return how much the score falls when a channel is set to zero.
+        self,
+        passes: Passes,
+        output: Float[Tensor, "n c h w"],
+        rows: Int[Tensor, " n"],
+        classes: Float[Tensor, "n classes"],
+    ) -> Float[Tensor, "n c"] | None:
+        """Return how much the score falls when a channel is set to zero; None if this is not the model's head after all.
 
         Args:
             passes: of the score; what is carried through the head is counted there.
             output: of the layer.
             rows: which examples of the score these are.
+            classes: what the model itself made of that output.
         """
         whole = passes.precision.inputs(output, passes.device)
         shown = _through(self.apart, whole).flatten(1)
@@ -56,6 +62,9 @@ class Head:
         bases = [self.first(shown)]
         for step in (*self.inner, *([self.last] if self.last else ())):
             bases.append(step(bases[-1].clone()))  # which may work in place
+        rounded = torch.bfloat16 if passes.precision.kind == "fast" else classes.dtype
+        if not agree(bases[-1].to(classes.device, rounded), classes.to(rounded)):
+            return None
         found = change.new_zeros(c, n)
         for channels in self._slices(c, bases):
             alive = channels.start + change[channels].any(2).any(1).nonzero()[:, 0]

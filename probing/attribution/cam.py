@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from probing.attribution.ablation import Head, head_of
+from probing.attribution.ablation import head_of
 from probing.attribution.base import (
     Attribution,
     attribution,
@@ -44,6 +44,20 @@ class _Reading:
         parts = in_chunks(len(self.inputs), self.passes.chunk, self._slopes)
         score, output, slope, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return score, output, slope, classes
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the score, the layer's output, and the model's class scores, without gradients."""
+        parts = in_chunks(len(self.inputs), self.passes.chunk, self._outputs)
+        score, output, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return score, output, classes
+
+    def _outputs(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        passes, score = self.passes, score_of(self.passes.score, part)
+        with torch.no_grad(), capture(score.model, [self.layer]) as kept:
+            output = passes.output(self.inputs[part])
+        classes = class_scores(output, score.output)
+        found = (score.read(output), kept[self.layer], classes)
+        return cast("tuple[Tensor, Tensor, Tensor]", tuple(t.to(self.inputs) for t in found))
 
     def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         passes = self.passes
@@ -183,17 +197,16 @@ class AblationCAM(_LayerMap):
     """
 
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
-        value, output, slope, classes = reading.slopes()
-        tail = _tail(reading, output, classes)
         axis = 1 if reading.layout.kind == "channels_first" else -1
-        head = head_of(tail) if tail is not None and axis == 1 and output.ndim == 4 else None
-        if tail is not None and is_affine(tail) and reading.passes.origin.unit == "logit":
-            others = [a for a in range(1, output.ndim) if a != axis % output.ndim]
-            falls = (slope * output).sum(others)
-        elif head is not None and reading.passes.score.output is None:
-            falls = _falls_in_head(reading, head, output)
+        tail = _traced(reading)
+        if tail is None:  # gradients refuse a layer that the score does not depend on
+            value, output, _, _ = reading.slopes()
+            falls = _falls(reading, None, output, value, axis)
         else:
-            falls = _falls(reading, tail, output, value, axis)
+            value, output, classes = reading.outputs()
+            found = _falls_in_head(reading, tail, output, classes, axis)
+            read = (value, output, classes)
+            falls = _falls_in_tail(reading, tail, read, axis) if found is None else found
         maps = reading.layout.maps(output)
         return value, (falls[:, :, None, None] * maps).sum(1).relu()
 
@@ -258,29 +271,44 @@ def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:
     return value, reading.layout.maps(output), reading.layout.maps(slope)
 
 
-def _tail(reading: _Reading, output: Tensor, classes: Tensor) -> fx.GraphModule | None:
-    """Return what follows the layer, if it gives the same class scores from its output as the model did."""
+def _traced(reading: _Reading) -> fx.GraphModule | None:
+    """Return what follows the layer, if tracing can tell; whether it is the same is still to be seen."""
     passes = reading.passes
     key = ("tail", reading.layer, passes.precision, passes.device)
-    tail = remembered(passes.origin.model, key, lambda: tail_of(passes.score.model, reading.layer))
-    if tail is None:
+    return remembered(passes.origin.model, key, lambda: tail_of(passes.score.model, reading.layer))
+
+
+def _falls_in_head(
+    reading: _Reading, tail: fx.GraphModule, output: Tensor, classes: Tensor, axis: int
+) -> Float[Tensor, "n channels"] | None:
+    """Return what `_falls` does from what channels change in a head of dense layers; None for other tails."""
+    passes = reading.passes
+    head = head_of(tail) if axis == 1 and output.ndim == 4 and passes.score.output is None else None
+    if head is None:
         return None
+    rows, found = torch.arange(len(output)), []
+    with torch.no_grad():
+        for part in passes.slices(len(output)):
+            falls = head.falls(passes, output[part], rows[part], classes[part])
+            if falls is None:
+                return None
+            found.append(falls)
+    return torch.cat(found).to(output)
+
+
+def _falls_in_tail(
+    reading: _Reading, tail: fx.GraphModule, read: tuple[Tensor, Tensor, Tensor], axis: int
+) -> Float[Tensor, "n channels"]:
+    """Return what `_falls` does: by one gradient where the tail is affine, else by running it for each channel."""
+    (value, output, classes), passes = read, reading.passes
     some = slice(0, passes.chunk)
     with torch.no_grad(), passes.precision.autocast(passes.device):
         alone = tail(passes.precision.inputs(output[some], passes.device))
     same = agree(class_scores(alone, passes.score.output).to(classes), classes[some])
-    return tail if same else None
-
-
-def _falls_in_head(reading: _Reading, head: Head, output: Tensor) -> Float[Tensor, "n channels"]:
-    """Return the same as `_falls`, from what channels change in a head of dense layers."""
-    rows = torch.arange(len(output))
-    with torch.no_grad():
-        parts = [
-            head.falls(reading.passes, output[p], rows[p])
-            for p in reading.passes.slices(len(output))
-        ]
-    return torch.cat(parts).to(output)
+    if same and is_affine(tail) and passes.origin.unit == "logit":
+        slope = reading.slopes()[2]
+        return (slope * output).sum([a for a in range(1, output.ndim) if a != axis % output.ndim])
+    return _falls(reading, tail if same else None, output, value, axis)
 
 
 def _falls(
