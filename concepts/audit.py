@@ -49,6 +49,7 @@ def run_audit(
     out: Path,
     *,
     store_root: Path | None = None,
+    device: str | torch.device = "cpu",
     progress: bool | None = None,
     say: Say = _say,
 ) -> AuditResults:
@@ -62,6 +63,7 @@ def run_audit(
         file: the audit file; paths in it start at its folder.
         out: the folder of results, made if missing.
         store_root: the cache of activations; by default the one of all commands.
+        device: where the model computes, as `probing.models.load` takes it.
         progress: a bar on stderr; None shows it on a terminal.
         say: takes what there is to be done, before, and what was reused, after; by default to stderr.
 
@@ -72,7 +74,7 @@ def run_audit(
     """
     audit = read_audit(file)
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    material = Material.of(audit, file.parent)
+    material = Material.of(audit, file.parent, device)
     store = ActivationStore(
         store_root or default_root(), precision=Precision(audit.model.precision), progress=progress
     )

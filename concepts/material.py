@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from concepts.auditfile import AuditFile, Contrast, Pictured
 from concepts.effect import split_clusters
@@ -87,19 +88,20 @@ class Material:
     concepts: dict[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, file: AuditFile, folder: Path) -> "Material":
+    def of(cls, file: AuditFile, folder: Path, device: str | torch.device = "cpu") -> "Material":
         """Load the model, find the images and divide them.
 
         Args:
             file: the audit.
             folder: where paths in it start.
+            device: where the model computes, as `probing.models.load` takes it.
 
         Raises:
             AuditError: if the parts of the audit do not fit each other.
             ValueError, LookupError, OSError, ImportError: as models and manifests raise them.
         """
         model = file.model
-        loaded = models.load(model.reference, weights=model.weights, keys=model.keys)
+        loaded = models.load(model.reference, weights=model.weights, keys=model.keys, device=device)
         data = Manifest.load(folder / file.data)
         cluster_by = _cluster_attribute(data, file.contrasts)
         names = data.attribute(cluster_by)

@@ -29,6 +29,10 @@ class WeightsError(ValueError):
     """Weights cannot be had, or do not fit the model."""
 
 
+class DeviceError(ValueError):
+    """A device that is none, or not here."""
+
+
 class ClassNameError(LookupError):
     """A name or number is no class of the model, or of several."""
 
@@ -99,7 +103,12 @@ class LoadedModel:
 
 
 def load(
-    reference: str, *, weights: str | Path | None = None, keys: Keys = "name", seed: int = 0
+    reference: str,
+    *,
+    weights: str | Path | None = None,
+    keys: Keys = "name",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> LoadedModel:
     """Return a model, ready to be read.
 
@@ -114,8 +123,10 @@ def load(
         keys: how entries of the file find their places: by name, or by order for the same architecture under other
             names; then every shape and every last part of the names (`weight`, `running_mean`) must agree in order.
         seed: for random weights and whatever a function draws; the global generator is left as found.
+        device: where the model lies, and so where everything that reads it computes; `"auto"` is a GPU if there is one.
 
     Raises:
+        DeviceError: for a device that is none, or not here.
         ModelReferenceError: if the reference names no model.
         WeightsError: if the weights cannot be had or do not fit.
         probing.packages.PackageMissingError: if a package is not installed.
@@ -134,6 +145,7 @@ def load(
         raise ModelReferenceError(
             f"{reference!r} names no model: write timm:NAME, torchvision:NAME or package.module:function."
         )
+    place = device_named(device)  # before the work
     file = None if weights is None or weights == "random" else weights_file(weights)
     generator: torch.Generator = torch.default_generator
     with torch.random.fork_rng(devices=()):
@@ -142,8 +154,27 @@ def load(
     said = f"random, seed {seed}" if weights == "random" else str(weights or loaded.weights)
     if file is not None:
         load_weights(loaded.model, file, keys=keys)
-    loaded.model.eval()
+    loaded.model.to(place).eval()
     return dataclasses.replace(loaded, reference=reference, weights=said)
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """Return a device that can be computed on.
+
+    Raises:
+        DeviceError: for one that is none, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise DeviceError(
+            f"device {str(name)!r} can't be computed on; here are {there}, or 'auto'."
+        ) from error
+    return device
 
 
 def weights_file(weights: str | Path) -> Path:

@@ -95,7 +95,7 @@ class Runner:
 
         with (
             torch.no_grad(),
-            self.precision.autocast(self.device),
+            self.precision.arithmetic(self.device),
             capture(self.model, layers, stop=True, reduce=reduce) as kept,
         ):
             self.model(self.precision.inputs(inputs, self.device))
@@ -104,7 +104,7 @@ class Runner:
     def _gradients(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
     ) -> list[dict[str, Tensor]]:
-        with torch.enable_grad(), self.precision.autocast(self.device):
+        with torch.enable_grad(), self.precision.arithmetic(self.device):
             with capture(self.model, layers, graph=True) as kept:
                 output = self.model(self.precision.inputs(inputs, self.device))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)

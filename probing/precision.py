@@ -3,9 +3,9 @@
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,9 +43,11 @@ class Precision:
         """Relative difference (in norm) that rounding and batch shape explain."""
         return {"float32": 1e-3, "fast": 5e-2, "reference": 1e-3, "float64": 1e-9}[self.kind]
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the autocast context that a forward pass runs in."""
-        return torch.autocast(device.type, torch.bfloat16) if self.kind == "fast" else nullcontext()
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context that forward and backward passes run in."""
+        if self.kind == "fast":
+            return torch.autocast(device.type, torch.bfloat16)
+        return _ieee_float32() if self._relaid and device.type == "cuda" else nullcontext()
 
     def inputs(self, batch: Tensor, device: torch.device) -> Tensor:
         """Return a copy of a batch as the prepared model takes it: it may be overwritten."""
@@ -101,12 +103,33 @@ class Precision:
     def _output(self, net: nn.Module, example: Tensor, device: torch.device) -> object:
         """Return a network's output; what it draws from random generators is not missed afterwards."""
         devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+            self.gradients.arithmetic(device),  # bfloat16 would hide what is compared
+        ):
             return net(self.inputs(example, device))
 
     @property
     def _relaid(self) -> bool:
         return self.kind in {"float32", "fast"}
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Multiply float32 as float32: GPUs round a convolution's factors to TF32's ten bits otherwise."""
+    cudnn, products = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.cuda.matmul)
+    new = hasattr(cudnn, "conv")  # since torch 2.9
+    switches = [cudnn.conv, cudnn.rnn, products] if new else [cudnn, products]
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = [getattr(switch, name) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(switch, name, exact)
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
 
 
 def agree(a: object, b: object) -> bool:

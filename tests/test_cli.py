@@ -165,14 +165,23 @@ def test_a_user_s_mistake_is_one_line_and_status_2(
 def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_audit(file: Path, out: Path, *, store_root: Path, say: Callable[[str], object]) -> None:
-        say(f"{file.name}, {out.name}, {store_root.name}")
+    def run_audit(
+        file: Path, out: Path, *, store_root: Path, device: str, say: Callable[[str], object]
+    ) -> None:
+        say(f"{file.name}, {out.name}, {store_root.name}, {device}")
 
     monkeypatch.setattr("concepts.audit.run_audit", run_audit)
     (tmp_path / "a.yaml").touch()
-    options = ["--out", str(tmp_path / "results"), "--cache", str(tmp_path / "rows")]
+    options = [
+        "--out",
+        str(tmp_path / "results"),
+        "--cache",
+        str(tmp_path / "rows"),
+        "--device",
+        "cpu",
+    ]
     assert cli.main(["audit", str(tmp_path / "a.yaml"), *options]) == 0
-    assert capsys.readouterr().out == "a.yaml, results, rows\n"
+    assert capsys.readouterr().out == "a.yaml, results, rows, cpu\n"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from probing import models
 from probing.images import Preprocess
 from probing.models import (
     ClassNameError,
+    DeviceError,
     LoadedModel,
     ModelReferenceError,
     PreprocessingUnknownError,
@@ -106,6 +107,14 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -
     assert torch.equal(one.model.state_dict()[key], same.model.state_dict()[key])
     assert not torch.equal(one.model.state_dict()[key], other.model.state_dict()[key])
     assert one.weights == "random, seed 1"
+
+
+def test_a_device_that_is_none_or_not_here_is_named_with_those_that_are() -> None:
+    for name in ("gpu", "cuda:99", "meta"):
+        with pytest.raises(DeviceError, match=rf"'{name}' can't be computed on; here are cpu"):
+            load(MINE, device=name)
+    found = load(MINE, device="auto").model
+    assert next(found.parameters()).is_cuda == torch.cuda.is_available()
 
 
 def test_a_function_draws_from_the_seed_too() -> None:

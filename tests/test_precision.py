@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -515,13 +516,28 @@ def test_gradients_are_never_computed_in_bfloat16() -> None:
 def test_fast_runs_in_bfloat16_and_is_near_float32() -> None:
     net, fast = shaken(seeded(BatchNormNet())), Precision("fast")
     copy = fast.prepare(net, ["relu"], CPU)
-    with fast.autocast(CPU), torch.no_grad(), capture(copy, ["relu"]) as kept:
+    with fast.arithmetic(CPU), torch.no_grad(), capture(copy, ["relu"]) as kept:
         copy(fast.inputs(images(), CPU))
     assert kept["relu"].dtype == torch.bfloat16
     expected = outputs(net, images(), ["relu"])["relu"]
     assert 0 < gap(kept["relu"].float(), expected) < fast.tolerance
-    with Precision().autocast(CPU):
+    with Precision().arithmetic(CPU):
         assert net(images()).dtype == torch.float32
+
+
+def test_float32_on_an_accelerator_is_not_rounded_to_tf32_and_switches_are_left_as_found() -> None:
+    def switches() -> list[str]:
+        cudnn: Any = torch.backends.cudnn
+        return [cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
+
+    cuda, before = torch.device("cuda"), switches()
+    assert before[0] == "tf32"  # as torch has it
+    with Precision().arithmetic(cuda):
+        assert switches() == ["ieee", "ieee"]
+    assert switches() == before
+    for precision, device in ((Precision("reference"), cuda), (Precision(), CPU)):
+        with precision.arithmetic(device):
+            assert switches() == before
 
 
 def test_float64_computes_in_double_precision_and_folds_nothing() -> None:

@@ -7,6 +7,7 @@ import typer
 
 from concepts.commands.common import (
     CacheOption,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
@@ -44,6 +45,7 @@ def atlas(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Lay a layer's activations out on a plane, with pictures in their places."""
@@ -54,7 +56,7 @@ def atlas(
     from probing.store import ActivationStore
 
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     examples = pictures(images, loaded, "skip" if skip_unreadable else "raise")
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels = [parts[0] for parts in places] if all(len(p) > 1 for p in places) else None

@@ -9,6 +9,7 @@ import typer
 
 from concepts.commands.common import (
     CommandError,
+    DeviceOption,
     KeysOption,
     WeightsOption,
     class_index,
@@ -65,6 +66,7 @@ def attribute(
         Literal["sum", "maxabs", "sumabs", "l2"],
         typer.Option(help="How colour channels become one value in figures; sum keeps the sign."),
     ] = "sum",
+    device: DeviceOption = "auto",
 ) -> None:
     """Show which places of pictures, or words of a text, a model's class score depends on."""
     if text is not None:
@@ -76,9 +78,13 @@ def attribute(
         return
     if not images:
         raise CommandError("give picture files after MODEL, or a text by --text.")
-    _explain_images(
-        model, images, _Choice(method, target, background, channels), out, weights, keys
-    )
+    choice = _Choice(method, target, background, channels)
+    choice.check()
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    from probing import models
+
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    _explain_images(loaded, images, choice, out)
 
 
 @dataclass(frozen=True)
@@ -135,23 +141,14 @@ def _known(names: Sequence[str], known: Sequence[str] | dict[str, type]) -> None
 
 
 def _explain_images(
-    model: str,
-    images: Sequence[Path],
-    choice: _Choice,
-    out: Path,
-    weights: str | None,
-    keys: Literal["name", "order"],
+    loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path
 ) -> None:
     import torch
 
-    from probing import models
     from probing.attribution.shown import checks
     from probing.examples import ImageExamples
     from probing.scores import Score
 
-    choice.check()
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys)
     inputs = ImageExamples(images, loaded.preprocess).load(range(len(images)))
     targets = _targets(loaded, inputs, choice.target)
     names = _folder_names(images)

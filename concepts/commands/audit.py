@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CacheOption
+from concepts.commands.common import CacheOption, DeviceOption
 
 EXAMPLE = "probing audit experiments/audits/occupations.yaml --out results/occupations"
 
@@ -17,9 +17,10 @@ def audit(
     ],
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and report are written.")],
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Audit a model for bias as a file lays down, and write tables, figures and a report."""
     from concepts.audit import run_audit
 
-    run_audit(file, out, store_root=cache, say=typer.echo)
+    run_audit(file, out, store_root=cache, device=device, say=typer.echo)

@@ -24,6 +24,10 @@ KeysOption = Annotated[
     Literal["name", "order"],
     typer.Option(help="How entries of the weights file find their places."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, …; auto is a GPU if there is one."),
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option(

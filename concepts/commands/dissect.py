@@ -8,6 +8,7 @@ import typer
 from concepts.commands.common import (
     CacheOption,
     CommandError,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
@@ -59,6 +60,7 @@ def dissect(
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     seed: Annotated[int, typer.Option(help="Of scenes, shuffles and rotation.")] = 0,
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Find the units of a network that single out objects, parts, scenes, textures or colours."""
@@ -70,7 +72,7 @@ def dissect(
     from probing.store import ActivationStore
 
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
     method = Dissection(
         tuple(layer),

@@ -8,6 +8,7 @@ import typer
 from concepts.commands.common import (
     CacheOption,
     CommandError,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
@@ -63,6 +64,7 @@ def probe(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:  # fmt: skip
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
@@ -73,7 +75,7 @@ def probe(
     from probing.store import ActivationStore
 
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     examples = _examples(images, loaded, skip=skip_unreadable)
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels, groups = _labels(images, places), _groups(places) if group_folders else None

@@ -9,6 +9,7 @@ import typer
 from concepts.commands.common import (
     CacheOption,
     CommandError,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
@@ -54,6 +55,7 @@ def tcav(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Test whether a model's classes depend on concepts shown by folders of pictures."""
@@ -66,7 +68,7 @@ def tcav(
 
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     named = _named_folders(concept)
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}
 
     def shown(folder: Path) -> "ImageExamples":

@@ -1,6 +1,6 @@
 """Four layers of a ResNet-18 into memory and to disk, against a bare forward pass and captum.
 
-    python experiments/benchmarks/extraction.py --out extraction.json [--tiny]
+    python experiments/benchmarks/extraction.py --out extraction.json [--tiny] [--device cuda]
 
 `floor` is a forward pass of the prepared model (channels_last, BatchNorm folded, micro-batches) that keeps nothing;
 `eager` is the model as given in batches of 32. `ours (bf16)` is `Precision("fast")`.
@@ -23,12 +23,13 @@ from probing.store import ActivationStore
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 
-def bare_forward(net: nn.Module, precision: Precision, images: Tensor, batch: int) -> None:
+def bare_forward(
+    net: nn.Module, precision: Precision, images: Tensor, batch: int, device: torch.device
+) -> None:
     """Pass all images forward and keep nothing."""
-    cpu = torch.device("cpu")
-    with torch.no_grad(), precision.autocast(cpu):
+    with torch.no_grad(), precision.arithmetic(device):
         for part in images.split(batch):
-            net(precision.inputs(part, cpu))
+            net(precision.inputs(part, device))
 
 
 def main() -> list[Row]:
@@ -38,22 +39,24 @@ def main() -> list[Row]:
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     examples = TensorExamples(images)
     examples.ids  # noqa: B018  hashed before the clock starts: the ids belong to the data set
-    net = torchvision.models.resnet18(weights=None).eval()
-    cpu, exact, fast = torch.device("cpu"), Precision("float32"), Precision("fast")
-    prepared = {p: p.prepare(net, LAYERS, cpu) for p in (exact, fast)}
-    batch = max(1, min(128, 8 * 3 * 224 * 224 // images[0].numel()))
+    device = args.device
+    net = torchvision.models.resnet18(weights=None).to(device).eval()
+    exact, fast = Precision("float32"), Precision("fast")
+    prepared = {p: p.prepare(net, LAYERS, device) for p in (exact, fast)}
+    in_batch = 8 if device.type == "cpu" else 128
+    batch = max(1, min(128, in_batch * 3 * 224 * 224 // images[0].numel()))
 
     def ours(precision: Precision, *, disk: bool) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory() as folder:
             store = ActivationStore(
-                Path(folder) if disk else None, precision=precision, progress=False
+                Path(folder) if disk else None, device=device, precision=precision, progress=False
             )
             return store.activations(net, LAYERS, examples)
 
     def captum() -> list[Tensor]:
         reader = LayerActivation(net, [getattr(net, layer) for layer in LAYERS])
         with torch.no_grad():
-            parts = [reader.attribute(part) for part in images.split(32)]
+            parts = [reader.attribute(part.to(device)) for part in images.split(32)]
         return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def gap(mine: object, theirs: object) -> str:
@@ -61,13 +64,13 @@ def main() -> list[Row]:
         return f"largest difference {max(float((a - b).abs().max()) for a, b in pairs):.1g}"
 
     contenders: dict[str, Callable[[], object]] = {
-        "floor": lambda: bare_forward(prepared[exact], exact, images, batch),
-        "eager": lambda: bare_forward(net, Precision("reference"), images, 32),
+        "floor": lambda: bare_forward(prepared[exact], exact, images, batch, device),
+        "eager": lambda: bare_forward(net, Precision("reference"), images, 32, device),
         "ours": lambda: ours(exact, disk=False),
         "ours to disk": lambda: ours(exact, disk=True),
         "captum": captum,
     }
-    if has_bf16() or args.tiny:
+    if has_bf16() or device.type == "cuda" or args.tiny:
         contenders["floor (bf16)"] = lambda: bare_forward(prepared[fast], fast, images, batch)
         contenders["ours (bf16)"] = lambda: ours(fast, disk=False)
     rows = race(f"four layers of {count} images", contenders, args.rounds, {"captum": gap})
@@ -75,7 +78,7 @@ def main() -> list[Row]:
     seconds = {row.who: row.seconds for row in rows}
     for who in (who for who in seconds if who.startswith("ours")):
         print(f"{who} ÷ eager: {seconds[who] / seconds['eager']:.2f}")
-    if not has_bf16():
+    if not has_bf16() and device.type == "cpu":
         print("This CPU has no bfloat16 instructions: bf16 is not measured.")
     return rows
 

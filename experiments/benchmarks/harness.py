@@ -42,6 +42,7 @@ def arguments(description: str) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="run the cases whose name holds this")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
@@ -72,6 +73,8 @@ def race(
             with _PeakMemory() as memory:
                 wall, cpu = time.perf_counter(), _cpu_seconds()
                 last[who] = work()
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
                 wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
             if turn:
                 walls[who].append(wall)

@@ -1,6 +1,6 @@
 """TCAV of 1 class, 2 layers and 4 concepts against R random sets: this suite, captum, and the passes nobody can avoid.
 
-    python experiments/benchmarks/tcav.py --out tcav.json [--tiny]
+    python experiments/benchmarks/tcav.py --out tcav.json [--tiny] [--device cuda]
 
 `floor` is one forward pass of all distinct images and one backward pass of the class's, in the model as prepared by this
 suite (channels_last, BatchNorm folded, micro-batches); `eager floor` the same in the model as given. Every contender
@@ -35,17 +35,17 @@ from probing.scores import Score
 from probing.store import ActivationStore
 
 LAYERS = ["layer3", "layer4"]
-CPU = torch.device("cpu")
 
 
 class Task:
     """The images, the model, and every contender's way through them."""
 
-    def __init__(self, per_set: int, pool: int, size: int) -> None:
+    def __init__(self, per_set: int, pool: int, size: int, device: torch.device) -> None:
         def drawn(pattern: str, count: int, seed: int = 0) -> Tensor:
             return SyntheticImages(pattern, count, size, seed).tensor().float() / 127.5 - 1
 
-        self.net = torchvision.models.resnet18(weights=None).eval()
+        self.device = device
+        self.net = torchvision.models.resnet18(weights=None).to(device).eval()
         self.concepts = {
             name: drawn(name, per_set) for name in ("stripes", "dots", "zigzags", "checks")
         }
@@ -59,14 +59,15 @@ class Task:
             Concept(name, TensorExamples(images)) for name, images in self.concepts.items()
         ]
         self.score = Score(self.net, 7)
-        self.batch = max(1, min(128, 8 * 3 * 224 * 224 // (3 * size * size)))
+        rows = 8 if device.type == "cpu" else 128
+        self.batch = max(1, min(128, rows * 224 * 224 // (size * size)))
 
     def floor(self, precision: Precision, batch: int) -> None:
-        runner = Runner.of(self.net, ["layer3"], precision, CPU)
+        runner = Runner.of(self.net, ["layer3"], precision, self.device)
         for images in (*self.concepts.values(), self.pool):
             with torch.no_grad():
                 for part in images.split(batch):
-                    runner.model(precision.inputs(part, CPU))
+                    runner.model(precision.inputs(part, self.device))
         for part in self.inputs.split(batch):
             runner.run(part, ["layer3"], "none", [self.score])
 
@@ -88,7 +89,9 @@ class Task:
         """Return the share of positive sensitivities by layer, [concepts, runs]."""
 
         def concept(number: int, name: str, images: Tensor) -> CaptumConcept:
-            return CaptumConcept(number, name, DataLoader(images, batch_size=len(images)))  # type: ignore[arg-type]
+            return CaptumConcept(
+                number, name, DataLoader(images.to(self.device), batch_size=len(images))
+            )  # type: ignore[arg-type]
 
         per_set = len(self.inputs)
         random = random_sets(self.pool_examples, per_set, runs, seed=0)
@@ -99,7 +102,9 @@ class Task:
         pairs = [[c, r] for c in named for r in counterparts]
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = TCAV(self.net, LAYERS, save_path=folder).interpret(self.inputs, pairs, target=7)
+            found = TCAV(self.net, LAYERS, save_path=folder).interpret(
+                self.inputs.to(self.device), pairs, target=7
+            )
         by_layer = {
             layer: [float(found[f"{p[0].id}-{p[1].id}"][layer]["sign_count"][0]) for p in pairs]
             for layer in LAYERS
@@ -146,7 +151,7 @@ def gap(mine: object, theirs: object) -> str:
 def main() -> list[Row]:
     """Run the benchmark."""
     args = arguments("TCAV against captum and the floor.")
-    task = Task(*(12, 36, 48) if args.tiny else (20, 200, 224))
+    task = Task(*(12, 36, 48) if args.tiny else (20, 200, 224), args.device)
     few, some, many = (2, 3, 4) if args.tiny else (10, 50, 500)
     exact = Precision()
     rows = race(

@@ -205,7 +205,7 @@ def _dense(
     passes: Passes, layer: nn.Linear, delta: Float[Tensor, "k n in"]
 ) -> Float[Tensor, "k n out"]:
     """Return how a dense layer's output changes; what is rounded is the change, not the output."""
-    with passes.precision.autocast(passes.device):
+    with passes.precision.arithmetic(passes.device):
         return functional.linear(delta, layer.weight).to(delta.dtype)
 
 

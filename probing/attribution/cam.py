@@ -65,7 +65,8 @@ class _Reading:
             score = score_of(passes.score, part)
             with capture(score.model, [self.layer], graph=True) as kept:
                 output = passes.output(self.inputs[part])
-            [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
+            with passes.precision.gradients.arithmetic(passes.device):
+                [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
         passes.n_backward += len(slope)
         classes = class_scores(output, score.output)
         found = (score.read(output), kept[self.layer], slope, classes)
@@ -302,7 +303,7 @@ def _falls_in_tail(
     """Return what `_falls` does: by one gradient where the tail is affine, else by running it for each channel."""
     (value, output, classes), passes = read, reading.passes
     some = slice(0, passes.chunk)
-    with torch.no_grad(), passes.precision.autocast(passes.device):
+    with torch.no_grad(), passes.precision.arithmetic(passes.device):
         alone = tail(passes.precision.inputs(output[some], passes.device))
     same = agree(class_scores(alone, passes.score.output).to(classes), classes[some])
     if same and is_affine(tail) and passes.origin.unit == "logit":

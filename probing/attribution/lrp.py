@@ -22,7 +22,7 @@ from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
-from probing.precision import device_of
+from probing.precision import Precision, device_of
 from probing.scores import Score, class_scores
 
 _ENTRIES = {
@@ -74,7 +74,7 @@ class LRP:
         if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
             size = max(1, size // 2)
         # Of a caller in that mode, tensors could not be written to as models with in-place operations do.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), Precision().arithmetic(device):
             parts = in_chunks(
                 len(inputs),
                 size,

@@ -144,7 +144,8 @@ class Passes:
                 raise ZeroPathError("the score does not depend on the input: no path leads there.")
             if gates is not None:
                 gates.check(value)
-            (slope,) = torch.autograd.grad(value.sum(), at, allow_unused=True)
+            with self.precision.gradients.arithmetic(self.device):
+                (slope,) = torch.autograd.grad(value.sum(), at, allow_unused=True)
         if slope is None:
             raise ZeroPathError("the score does not depend on the input: no path leads there.")
         self.n_backward += len(points)
@@ -167,7 +168,7 @@ class Passes:
         """
         self.n_forward += len(points)
         points = self.precision.inputs(points, self.device)
-        with naming_inputs(self.origin.model, points), self.precision.autocast(self.device):
+        with naming_inputs(self.origin.model, points), self.precision.arithmetic(self.device):
             return self.call(points, rows)
 
     def attribution(

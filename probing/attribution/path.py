@@ -205,7 +205,7 @@ def tail_passes(passes: Passes, inputs: Tensor, layer: str, outputs: Tensor) -> 
     key = ("tail", layer, passes.precision, passes.device)
     tail = remembered(passes.origin.model, key, lambda: tail_of(model, layer))
     if tail is not None:
-        with torch.no_grad(), passes.precision.autocast(passes.device):
+        with torch.no_grad(), passes.precision.arithmetic(passes.device):
             whole = passes.output(inputs[:1])
             alone = tail(passes.precision.inputs(outputs[:1], passes.device))
         tail = tail if agree(alone, whole) else None

@@ -72,8 +72,8 @@ class Reader:
             UnitError: for a unit that is not there.
         """
         gates: AbstractContextManager[object] = Redirected() if redirect else nullcontext()
-        autocast = self.precision.autocast(self.device)
-        with gates, autocast, capture(self.model, self.layers, graph=True, stop=True) as kept:
+        arithmetic = self.precision.arithmetic(self.device)
+        with gates, arithmetic, capture(self.model, self.layers, graph=True, stop=True) as kept:
             self._run(views)
         counts = [o.images + len(o.references) for o in self.objectives]
         split = {n: torch.split(_wide(kept[n]), counts) for n in self.layers}
