@@ -10,7 +10,18 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands import atlas, attribute, audit, cache, dissect, layers, manifest, probe, tcav
+from concepts.commands import (
+    atlas,
+    attribute,
+    audit,
+    cache,
+    dissect,
+    layers,
+    manifest,
+    maximize,
+    probe,
+    tcav,
+)
 from probing import __version__
 
 app = typer.Typer(
@@ -25,6 +36,7 @@ for command, example in (
     (dissect.dissect, dissect.EXAMPLE),
     (probe.probe, probe.EXAMPLE),
     (atlas.atlas, atlas.EXAMPLE),
+    (maximize.maximize, maximize.EXAMPLE),
     (layers.layers, layers.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)

@@ -1,6 +1,7 @@
 """What activation maximisation returns: images, how they came about, and what they stand beside."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +73,20 @@ class Maximization(Result):
         """The images as pixels in [0, 1], red first; what no picture can hold is clipped."""
         return self.space.decode(self.images).clamp(0, 1)
 
+    def part(self, indices: Sequence[int]) -> "Maximization":
+        """Return some of the images, as if they had been made alone."""
+        rows = list(indices)
+        beside = None
+        if self.beside is not None:
+            beside = replace(self.beside, **{n: getattr(self.beside, n)[rows] for n in _PLACES})
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in _PER_IMAGE},
+            names=tuple(self.names[i] for i in rows),
+            objective=tuple(self.objective[i] for i in rows),
+            beside=beside,
+        )
+
     def pictures(self) -> list[Image.Image]:
         """Return the images as 8-bit RGB pictures."""
         return [picture(pixels) for pixels in self.pixels]
@@ -103,3 +118,24 @@ class Maximization(Result):
         if self.beside is not None:
             columns["percentile"] = self.beside.percentile.tolist()
         return pd.DataFrame(columns)
+
+
+_PER_IMAGE = ("images", "best", "activation", "trace", "norms", "gradient_norms", "dead")
+_PLACES = ("percentile", "highest", "top", "nearest", "cosine")
+
+
+def joined(parts: Sequence[Maximization]) -> Maximization:
+    """Return images of several runs with equal settings as one result; the first tells the rest."""
+    first, beside = parts[0], [part.beside for part in parts]
+    places = [b for b in beside if b is not None]
+    whole: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in _PER_IMAGE}
+    if len(places) == len(parts):
+        rows: dict[str, Any] = {n: torch.cat([getattr(b, n) for b in places]) for n in _PLACES}
+        whole["beside"] = replace(places[0], **rows)
+    return replace(
+        first,
+        **whole,
+        names=tuple(name for part in parts for name in part.names),
+        objective=tuple(i for part in parts for i in part.objective),
+        batch=max(part.batch for part in parts),
+    )

@@ -15,7 +15,7 @@ from probing.maximize.images import Canvas, Fourier, ImageOptionError, ImagePara
 from probing.maximize.objective import Objective
 from probing.maximize.reader import Reader, out_of_memory
 from probing.maximize.regularizers import Operator, Penalty
-from probing.maximize.result import Maximization
+from probing.maximize.result import Maximization, joined
 from probing.maximize.space import Space, SpaceError
 from probing.maximize.transforms import STANDARD, Pad, Transform, draw, growth, viewed
 from probing.models import LoadedModel
@@ -93,7 +93,7 @@ class Maximize:
         with torch.inference_mode(False), torch.enable_grad():
             parts, notes = run.all(start, progress)
         found = replace(
-            _joined(parts),
+            joined(parts),
             names=_names(goals),
             objective=tuple(i for i, goal in enumerate(goals) for _ in range(goal.images)),
             notes=notes,
@@ -406,15 +406,6 @@ def _space(model: nn.Module | LoadedModel, space: Space | None) -> Space:
         f"{type(model).__name__} does not tell how pixels become its input: pass space=Space(mean, std, …), "
         "Space.plain() for none, or a LoadedModel."
     )
-
-
-def _joined(parts: Sequence[Maximization]) -> Maximization:
-    def together(field_name: str) -> Tensor:
-        return torch.cat([getattr(part, field_name) for part in parts])
-
-    names = ("images", "best", "activation", "trace", "norms", "gradient_norms", "dead")
-    whole: dict[str, Tensor] = {name: together(name) for name in names}
-    return replace(parts[0], batch=max(part.batch for part in parts), **whole)  # type: ignore[arg-type]
 
 
 def _refuse_nothing(found: Maximization) -> None:
