@@ -71,7 +71,9 @@ def main() -> list[Row]:
         "captum": captum,
     }
     if has_bf16() or device.type == "cuda" or args.tiny:
-        contenders["floor (bf16)"] = lambda: bare_forward(prepared[fast], fast, images, batch)
+        contenders["floor (bf16)"] = lambda: bare_forward(
+            prepared[fast], fast, images, batch, device
+        )
         contenders["ours (bf16)"] = lambda: ours(fast, disk=False)
     rows = race(f"four layers of {count} images", contenders, args.rounds, {"captum": gap})
     report(rows, args.out)
