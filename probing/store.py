@@ -47,12 +47,13 @@ class ActivationStore:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        home = torch.device(self.device or "cpu")
+        home, host = torch.device(self.device or "cpu"), torch.device("cpu")
+        tiers = [MemoryTier(self.budget_bytes, host)]
+        if home != host:
+            tiers.insert(0, MemoryTier(self.budget_bytes, home, below=tiers[0]))
         self._engine = Engine(
             disk=None if self.root is None else Disk(Path(self.root)),
-            tiers=[
-                MemoryTier(self.budget_bytes, d) for d in dict.fromkeys([home, torch.device("cpu")])
-            ],
+            tiers=tiers,
             device=None if self.device is None else home,
             precision=self.precision,
             batch_size=self.batch_size,

@@ -12,11 +12,14 @@ Place = tuple[Tensor, int]
 
 
 class MemoryTier:
-    """Blocks of rows within a budget of bytes."""
+    """Blocks of rows within a budget of bytes; what leaves goes to the tier below, if there is one."""
 
-    def __init__(self, budget_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, budget_bytes: int, device: torch.device, below: "MemoryTier | None" = None
+    ) -> None:
         self.budget_bytes = budget_bytes
         self.device = device
+        self.below = below
         self.bytes = 0
         self._numbers = count()
         self._blocks: OrderedDict[int, tuple[str, Sequence[str], Tensor]] = OrderedDict()
@@ -26,6 +29,8 @@ class MemoryTier:
         """Keep rows, if they fit the budget at all."""
         size = rows.numel() * rows.element_size()
         if size > self.budget_bytes:
+            if self.below is not None:
+                self.below.put(space, ids, rows)
             return
         while self.bytes + size > self.budget_bytes:
             self._evict()
@@ -54,6 +59,8 @@ class MemoryTier:
         for example in ids:
             if known.get(example, (None, 0))[0] == number:
                 del known[example]
+        if self.below is not None:
+            self.below.put(space, ids, rows)
 
 
 def gather(places: Mapping[str, Place], ids: Sequence[str], device: torch.device) -> Tensor:

@@ -120,6 +120,7 @@ def test_rows_beyond_the_device_tier_come_from_the_host_or_the_disk(tmp_path: Pa
     first = store.activations(net, LAYERS, examples)
     again = store.activations(net, LAYERS, examples)
     assert store.stats.forward_rows == 40
+    assert store.stats.reused_rows == 40
     assert all(torch.equal(first[n], again[n]) for n in LAYERS)
 
 
@@ -192,7 +193,8 @@ def test_probes_dissection_curves_and_randomisation_are_those_of_the_cpu() -> No
 def test_maximisation_repeats_itself_and_raises_its_channels() -> None:
     net, goals = trained_scale(CUDA), [Channel("layer2", k) for k in range(8)]
     first, again = (maximize(net, goals, steps=20, space=Space(size=64)) for _ in range(2))
-    assert torch.equal(first.images, again.images)
+    # Gradients of resampling add up atomically, in no fixed order.
+    torch.testing.assert_close(first.images, again.images, rtol=1e-2, atol=1e-2)
     assert bool((first.trace[:, -1] > first.trace[:, 0]).all())
 
 

@@ -19,6 +19,7 @@ from probing.precision import Precision
 from probing.scores import ModelModeError, Score
 from probing.shards import StoreFullError, StoreWriteError, cache_info, clear_cache
 from probing.store import ActivationStore
+from probing.tiers import MemoryTier
 
 LAYERS = ("features.0", "features.2")
 
@@ -490,17 +491,21 @@ def test_shards_open_with_the_safetensors_library(
         assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 4096 == 0
 
 
-def test_the_device_tier_is_asked_before_the_host() -> None:
-    near = shards.__name__ and extraction.MemoryTier(100, torch.device("cpu"))
-    near.put("space", ["a", "b"], torch.arange(8.0).reshape(2, 4))
-    near.put("space", ["c"], torch.ones(1, 4))
+def test_rows_used_longest_ago_leave_a_full_tier_for_the_one_below() -> None:
+    host = MemoryTier(1000, torch.device("cpu"))
+    near = MemoryTier(100, torch.device("cpu"), below=host)
+    near.put("space", ["a", "b"], torch.arange(8.0).reshape(2, 4))  # 32 bytes
+    near.put("space", ["c"], torch.ones(1, 4))  # 16 bytes
     assert set(near.find("space", ["a", "c", "z"])) == {"a", "c"}
-    near.put(
-        "space", ["d", "e", "f", "g"], torch.zeros(4, 4)
-    )  # 64 bytes: the block used longest ago leaves
-    assert set(near.find("space", ["a", "b", "c", "d"])) == {"c", "d"} or set(
-        near.find("space", ["a", "d"])
-    ) == {"a", "d"}
+    near.find("space", ["a"])
+    near.put("space", ["d", "e", "f", "g"], torch.zeros(4, 4))  # 64 bytes
+    assert set(near.find("space", list("abcdefg"))) == set("abdefg")
+    block, row = host.find("space", ["c"])["c"]
+    assert torch.equal(block[row], torch.ones(4))
+    near.put("space", ["h"], torch.zeros(1, 40))  # more than fits at all
+    assert not near.find("space", ["h"])
+    assert set(host.find("space", ["a", "h"])) == {"h"}
+    assert near.bytes == 96
 
 
 def test_two_ranks_under_torchrun_write_the_same_bytes_as_one_process(tmp_path: Path) -> None:

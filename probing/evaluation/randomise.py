@@ -136,18 +136,22 @@ def randomised(
     Raises:
         UnchangedError: if a tensor of the blocks is what it was.
     """
-    clone = copy.deepcopy(model)
+    clone = copy.deepcopy(
+        model
+    ).cpu()  # where all draw the same numbers, and the generator is known
+    old, new = {n: t.cpu() for n, t in _named(model).items()}, _named(clone)
     with torch.inference_mode(False), torch.no_grad():
         for block in blocks:
-            _draw(clone, model, block, seed)
-        if calibrate is not None:
-            _calibrate(clone, blocks, calibrate)
-    old, new = _named(model), _named(clone)
+            _draw(clone, old, block, seed)
     same = [n for block in blocks for n in block.tensors if torch.equal(old[n], new[n])]
     if same:
         raise UnchangedError(
             f"{len(same)} tensors are what they were, the first {same[0]!r}: a randomised network must keep nothing."
         )
+    clone.to(device_of(model))
+    if calibrate is not None:
+        with torch.inference_mode(False), torch.no_grad():
+            _calibrate(clone, blocks, calibrate)
     return clone
 
 
@@ -155,7 +159,7 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _draw(clone: nn.Module, model: nn.Module, block: Block, seed: int) -> None:
+def _draw(clone: nn.Module, before: dict[str, Tensor], block: Block, seed: int) -> None:
     default: torch.Generator = torch.default_generator
     own = (int(bytes_id(block.name.encode())[:12], 16) + seed * 1_000_003) % (1 << 63)
     with torch.random.fork_rng(devices=()):
@@ -169,7 +173,7 @@ def _draw(clone: nn.Module, model: nn.Module, block: Block, seed: int) -> None:
         after = _named(clone)
         for name, tensor in kept.items():  # an initialiser may reach into what it holds
             after[name].copy_(tensor)
-        before, buffers = _named(model), dict(clone.named_buffers())
+        buffers = dict(clone.named_buffers())
         for name in block.tensors:
             if torch.equal(after[name], before[name]):
                 _redraw(after[name], buffer=name in buffers)
@@ -183,7 +187,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _redraw(tensor: Tensor, *, buffer: bool) -> None:
-    flat = tensor.detach().flatten().cpu()
+    flat = tensor.detach().flatten()
     if buffer and bool((flat != flat[0]).any()):
         shuffled = flat[torch.randperm(len(flat))]
         if torch.equal(shuffled, flat):
@@ -207,8 +211,12 @@ def _calibrate(clone: nn.Module, blocks: Sequence[Block], inputs: Tensor) -> Non
         norm.momentum = None  # the mean over batches
         norm.train()
     device, default = device_of(clone), torch.default_generator
-    with torch.random.fork_rng(devices=()):  # a dropout inside a norm would draw
+    on_cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_cuda):  # a dropout inside a norm would draw
         default.manual_seed(0)
+        for place in on_cuda:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(0)
         for part in torch.split(inputs.detach(), 32):
             clone(part.to(device).clone())
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from probing.precision import device_of
+
 
 class UntrainedError(TypeError):
     """A network whose initial state cannot be made again."""
@@ -19,7 +21,7 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises:
         UntrainedError: if there is nothing to draw.
     """
-    clone = copy.deepcopy(model)
+    clone = copy.deepcopy(model).cpu()  # where the generator that is seeded and restored draws
     if not any(True for _ in clone.parameters()):
         raise UntrainedError(
             f"{type(model).__name__} has no weights: there is nothing to draw anew."
@@ -40,4 +42,4 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
             if id(parameter) not in drawn:
                 spread = parameter.std(correction=0) if parameter.numel() > 1 else parameter.abs()
                 parameter.normal_().mul_(spread)
-    return clone.eval()
+    return clone.to(device_of(model)).eval()
