@@ -96,6 +96,13 @@ _HINTS: Mapping[type[OSError], str] = {
 }
 
 
+# Errors name what mends them in Python.
+_AS_OPTIONS = {
+    "by on_error='skip'": "by --skip-unreadable",
+    "pass allow_overlap=True": "give --allow-overlap",
+}
+
+
 def _is_users(error: Exception) -> bool:
     """Whether an error tells of its user's mistake; types of other packages' make it a bug of ours."""
     if isinstance(error, OSError) or hasattr(error, "format_message"):
@@ -112,4 +119,6 @@ def _sentence(error: Exception) -> str:
     elif isinstance(error, OSError) and type(error).__module__ == "builtins" and error.filename:
         hint = _HINTS.get(type(error), "{0!r}: " + (error.strerror or type(error).__name__))
         text = hint.format(str(error.filename)) + "."
+    for argument, option in _AS_OPTIONS.items():
+        text = text.replace(argument, option)
     return " ".join(text.split()) or type(error).__name__

@@ -264,9 +264,21 @@ def test_tcav_leaves_out_unreadable_pictures_only_when_told(
 ) -> None:
     (tmp_path / "reds" / "broken.png").write_bytes(b"no picture")
     assert cli.main(tcav_arguments) == 2
-    assert "broken.png" in one_line(capsys)
+    said = one_line(capsys)
+    assert "broken.png" in said
+    assert "leave such out by --skip-unreadable" in said
     assert cli.main([*tcav_arguments, "--skip-unreadable"]) == 0
     assert "Left out" in capsys.readouterr().err
+
+
+def test_tcav_takes_sets_that_overlap_only_when_told(
+    tcav_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = next((tmp_path / "reds").iterdir())
+    (tmp_path / "pool" / "shared.png").write_bytes(shared.read_bytes())
+    assert cli.main(tcav_arguments) == 2
+    assert "give --allow-overlap if it is meant" in one_line(capsys)
+    assert cli.main([*tcav_arguments, "--allow-overlap"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_maximisation_repeats_itself_and_raises_its_channels() -> None:
     net, goals = trained_scale(CUDA), [Channel("layer2", k) for k in range(8)]
     first, again = (maximize(net, goals, steps=20, space=Space(size=64)) for _ in range(2))
     # Gradients of resampling add up atomically, in no fixed order.
-    torch.testing.assert_close(first.images, again.images, rtol=1e-2, atol=1e-2)
+    assert float((first.images - again.images).abs().mean()) < 1e-3 * float(first.images.std())
     assert bool((first.trace[:, -1] > first.trace[:, 0]).all())
 
 

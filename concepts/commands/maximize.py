@@ -12,6 +12,7 @@ import typer
 from concepts.commands.common import (
     CacheOption,
     CommandError,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
@@ -58,6 +59,7 @@ def maximize(
     ] = None,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
+    device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Make images that raise units of a layer, or classes; what was made before is not made again."""
@@ -66,7 +68,7 @@ def maximize(
     from probing.maximize.presets import PRESETS
 
     out.mkdir(parents=True, exist_ok=True)
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     settings = replace(PRESETS[preset], steps=steps, size=size, seed=seed, batch=batch)
     goals = _goals(loaded, layer, units, target or [])
     examples = None if data is None else pictures(data, loaded, "raise")

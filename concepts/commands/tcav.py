@@ -55,6 +55,9 @@ def tcav(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Accept sets of pictures that share some.")
+    ] = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
@@ -81,6 +84,7 @@ def tcav(
         [Concept(name, shown(folder)) for name, folder in named.items()],
         shown(inputs),
         shown(random),
+        allow_overlap=allow_overlap,
     )
     result.save(out)
     show(_tcav_table(result))
