@@ -16,6 +16,7 @@ from concepts.commands import (
     audit,
     cache,
     dissect,
+    evaluate,
     layers,
     manifest,
     maximize,
@@ -37,6 +38,7 @@ for command, example in (
     (probe.probe, probe.EXAMPLE),
     (atlas.atlas, atlas.EXAMPLE),
     (maximize.maximize, maximize.EXAMPLE),
+    (evaluate.evaluate, evaluate.EXAMPLE),
     (layers.layers, layers.EXAMPLE),
 ):
     app.command(epilog=f"Example: {example}")(command)

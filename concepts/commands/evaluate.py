@@ -1,0 +1,167 @@
+"""`probing evaluate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from concepts.commands.common import (
+    CommandError,
+    KeysOption,
+    ModelArgument,
+    WeightsOption,
+    class_index,
+    new_table,
+    pictures,
+    show,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from probing.attribution.base import AttributionMethod
+    from probing.evaluation.scorecard import Scorecard
+    from probing.models import LoadedModel
+
+EXAMPLE = "probing evaluate torchvision:resnet18 photos/*.jpg --out results/scorecard"
+DEFAULT = (
+    "saliency", "gradient_times_input", "guided_backprop", "smoothgrad", "ig", "gradcam", "layercam", "lrp", "lime",
+)  # fmt: skip
+TOP = "top"
+
+
+def evaluate(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    *,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where tables, figures and rows are saved.")
+    ],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Again for more; by default {', '.join(DEFAULT)}."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Class by name or number; top: the one with the highest score.")
+    ] = TOP,
+    weights: WeightsOption = None,
+    keys: KeysOption = "name",
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Pictures that stand for the data, for expected_gradients."
+        ),
+    ] = None,
+    lime_samples: Annotated[
+        int, typer.Option(min=10, help="Passes of LIME for each picture.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")
+    ] = False,
+) -> None:
+    """Measure explanation methods on a model: which is faithful, readable, sufficient, easy to set up, quick?
+
+    Each method's row is kept in DIR/rows as soon as it is measured, so that a run that was cut short goes on.
+    """
+    from concepts.scorecard_page import scorecard_page
+    from probing import models
+    from probing.evaluation.sanity import predicted
+    from probing.evaluation.scoring import Scoring
+    from probing.examples import ImageExamples
+    from probing.precision import Precision
+    from probing.progress import Progress
+    from probing.scores import Score
+
+    names = tuple(method or DEFAULT)
+    _check(names, background)
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    loaded = models.load(model, weights=weights, keys=keys)
+    inputs = ImageExamples(images, loaded.preprocess).load(range(len(images))).clone()
+    score = Score(loaded.model, 0 if target == TOP else class_index(loaded, target))
+    score = predicted(score, inputs) if target == TOP else score
+    methods = _methods(names, loaded, background, lime_samples)
+    scoring = Scoring(seed=seed, precision=Precision("fast" if fast else "float32"))
+    with Progress(len(methods), "Methods") as bar:
+
+        def done(name: str, computed: bool) -> None:
+            typer.echo(f"{name}: {'measured' if computed else 'kept from before'}", err=True)
+            bar.advance(1, computed=computed)
+
+        card = scoring(methods, score, inputs, folder=out / "rows", done=done)
+    card.save(out / "result")
+    written = card.write(out)
+    subject = f"{loaded.reference}, {len(inputs)} pictures, {len(card.rows)} methods"
+    page = scorecard_page(card, subject).save(out / "scorecard.html")
+    _show(card)
+    typer.echo(f"Saved {', '.join(p.name for p in (*written, page))} in {out}.")
+
+
+def _check(names: Sequence[str], background: Path | None) -> None:
+    from probing.attribution import METHODS
+
+    for name in names:
+        if name not in METHODS:
+            raise CommandError(f"there is no method {name!r}; methods: {', '.join(METHODS)}.")
+        if name == "layer_ig":
+            raise CommandError("--method layer_ig explains a layer, and is compared with nothing here.")  # fmt: skip
+        if names.count(name) > 1:
+            raise CommandError(f"--method {name} is given twice.")
+        if name == "expected_gradients" and background is None:
+            raise CommandError(
+                "--method expected_gradients needs --background DIR: pictures that stand for the data."
+            )
+    if len(names) < 2:
+        raise CommandError(f"a scorecard compares methods, got {len(names)}: give two or more.")
+
+
+def _methods(
+    names: Sequence[str], loaded: "LoadedModel", background: Path | None, lime_samples: int
+) -> dict[str, "AttributionMethod"]:
+    from probing.attribution import METHODS
+    from probing.attribution.baselines import Samples
+    from probing.attribution.lime import LIME
+    from probing.attribution.surrogate import Local
+
+    found: dict[str, AttributionMethod] = {}
+    for name in names:
+        if name == "lime":
+            found[name] = LIME(surrogate=Local(samples=lime_samples))
+        elif name == "expected_gradients" and background is not None:
+            rows = pictures(background, loaded, "raise")
+            found[name] = METHODS[name](background=Samples.of(_all(rows)))  # type: ignore[call-arg]
+        else:
+            found[name] = METHODS[name]()
+    return found
+
+
+def _all(rows: object) -> "Tensor":
+    from probing.examples import ImageExamples
+
+    assert isinstance(rows, ImageExamples)
+    return rows.load(range(len(rows)))
+
+
+def _show(card: "Scorecard") -> None:
+    from probing.evaluation.quantities import DESIDERATA
+
+    table = new_table("method", *DESIDERATA, "passes", "time", "MB")
+    for r, row in enumerate(card.rows):
+        if row.refused:
+            table.add_row(row.name, f"refused: {row.refused}")
+            continue
+        cells = [
+            f"{card.mark(r, d) or ''} {float(card.standing[r, d]):.2f} "
+            f"({float(card.low[r, d]):.2f} to {float(card.high[r, d]):.2f})"
+            for d in range(len(DESIDERATA))
+        ]
+        cost = row.cost
+        passes = f"{cost.n_forward}+{cost.n_backward}"
+        table.add_row(row.name, *cells, passes, f"{cost.relative:.1f}", f"{cost.peak_mb:.0f}")
+    table.caption = (
+        "Mean rank among these methods, 0 to 1, 95 %; +, 0, -: thirds; time: forward passes."
+    )
+    show(table)
+    for disagreement in card.disagreements:
+        typer.echo(str(disagreement))

@@ -1,0 +1,116 @@
+"""The scorecard as a page, or as a section of one: the table first, then where it parts from the lecture, then the evidence."""
+
+from collections.abc import Sequence
+
+from probing.evaluation.quantities import DESIDERATA, QUANTITIES, QUESTIONS, answered
+from probing.evaluation.scorecard import Record, Scorecard
+from probing.figures import inline_svg
+from probing.report import (
+    NONE,
+    Block,
+    Finding,
+    Plate,
+    Points,
+    Report,
+    Section,
+    Table,
+    interval,
+    number,
+)
+
+LIMITS = (
+    "Ranks compare the methods of this table only: another method, or other inputs, change them.",
+    "Fidelity is measured by removal, by randomising the network and by sums, which can disagree; the evidence shows each.",
+    "Questions answered, demands on the network and settings are counted from what a method is, not measured on inputs.",
+    "Whether a person understands an explanation is not measured: that takes people.",
+)
+_TABLE = (
+    "Measured standing of each method among those shown, and the lecture's opinion of its family."
+)
+_EVIDENCE = "The quantities behind the table: means over inputs and 95 % intervals; the arrow points to what is better."
+
+
+def scorecard_page(card: Scorecard, subject: str) -> Report:
+    """Return the scorecard as a page of its own."""
+    certain = tuple(Finding(str(d)) for d in card.disagreements if d.certain)
+    return Report(
+        title="Which explanation should I trust?",
+        subject=subject,
+        question="Which method is faithful, readable, sufficient, easy to set up, quick?",
+        findings=certain or (Finding("Nothing measured differs for certain from the lecture."),),
+        limits=LIMITS,
+        sections=scorecard_sections(card),
+        colophon=(
+            ("made", card.provenance.created),
+            ("model", card.provenance.model),
+            ("inputs", card.provenance.examples),
+        ),
+    )
+
+
+def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
+    """Return the parts of a report that show the table, where it parts from the lecture, and the evidence."""
+    evidence = card.evidence()
+    return (
+        Section("The table, measured", tuple(_table(card))),
+        Section("Evidence", (_plate(card), *_tables(evidence), _questions(card), _meanings())),
+    )
+
+
+def _table(card: Scorecard) -> list[Block]:
+    blocks: list[Block] = [
+        Plate(inline_svg(card.plot(), "methods against desiderata"), _TABLE, "scorecard")
+    ]
+    open_ = [str(d) for d in card.disagreements if not d.certain]
+    refused = [f"{row.name} refused: {row.refused}" for row in card.rows if row.refused]
+    notes = [f"{row.name}: {note}" for row in card.rows for note in row.notes]
+    if said := (*refused, *notes, *open_):
+        blocks.append(Points(said))
+    return blocks
+
+
+def _plate(card: Scorecard) -> Plate:
+    return Plate(inline_svg(card.plot_evidence(), "all quantities"), _EVIDENCE, "evidence")
+
+
+def _tables(evidence: Sequence[Record]) -> list[Table]:
+    header = ("quantity", "method", "better", "mean", "95 %", "rank", "inputs", "left out")
+    found = []
+    for desideratum in DESIDERATA:
+        rows = tuple(_line(r) for r in evidence if r["desideratum"] == desideratum)
+        found.append(Table(desideratum.capitalize(), header, rows, 3, folded=True))
+    return found
+
+
+def _line(record: Record) -> tuple[str, ...]:
+    mean, low, high, rank = (_known(record[k]) for k in ("mean", "low", "high", "rank"))
+    digits = 0 if mean is not None and abs(mean) >= 100 else 3
+    sampled = record["inputs"] != 1
+    return (
+        QUANTITIES[str(record["quantity"])].title,
+        str(record["method"]),
+        str(record["better"]),
+        number(mean, digits if sampled or (mean or 0) % 1 else 0),
+        interval(low, high, digits, sign=False) if sampled else NONE,
+        NONE if rank is None else f"{rank:g} of {record['of']}",
+        str(record["inputs"]) if sampled else NONE,
+        str(record["excluded"]),
+    )
+
+
+def _questions(card: Scorecard) -> Table:
+    rows = tuple(
+        (question, ", ".join(r.name for r in card.rows if i in answered(r.kind)) or NONE)
+        for i, question in enumerate(QUESTIONS, 1)
+    )
+    return Table("Which method answers which question", ("question", "methods"), rows, 2, folded=True)  # fmt: skip
+
+
+def _meanings() -> Table:
+    rows = tuple((q.desideratum, q.title, q.better, q.what) for q in QUANTITIES.values())
+    return Table("What the quantities are", ("desideratum", "quantity", "better", "what it is"), rows, 4, folded=True)  # fmt: skip
+
+
+def _known(value: object) -> float | None:
+    found = float(str(value))
+    return None if found != found else found  # noqa: PLR0124 (NaN)

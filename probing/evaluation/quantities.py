@@ -1,0 +1,95 @@
+"""What a scorecard measures, for which desideratum of Swartout & Moore (1993, sec. 2), and what the lecture says of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from probing.evaluation.base import Better
+
+Family = Literal["backprop", "local", "network"]
+Mark = Literal["+", "0", "-"]
+DESIDERATA = ("fidelity", "understandability", "sufficiency", "low overhead", "efficiency")
+"""In the order of the lecture's table."""
+DECK: dict[Family, tuple[Mark, ...]] = {
+    "backprop": ("+", "-", "0", "+", "+"),
+    "local": ("0", "+", "0", "+", "-"),
+    "network": ("+", "+", "-", "-", "0"),
+}
+"""The lecture's opinion of backpropagation, of local models such as LIME, and of what reads whole networks."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that is measured of every method that it applies to, and which way it counts.
+
+    Attributes:
+        desideratum: that it belongs to.
+        title: in a table.
+        better: which values are good.
+        what: it is, in a sentence.
+    """
+
+    desideratum: str
+    title: str
+    better: Better
+    what: str
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "abpc": Quantity("fidelity", "area between curves", "higher", "mean fall of the score when what the map values most goes first, less that when it goes last; in score units"),
+    "effects": Quantity("fidelity", "predicted vs true effect", "higher", "correlation of the change of the score that the explanation predicts with the true one: for maps when random patches go (sensitivity-n), for concepts when the layer moves along each of them"),
+    "randomised": Quantity("fidelity", "likeness, random weights", "lower", "size of the signed rank correlation with maps of the network with all parameters drawn anew"),
+    "gap": Quantity("fidelity", "completeness gap", "lower", "distance of the map's sum from the score's difference to the baseline, as a share of it"),
+    "parts": Quantity("understandability", "parts to read", "lower", "exp of the entropy of sizes over pixels, cells, segments, or concepts: how many things there are to read"),
+    "bytes": Quantity("understandability", "bytes of the picture", "lower", "size of the map as a PNG of 8 bits"),
+    "on_object": Quantity("understandability", "energy on the object", "higher", "share of the map's positive values inside the mask"),
+    "sufficient": Quantity("sufficiency", "sufficient share", "lower", "smallest share of patches, those valued most first, that brings back nine tenths of the class's probability"),
+    "questions": Quantity("sufficiency", "questions answered", "higher", "of the eight fixed questions, those to which it returns an answer"),
+    "settings": Quantity("low overhead", "settings", "lower", "hyperparameters that can be tuned"),
+    "images": Quantity("low overhead", "further images", "lower", "images that it needs besides the one explained"),
+    "labels": Quantity("low overhead", "named images", "lower", "of the further images, those that must be named or outlined"),
+    "constraints": Quantity("low overhead", "demands on the network", "lower", "gradients; access to a layer; access to the gates, or a head of a certain form: one each"),
+    "passes": Quantity("efficiency", "passes", "lower", "inputs passed forward and backward for one explanation"),
+    "time": Quantity("efficiency", "time, forward passes", "lower", "CPU time of one explanation over that of one forward pass"),
+    "memory": Quantity("efficiency", "memory, MB", "lower", "growth of memory while one explanation is made"),
+}  # fmt: skip
+
+QUESTIONS = (
+    "Why this class?",
+    "Why not that one?",
+    "Which parts of the input would change the decision?",
+    "What does a unit respond to?",
+    "Where in the network is a concept?",
+    "Does the model use a concept for a class, in general?",
+    "Is the explanation caused by what was learned?",
+    "How certain is it?",
+)
+"""Answered if what a method itself returns holds the answer; what other checks here find out about it does not count."""
+ANSWERED: dict[str, tuple[int, ...]] = {
+    "SmoothGrad": (1, 2, 8),
+    "IntegratedGradients": (1, 2, 8),
+    "ExpectedGradients": (1, 2, 8),
+    "LRP": (1, 2, 8),
+    "AblationCAM": (1, 2, 3),
+    "LIME": (1, 2, 3, 8),
+    "Tcav": (5, 6, 7, 8),
+    "Dissection": (4, 5, 7, 8),
+}
+"""By kind of method; others answer the first two, with one map for each class."""
+CONSTRAINTS: dict[str, int] = {
+    "GuidedBackprop": 2, "Deconvolution": 2, "GuidedGradCAM": 3, "GradCAM": 2, "GradCAMPlusPlus": 2, "HiResCAM": 2,
+    "LayerCAM": 2, "LayerIntegratedGradients": 2, "AblationCAM": 1, "CAM": 2, "LRP": 2, "LIME": 0, "Tcav": 2,
+    "Dissection": 1,
+}  # fmt: skip
+"""By kind of method; others need gradients only."""
+
+
+def answered(kind: str) -> tuple[int, ...]:
+    """Return the numbers, from 1, of the questions that a kind of method answers."""
+    return ANSWERED.get(kind, (1, 2))
+
+
+def third(standing: float) -> Mark | None:
+    """Return `+` for the upper third of 0 to 1, `-` for the lower one, `0` between; None for NaN."""
+    if standing != standing:  # noqa: PLR0124 (NaN)
+        return None
+    return "+" if standing >= 2 / 3 else "-" if standing <= 1 / 3 else "0"

@@ -1,0 +1,153 @@
+"""The scorecard as pictures: the lecture's table with measurements in it, and every quantity by itself."""
+
+import math
+from typing import TYPE_CHECKING
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from probing.evaluation.quantities import DECK, DESIDERATA, QUANTITIES, third
+from probing.evaluation.scorecard import Record, Row, Scorecard
+from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LINE, _HEAD, _FOOT = 0.27, 0.5, 0.62
+_NAMES, _COLUMN = 1.3, 0.88
+_BAR, _RANK, _DECK = (0.17, 0.45), 0.55, 0.75
+_MARKS = {"+": "+", "0": "0", "-": "\N{MINUS SIGN}", None: "\N{EN DASH}"}
+_COLOURS = {"+": PALETTE[0], "0": FAINT, "-": PALETTE[1], None: FAINT}
+_FAMILIES = {"backprop": PALETTE[0], "local": PALETTE[1], "network": PALETTE[2]}
+_TITLES = {"backprop": "backpropagation", "local": "local model", "network": "network level"}
+_COSTS = ("passes", "time", "MB")
+
+
+def table_figure(card: Scorecard) -> "Figure":
+    """Return one line per method: for each desideratum its third, standing with interval, rank, and the lecture's mark."""
+    height = _HEAD + _FOOT + _LINE * len(card.rows)
+    ranked = [card.places(d) for d in range(len(DESIDERATA))]
+    with style():
+        figure = new_figure(FULL_WIDTH, height, fitted=False)
+        axes = figure.add_axes((0, 0, 1, 1))
+        _heads(axes, height)
+        for r, row in enumerate(card.rows):
+            y = height - _HEAD - _LINE * (r + 0.5)
+            axes.text(0.05, y, row.name, va="center", fontsize=7)
+            axes.axhline(y - _LINE / 2, color=RULE, linewidth=0.4)
+            for d in range(len(DESIDERATA)):
+                _cell(axes, card, (r, d), ranked[d][r], (_NAMES + _COLUMN * d, y))
+            _cost(axes, row, y)
+        _foot(axes, max(len(v) for row in card.rows for v in row.values.values()))
+        axes.set(xlim=(0, FULL_WIDTH), ylim=(0, height))
+        axes.set_axis_off()
+    return figure
+
+
+def _heads(axes: "Axes", height: float) -> None:
+    for d, name in enumerate(DESIDERATA):
+        x = _NAMES + _COLUMN * d
+        axes.text(x + 0.03, height - 0.2, name, fontsize=6, fontweight="bold", va="center")
+        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_DECK, "lecture")):
+            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")  # fmt: skip
+    for k, name in enumerate(_COSTS):
+        axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")  # fmt: skip
+    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=6, fontweight="bold", va="center", ha="right")  # fmt: skip
+    axes.axhline(height - _HEAD, color=INK, linewidth=0.6)
+
+
+def _cost_at(column: int) -> float:
+    return _NAMES + _COLUMN * len(DESIDERATA) + (0.48, 0.87, 1.23)[column]
+
+
+def _cell(
+    axes: "Axes", card: Scorecard, cell: tuple[int, int], rank: float, at: tuple[float, float]
+) -> None:
+    (r, d), (x, y) = cell, at
+    standing, low, high = (float(t[r, d]) for t in (card.standing, card.low, card.high))
+    mark, deck = third(standing), DECK[card.rows[r].family][d]
+    colour = _COLOURS[mark]
+    axes.text(x + 0.08, y, _MARKS[mark], fontsize=9, fontweight="bold", color=colour, va="center", ha="center")  # fmt: skip
+    axes.text(x + _DECK, y, _MARKS[deck], fontsize=7, color=INK if deck != mark else FAINT, va="center", ha="center")  # fmt: skip
+    if mark is None:
+        return
+    left, right = (x + end for end in _BAR)
+    wide = right - left
+    axes.plot([left, right], [y, y], color=RULE, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([left + wide * low, left + wide * high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")  # fmt: skip
+    axes.plot([left + wide * standing], [y], "o", color=colour, markersize=3)
+    axes.text(x + _RANK, y, f"{rank:g}", fontsize=5.5, color=FAINT, va="center", ha="center")
+
+
+def _cost(axes: "Axes", row: Row, y: float) -> None:
+    cost = row.cost
+    facts = (f"{cost.n_forward:,}+{cost.n_backward:,}", _short(cost.relative), _short(cost.peak_mb))
+    for k, fact in enumerate(("refused", "", "") if row.refused else facts):
+        axes.text(_cost_at(k), y, fact, va="center", ha="right", fontsize=6)
+
+
+def _foot(axes: "Axes", inputs: int) -> None:
+    lines = (
+        f"Measured on {inputs} inputs. Dot: mean rank of the column's quantities among the methods shown, from worst (left) to best (right); bar: 95 % of",
+        "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. The lecture's marks are opinions of families of methods, black where",
+        "they differ. Passes: forward + backward; time: in forward passes of one input; MB: growth of memory.",
+    )
+    for k, line in enumerate(lines):
+        axes.text(0.05, 0.46 - 0.14 * k, line, fontsize=5.3, color=FAINT, va="center")
+
+
+def evidence_figure(card: Scorecard) -> "Figure":
+    """Return a panel for each quantity in which methods differ: mean and 95 % interval of each method."""
+    records = card.evidence()
+    own = {n: [r for r in records if r["quantity"] == n] for n in QUANTITIES}
+    names = [n for n in QUANTITIES if len({str(r["mean"]) for r in own[n]}) > 1]
+    columns = 4
+    lines = -(-len(names) // columns)
+    methods = [row.name for row in card.rows if not row.refused]
+    with style():
+        figure = new_figure(FULL_WIDTH, lines * (0.62 + 0.125 * len(methods)))
+        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for panel, name in zip(panels, [*names, *[None] * (lines * columns - len(names))], strict=True):  # fmt: skip
+            if name is None:
+                panel.set_axis_off()
+                continue
+            _dots(panel, own[name], methods)
+            quantity = QUANTITIES[name]
+            arrow = "\N{RIGHTWARDS ARROW}" if quantity.better == "higher" else "\N{LEFTWARDS ARROW}"
+            panel.set_title(f"{quantity.desideratum}\n{quantity.title} {arrow}", fontsize=5.8)
+            panel.tick_params(labelsize=5.5)
+        _families(figure, card)
+    return figure
+
+
+def _families(figure: "Figure", card: Scorecard) -> None:
+    shown = [f for f in _FAMILIES if any(row.family == f for row in card.rows)]
+    handles = [Line2D([], [], color=_FAMILIES[f], marker="o", markersize=2.8) for f in shown]
+    figure.legend(handles, [_TITLES[f] for f in shown], loc="outside lower right", ncols=len(shown), fontsize=5.8)  # fmt: skip
+
+
+def _dots(panel: "Axes", records: list[Record], methods: list[str]) -> None:
+    known = [r for r in records if not math.isnan(float(str(r["mean"])))]
+    for record in known:
+        y = len(methods) - 1 - methods.index(str(record["method"]))
+        mean, low, high = (float(str(record[k])) for k in ("mean", "low", "high"))
+        colour = _FAMILIES[str(record["family"])]
+        if not math.isnan(low):
+            panel.plot([low, high], [y, y], color=colour, linewidth=0.9)
+        panel.plot([mean], [y], "o", color=colour, markersize=2.8)
+    panel.set_yticks(range(len(methods)), methods[::-1])
+    panel.set_ylim(-0.6, len(methods) - 0.4)
+    panel.grid(axis="y", color=RULE, linewidth=0.4)
+    values = [float(str(r["mean"])) for r in known]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(numticks=4))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"

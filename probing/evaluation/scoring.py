@@ -1,0 +1,280 @@
+"""Measures methods for a scorecard, one row after the other, each kept on disk as soon as it is done."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probing import __version__
+from probing.attribution.base import Attribution, AttributionMethod, score_of
+from probing.attribution.baselines import Baseline, Blurred
+from probing.attribution.passes import FLOAT32
+from probing.evaluation.base import pixels
+from probing.evaluation.complexity import PictureBytes
+from probing.evaluation.cost import Cost, cost_of, hyperparameters
+from probing.evaluation.curves import Insertion, PixelFlipping
+from probing.evaluation.localisation import EnergyShare
+from probing.evaluation.quantities import CONSTRAINTS, Family, answered
+from probing.evaluation.robustness import SensitivityN
+from probing.evaluation.sanity import CascadingRandomisation
+from probing.evaluation.scorecard import Row, Scorecard
+from probing.fingerprint import content_id, model_id, tensor_id
+from probing.geometry import RefusedError
+from probing.precision import Precision
+from probing.provenance import Provenance, SavedResultError, describe
+from probing.scores import Score
+
+Masks = Bool[Tensor, "n h w"]
+
+_BLURRED = Blurred(10.0)
+_LOCAL = {"LIME"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How methods are measured for a scorecard.
+
+    Attributes:
+        steps: of removal curves.
+        grid: patches along a side, that go at once.
+        draws: of random patches for sensitivity-n.
+        seeds: networks drawn anew, for the inputs that are `probed`.
+        probed: inputs, the first ones, on which maps of drawn networks are compared: the most expensive part.
+        substrate: what shows where patches are removed, and into which they are inserted.
+        seed: of all draws.
+        precision: of perturbed passes.
+    """
+
+    steps: int = 16
+    grid: int = 14
+    draws: int = 32
+    seeds: int = 2
+    probed: int = 4
+    substrate: Baseline = _BLURRED
+    seed: int = 0
+    precision: Precision = FLOAT32
+    cost: ClassVar[str] = (
+        "about 4 steps + draws forward passes for each input and method, and the maps"
+    )
+
+    def __call__(
+        self,
+        methods: Mapping[str, AttributionMethod],
+        score: Score,
+        inputs: Float[Tensor, "n c h w"],
+        masks: Masks | None = None,
+        *,
+        folder: Path | None = None,
+        done: Callable[[str, bool], None] = lambda name, computed: None,
+    ) -> Scorecard:
+        """Return the scorecard of methods that explain inputs; see `rows`.
+
+        Raises:
+            EvaluationError: for fewer than two methods that explain this network.
+        """
+        rows = self.rows(methods, score, inputs, masks, folder=folder, done=done)
+        return self.card(rows, score, inputs)
+
+    def rows(
+        self,
+        methods: Mapping[str, AttributionMethod],
+        score: Score,
+        inputs: Float[Tensor, "n c h w"],
+        masks: Masks | None = None,
+        *,
+        folder: Path | None = None,
+        done: Callable[[str, bool], None] = lambda name, computed: None,
+    ) -> tuple[Row, ...]:
+        """Return all that is measured of each method.
+
+        Args:
+            methods: by name.
+            score: of one class per input, fixed beforehand (see `sanity.predicted`).
+            inputs: images.
+            masks: where the object is, if known.
+            folder: rows are kept in it, and reused if nothing that they depend on has changed.
+            done: is told each method's name, and whether it was computed or found.
+        """
+        found = []
+        for name, method in methods.items():
+            key = row_key(self, method, score, inputs, "" if masks is None else tensor_id(masks))
+            make = partial(self._row, name, method, key, score, inputs, masks)
+            row, computed = kept_row(folder, name, key, make)
+            done(name, computed)
+            found.append(row)
+        return tuple(found)
+
+    def card(self, rows: Sequence[Row], score: Score, inputs: Tensor) -> Scorecard:
+        """Return the scorecard of rows, those of methods that read whole networks among them."""
+        facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=self)
+        return Scorecard.of(rows, facts, self.seed)
+
+    def _row(
+        self,
+        name: str,
+        method: AttributionMethod,
+        key: str,
+        score: Score,
+        inputs: Tensor,
+        masks: Masks | None,
+    ) -> Row:
+        facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=method)
+        kind = type(method).__name__
+        family: Family = "local" if kind in _LOCAL else "backprop"
+        try:
+            found = method(score, inputs)
+            values = self._values(method, found, score, inputs, masks)
+            cost = cost_of(method, score, inputs)
+        except RefusedError as error:
+            none = Cost(0, 0, math.nan, math.nan, math.nan, hyperparameters(method), 0)
+            return Row(facts, name, kind, family, key, {}, none, str(error))
+        return Row(facts, name, kind, family, key, values | stated(kind, cost), cost)
+
+    def _values(
+        self,
+        method: AttributionMethod,
+        found: Attribution,
+        score: Score,
+        inputs: Tensor,
+        masks: Masks | None,
+    ) -> dict[str, Tensor]:
+        patch = -(-min(inputs.shape[2:]) // self.grid)
+        removal = {"baselines": (self.substrate,), "steps": self.steps, "patch": patch, "seed": self.seed, "precision": self.precision}  # fmt: skip
+        flipping = PixelFlipping(orders=("most", "least"), **removal)  # type: ignore[arg-type]
+        n_draws = SensitivityN(draws=self.draws, baseline=self.substrate, patch=patch, seed=self.seed, precision=self.precision)  # fmt: skip
+        values = {
+            "abpc": flipping(found, score, inputs).abpc[0],
+            "effects": n_draws(spread_out(found), score, inputs).values,
+            "randomised": self._randomised(method, score, inputs),
+            "gap": _gap(found),
+            "parts": parts_to_read(found),
+            "bytes": PictureBytes()(found, score, inputs).values,
+            "sufficient": self._sufficient(Insertion(**removal), found, score, inputs),  # type: ignore[arg-type]
+        }
+        if masks is not None:
+            values["on_object"] = EnergyShare()(spread_out(found), score, inputs, masks).values
+        return {name: v.double().cpu() for name, v in values.items()}
+
+    def _randomised(self, method: AttributionMethod, score: Score, inputs: Tensor) -> Tensor:
+        """Return the size of the correlation after all was drawn anew, of the inputs that are probed."""
+        few = slice(0, self.probed)
+        metric = CascadingRandomisation(
+            seeds=self.seeds, steps=1, measures=("spearman",), seed=self.seed
+        )
+        found = metric(method, score_of(score, few), inputs[few])
+        return found.values[:, 0, 0].nanmean(0).abs()
+
+    def _sufficient(
+        self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor
+    ) -> Tensor:
+        """Return the smallest share of patches with nine tenths of the class's probability."""
+        curves = insertion(found, replace(score, unit="probability"), inputs)
+        curve = curves.values[0, 0]
+        enough = curve >= 0.9 * curve[:, -1:]
+        first = enough.double().argmax(1)
+        return curves.shares[first]
+
+
+def _gap(found: Attribution) -> Float[Tensor, " n"]:
+    """Return the relative completeness gap; NaN for maps of a layer's resolution, which promise no sum.
+
+    A linear model of segments is held to its own prediction: intercept plus coefficients.
+    """
+    if found.geometry is not None:
+        return torch.full((len(found.values),), torch.nan, dtype=torch.float64)
+    score, total = found.score.double().cpu(), found.values.double().cpu().flatten(1).sum(1)
+    base = torch.zeros_like(score) if found.baseline_score is None else found.baseline_score.cpu().double()  # fmt: skip
+    if "intercept" in found.diagnostics:
+        base = found.diagnostics["intercept"].double()
+        total = found.diagnostics["prediction"].double() - base
+    difference = score - base
+    return (total - difference).abs() / difference.abs().clamp(min=1e-12)
+
+
+def spread_out(found: Attribution) -> Attribution:
+    """Return a map whose sum over any places is what it says of them: a segment's coefficient is shared by its places."""
+    if "parts" not in found.diagnostics:
+        return found
+    labels = found.diagnostics["parts"].flatten(1)
+    sizes = [torch.bincount(part)[part] for part in labels]
+    return replace(found, values=found.values / torch.stack(sizes).view_as(found.values))
+
+
+def parts_to_read(found: Attribution) -> Float[Tensor, " n"]:
+    """Return the effective number of things in each map: pixels, cells of a layer, or segments.
+
+    It is `exp` of the entropy of their sizes (Bhatt et al. 2020, sec. 3.3); NaN for a map of zeros.
+    """
+    if "parts" not in found.diagnostics:
+        return effective_number(pixels(found.values).flatten(1))
+    labels = found.diagnostics["parts"].flatten(1)
+    numbers = []
+    for own, part in zip(found.values.flatten(1), labels, strict=True):
+        one_each = torch.zeros(int(part.max()) + 1, dtype=own.dtype, device=own.device)
+        numbers.append(effective_number(one_each.scatter_(0, part, own)[None]))
+    return torch.cat(numbers)
+
+
+def effective_number(values: Float[Tensor, "n things"]) -> Float[Tensor, " n"]:
+    """Return `exp` of the entropy of values' sizes: how many things share the whole; NaN where all are zero."""
+    sizes = values.detach().cpu().double().abs()
+    shares = sizes / sizes.sum(1, keepdim=True)
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum(1)
+    return entropy.exp()
+
+
+def stated(kind: str, cost: Cost) -> dict[str, Float[Tensor, " one"]]:
+    """Return the quantities that are no draws: what a kind of method answers, demands and costs."""
+    values = {
+        "questions": len(answered(kind)), "settings": cost.hyperparameters, "images": cost.images, "labels": cost.labels,
+        "constraints": CONSTRAINTS.get(kind, 1), "passes": cost.n_forward + cost.n_backward, "time": cost.relative,
+        "memory": cost.peak_mb,
+    }  # fmt: skip
+    return {name: torch.tensor([float(v)], dtype=torch.float64) for name, v in values.items()}
+
+
+def row_key(scoring: object, method: object, score: Score, inputs: Tensor, *others: str) -> str:
+    """Return a content id of all that a row depends on.
+
+    Args:
+        scoring: settings of the measurement.
+        method: that is measured.
+        score: what is explained.
+        inputs: of which.
+        others: content ids of further data.
+    """
+    target = score.target.tolist() if isinstance(score.target, Tensor) else score.target
+    return content_id(
+        [
+            __version__,
+            model_id(score.model),
+            tensor_id(inputs),
+            str(describe(method)),
+            str(describe(scoring)),
+            f"{target} {score.unit} {score.output}",
+            *others,
+        ]
+    )
+
+
+def kept_row(folder: Path | None, name: str, key: str, make: Callable[[], Row]) -> tuple[Row, bool]:
+    """Return a row, and whether it was made now: one with the same key that is kept in the folder is taken from there."""
+    place = None if folder is None else folder / name.replace("/", "_")
+    if place is not None and place.exists():
+        try:
+            row = Row.load(place)
+        except SavedResultError:  # left half-written, or by another version
+            pass
+        else:
+            if row.key == key:
+                return row, False
+    row = make()
+    if place is not None:
+        row.save(place)
+    return row, True
