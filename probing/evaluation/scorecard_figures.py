@@ -3,9 +3,6 @@
 import math
 from typing import TYPE_CHECKING
 
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
 from probing.evaluation.quantities import DECK, DESIDERATA, QUANTITIES, third
 from probing.evaluation.scorecard import Record, Row, Scorecard
 from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
@@ -122,6 +119,8 @@ def evidence_figure(card: Scorecard) -> "Figure":
 
 
 def _families(figure: "Figure", card: Scorecard) -> None:
+    from matplotlib.lines import Line2D
+
     shown = [f for f in _FAMILIES if any(row.family == f for row in card.rows)]
     handles = [Line2D([], [], color=_FAMILIES[f], marker="o", markersize=2.8) for f in shown]
     figure.legend(handles, [_TITLES[f] for f in shown], loc="outside lower right", ncols=len(shown), fontsize=5.8)  # fmt: skip
@@ -141,6 +140,8 @@ def _dots(panel: "Axes", records: list[Record], methods: list[str]) -> None:
     panel.grid(axis="y", color=RULE, linewidth=0.4)
     values = [float(str(r["mean"])) for r in known]
     if min(values) > 0 and max(values) > 30 * min(values):
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(numticks=4))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
