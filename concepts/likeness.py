@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.measure import Measured, Meter, codes
+from concepts.measure import Measured, Meter
 from concepts.results import LikenessRow, PositionRow
+from concepts.statistics import codes
 from probing.linear import PairFits
 
 SHOWN = 8

@@ -15,7 +15,7 @@ from concepts.effect_result import EffectResult
 from concepts.manifest import Pairs
 from concepts.material import ContrastSets, Material
 from concepts.sign_score import SignScore, SignTest
-from concepts.statistics import ClusteredMean, clustered_mean
+from concepts.statistics import ClusteredMean, clustered_mean, codes
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.estimators import Ridge
@@ -174,12 +174,6 @@ class Meter:
         return agreement(
             slopes @ delta.mT, swap, statistics.divisions, statistics.level, statistics.seed
         )
-
-
-def codes(names: Sequence[str]) -> Int[Tensor, " n"]:
-    """Return each name's number, in order of appearance."""
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([numbers[name] for name in names])
 
 
 def _means(

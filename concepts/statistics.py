@@ -5,6 +5,7 @@ Numbers are computed in float64. Where a test has known faults its name and docs
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "bootstrap_interval",
     "clustered_mean",
     "code_t_test",
+    "codes",
     "holm",
     "labels_held",
     "max_t",
@@ -37,6 +39,7 @@ __all__ = [
     "rank_sum",
     "relabellings",
     "same_sign",
+    "spearman",
 ]
 
 _SMALL_SAMPLE = 10
@@ -164,6 +167,12 @@ def relabellings(
     of_cluster[members] = labels
     permuted, exact = _permutations(of_cluster, count, seed)
     return Relabellings(permuted[:, members], exact)
+
+
+def codes(names: Sequence[str]) -> Int[Tensor, " n"]:
+    """Return each name's number, in order of appearance."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names])
 
 
 def labels_held(
@@ -322,6 +331,30 @@ def pearson(
         return Correlation(float(found.statistic), -1.0, 1.0, n)
     interval = found.confidence_interval(level)
     return Correlation(float(found.statistic), float(interval.low), float(interval.high), n)
+
+
+def spearman(
+    first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95
+) -> Correlation:
+    """Return Spearman's rank correlation with Bonett & Wright's interval (2000), which takes pairs as independent.
+
+    With fewer than four pairs the interval is everything, -1 to 1. If either list is constant r is NaN.
+
+    Raises:
+        TooFewError: if there are fewer than two pairs.
+    """
+    n = len(first)
+    if n < 2:
+        raise TooFewError(f"a correlation needs at least 2 pairs, got {n}.")
+    if any(bool((x == x[0]).all()) for x in (first, second)):
+        return Correlation(math.nan, -1.0, 1.0, n)
+    rho = float(stats.spearmanr(first.double().numpy(), second.double().numpy()).statistic)
+    if n < 4:
+        return Correlation(rho, -1.0, 1.0, n)
+    inner = max(-1 + 1e-12, min(1 - 1e-12, rho))
+    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    low, high = (math.tanh(math.atanh(inner) + side * half) for side in (-1, 1))
+    return Correlation(rho, low, high, n)
 
 
 def same_sign(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> int:

@@ -1,0 +1,244 @@
+"""Integrated gradients at a layer, divided among concepts: how much of a change of the score each direction carried."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probing.attribution.base import checked
+from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.path import read_layer, tail_passes
+from probing.attribution.quadrature import Quadrature, nodes
+from probing.fingerprint import tensor_id
+from probing.precision import Precision
+from probing.provenance import Provenance, Result
+from probing.remembered import unchanged
+from probing.scores import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class DirectionError(ValueError):
+    """Directions do not fit a layer, or do not tell its changes apart."""
+
+
+@dataclass(frozen=True)
+class ConceptAttribution(Result):
+    """What of each input's change of score goes along which concept; all in score units.
+
+    `values` over concepts, `remainder` and `gap` add up to `score - start_score`.
+    """
+
+    layer: str
+    concepts: tuple[str, ...]
+    values: Float[Tensor, "n concepts"]
+    remainder: Float[Tensor, " n"]
+    """What the part of the layer's change that lies along none of the directions carried."""
+    gap: Float[Tensor, " n"]
+    """What the steps of the integral missed."""
+    score: Float[Tensor, " n"]
+    start_score: Float[Tensor, " n"]
+    """At the layer's output that the path starts from."""
+    explained: Float[Tensor, " n"]
+    """Share of the layer's change, as a sum of squares, that lies in the span of the directions (0-1)."""
+    maps: Float[Tensor, "n concepts *places"]
+    """`values` place by place, for layers that have places."""
+
+    @property
+    def change(self) -> Float[Tensor, " n"]:
+        """The change of the score that is divided."""
+        return self.score - self.start_score
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per input."""
+        import pandas as pd
+
+        columns = {name: self.values[:, c].tolist() for c, name in enumerate(self.concepts)}
+        rest = {"remainder": self.remainder, "gap": self.gap, "change": self.change}
+        return pd.DataFrame(columns | {name: v.tolist() for name, v in rest.items()})
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(float_format="{:.3f}".format))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPath:
+    """Straight paths between two outputs of a layer, and the score's mean gradient on them; in float64."""
+
+    start: Float[Tensor, "n *features"]
+    end: Float[Tensor, "n *features"]
+    slope: Float[Tensor, "n *features"]
+    start_score: Float[Tensor, " n"]
+    end_score: Float[Tensor, " n"]
+
+    @property
+    def way(self) -> Float[Tensor, "n *features"]:
+        """How the layer's output changes."""
+        return self.end - self.start
+
+    @property
+    def by_unit(self) -> Float[Tensor, "n units"]:
+        """What of the change of score each channel carries: layer integrated gradients, summed over places."""
+        parts = self.way * self.slope
+        return parts.sum(1) if parts.ndim == 3 else parts.reshape(*parts.shape[:2], -1).sum(2)
+
+
+@dataclass(frozen=True)
+class ConceptGradients:
+    """Divides layer integrated gradients among directions (after Schrouff et al. 2021, arXiv:2106.08641).
+
+    On the path from a start to the input the layer's output moves by `d`, and the score by the sum of `d` times its
+    mean gradient (completeness; Dhamdhere et al. 2019). Here `d` is written as the least-squares combination of all
+    concepts' directions plus what is left over, at each place of the layer; a concept's part is its coordinate times the
+    mean gradient along its direction. A direction's length does not matter. Ours are the joint coordinates, by which
+    directions that are not at right angles do not count one change twice, and the remainder, by which the sum holds.
+
+    Attributes:
+        layer: a dotted path.
+        rule: how the integral is taken.
+        steps: its points.
+        seed: of random points, for the rule `mc`.
+        batch_size: points of a pass.
+        precision: how passes run.
+
+    Raises:
+        DirectionError: for directions that do not fit the layer, or of which one is a combination of the others.
+
+    Example:
+        >>> directions = torch.stack([mean_difference(rows, striped, plain), mean_difference(rows, dotted, plain)])
+        >>> ConceptGradients("layer3")(Score(net, 340), zebras, directions, ("stripes", "dots")).to_pandas()
+    """
+
+    layer: str
+    rule: Quadrature = "midpoint"
+    steps: int = 32
+    seed: int = 0
+    batch_size: BatchSize = "auto"
+    precision: Precision = FLOAT32
+
+    def __call__(
+        self,
+        score: Score,
+        inputs: Float[Tensor, "n *shape"],
+        directions: Float[Tensor, "concepts _"],
+        concepts: Sequence[str],
+        starts: Float[Tensor, "n *shape"] | None = None,
+    ) -> ConceptAttribution:
+        """Return the parts.
+
+        Args:
+            score: what changes.
+            inputs: where paths end.
+            directions: CAVs or differences of means, of any length: one number per channel (or feature of a token),
+                for every place, or as many as the layer's output of one input has.
+            concepts: their names.
+            starts: for each input, the input whose output of the layer its path starts from, such as its match without
+                the concept; by default paths start from zero output.
+        """
+        if len(concepts) != len(directions):
+            raise DirectionError(
+                f"{len(directions)} directions have {len(concepts)} names: give one each."
+            )
+        path = self.path(score, inputs, starts)
+        moved, sloping, rows = _by_place(
+            path.way, path.slope, directions.double().to(path.way), self.layer
+        )
+        parts, left = _coordinates(moved, rows, concepts)
+        maps = (parts * (sloping @ rows.T)).mT
+        whole = (path.way * path.slope).flatten(1).sum(1)
+        values = maps.sum(2)
+        size = moved.square().sum((1, 2))
+        return ConceptAttribution(
+            provenance=Provenance.collect(
+                model=score.model,
+                examples=tensor_id(inputs if starts is None else torch.stack([inputs, starts])),
+                method=self,
+            ),
+            layer=self.layer,
+            concepts=tuple(concepts),
+            values=values,
+            remainder=whole - values.sum(1),
+            gap=path.end_score - path.start_score - whole,
+            score=path.end_score,
+            start_score=path.start_score,
+            explained=1 - left.square().sum((1, 2)) / torch.where(size > 0, size, 1),
+            maps=maps.reshape(*values.shape, *_places(path.way, rows)),
+        )
+
+    def path(
+        self,
+        score: Score,
+        inputs: Float[Tensor, "n *shape"],
+        starts: Float[Tensor, "n *shape"] | None = None,
+    ) -> LayerPath:
+        """Return the paths to inputs' outputs of the layer, from those of `starts` or from zero."""
+        inputs = checked(score, inputs)
+        with unchanged(score.model):
+            passes = Passes.of(score, inputs, self.batch_size, self.precision, [self.layer])
+            end = read_layer(passes, inputs, self.layer)
+            start = torch.zeros_like(end)
+            if starts is not None:
+                start = read_layer(passes, checked(score, starts), self.layer)
+            along = tail_passes(passes, inputs, self.layer, end)
+            slope = self._mean_slope(along, start, end)
+            scores = [along.values(at, torch.arange(len(at))).double() for at in (start, end)]
+        return LayerPath(start.double(), end.double(), slope, *scores)
+
+    def _mean_slope(
+        self, along: Passes, start: Float[Tensor, "n *shape"], end: Float[Tensor, "n *shape"]
+    ) -> Float[Tensor, "n *shape"]:
+        """Return the score's mean gradient on the paths."""
+        points, weights = nodes(self.rule, self.steps, self.seed)
+        mean = torch.zeros(end.shape, dtype=torch.float64, device=end.device)
+        for share, weight in zip(points.tolist(), weights.tolist(), strict=True):
+            mean += weight * along.gradients(start + share * (end - start))[1].double()
+        return mean
+
+
+def _by_place(
+    way: Float[Tensor, "n *shape"],
+    slope: Float[Tensor, "n *shape"],
+    directions: Float[Tensor, "concepts _"],
+    layer: str,
+) -> tuple[Float[Tensor, "n places m"], Float[Tensor, "n places m"], Float[Tensor, "concepts m"]]:
+    """Return changes and gradients as one vector per place, of the directions' length."""
+    shape, length = way.shape[1:], directions.shape[1]
+    if length == shape.numel():
+        return way.flatten(1)[:, None], slope.flatten(1)[:, None], directions
+    if len(shape) == 3 and length == shape[0]:
+        return way.flatten(2).mT, slope.flatten(2).mT, directions
+    if len(shape) == 2 and length == shape[1]:
+        return way, slope, directions
+    raise DirectionError(
+        f"directions of {length} numbers do not fit layer {layer!r}, which returns {tuple(shape)} per input: give one "
+        "number per channel, or as many as that."
+    )
+
+
+def _coordinates(
+    moved: Float[Tensor, "n places m"],
+    directions: Float[Tensor, "concepts m"],
+    concepts: Sequence[str],
+) -> tuple[Float[Tensor, "n places concepts"], Float[Tensor, "n places m"]]:
+    """Return changes as combinations of directions, and what is left over."""
+    lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    unit = directions / torch.where(lengths > 0, lengths, 1)
+    spread = torch.linalg.svdvals(unit)
+    if len(unit) > unit.shape[1] or float(spread[-1]) < 1e-6:
+        raise DirectionError(
+            f"the directions of {list(concepts)} do not differ enough to tell their parts apart: leave one out that is "
+            "a combination of the others."
+        )
+    share = moved @ torch.linalg.pinv(directions)
+    return share, moved - share @ directions
+
+
+def _places(way: Float[Tensor, "n *shape"], rows: Float[Tensor, "concepts m"]) -> tuple[int, ...]:
+    shape = way.shape[1:]
+    if rows.shape[1] == shape.numel():
+        return ()
+    return tuple(shape[1:]) if len(shape) == 3 else (shape[0],)
