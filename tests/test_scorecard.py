@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts import cli
+from concepts.network_rows import PATTERNS, Material, NetworkRows, map_layer
 from concepts.scorecard_page import scorecard_page
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, attribution
@@ -250,7 +251,7 @@ def test_a_method_that_refuses_the_network_has_a_row_that_says_why() -> None:
     assert found.rows[1].refused
     assert found.standing[1].isnan().all()
     assert not found.standing[0].isnan().all()
-    assert "refused" in str(found.table()[1]["refused"]) or found.table()[1]["refused"]
+    assert found.table()[1]["refused"] == found.rows[1].refused
     with pytest.raises(EvaluationError, match=r"1 explain this network.* cam: "):
         QUICK({"cam": CAM(), "a": Saliency()}, Score(model, 0), picture(2))
 
@@ -312,7 +313,17 @@ def pictured() -> LoadedModel:
 
 
 MODEL = "test_scorecard:pictured"
-FEW = ["--method", "saliency", "--method", "gradcam", "--method", "lime", "--lime-samples", "20"]
+FEW = [
+    "--method",
+    "saliency",
+    "--method",
+    "gradcam",
+    "--method",
+    "lime",
+    "--lime-samples",
+    "20",
+    "--no-network",
+]
 
 
 @pytest.fixture
@@ -325,7 +336,10 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
-    photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "card"
     command = ["evaluate", MODEL, *photos, "--out", str(out), *FEW]
@@ -344,6 +358,7 @@ def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
     assert "Which explanation should I trust?" in (out / "scorecard.html").read_text("utf-8")
     for name in ("scorecard.png", "scorecard.pdf", "evidence.png", "evidence.pdf"):
         assert (out / name).stat().st_size > 1000
+    monkeypatch.setattr(Scorecard, "write", lambda *_: ())  # drawn once is enough
     assert cli.main(command) == 0
     assert capsys.readouterr().err.count("kept from before") == 3
 
@@ -357,6 +372,8 @@ def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
         (["--method", "lime", "--method", "layer_ig"], "layer_ig explains a layer"),
         (["--method", "lime", "--method", "expected_gradients"], "needs --background"),
         ([*FEW, "--target", "dog"], "dog"),
+        ([*FEW, "--concept", "red=here"], "--concept needs --random"),
+        ([*FEW, "--random", "here"], "needs three concepts or more, by --concept, got 0"),
     ],
 )
 def test_what_can_t_be_compared_is_refused_in_a_sentence(
@@ -370,3 +387,90 @@ def test_what_can_t_be_compared_is_refused_in_a_sentence(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+# Whole networks
+
+COLOUR = Preprocess(size=16, resize=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class Coloured(nn.Module):
+    """Means of colours at two resolutions, and a head that is linear or squares its input."""
+
+    def __init__(self, *, linear: bool) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(3, 4, 1)
+        self.coarse = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 2)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.avg_pool2d(self.fine(x), 4)
+        h = self.coarse(h).mean((2, 3))
+        return self.head(h if self.linear else 3 * h**2)
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    drawn = Material.drawn(COLOUR, 9)
+    return Material(drawn.concepts[3:6], drawn.pool)
+
+
+@pytest.fixture(scope="module")
+def colours() -> Tensor:
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_the_layer_read_is_the_last_one_finer_than_the_last_map() -> None:
+    x = torch.zeros(1, 3, 16, 16)
+    assert map_layer(Coloured(linear=True).eval(), x) == "fine"
+    flat = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 2)).eval()
+    assert map_layer(flat, x) == "1"
+    assert [c.name for c in Material.drawn(COLOUR, 9).concepts] == list(PATTERNS)
+
+
+def test_concepts_effects_are_predicted_exactly_by_a_linear_network_and_not_by_another(
+    material: Material, colours: Tensor
+) -> None:
+    found = {}
+    for linear in (True, False):
+        score = Score(seeded(Coloured(linear=linear)), torch.tensor([0, 1, 0]))
+        tcav, dissection = NetworkRows(scenes=8, draws=9)(score, colours, COLOUR, material)
+        found[linear] = tcav.values["effects"]
+        assert tcav.family == dissection.family == "network"
+        assert tcav.cost.images == tcav.cost.labels + 18 == 3 * 9 + 18
+        assert tcav.cost.n_forward == 3 * 9 + 18 + 3
+        assert tcav.cost.n_backward == 3
+        assert dissection.cost.n_forward == 8
+        assert 1 <= float(tcav.values["parts"][0]) <= 3
+        assert "accuracy" in tcav.notes[0]
+        assert "effects" not in dissection.values
+    torch.testing.assert_close(found[True], torch.ones(3).double(), atol=1e-4, rtol=0)
+    assert (found[False] < 0.999).all()
+
+
+def test_rows_of_whole_networks_stand_beside_those_of_maps_and_are_kept(
+    material: Material, colours: Tensor, tmp_path: Path
+) -> None:
+    score = Score(seeded(Coloured(linear=False)), 0)
+    told: list[tuple[str, bool]] = []
+    for _ in range(2):
+        rows = NetworkRows(scenes=8, draws=9)(
+            score, colours, COLOUR, material, folder=tmp_path, done=lambda *d: told.append(d)
+        )
+    assert [computed for _, computed in told] == [True, True, False, False]
+    found = QUICK.card((*QUICK.rows({"saliency": Saliency()}, score, colours), *rows), score, colours)  # fmt: skip
+    efficiency, fidelity = DESIDERATA.index("efficiency"), DESIDERATA.index("fidelity")
+    assert found.mark(0, efficiency) == "+"
+    assert found.mark(1, efficiency) == "-"
+    assert found.mark(2, fidelity) is None
+    assert "it has no fidelity here" in scorecard_page(found, "a net").html()
+
+
+def test_a_network_without_places_has_no_dissection_and_says_so(
+    material: Material, colours: Tensor
+) -> None:
+    net = seeded(nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3, 4), nn.Linear(4, 2)))
+    row = NetworkRows("2", scenes=8, draws=9)(Score(net, 0), colours, COLOUR, material)[1]
+    assert "returns shape (1, 4), no map" in row.refused
+    assert not row.values

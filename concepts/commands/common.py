@@ -1,6 +1,7 @@
 """What commands share: options, pictures and classes as users name them, tables."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,6 +54,23 @@ def pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "Image
     for left_out in examples.skipped:
         typer.echo(f"Left out {left_out.name}: {left_out.reason}", err=True)
     return examples
+
+
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Return the folders given as `--concept NAME=DIR`, by name."""
+    found: dict[str, Path] = {}
+    for item in given:
+        name, _, folder = item.partition("=")
+        if not name or not folder:
+            raise CommandError(
+                f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}."
+            )
+        if name in found:
+            raise CommandError(
+                f"--concept {name!r} is given twice: put its pictures into one folder."
+            )
+        found[name] = Path(folder)
+    return found
 
 
 def new_table(*columns: str) -> "Table":

@@ -8,10 +8,12 @@ import typer
 
 from concepts.commands.common import (
     CommandError,
+    DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
     class_index,
+    named_folders,
     new_table,
     pictures,
     show,
@@ -20,6 +22,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from concepts.network_rows import Material
     from probing.attribution.base import AttributionMethod
     from probing.evaluation.scorecard import Scorecard
     from probing.models import LoadedModel
@@ -47,6 +50,7 @@ def evaluate(
     ] = TOP,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
+    device: DeviceOption = "auto",
     background: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +60,26 @@ def evaluate(
     lime_samples: Annotated[
         int, typer.Option(min=10, help="Passes of LIME for each picture.")
     ] = 300,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network/--no-network", help="Rows for TCAV and dissection, of drawn examples."
+        ),
+    ] = True,
+    layer: Annotated[
+        str | None, typer.Option(help="That TCAV and dissection read; found if left out.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A concept's name and pictures, for TCAV; again for more, three at least.",
+        ),
+    ] = None,
+    random: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Random pictures that these concepts are told from."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     fast: Annotated[
         bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")
@@ -65,6 +89,7 @@ def evaluate(
 
     Each method's row is kept in DIR/rows as soon as it is measured, so that a run that was cut short goes on.
     """
+    from concepts.network_rows import NetworkRows
     from concepts.scorecard_page import scorecard_page
     from probing import models
     from probing.evaluation.sanity import predicted
@@ -76,20 +101,27 @@ def evaluate(
 
     names = tuple(method or DEFAULT)
     _check(names, background)
+    given = _given_concepts(concept, random)
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys)
+    loaded = models.load(model, weights=weights, keys=keys, device=device)
     inputs = ImageExamples(images, loaded.preprocess).load(range(len(images))).clone()
     score = Score(loaded.model, 0 if target == TOP else class_index(loaded, target))
     score = predicted(score, inputs) if target == TOP else score
     methods = _methods(names, loaded, background, lime_samples)
     scoring = Scoring(seed=seed, precision=Precision("fast" if fast else "float32"))
-    with Progress(len(methods), "Methods") as bar:
+    with Progress(len(methods) + 2 * network, "Methods") as bar:
 
         def done(name: str, computed: bool) -> None:
             typer.echo(f"{name}: {'measured' if computed else 'kept from before'}", err=True)
             bar.advance(1, computed=computed)
 
-        card = scoring(methods, score, inputs, folder=out / "rows", done=done)
+        rows = scoring.rows(methods, score, inputs, folder=out / "rows", done=done)
+        if network:
+            material = _material(given, random, loaded, seed)
+            rows += NetworkRows(layer, seed=seed)(
+                score, inputs, loaded.preprocess, material, folder=out / "rows", done=done
+            )
+    card = scoring.card(rows, score, inputs)
     card.save(out / "result")
     written = card.write(out)
     subject = f"{loaded.reference}, {len(inputs)} pictures, {len(card.rows)} methods"
@@ -114,6 +146,29 @@ def _check(names: Sequence[str], background: Path | None) -> None:
             )
     if len(names) < 2:
         raise CommandError(f"a scorecard compares methods, got {len(names)}: give two or more.")
+
+
+def _given_concepts(concept: Sequence[str] | None, random: Path | None) -> dict[str, Path]:
+    given = named_folders(concept or [])
+    if given and random is None:
+        raise CommandError("--concept needs --random DIR: pictures that concepts are told from.")
+    if random is not None and len(given) < 3:
+        raise CommandError(
+            f"--random needs three concepts or more, by --concept, got {len(given)}."
+        )
+    return given
+
+
+def _material(
+    given: dict[str, Path], random: Path | None, loaded: "LoadedModel", seed: int
+) -> "Material":
+    from concepts.network_rows import Material
+    from concepts.sets import Concept
+
+    if random is None:
+        return Material.drawn(loaded.preprocess, seed=seed)
+    concepts = tuple(Concept(n, pictures(folder, loaded, "raise")) for n, folder in given.items())
+    return Material(concepts, pictures(random, loaded, "raise"))
 
 
 def _methods(
@@ -143,6 +198,16 @@ def _all(rows: object) -> "Tensor":
     return rows.load(range(len(rows)))
 
 
+def _cell(card: "Scorecard", row: int, desideratum: int) -> str:
+    from probing.report import NONE
+
+    mark, at = card.mark(row, desideratum), (row, desideratum)
+    if mark is None:
+        return NONE
+    standing, low, high = (float(t[at]) for t in (card.standing, card.low, card.high))
+    return f"{mark} {standing:.2f} ({low:.2f} to {high:.2f})"
+
+
 def _show(card: "Scorecard") -> None:
     from probing.evaluation.quantities import DESIDERATA
 
@@ -151,17 +216,11 @@ def _show(card: "Scorecard") -> None:
         if row.refused:
             table.add_row(row.name, f"refused: {row.refused}")
             continue
-        cells = [
-            f"{card.mark(r, d) or ''} {float(card.standing[r, d]):.2f} "
-            f"({float(card.low[r, d]):.2f} to {float(card.high[r, d]):.2f})"
-            for d in range(len(DESIDERATA))
-        ]
+        cells = [_cell(card, r, d) for d in range(len(DESIDERATA))]
         cost = row.cost
         passes = f"{cost.n_forward}+{cost.n_backward}"
         table.add_row(row.name, *cells, passes, f"{cost.relative:.1f}", f"{cost.peak_mb:.0f}")
-    table.caption = (
-        "Mean rank among these methods, 0 to 1, 95 %; +, 0, -: thirds; time: forward passes."
-    )
+    table.caption = "Mean rank among these methods, 0 to 1, 95 %; +, 0, -: thirds. Time in forward passes of one picture."
     show(table)
     for disagreement in card.disagreements:
         typer.echo(str(disagreement))

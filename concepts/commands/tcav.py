@@ -1,6 +1,5 @@
 """`probing tcav`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +7,12 @@ import typer
 
 from concepts.commands.common import (
     CacheOption,
-    CommandError,
     DeviceOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
     class_index,
+    named_folders,
     new_table,
     pictures,
     show,
@@ -70,7 +69,7 @@ def tcav(
     from probing.store import ActivationStore
 
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
-    named = _named_folders(concept)
+    named = named_folders(concept)
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}
 
@@ -91,22 +90,6 @@ def tcav(
     for sentence in result.sentences():
         typer.echo(sentence)
     typer.echo(f"Saved in {out}; TcavResult.load({str(out)!r}) reads it back.")
-
-
-def _named_folders(given: Sequence[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for item in given:
-        name, _, folder = item.partition("=")
-        if not name or not folder:
-            raise CommandError(
-                f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}."
-            )
-        if name in found:
-            raise CommandError(
-                f"--concept {name!r} is given twice: put its pictures into one folder."
-            )
-        found[name] = Path(folder)
-    return found
 
 
 def _tcav_table(result: "TcavResult") -> "Table":

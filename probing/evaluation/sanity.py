@@ -26,6 +26,7 @@ from probing.evaluation.base import (
 from probing.evaluation.randomise import Block, Plan, plan_of, randomised
 from probing.evaluation.similarity import SIMILARITIES
 from probing.heatmaps import Channels
+from probing.precision import device_of
 from probing.provenance import Provenance, Result
 from probing.scores import Score, class_scores
 
@@ -191,8 +192,9 @@ class IndependentRandomisation:
 def predicted(score: Score, inputs: Float[Tensor, "n *shape"]) -> Score:
     """Return the score of the class that the model gives each input, fixed once and for all."""
     with torch.no_grad():
-        classes = class_scores(score.model(inputs.clone()), score.output).argmax(1)
-    return replace(score, target=classes)
+        placed = inputs.to(device_of(score.model), copy=True)
+        classes = class_scores(score.model(placed), score.output).argmax(1)
+    return replace(score, target=classes.cpu())
 
 
 @dataclass
