@@ -11,7 +11,7 @@ from torch import Tensor
 from probing.evaluation.base import LEVEL, Better, EvaluationError, mean_interval
 from probing.evaluation.quantities import DESIDERATA, QUANTITIES
 
-Values = dict[str, Float[Tensor, " inputs"]]
+Values = dict[str, Float[Tensor, " _"]]
 """Of each quantity, one value per input, or a single one; NaN where it is not defined."""
 Weights = Callable[[int], Float[Tensor, "draws inputs"]]
 
