@@ -22,15 +22,21 @@ if TYPE_CHECKING:
 
 
 def cav_objective(
-    layer: str, cav: Float[Tensor, "*shape"], name: str, *, cosine_power: float = 2.0
+    layer: str,
+    cav: Float[Tensor, "*shape"],
+    name: str,
+    *,
+    cosine_power: float = 2.0,
+    last: bool = False,
 ) -> Objective:
     """Return the objective whose image is a CAV's dream: a vector over units, or of the layer's whole shape.
 
-    A power of cosine keeps activations near the CAV itself: without it the largest units alone win.
+    A power of cosine keeps activations near the CAV itself: without it the largest units alone win. `last`
+    is that of `probing.maximize.Channel`.
     """
     unit = cav.detach() / cav.detach().norm().clamp(min=1e-12)
     if unit.ndim == 1:
-        return Direction(layer, unit, cosine_power, label=name)
+        return Direction(layer, unit, cosine_power, label=name, last=last)
     return TensorDirection(layer, unit, label=name)
 
 

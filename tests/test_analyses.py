@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from concepts.analyses import ANALYSES, Analysis
+from concepts.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.analyses.probes import AttributeProbes, Probes
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import AnalysisName, read_audit
+from concepts.manifest import Pairs
 from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.schema import SchemaError
+from concepts.statistics import TooFewError
 from probing.provenance import Result
 from probing.store import ActivationStore
 
@@ -41,7 +44,10 @@ def test_analyses_are_told_in_the_report_from_what_was_saved(folder: Path) -> No
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Where the attributes are readable" in page
     assert "Readable does not mean used" in page
+    assert "What the directions point at" in page
+    assert "Control: sides exchanged in half of the roles" in page
     assert (folder / "out" / "figures" / "probes_2.pdf").exists()
+    assert (folder / "out" / "figures" / "dreams_2.pdf").exists()
     rebuild(folder / "out")
     assert (folder / "out" / "report.html").read_text(encoding="utf-8") == page
 
@@ -85,3 +91,37 @@ def test_an_attribute_is_called_readable_only_where_its_interval_says_so(folder:
     assert claim(0.3, 0.4) == "Gender is linearly readable inside the model, better than at random weights."  # fmt: skip
     assert claim(0.3, 0.2) == "Gender is linearly readable inside the model."
     assert claim(0.7, 0.9) == "Gender is not shown to be linearly readable inside the model."
+
+
+def test_dreams_show_the_planted_concept_one_way_and_not_the_other(folder: Path) -> None:
+    found = Result.load(folder / "out" / "analyses" / "dreams")
+    assert isinstance(found, ConceptDreams)
+    assert found.layers == ("features", "mix")
+    assert found.contrasts == ("woman against man", "dark against light")
+    for images, reach in zip(found.images, found.reach, strict=True):
+        assert len(images.names) == 6
+        red = images.pixels[:, 0].mean((1, 2)) - images.pixels[:, 1:].mean((1, 2, 3))
+        assert red[0] > 0.1  # woman is red in these drawings, and nothing else
+        assert red[1] < -0.1
+        assert red[5] < 0  # tone with its sides exchanged says nothing of red
+        assert (reach[:, :2] > 1).all()  # both ways lead out of the drawings
+    material = Material.of(read_audit(folder / "audit.yaml"), folder)
+    again = Dreams().measure(material, ActivationStore())
+    assert torch.equal(again.images[0].images, found.images[0].images)
+    other = Dreams(cosine_power=0.0).measure(material, ActivationStore())
+    assert not torch.equal(other.images[0].images, found.images[0].images)
+
+
+def test_the_control_of_a_dream_leaves_nothing_of_the_contrast(folder: Path) -> None:
+    material = Material.of(read_audit(folder / "audit.yaml"), folder)
+    [gender, _] = material.contrasts
+    rows = torch.zeros(len(material.examples), 3)
+    rows[list(gender.fit.first)] = torch.tensor([1.0, 0, 0])
+    rows += 0.01 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    (own, against, control), _ = _ways(rows, gender, 0)
+    assert float(own[0]) > 0.9
+    assert torch.equal(against, -own)
+    assert abs(float(control[0])) < 0.2
+    one = replace(gender, fit=Pairs(gender.fit.first[:2], gender.fit.second[:2], ("a", "a")))
+    with pytest.raises(TooFewError, match="half of the clusters, got 1 to fit on"):
+        _ways(rows, one, 0)

@@ -66,6 +66,7 @@ from probing.maximize.transforms import (
     TransformError,
     draw,
     growth,
+    standard,
     viewed,
 )
 from probing.precision import Precision
@@ -281,10 +282,10 @@ def small(kind: str) -> tuple[nn.Module, Space, int, list[object]]:
         net = timm.create_model(
             "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3
         )
-        return net, Space(), 40, [Channel("blocks.0", 3), Logit(7)]
+        return net, Space(size=64), 52, [Channel("blocks.0", 3), Logit(7)]
     if kind == "torchvision ViT":
         net = torchvision.models.VisionTransformer(64, 16, 2, 3, 48, 96, num_classes=10)
-        return net, Space(), 40, [Channel("encoder.layers.encoder_layer_0", 3)]
+        return net, Space(size=64), 52, [Channel("encoder.layers.encoder_layer_0", 3)]
     return nets.ConvNet(), Space.plain("grey"), 17, [Channel("features.2", 1), Logit(2)]
 
 
@@ -297,7 +298,8 @@ def test_networks_of_all_kinds_are_maximised_and_left_as_found(kind: str) -> Non
     net.eval()
     before = copy.deepcopy(net.state_dict())
     state = torch.get_rng_state()
-    found = maximize(net, goals, space=space, size=size, steps=6)  # type: ignore[arg-type]
+    asked = None if space.size else size  # a transformer's views must have its size
+    found = maximize(net, goals, space=space, size=asked, steps=6)  # type: ignore[arg-type]
     assert found.images.shape == (len(goals), space.channels, size, size)
     assert found.activation.isfinite().all()
     assert (found.gradient_norms > 0).all()
@@ -384,6 +386,11 @@ def test_objectives_are_what_their_formulas_say(generator: torch.Generator) -> N
     tokens = torch.randn(2, 7, 3, generator=generator)
     assert torch.allclose(Channel("a", 2)(seen(maps)), maps[:, 2].mean((1, 2)))
     assert torch.allclose(Channel("a", 2)(seen(tokens)), tokens[:, :, 2].mean(1))
+    flat = maps[:, :, 0, 0]
+    assert torch.equal(Channel("a", 2)(seen(flat)), flat[:, 2])
+    assert torch.allclose(Direction("a", v)(seen(flat)), flat @ v, atol=1e-6)
+    last = Direction("a", v, last=True)(seen(maps.movedim(1, -1)))
+    assert torch.allclose(last, Direction("a", v)(seen(maps)), atol=1e-6)
     assert torch.allclose(
         Channel("a", 2, last=True)(seen(maps.movedim(1, -1))), maps[:, 2].mean((1, 2))
     )
@@ -577,6 +584,22 @@ def test_margins_are_grey_in_model_space() -> None:
     mirrored = Pad(1, "reflect").padded(torch.arange(9.0).view(1, 1, 3, 3), RAW)
     assert mirrored[0, 0, 0].tolist() == [4, 3, 4, 5, 4]
     assert growth(STANDARD) == 24
+
+
+def test_standard_views_are_lucids_and_smaller_where_images_are_small() -> None:
+    assert standard(224) == standard(128) == STANDARD
+    assert standard(28)[:2] == (Pad(2), Jitter(2))
+    assert standard(28)[2:4] == STANDARD[2:4]
+    found = maximize(convs(), Channel("second", 0), space=replace(Space(), size=32), steps=2)
+    assert found.images.shape[2:] == (26, 26)
+    with pytest.raises(ImageOptionError, match="at least 1 pixel, got -2 x -2: pass a larger size"):
+        maximize(
+            convs(),
+            Channel("second", 0),
+            space=replace(Space(), size=22),
+            steps=2,
+            transforms=STANDARD,
+        )
 
 
 def test_jitter_shifts_by_whole_pixels_in_its_range() -> None:

@@ -59,7 +59,7 @@ def test_units_are_saved_as_pictures_results_and_traces(
     assert "Made 3 images. " in capsys.readouterr().out
     assert {p.name for p in out.glob("*.png")} == {f"features.2_{k}.png" for k in range(3)} | {"contact.png"}  # fmt: skip
     with Image.open(out / "features.2_0.png") as shown:
-        assert shown.size == (8, 8)  # views are 32 px, with their margin
+        assert shown.size == (26, 26)  # views are 32 px, with their margin
     found = Maximization.load(out)
     assert found.names == ("features.2:0", "features.2:1", "features.2:2")
     rows = list(csv.reader((out / "traces.csv").read_text().splitlines()))
@@ -198,7 +198,7 @@ def test_the_dream_of_a_cav_moves_the_layer_along_it_and_its_opposite_away() -> 
     found = dream(pictured(), "features.2", list(cavs), "dots", settings=Maximize(steps=60), cosine_power=0.0)  # fmt: skip
     assert found.names == ("features.2 dots", "features.2 not dots")
     mean = torch.nn.functional.normalize(cavs, dim=1).mean(0)
-    flat = torch.zeros(1, 1, 8, 8)
+    flat = torch.zeros_like(found.images[:1])
     rows = pictured().model.get_submodule("features")[:3](torch.cat([flat, found.images]))
     along = torch.einsum("nchw,c->n", rows.detach(), mean)
     assert along[1] > along[0] > along[2]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from probing.examples import ExampleSet, TensorExamples
 from probing.fingerprint import content_id
 from probing.maximize.objective import Objective, Seen
-from probing.maximize.objectives import units_first
+from probing.maximize.objectives import by_unit
 from probing.maximize.result import Beside, Maximization
 from probing.store import ActivationStore
 
@@ -68,11 +68,7 @@ class _Rows:
 
     def add(self, where: list[int], rows: dict[str, Tensor], goals: Sequence[Objective]) -> None:
         for layer, values in rows.items():
-            mean = (
-                units_first(values.float()).flatten(2).mean(2)
-                if values.ndim > 2
-                else values.float()
-            )
+            mean = by_unit(values.float()).mean(2)
             self.means.setdefault(layer, mean.new_empty((self.count, mean.shape[1])))[where] = mean
         for i, goal in enumerate(goals):
             if goal.on_data:

@@ -59,8 +59,8 @@ class Channel(Objective):
         return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = units_first(seen.layers[self.layer], last=self.last)
-        return _unit(rows, self.unit, f"layer {self.layer!r}").flatten(1).mean(1)
+        rows = by_unit(seen.layers[self.layer], last=self.last)
+        return _unit(rows, self.unit, f"layer {self.layer!r}").mean(1)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ class Direction(Objective):
         vector: one number per unit.
         cosine_power: 0 for the plain product.
         label: what the direction stands for.
+        last: as of `Channel`.
     """
 
     layer: str
     vector: Float[Tensor, " units"]
     cosine_power: float = 0.0
     label: str = "direction"
+    last: bool = False
 
     @property
     def name(self) -> str:
@@ -123,7 +125,7 @@ class Direction(Objective):
         return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = units_first(seen.layers[self.layer]).flatten(2)
+        rows = by_unit(seen.layers[self.layer], last=self.last)
         if self.vector.shape != rows.shape[1:2]:
             raise UnitError(
                 f"the direction {self.label!r} has {len(self.vector)} components, layer {self.layer!r} has "
@@ -212,7 +214,7 @@ class Diversity(Objective):
         return self.count
 
     def __call__(self, seen: Seen) -> Values:
-        maps = units_first(seen.layers[self.layer]).flatten(2)
+        maps = by_unit(seen.layers[self.layer])
         gram = (maps @ maps.mT).flatten(1)
         norms: Tensor = gram.norm(dim=1, keepdim=True)
         gram = gram / norms.clamp(min=1e-12)
@@ -245,8 +247,8 @@ class Caricature(Objective):
         return (self.image,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = units_first(seen.layers[self.layer]).flatten(2)
-        other = units_first(seen.reference(self.image, self.layer)).flatten(2)
+        rows = by_unit(seen.layers[self.layer])
+        other = by_unit(seen.reference(self.image, self.layer))
         return _aligned(rows, other.expand_as(rows), self.cosine_power).mean(1)
 
 
@@ -281,9 +283,10 @@ class FeatureInversion(Objective):
         return -distance / other.square().sum().clamp(min=1e-12)
 
 
-def units_first(rows: Tensor, *, last: bool = False) -> Float[Tensor, "n units *positions"]:
-    """Return a layer's output with units as its second axis; of three axes the last holds units, as in tokens."""
-    return rows.movedim(-1, 1) if last or rows.ndim == 3 else rows
+def by_unit(rows: Tensor, *, last: bool = False) -> Float[Tensor, "n units positions"]:
+    """Return a layer's output by unit and position; of three axes the last holds units, as in tokens."""
+    first = rows.movedim(-1, 1) if last or rows.ndim == 3 else rows
+    return first.flatten(2) if first.ndim > 2 else first.unsqueeze(2)
 
 
 def _unit(rows: Tensor, unit: int, where: str) -> Tensor:

@@ -14,7 +14,6 @@ from probing.maximize.regularizers import (
     Operator,
 )
 from probing.maximize.run import Maximize
-from probing.maximize.transforms import STANDARD
 
 
 # The paper's rate is one of another network's gradients; a step of fixed length carries over. One level in
@@ -29,7 +28,7 @@ def _pixels(*operators: Operator) -> Maximize:
     )
 
 
-FOURIER: Final = Maximize(image=Fourier(), transforms=STANDARD, ascent=Adam(0.05), steps=256)
+FOURIER: Final = Maximize(image=Fourier(), ascent=Adam(0.05), steps=256)
 UNREGULARIZED: Final = _pixels()
 A: Final = _pixels(Blur(0.5, 4), ClipSmallNorm(50.0))
 B: Final = _pixels(Decay(0.3), ClipSmallNorm(20.0))

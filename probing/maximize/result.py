@@ -83,7 +83,7 @@ class Maximization(Result):
             self,
             **{name: getattr(self, name)[rows] for name in _PER_IMAGE},
             names=tuple(self.names[i] for i in rows),
-            objective=tuple(self.objective[i] for i in rows),
+            objective=_counted([self.objective[i] for i in rows]),
             beside=beside,
         )
 
@@ -127,6 +127,7 @@ _PLACES = ("percentile", "highest", "top", "nearest", "cosine")
 def joined(parts: Sequence[Maximization]) -> Maximization:
     """Return images of several runs with equal settings as one result; the first tells the rest."""
     first, beside = parts[0], [part.beside for part in parts]
+    objectives = [(p, i) for p, part in enumerate(parts) for i in part.objective]
     places = [b for b in beside if b is not None]
     whole: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in _PER_IMAGE}
     if len(places) == len(parts):
@@ -136,6 +137,13 @@ def joined(parts: Sequence[Maximization]) -> Maximization:
         first,
         **whole,
         names=tuple(name for part in parts for name in part.names),
-        objective=tuple(i for part in parts for i in part.objective),
+        objective=_counted(objectives),
         batch=max(part.batch for part in parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
+
+
+def _counted(labels: Sequence[object]) -> tuple[int, ...]:
+    """Return each label's number, in order of appearance."""
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return tuple(numbers[label] for label in labels)

@@ -17,7 +17,7 @@ from probing.maximize.reader import Reader, out_of_memory
 from probing.maximize.regularizers import Operator, Penalty
 from probing.maximize.result import Maximization, joined
 from probing.maximize.space import Space, SpaceError
-from probing.maximize.transforms import STANDARD, Pad, Transform, draw, growth, viewed
+from probing.maximize.transforms import Pad, Transform, draw, growth, standard, viewed
 from probing.models import LoadedModel
 from probing.precision import Precision, device_of
 from probing.progress import Progress
@@ -42,7 +42,7 @@ class Maximize:
     Attributes:
         image: what the images are made of.
         regularizers: operators after each step, in their order, and penalties.
-        transforms: random views, in their order.
+        transforms: random views, in their order; None: those of `standard`, for the size at hand.
         ascent: how parameters are moved.
         steps: passes; after the last the images stay as they are.
         seed: of start and views; each image's own seed is made of it and of its objective.
@@ -54,7 +54,7 @@ class Maximize:
 
     image: ImageParameters = field(default_factory=Fourier)
     regularizers: tuple[Operator | Penalty, ...] = ()
-    transforms: tuple[Transform, ...] = STANDARD
+    transforms: tuple[Transform, ...] | None = None
     ascent: Ascent = field(default_factory=Adam)
     steps: int = 256
     seed: int = 0
@@ -89,7 +89,8 @@ class Maximize:
         space = _space(model, space)
         name = identity(net)
         device = device_of(net)
-        run = _Run(self, Reader.of(net, goals, self.precision, device), space, self._size(space))
+        views, size = self._views(space)
+        run = _Run(self, Reader.of(net, goals, self.precision, device), space, size, views)
         with torch.inference_mode(False), torch.enable_grad():
             parts, notes = run.all(start, progress)
         found = replace(
@@ -104,14 +105,19 @@ class Maximize:
             return found
         return replace(found, beside=place(found, net, goals, store, examples))
 
-    def _size(self, space: Space) -> tuple[int, int]:
-        if isinstance(self.size, tuple):
-            return self.size
-        if self.size is not None:
-            return self.size, self.size
-        if space.size is None:
+    def _views(self, space: Space) -> tuple[tuple[Transform, ...], tuple[int, int]]:
+        """Return the random views, and the height and width of images."""
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        side = min(size) if size else space.size
+        if side is None:
             raise SpaceError("the size the model was made for is not known: pass size=… in pixels.")
-        return (space.size - growth(self.transforms),) * 2
+        views = standard(side) if self.transforms is None else self.transforms
+        size = size or (side - growth(views),) * 2
+        if min(size) < 1:
+            raise ImageOptionError(
+                f"images must have at least 1 pixel, got {size[0]} x {size[1]}: pass a larger size, or smaller margins."
+            )
+        return views, size
 
 
 def maximize(
@@ -120,7 +126,7 @@ def maximize(
     *,
     image: ImageParameters | None = None,
     regularizers: Sequence[Operator | Penalty] = (),
-    transforms: Sequence[Transform] = STANDARD,
+    transforms: Sequence[Transform] | None = None,
     ascent: Ascent | None = None,
     steps: int = 256,
     seed: int = 0,
@@ -143,7 +149,7 @@ def maximize(
         objectives: one or many.
         image: what the images are made of, a Fourier spectrum by default.
         regularizers: see `probing.maximize.regularizers`.
-        transforms: see `probing.maximize.transforms`.
+        transforms: see `probing.maximize.transforms`; lucid's by default.
         ascent: Adam by default.
         steps: passes.
         seed: of all random numbers.
@@ -167,7 +173,7 @@ def maximize(
     settings = Maximize(
         image=image or Fourier(),
         regularizers=tuple(regularizers),
-        transforms=tuple(transforms),
+        transforms=None if transforms is None else tuple(transforms),
         ascent=ascent or Adam(),
         steps=steps,
         seed=seed,
@@ -185,6 +191,7 @@ class _Run:
     reader: Reader
     space: Space
     size: tuple[int, int]
+    views: tuple[Transform, ...]
 
     def all(
         self, start: Tensor | None, progress: bool | None
@@ -221,7 +228,7 @@ class _Run:
         groups = [goal.images for goal in goals]
         plan = Plan(seeds, groups, self.size, self.space, reader.device, start)
         canvas = settings.image.begin(plan)
-        climb = _Climb(settings, reader, self.space, canvas, seeds)
+        climb = _Climb(settings, reader, self.space, canvas, seeds, self.views)
         for step in climb.steps():
             bar.advance(len(goals), computed=step >= 0)
         return climb.result()
@@ -237,8 +244,10 @@ class _Climb:
         space: Space,
         canvas: Canvas,
         seeds: Sequence[int],
+        views: Sequence[Transform],
     ) -> None:
         self._settings, self._reader, self._space, self._canvas = settings, reader, space, canvas
+        self._transforms = views
         self._operators = [r for r in settings.regularizers if isinstance(r, Operator)]
         self._penalties = [r for r in settings.regularizers if isinstance(r, Penalty)]
         if self._operators and canvas.levels is None:
@@ -246,7 +255,7 @@ class _Climb:
                 f"{type(self._operators[0]).__name__} works on pixels, and {type(settings.image).__name__} "
                 "images are made of something else: use Pixels, or a penalty."
             )
-        self._draws = draw(settings.transforms, [s + 1 for s in seeds], settings.steps)
+        self._draws = draw(views, [s + 1 for s in seeds], settings.steps)
         self._index, pictures = reader.rows()
         self._pictures = torch.stack(pictures).to(reader.device) if pictures else None
         self._move = settings.ascent.begin(canvas.parameters)
@@ -269,7 +278,7 @@ class _Climb:
         """Return the objectives' values at a random view, and their gradient with respect to the image."""
         leaf = image.requires_grad_()
         redirect = step < min(self._settings.redirect, self._settings.steps - 1)
-        views = self._views(leaf, self._draws[step], self._settings.transforms)
+        views = self._views(leaf, self._draws[step], self._transforms)
         value = self._reader.values(views, redirect=redirect)
         if not value.requires_grad:
             raise ZeroGradientError(
@@ -315,7 +324,7 @@ class _Climb:
         """Return what came of it; names and provenance are filled in by the caller."""
         with torch.no_grad():
             image = self._canvas.render().detach()
-            margins = [t for t in self._settings.transforms if isinstance(t, Pad)]
+            margins = [t for t in self._transforms if isinstance(t, Pad)]
             still = self._views(image, self._draws[0], margins)
             with torch.enable_grad():  # the reader keeps a graph
                 value = self._reader.values(still).detach()

@@ -142,6 +142,12 @@ STANDARD: tuple[Transform, ...] = (
 """lucid's standard transforms (`optvis/transform.py`), without its black corners."""
 
 
+def standard(side: int) -> tuple[Transform, ...]:
+    """Return `STANDARD` for images of some pixels, with shorter shifts and margins where 12 pixels are much."""
+    shifts = Jitter(min(8, side // 12)), Jitter(min(4, side // 24))
+    return Pad(min(12, side // 10)), shifts[0], *STANDARD[2:4], shifts[1]
+
+
 def growth(transforms: Sequence[Transform]) -> int:
     """Return by how many pixels views are larger than images."""
     return sum(2 * t.margin for t in transforms if isinstance(t, Pad))
