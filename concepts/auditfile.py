@@ -140,7 +140,7 @@ class StatisticsPart(Schema):
     seed: int = 0
 
 
-AnalysisName = Literal["probes", "dreams"]
+AnalysisName = Literal["probes", "heat_maps", "dreams"]
 """What an audit may look at besides swaps and TCAV; `concepts.analyses` has them."""
 
 

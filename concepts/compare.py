@@ -1,7 +1,8 @@
 """Do local explanations show what network-level tests find? Both, and the truth of a swap, for the same concepts.
 
 A concept is given as matched pairs of inputs, with it and without it, so that what it does to a score can be measured.
-Directions are fitted on some clusters of pairs; everything is measured on the others.
+Directions are fitted on some clusters of pairs, and everything is measured on the others; the effect in logits is
+cross-fitted over all clusters instead, each input's from the others.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -37,6 +38,8 @@ from probing.fingerprint import content_id
 from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
+
+_ROUNDING = 1e-5
 
 
 def _maps() -> dict[str, AttributionMethod]:
@@ -195,6 +198,10 @@ class _Reader:
             by_pair[name] = padded(torch.stack(shares), index, width)
         weight, ablated = self._units(positive, negative)
         by_pair[WEIGHT], by_pair[ABLATED] = (padded(v, index, width) for v in (weight, ablated))
+        scale = by_pair[SWAP].abs().max()
+        for name in (OWN, WEIGHT, ABLATED):  # what is left of a part that is none is rounding
+            rows = by_pair[name]
+            by_pair[name] = torch.where(rows.abs() < _ROUNDING * scale, 0.0, rows)
         cells = {name: self._mean(rows) for name, rows in by_pair.items()} | self._tested()
         unknown = torch.full((len(self.targets), width), torch.nan, dtype=torch.float64)
         by_pair |= {TCAV: unknown, EFFECT: unknown}
@@ -297,8 +304,8 @@ class _Reader:
         )
         concept = self.sides.concept
         effect = LogitEffect(relabellings=method.relabellings, level=method.level, seed=method.seed)(
-            self.store, self.targets, [layer], Subset(concept.positive, fit), Subset(concept.negative, fit),
-            inputs, Clusters(names, names, own),
+            self.store, self.targets, [layer], concept.positive, concept.negative, inputs,
+            Clusters(concept.names, concept.names, own),
         )  # fmt: skip
         return {
             TCAV: {"value": sign.score[0], "low": sign.low[0], "high": sign.high[0], "p": sign.p_max_t[0]},

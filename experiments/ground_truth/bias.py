@@ -18,7 +18,7 @@ import numpy as np
 from chart import growth_figure, samples_figure
 from networks import Net, logits, train
 from pictures import KINDS, NO_WORD, Pictures, draw
-from readings import Effort, local_readings, network_readings, probe_accuracy, tcav
+from readings import CUE, Effort, divided, local_readings, network_readings, probe_accuracy, tcav
 from verdicts import ordered, paired_difference, write_document, write_rows
 
 from probing.attribution import METHODS
@@ -26,7 +26,7 @@ from probing.attribution import METHODS
 VEHICLE = KINDS.index("vehicle")
 PLANTED, OTHER = 0, 1
 """The photograph that vehicles stand in front of, and the one that other things do."""
-NETWORK = ("probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (smooth)", "tcav (effect)")  # fmt: skip
+NETWORK = ("probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (smooth)", "tcav (effect)", "concept attribution")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,13 @@ def readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
     )  # fmt: skip
     cells = {"score": result.mean, "smooth": result.smooth, "effect": result.effect}
     found |= {f"tcav ({name})": float(cell[0, 0, 0]) for name, cell in cells.items()}
-    return found | {"tcav p": float(result.p[0, 0, 0])}
+    pair = [
+        before("judge", sizes.concept, VEHICLE, photo, seed + 9).images
+        for photo in (PLANTED, OTHER)
+    ]
+    sides = {CUE: (concept.images, pool.images)}
+    parts = divided(net, VEHICLE, sides, *pair)
+    return found | {"tcav p": float(result.p[0, 0, 0]), "concept attribution": parts[CUE]}
 
 
 def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
@@ -169,7 +175,7 @@ def run(out: Path, sizes: Sizes) -> dict[str, list[dict[str, float]]]:
         rows,
         grown,
         (
-            "swap of the photograph", "tcav (effect)", "tcav (score)", "tcav (smooth)",
+            "swap of the photograph", "tcav (effect)", "tcav (score)", "concept attribution",
             "saliency", "ig", "gradcam", "lime",
         ),
     )  # fmt: skip

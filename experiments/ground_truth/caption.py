@@ -21,9 +21,18 @@ from chart import order_figure, samples_figure
 from jaxtyping import Int
 from networks import Net, logits, train
 from pictures import KINDS, NO_WORD, PHOTOS, WORDS, Pictures, draw
-from readings import Effort, local_readings, network_readings, probe_accuracy, tcav
+from readings import (
+    CUE,
+    THING,
+    Effort,
+    divided,
+    local_readings,
+    network_readings,
+    probe_accuracy,
+    tcav,
+)
 from torch import Tensor
-from verdicts import ordered, write_document, write_rows
+from verdicts import ordered, spearman, write_document, write_rows
 
 from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS
@@ -98,7 +107,7 @@ def readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
     background = captioned("concept", 16, 1.0, seed + 2).images
     local = local_readings(net, shown.images, shown.strips, shown.things, background, sizes.effort)
     found = {name: float(values.nanmean()) for name, values in local.items()}
-    found |= concept_readings(net, sizes, seed)
+    found |= concept_readings(net, sizes, seed) | divided_reading(net, sizes, seed)
     many = captioned("judge", max(sizes.explained * 4, 24), 1.0, seed + 3)
     found |= network_readings(net, many.images, many.strips, many.things)
     probed = captioned("concept", sizes.pool * 2, 1.0, seed + 4)
@@ -139,6 +148,22 @@ def concept_readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
     }
 
 
+def divided_reading(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
+    """Return concept attribution to the word less that to the thing, where both change to the class's; mean over classes."""
+    n, found = sizes.concept, []
+    for k in range(len(KINDS)):
+        other, own = (k + 1) % len(KINDS), seed + 40 + k
+        base = captioned("concept", n, 1.0, own)
+        kinds, words, photos = (x.tolist() for x in (base.kinds, base.words, base.photos))
+        sides = {
+            CUE: tuple(draw("concept", kinds, [w] * n, photos, own).images for w in (k, other)),
+            THING: tuple(draw("concept", [t] * n, words, photos, own).images for t in (k, other)),
+        }
+        ends, starts = (draw("judge", [x] * n, [x] * n, photos, own).images for x in (k, other))
+        found.append(divided(net, k, sides, ends, starts))
+    return {"concept attribution": float(np.mean([part[CUE] - part[THING] for part in found]))}
+
+
 def word_less_thing(result: TcavResult, what: str) -> float:
     """Return the mean over classes of a statistic of the class's word less that of its thing."""
     return of_words(result, what) - of_things(result, what)
@@ -156,8 +181,10 @@ def of_things(result: TcavResult, what: str) -> float:
     return float(torch.stack([cells[2 * k + 1, k] for k in range(len(KINDS))]).mean())
 
 
-SAID_ALONE = ("tcav word", "tcav thing")
-"""Halves of a reading, which stand beside it in the table."""
+NETWORK = (
+    "probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (effect)", "concept attribution",
+)  # fmt: skip
+PAPER = (0.0, 0.3, 1.0)
 
 
 def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
@@ -173,10 +200,28 @@ def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
 
 
 def verdicts(rows: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
-    """Return how each method orders the nets, against how they lean on the word."""
-    known = [float(row["use of the word"]) for row in rows]  # type: ignore[arg-type]
-    names = [*METHODS, "probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (effect)"]  # fmt: skip
-    return {name: ordered(known, [float(row[name]) for row in rows]) for name in names}  # type: ignore[arg-type]
+    """Return how each method orders the nets against how they lean on the word, and how often it names the cue.
+
+    A net's cue is the word if it says what the word says more often than what the thing is, where the two conflict; a
+    method names the word if more than half of its evidence is there, or if what it says of the word is larger.
+    """
+    known = _column(rows, "use of the word")
+    of_paper = [i for i, row in enumerate(rows) if row["noise"] in PAPER]
+    follows = np.array(_column(rows, "says what the word says"))
+    words = follows > np.array(_column(rows, "accuracy with another class's word"))
+    found = {}
+    for name in (*METHODS, *NETWORK):
+        said = _column(rows, name)
+        named = np.array(said) > (0.5 if name in METHODS else 0)
+        found[name] = ordered(known, said) | {
+            "rho at paper levels": spearman([known[i] for i in of_paper], [said[i] for i in of_paper]),
+            "names the cue": float((named == words).mean()),
+        }  # fmt: skip
+    return found
+
+
+def _column(rows: Sequence[dict[str, object]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -207,7 +252,7 @@ def run(out: Path, sizes: Sizes) -> dict[str, dict[str, float]]:
     )
     order_figure(
         out / "caption_order", rows, found, "use of the word", "noise",
-        "accuracy lost where the word names another class",
+        ("tcav (effect)", "tcav (score)", "saliency"),
     )  # fmt: skip
     samples = [(f"p = {p:g}", captioned("train", 8, p, 0)) for p in sizes.levels]
     samples_figure(out / "caption_pictures", samples, lambda s, i: f"{KINDS[s.kinds[i]]}")
@@ -215,7 +260,8 @@ def run(out: Path, sizes: Sizes) -> dict[str, dict[str, float]]:
         found.items(), key=lambda item: -np.nan_to_num(item[1]["rho"], nan=-2)
     ):
         print(
-            f"{name:24} rho {verdict['rho']:+.2f} ({verdict['low']:+.2f} to {verdict['high']:+.2f})"
+            f"{name:24} rho {verdict['rho']:+.2f} ({verdict['low']:+.2f} to {verdict['high']:+.2f}), "
+            f"at the paper's levels {verdict['rho at paper levels']:+.2f}, names the cue {verdict['names the cue']:.0%}"
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pictures import Pictures
@@ -19,6 +20,9 @@ from probing.figures import (
     save_figure,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -45,46 +49,54 @@ def order_figure(
     verdicts: Mapping[str, Mapping[str, float]],
     truth: str,
     group: str,
-    label: str,
+    shown: Sequence[str],
 ) -> None:
-    """Draw each method's rank correlation with the truth, and the readings of the two that the report speaks of."""
+    """Draw each method's rank correlation with the truth, and the readings of a few methods net by net."""
     order = sorted(verdicts, key=lambda name: np.nan_to_num(verdicts[name]["rho"], nan=-2))
     with style():
         figure = new_figure(FULL_WIDTH, 0.16 * len(order) + 1.0)
         left, *right = figure.subplot_mosaic(
-            [["order", "first"], ["order", "second"]], width_ratios=[1.25, 1]
+            [["order", name] for name in shown], width_ratios=[1.25, 1]
         ).values()
         for y, name in enumerate(order):
             found = verdicts[name]
-            colour = PALETTE[1] if name.startswith(("tcav", "dissection", "probes")) else PALETTE[0]
+            network = name.startswith(("tcav", "dissection", "probes", "concept"))
+            colour, marker = (PALETTE[1], "s") if network else (PALETTE[0], "o")
             if np.isnan(found["rho"]):
-                left.text(0, y, "no value", va="center", ha="center", color=FAINT, fontsize=6)
+                left.text(
+                    0, y, "the same for all nets", va="center", ha="center", color=FAINT, fontsize=6
+                )
                 continue
             left.plot([found["low"], found["high"]], [y, y], color=colour, lw=0.9)
-            left.plot(found["rho"], y, "o", color=colour)
+            left.plot(found["rho"], y, marker, color=colour)
         left.set_yticks(range(len(order)), order)
         left.axvline(0, color=RULE, zorder=0)
-        left.set(xlim=(-1.05, 1.05), xlabel=f"rank correlation with the {truth}, over nets")
-        left.plot([], [], "o-", color=PALETTE[1], label="network level")
+        left.set(xlim=(-1.05, 1.05), ylim=(-0.7, len(order) - 0.3))
+        left.set_xlabel(f"rank correlation with the {truth}, over {len(rows)} nets")
+        left.plot([], [], "s-", color=PALETTE[1], label="network level")
         left.plot([], [], "o-", color=PALETTE[0], label="local")
-        left.legend(loc="lower left")
-        for axes, name in zip(right, ("tcav (score)", "saliency"), strict=True):
+        left.legend(loc="upper left")
+        for axes, name in zip(right, shown, strict=True):
             _readings(axes, rows, name, truth, group)
-        right[1].set_xlabel(label)
+        right[0].legend(
+            title=group, fontsize=6, title_fontsize=6, ncols=5, loc="lower center",
+            bbox_to_anchor=(0.5, 1.0), handletextpad=0.1, columnspacing=0.8,
+        )  # fmt: skip
+        for axes in right[:-1]:
+            axes.tick_params(labelbottom=False)
+        right[-1].set_xlabel(truth)
     save_figure(figure, stem)
 
 
-def _readings(axes: object, rows: Rows, name: str, truth: str, group: str) -> None:
+def _readings(axes: "Axes", rows: Rows, name: str, truth: str, group: str) -> None:
     levels = sorted({float(row[group]) for row in rows})  # type: ignore[arg-type]
     for i, level in enumerate(levels):
         own = [row for row in rows if row[group] == level]
-        shade = str(0.75 * i / max(len(levels) - 1, 1))
-        axes.plot(  # type: ignore[attr-defined]
-            [row[truth] for row in own], [row[name] for row in own], "o", color=shade,
-            markeredgecolor=INK, markeredgewidth=0.4, label=f"{level:g}",
+        axes.plot(
+            [row[truth] for row in own], [row[name] for row in own], "o", label=f"{level:g}",
+            color=str(0.8 * i / max(len(levels) - 1, 1)), markeredgecolor=INK, markeredgewidth=0.4,
         )  # fmt: skip
-    axes.set_ylabel(name)  # type: ignore[attr-defined]
-    axes.legend(title=group, fontsize=6, title_fontsize=6, ncols=2)  # type: ignore[attr-defined]
+    axes.set_ylabel(name)
 
 
 def growth_figure(

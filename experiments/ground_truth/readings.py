@@ -17,6 +17,7 @@ from torch.nn import functional
 from concepts.ablation import Ablation
 from concepts.dissect import Dissection
 from concepts.dissection.result import DissectionResult
+from concepts.projection import ConceptGradients
 from concepts.segmentation import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept
 from concepts.tcav import Tcav
@@ -143,6 +144,36 @@ def fall_without(net: nn.Module, images: Tensor, found: DissectionResult, concep
     order = found.unit[found.iou[:, concept].argsort(descending=True)]
     result = Ablation(READ_AT, counts=(ABLATED,))(net, TensorExamples(images), named, order)
     return float(result.score_without_random.mean() - result.score_without[0])
+
+
+def divided(
+    net: nn.Module,
+    target: int,
+    sides: Mapping[str, tuple[Tensor, Tensor]],
+    ends: Tensor,
+    starts: Tensor,
+) -> dict[str, float]:
+    """Return how the change of a class's logit from some pictures to others divides among directions, and what is left.
+
+    Args:
+        net: the net.
+        target: the class.
+        sides: for each direction, pictures with and without; it is the difference of their means at the layer.
+        ends: pictures after the change.
+        starts: the same before it.
+    """
+    store = ActivationStore(progress=False)
+    means = [
+        [store.activations(net, [READ_AT], TensorExamples(side), pool="mean")[READ_AT].mean(0) for side in both]
+        for both in sides.values()
+    ]  # fmt: skip
+    directions = torch.stack([present - absent for present, absent in means])
+    found = ConceptGradients(READ_AT)(Score(net, target), ends, directions, tuple(sides), starts)
+    parts = dict(zip(sides, found.values.mean(0).tolist(), strict=True))
+    return parts | {
+        "remainder": float(found.remainder.mean()),
+        "change": float(found.change.mean()),
+    }
 
 
 def network_readings(

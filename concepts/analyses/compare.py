@@ -1,0 +1,328 @@
+"""Do heat maps show what exchanges and network-level tests find? An audit's contrasts, read by all of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from concepts.compare import Compare
+from concepts.compare_result import (
+    CLAIMED,
+    EFFECT,
+    HIDDEN,
+    REVERSED,
+    SWAP,
+    TCAV,
+    Comparison,
+    Parting,
+)
+from concepts.matched import MatchedConcept
+from concepts.material import Material
+from concepts.results import AuditResults
+from concepts.sections.plates import plate
+from probing.attribution.base import AttributionMethod
+from probing.attribution.cam import GradCAM
+from probing.attribution.gradient import GradientTimesInput
+from probing.attribution.lrp import LRP
+from probing.geometry import RefusedError
+from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
+from probing.provenance import Provenance, Result
+from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
+from probing.scores import Score
+from probing.store import ActivationStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEAT_MAPS: Mapping[str, AttributionMethod] = {
+    "gradcam": GradCAM(),
+    "lrp": LRP(),
+    "gradient times input": GradientTimesInput(),
+}
+"""A map of places, one that adds up to the score, and the gradient's own: each a pass or two an image."""
+_EXPLAINED, _STEPS, _SHOWN, _NAMED, _LISTED, _EVERYWHERE = 12, 16, 2, 6, 20, 0.95
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair that shows a parting: the negative, the positive, what differs, and the positive's heat map."""
+
+    parting: Parting
+    images: UInt8[Tensor, "4 h w 3"]
+
+
+@dataclass(frozen=True)
+class HeatMapComparison(Result):
+    """The comparison of an audit's contrasts, with what could not be asked and pictures of where readings part."""
+
+    comparison: Comparison
+    refused: tuple[tuple[str, str], ...]
+    """Heat maps that the model does not admit, and why."""
+    shown: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Heat maps beside TCAV, effects and exchanges of the audit's contrasts, at its deepest layer.
+
+    The concept's pixels are those in which matched images differ. Directions are fitted on the audit's clusters to fit
+    on; all the rest is of the others, and TCAV and effects of the audit's inputs among those.
+    """
+
+    def measure(self, material: Material, store: ActivationStore) -> HeatMapComparison:
+        """Return the comparison; activations, gradients and logits are rows that the audit reads anyway."""
+        statistics, model = material.file.statistics, material.loaded.model
+        targets = {name: Score(model, index) for name, index in material.targets.items()}
+        usable, refused = _usable(material, next(iter(targets.values())))
+        method = Compare(
+            material.layers[-1], usable, _STEPS, explained=_EXPLAINED, relabellings=statistics.relabellings,
+            pseudo_concepts=statistics.pseudo_concepts, level=1 - statistics.alpha, seed=statistics.seed,
+        )  # fmt: skip
+        concepts = [
+            MatchedConcept(
+                sets.spec.name,
+                material.subset(sets.every.first),
+                material.subset(sets.every.second),
+                tuple(sets.every.cluster),
+            )
+            for sets in material.contrasts
+        ]
+        found = method(
+            store, targets, concepts, material.subset(material.judged_inputs),
+            input_clusters=material.clusters_of(material.judged_inputs), fitted_on=material.fitted_on,
+        )  # fmt: skip
+        shown = tuple(
+            _picture(parting, concepts[found.concepts.index(parting.concept)], method, targets)
+            for parting in _most_telling(found)
+        )
+        return HeatMapComparison(
+            Provenance.collect(model=model, method=method), found, tuple(refused), shown
+        )
+
+    def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
+        """Say how often heat maps hide what the network-level readings and the exchange find, and the reverse."""
+        assert isinstance(found, HeatMapComparison)
+        return tuple(_finding(found.comparison, name) for name in found.comparison.heat_maps)
+
+    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+        """Return the agreement of all readings, where they part, and the images that show it."""
+        assert isinstance(found, HeatMapComparison)
+        c = found.comparison
+        text = (
+            f"All readings of the {len(c.concepts)} contrasts for the {len(c.targets)} classes, on {audit.clusters} that no "
+            f"direction was fitted on, at {c.layer}. A heat map is of the image after the exchange; its evidence is what "
+            "of it lies in the pixels that the exchange changes, as a share of the sizes of all its values, beyond what "
+            "their area gives: 0 if the map pays these pixels no heed. Concept attribution divides the change of the logit "
+            "among the contrasts' directions; what goes along none of them is its remainder. Heat maps are of up to "
+            f"{_EXPLAINED} pairs a contrast."
+        )
+        label = "Rank agreement of readings"
+        caption = (
+            f"Rank correlation of every two readings over contrasts and classes; a star where its {c.level:.0%} interval, which "
+            "takes these as independent, leaves out zero."
+        )
+        blocks: list[Block] = [
+            Paragraph(text),
+            plate(folder, "readings_agreement", partial(_agreement, c), label, caption),
+            Points(_parted(c)),
+        ]
+        if found.shown:
+            caption = (
+                "Pairs that show where readings part: before and after the exchange, the pixels it changes, and the heat map "
+                "of the image after it (red raises the logit, blue lowers it)."
+            )
+            draw = partial(_montage, c, found.shown)
+            blocks.append(plate(folder, "readings_part", draw, "Pairs that show it", caption))
+        refused = tuple(f"{name} is left out: {reason}" for name, reason in found.refused)
+        blocks += [Points(refused)] if refused else []
+        return Section(
+            "What TCAV found and the heat maps hide, and the reverse",
+            (*blocks, _agreement_table(c), _cells(c)),
+        )
+
+
+def _usable(
+    material: Material, score: Score
+) -> tuple[dict[str, AttributionMethod], list[tuple[str, str]]]:
+    """Return the heat maps that the model admits, and why it refuses the others."""
+    one = material.examples.load([material.inputs[0]])
+    usable: dict[str, AttributionMethod] = {}
+    refused = []
+    for name, method in HEAT_MAPS.items():
+        try:
+            method(score, one)
+        except RefusedError as error:
+            refused.append((name, str(error)))
+        else:
+            usable[name] = method
+    return usable, refused
+
+
+def _most_telling(found: Comparison) -> list[Parting]:
+    """Return a few partings of each kind, one for each concept and class, those with the largest swap first."""
+    chosen: dict[tuple[str, str], Parting] = {}
+    for parting in found.partings(1):
+        chosen.setdefault((parting.concept, parting.target), parting)
+    order = sorted(chosen.values(), key=lambda p: -abs(value(found, SWAP, p)))
+    return [
+        parting
+        for kind in (HIDDEN, REVERSED, CLAIMED)
+        for parting in [p for p in order if p.kind == kind and p.pairs][:_SHOWN]
+    ]
+
+
+def value(found: Comparison, measure: str, parting: Parting) -> float:
+    """Return a measure of the concept and class that a parting is about."""
+    at = found.concepts.index(parting.concept), found.targets.index(parting.target)
+    return float(found.value[found.measures.index(measure)][at])
+
+
+def _picture(
+    parting: Parting, concept: MatchedConcept, method: Compare, targets: Mapping[str, Score]
+) -> Shown:
+    [pair] = parting.pairs
+    before, after = (side.load([pair]) for side in (concept.negative, concept.positive))
+    found = method.heat_maps[parting.heat_map](targets[parting.target], after)
+    maps = reduce_channels(found.upsampled(), "sum").float()
+    plain = pictures(torch.cat([before, after]))
+    differs = torch.where(concept.pixels([pair])[:, None], plain[1:], 1.0)
+    heat = overlay(plain[1:], colours(tones(maps, scale_of(maps))))
+    together = torch.cat([plain, differs, heat]).clamp(0, 1)
+    return Shown(parting, (together * 255).round().byte().permute(0, 2, 3, 1).contiguous())
+
+
+def _finding(found: Comparison, name: str) -> Finding:
+    own = [p for p in found.partings() if p.heat_map == name]
+    cells = len(found.concepts) * len(found.targets)
+    counts = {kind: [p for p in own if p.kind == kind] for kind in (HIDDEN, REVERSED, CLAIMED)}
+    agreed = _both(found, name)
+    found_by_both = agreed + len(counts[HIDDEN]) + len(counts[REVERSED])
+    claim = (
+        f"Heat maps ({name}) show {agreed} of {found_by_both} effects that both the exchange and network-level readings find "
+        f"at {found.layer}."
+        if found_by_both
+        else f"There is nothing for heat maps ({name}) to show that both the exchange and network-level readings find at {found.layer}."
+    )
+    told = [
+        f"{text}: {_names(found, counts[kind])}."
+        for kind, text in (
+            (HIDDEN, "Hidden"),
+            (REVERSED, "With the other sign"),
+            (CLAIMED, "Pointed to by the map alone"),
+        )
+        if counts[kind]
+    ]
+    r = found.agreement(name, SWAP)
+    told.append(
+        f"Over {cells} pairs of contrast and class, evidence in the exchanged pixels and measured change have a rank "
+        f"correlation of {number(known(r.r))} ({interval(r.low, r.high)})."
+    )
+    return Finding(claim, " ".join(told))
+
+
+def _both(found: Comparison, name: str) -> int:
+    """Return in how many cells swap, a network-level reading and the heat map are told, with one sign."""
+    i = {m: k for k, m in enumerate(found.measures)}
+    told = found.told
+    network = told[i[TCAV]] | told[i[EFFECT]]
+    same = found.value[i[name]] * found.value[i[SWAP]] > 0
+    return int((told[i[SWAP]] & network & told[i[name]] & same).sum())
+
+
+def _names(found: Comparison, partings: list[Parting]) -> str:
+    order = sorted(partings, key=lambda p: -abs(value(found, SWAP, p)))
+    text = ", ".join(f"{p.target} ({p.concept})" for p in order[:_NAMED])
+    return text + (f" and {len(order) - _NAMED} more" if len(order) > _NAMED else "")
+
+
+def _parted(found: Comparison) -> tuple[str, ...]:
+    """Return where readings part, a line for each contrast and class, largest exchange first."""
+    maps: dict[tuple[str, str, str], list[Parting]] = {}
+    for p in found.partings():
+        maps.setdefault((p.kind, p.concept, p.target), []).append(p)
+    groups = sorted(maps.values(), key=lambda own: -abs(value(found, SWAP, own[0])))
+    lines = [_line(found, own) for own in groups[:_LISTED]]
+    if len(groups) > _LISTED:
+        lines.append(f"And {len(groups) - _LISTED} more; the table has them all.")
+    lines += [
+        f"{name.capitalize()} changes {area:.0%} of the pixels: evidence beyond their area is next to nothing whatever the "
+        "map, which can't show by places what has none of its own."
+        for name, area in zip(found.concepts, found.area.tolist(), strict=True)
+        if area > _EVERYWHERE
+    ]
+    return tuple(lines) or ("Heat maps and network-level readings part nowhere.",)
+
+
+def _line(found: Comparison, own: list[Parting]) -> str:
+    p = own[0]
+    maps = ", ".join(f"{q.heat_map} {number(value(found, q.heat_map, q), sign=True)}" for q in own)
+    return (
+        f"{p.target}, {p.concept}: {p.kind}. Exchange {number(value(found, SWAP, p), sign=True)}, TCAV "
+        f"{number(value(found, TCAV, p))}, effect {number(value(found, EFFECT, p), sign=True)}; evidence of {maps}."
+    )
+
+
+def known(r: float) -> float | None:
+    """Return a number, or None for NaN."""
+    return None if math.isnan(r) else r
+
+
+def _agreement(found: Comparison) -> "Figure":
+    from probing.figures import style
+
+    with style():
+        figure = found.plot().figure
+    assert figure is not None
+    return figure  # type: ignore[return-value]  # new_figure makes no sub-figure
+
+
+def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
+    from PIL import Image
+
+    from probing.figures import Strip, montage
+
+    strips = []
+    for one in shown:
+        p = one.parting
+        title = (
+            f"{p.target}, {p.concept}: exchange {number(value(found, SWAP, p), sign=True)}, TCAV "
+            f"{number(value(found, TCAV, p))}, {p.heat_map} {number(value(found, p.heat_map, p), sign=True)}"
+        )
+        images = [Image.fromarray(image) for image in one.images.numpy()]
+        strips.append(Strip(title, images, ("before", "after", "what differs", p.heat_map)))
+    return montage(strips, columns=6)
+
+
+def _agreement_table(found: Comparison) -> Table:
+    rows = []
+    for name in found.measures:
+        r = found.agreement(name, SWAP)
+        if name != SWAP and r.n:
+            rows.append((name, number(known(r.r)), interval(r.low, r.high), str(r.n)))
+    header = ("reading", "rank correlation", "interval", "pairs of contrast and class")
+    return Table("Agreement of every reading with the measured exchange.", header, tuple(rows))
+
+
+def _cells(found: Comparison) -> Table:
+    names = [m for m, v in zip(found.measures, found.value, strict=True) if not v.isnan().all()]
+    rows = []
+    for c, concept in enumerate(found.concepts):
+        for t, target in enumerate(found.targets):
+            cells = []
+            for name in names:
+                i = found.measures.index(name)
+                star = "*" if bool(found.told[i, c, t]) else ""
+                cells.append(f"{number(float(found.value[i, c, t]))}{star}")
+            rows.append((concept, target, *cells))
+    caption = (
+        f"Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "
+        f"{', '.join(f'{name} {float(a):.0%}' for name, a in zip(found.concepts, found.area, strict=True))}."
+    )
+    header = ("contrast", "class", *names)
+    return Table(caption, header, tuple(rows), text_columns=2, folded=True)
