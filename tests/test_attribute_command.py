@@ -207,6 +207,24 @@ def test_expected_gradients_take_a_background(
     assert "expected_gradients" in drawn
 
 
+@pytest.mark.parametrize(
+    ("given", "steps", "converged"), [([], None, True), (["--steps", "3"], 3, None)]
+)
+def test_steps_are_added_until_the_score_is_explained_unless_their_number_is_given(
+    given: list[str], steps: int | None, converged: bool | None, photos: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], drawn: dict[str, Figure],
+) -> None:  # fmt: skip
+    names = ("--method", "ig", "--method", "layer_ig")
+    assert run(MODEL, photos[0], *names, *given, "--out", tmp_path) == 0
+    assert capsys.readouterr().out.count(" gap ") == 2
+    for name in ("ig", "layer_ig"):
+        facts = Attribution.load(tmp_path / "first" / name).diagnostics
+        assert facts["steps"].item() == steps or steps is None
+        assert ("converged" in facts) == (converged is not None)
+        if converged:
+            assert float(facts["relative_gap"]) <= 0.01
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"expected_gradients"}))
 def test_every_method_can_be_asked_for_by_its_name(
     name: str, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -260,6 +278,9 @@ def test_the_class_of_a_text_is_numbered(tmp_path: Path, drawn: dict[str, Figure
         (["--method", "ig", "--target", "cow"], "the model has no class 'cow'. Close names: ['ant'"),
         (["--method", "ig", "--target", "3"], "class 3 is out of range: the model has classes 0 to 2."),
         (["--method", "ig", "--weights", "no.pt"], "there is no weights file 'no.pt'"),
+        (["--method", "ig", "--steps", "some"], "--steps takes a number from 1, or auto, got 'some'."),
+        (["--method", "ig", "--steps", "0"], "--steps takes a number from 1, or auto, got '0'."),
+        (["--method", "lime", "--steps", "9"], "--steps is for ig and layer_ig, which were not asked for."),
         (["--method", "ig", "--channels", "all"], "'all' is not one of"),
         (["--method", "ig", "missing.png"], "there is no 'missing.png'; check the path."),
         ([], "Missing option '--method'"),
@@ -312,7 +333,7 @@ def test_pictures_or_a_text_are_needed_and_not_both(
     out = ("--method", "lime", "--out", tmp_path / "out")
     assert "give picture files after MODEL, or a text" in refused(capsys, MODEL, *out)
     said = refused(capsys, PREDICT, photos[0], "--text", "a b", *out)
-    assert "--text takes no pictures, --weights or --background" in said
+    assert "--text takes no pictures, --weights, --background or --steps" in said
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,13 @@ def test_the_gap_that_is_printed_is_the_one_of_the_result() -> None:
     assert checks(found)[1] == f"gap {gap:+.2g} ({share:.1%})"
 
 
+def test_a_path_on_which_no_number_of_steps_explains_the_score_says_so() -> None:
+    explain = METHODS["ig"](steps="auto", tolerance=1e-30)  # type: ignore[call-arg]
+    found = explain(Score(nets.seeded(nets.ConvNet()), 1), nets.images(1))
+    assert checks(found)[0].endswith("%), not converged")
+    assert "not" not in checks(explained("ig", steps="auto"))[0]
+
+
 def test_lrp_prints_its_ledger_and_lime_its_fit() -> None:
     score = Score(nets.seeded(nets.ConvNet()), 1)
     found = LRP()(score, nets.images())

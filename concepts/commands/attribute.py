@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from probing.scores import Score
 
 EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
-TOP = "top"
+TOP, AUTO = "top", "auto"
 
 
 def attribute(
@@ -62,6 +62,14 @@ def attribute(
             metavar="DIR", help="Pictures that stand for the data, for expected_gradients."
         ),
     ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Points on the path, for ig and layer_ig; auto: as many as explain the score up to 1 %. "
+            "[default: auto]",
+        ),
+    ] = None,
     channels: Annotated[
         Literal["sum", "maxabs", "sumabs", "l2"],
         typer.Option(help="How colour channels become one value in figures; sum keeps the sign."),
@@ -70,15 +78,15 @@ def attribute(
 ) -> None:
     """Show which places of pictures, or words of a text, a model's class score depends on."""
     if text is not None:
-        if images or weights or background:
+        if images or weights or background or steps:
             raise CommandError(
-                "--text takes no pictures, --weights or --background: leave them out."
+                "--text takes no pictures, --weights, --background or --steps: leave them out."
             )
         _explain_text(model, text, method, target, out)
         return
     if not images:
         raise CommandError("give picture files after MODEL, or a text by --text.")
-    choice = _Choice(method, target, background, channels)
+    choice = _Choice(method, target, background, steps, channels)
     choice.check()
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     from probing import models
@@ -94,18 +102,24 @@ class _Choice:
     names: Sequence[str]
     target: str
     background: Path | None
+    steps: str | None
     channels: Literal["sum", "maxabs", "sumabs", "l2"]
 
     def methods(self, loaded: "LoadedModel") -> dict[str, "AttributionMethod"]:
-        """Return the methods by name, with the background where one is needed."""
+        """Return the methods by name, with the background and the steps where they take them."""
         from probing.attribution import METHODS
         from probing.attribution.baselines import Samples
+        from probing.attribution.path import IntegratedGradients
 
-        given: dict[str, object] = {}
+        steps: int | Literal["auto"] = (
+            "auto" if self.steps in {None, AUTO} else int(str(self.steps))
+        )
+        given: dict[str, object] = {"steps": steps, "path": IntegratedGradients(steps=steps)}
         if self.background is not None:
             rows = pictures(self.background, loaded, "raise")
             given["background"] = Samples.of(rows.load(range(len(rows))))
-        return {n: METHODS[n](**{k: given[k] for k in _needs(METHODS[n])}) for n in self.names}
+        takes = {n: given.keys() & _fields(METHODS[n]) for n in self.names}
+        return {n: METHODS[n](**{k: given[k] for k in takes[n]}) for n in self.names}
 
     def check(self) -> None:
         """Refuse, before a model is loaded, names that are none and methods that lack what they need."""
@@ -124,6 +138,19 @@ class _Choice:
                 )
         if self.background is not None and not any(needs.values()):
             raise CommandError("--background is for expected_gradients, which was not asked for.")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        if self.steps is None:
+            return
+        if self.steps != AUTO and not (self.steps.isdecimal() and int(self.steps)):
+            raise CommandError(f"--steps takes a number from 1, or auto, got {self.steps!r}.")
+        if not {"ig", "layer_ig"}.intersection(self.names):
+            raise CommandError("--steps is for ig and layer_ig, which were not asked for.")
+
+
+def _fields(method: type) -> set[str]:
+    return {f.name for f in fields(method)}
 
 
 def _needs(method: type) -> list[str]:

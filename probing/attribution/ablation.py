@@ -5,7 +5,7 @@ channel set to zero changes known inputs of the first dense layer only, and from
 carried instead of values: fewer products, and no rounding of what is nearly equal.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,8 +19,10 @@ from probing.attribution.passes import Passes
 from probing.precision import agree
 
 Step = Callable[[Tensor], Tensor]
-_ELEMENTS = 2**20
-"""Differences carried at once: what stays near the processor."""
+_ELEMENTS = 2**25
+"""Differences kept at once."""
+_DENSE = 0.8
+"""Share of a dense layer's inputs, above which choosing them takes longer than multiplying all."""
 
 
 @dataclass(frozen=True)
@@ -54,59 +56,59 @@ class Head:
             rows: which examples of the score these are.
             classes: what the model itself made of that output.
         """
+        most = max(1, _ELEMENTS // (output.shape[1] * self.first.out_features))
+        step, found = min(passes.chunk, most), []
+        for start in range(0, len(output), step):
+            part = slice(start, start + step)
+            falls = self._falls(passes, output[part], rows[part], classes[part])
+            if falls is None:
+                return None
+            found.append(falls)
+        return torch.cat(found)
+
+    def _falls(
+        self, passes: Passes, output: Tensor, rows: Tensor, classes: Tensor
+    ) -> Float[Tensor, "n c"] | None:
         whole = passes.precision.inputs(output, passes.device)
         shown = _through(self.apart, whole).flatten(1)
         hidden = _through(self.apart, torch.zeros_like(whole[:1])).flatten(1)
         n, c = output.shape[:2]
-        change = (hidden - shown).view(n, c, -1).transpose(0, 1)
+        change = (hidden - shown).view(n, c, -1)
         bases = [self.first(shown)]
         for step in (*self.inner, *([self.last] if self.last else ())):
             bases.append(step(bases[-1].clone()))  # which may work in place
         rounded = torch.bfloat16 if passes.precision.kind == "fast" else classes.dtype
         if not agree(bases[-1].to(classes.device, rounded), classes.to(rounded)):
             return None
-        found = change.new_zeros(c, n)
-        for channels in self._slices(c, bases):
-            alive = channels.start + change[channels].any(2).any(1).nonzero()[:, 0]
-            if len(alive):  # a silent channel takes nothing
-                delta = torch.bmm(change[channels], self._blocks(c)[channels])
-                delta = delta if len(alive) == len(delta) else delta[alive - channels.start]
-                found[alive] = self._falls(passes, bases, delta, rows)
-                passes.n_forward += n * len(alive)
-        return found.T
-
-    def _slices(self, channels: int, bases: Sequence[Tensor]) -> Iterator[slice]:
-        step = max(1, _ELEMENTS // max(base.numel() for base in bases))
-        for start in range(0, channels, step):
-            yield slice(start, min(start + step, channels))
-
-    def _blocks(self, channels: int) -> Float[Tensor, "c places out"]:
-        """Return the first layer's weights by channel, as a view."""
         weight = self.first.weight
-        return weight.view(len(weight), channels, -1).permute(1, 2, 0)
+        blocks = weight.view(len(weight), c, -1).permute(1, 2, 0)
+        deltas = torch.bmm(change.transpose(0, 1), blocks).transpose(0, 1)
+        found = change.new_zeros(n, c)
+        for i, alive in enumerate(change.any(2)):  # a silent channel takes nothing
+            found[i, alive] = self._fall(passes, [b[i] for b in bases], deltas[i, alive], rows[i])
+        passes.n_forward += int(change.any(2).sum())
+        return found
 
-    def _falls(
+    def _fall(
         self,
         passes: Passes,
-        bases: Sequence[Float[Tensor, "n _"]],
-        delta: Float[Tensor, "k n out"],
-        rows: Int[Tensor, " n"],
-    ) -> Float[Tensor, "k n"]:
-        """Return the falls of the score from changes of the first layer's output."""
+        bases: Sequence[Float[Tensor, " _"]],
+        delta: Float[Tensor, "k out"],
+        row: Int[Tensor, ""],
+    ) -> Float[Tensor, " k"]:
+        """Return the falls of an example's score from changes of the first layer's output."""
         for step, base, after in zip(self.inner, bases, bases[1:], strict=False):
             if isinstance(step, nn.Linear):
                 delta = _dense(passes, step, delta)
             else:
                 delta = step(base + delta).sub_(after)
+        target = passes.score.target
+        wanted = int(target[row]) if isinstance(target, Tensor) else target
         if passes.score.unit == "logit":
-            wanted = _targets(passes, rows)
-            if self.last is None:
-                return -delta[:, torch.arange(len(rows)), wanted]
-            return -torch.einsum("knf,nf->kn", delta, self.last.weight[wanted])
+            return -(delta[:, wanted] if self.last is None else delta @ self.last.weight[wanted])
         delta = delta if self.last is None else _dense(passes, self.last, delta)
-        each = (bases[-1] + delta).flatten(0, 1)
-        ablated = passes.score.read(each, rows.repeat(len(delta)))
-        return passes.score.read(bases[-1], rows) - ablated.view(len(delta), -1)
+        kept, each = passes.score.read(bases[-1][None], row[None]), bases[-1] + delta
+        return kept - passes.score.read(each, row.expand(len(each)))
 
 
 def head_of(tail: fx.GraphModule) -> Head | None:
@@ -202,15 +204,14 @@ def _through(steps: Sequence[Step], values: Tensor) -> Tensor:
 
 
 def _dense(
-    passes: Passes, layer: nn.Linear, delta: Float[Tensor, "k n in"]
-) -> Float[Tensor, "k n out"]:
-    """Return how a dense layer's output changes; what is rounded is the change, not the output."""
+    passes: Passes, layer: nn.Linear, delta: Float[Tensor, "k in"]
+) -> Float[Tensor, "k out"]:
+    """Return how a dense layer's output changes; what is rounded is the change, not the output.
+
+    Inputs that no change reaches, as behind a rectifier, are left out of the product.
+    """
+    weight, reached = layer.weight, delta.any(0)
+    if int(reached.sum()) < _DENSE * len(reached):
+        delta, weight = delta[:, reached], weight[:, reached]
     with passes.precision.arithmetic(passes.device):
-        return functional.linear(delta, layer.weight).to(delta.dtype)
-
-
-def _targets(passes: Passes, rows: Int[Tensor, " r"]) -> Int[Tensor, " r"]:
-    target = passes.score.target
-    if isinstance(target, Tensor):
-        return target.to(rows.device)[rows]
-    return torch.full_like(rows, target)
+        return functional.linear(delta, weight).to(delta.dtype)

@@ -287,14 +287,9 @@ def _falls_in_head(
     head = head_of(tail) if axis == 1 and output.ndim == 4 and passes.score.output is None else None
     if head is None:
         return None
-    rows, found = torch.arange(len(output)), []
     with torch.no_grad():
-        for part in passes.slices(len(output)):
-            falls = head.falls(passes, output[part], rows[part], classes[part])
-            if falls is None:
-                return None
-            found.append(falls)
-    return torch.cat(found).to(output)
+        falls = head.falls(passes, output, torch.arange(len(output)), classes)
+    return None if falls is None else falls.to(output)
 
 
 def _falls_in_tail(

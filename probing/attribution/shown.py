@@ -49,7 +49,8 @@ def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
         base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])
         whole = abs(float(found.score[row]) - base)
         share = f" ({abs(gap) / whole:.1%})" if whole > 0 else ""
-        return f"gap {gap:+.2g}{share}"
+        missed = "" if bool(facts.get("converged", torch.tensor(True))) else ", not converged"
+        return f"gap {gap:+.2g}{share}{missed}"
     if "standard_error" in facts:
         size = float(found.values[row].abs().mean())
         error = float(facts["standard_error"].mean())
