@@ -82,8 +82,10 @@ def cosine(mine: object, theirs: object) -> str:
     b = theirs.values if isinstance(theirs, Attribution) else theirs
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
-    pairs = zip(a.flatten(1).double(), b.flatten(1).double(), strict=True)
-    worst = min(float(torch.nn.functional.cosine_similarity(x, y, dim=0)) for x, y in pairs)
+    pairs = list(zip(a.flatten(1).double(), b.flatten(1).double(), strict=True))
+    shown = [(x, y) for x, y in pairs if x.any() or y.any()]  # both may be empty
+    found = (float(torch.nn.functional.cosine_similarity(x, y, dim=0)) for x, y in shown)
+    worst = min(found, default=1.0)
     return f"smallest cosine {worst:.6f}"
 
 
@@ -189,7 +191,7 @@ def cam_cases(
         },
     )
     for name in ("resnet18", "mobilenet_v3_small", "vgg16"):
-        model = net if name == "resnet18" else frozen(getattr(torchvision.models, name)())
+        model = net if name == "resnet18" else frozen(calibrated(name, images))
         of = Score(model, TARGET)
         yield (
             f"Ablation-CAM, {name}",
@@ -341,6 +343,17 @@ def lime_package(
             )
 
     return run
+
+
+def calibrated(name: str, images: Tensor) -> nn.Module:
+    """Return a torchvision network with activations of ordinary size: BatchNorm's statistics are of these images."""
+    net: nn.Module = getattr(torchvision.models, name)()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of the one batch
+    with torch.no_grad():
+        net.train()(images)
+    return net
 
 
 def frozen(net: nn.Module) -> nn.Module:
