@@ -37,6 +37,21 @@ def flat() -> LoadedModel:
     return LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)), TRANSFORM)
 
 
+class Several(torch.nn.Module):
+    """Returns a map besides its class scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nets.seeded(nets.ConvNet())
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"map": x, "classes": self.net(x)}
+
+
+def several() -> LoadedModel:
+    return LoadedModel(Several().eval(), TRANSFORM, NAMES)
+
+
 def predict(texts: list[str]) -> list[list[float]]:
     odds = [float(2 * t.count("good") - t.count("bad")) for t in texts]
     return [[-o, o] for o in odds]
@@ -225,6 +240,19 @@ def test_steps_are_added_until_the_score_is_explained_unless_their_number_is_giv
             assert float(facts["relative_gap"]) <= 0.01
 
 
+def test_the_class_scores_of_an_output_of_several_parts_are_named(
+    photos: list[str], tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, given = "test_attribute_command:several", ("--method", "saliency", "--out", tmp_path)
+    said = refused(capsys, model, photos[0], *given)
+    assert "a mapping with keys ['map', 'classes']; name the class scores with --output." in said
+    assert run(model, photos[0], "--output", "classes", *given) == 0
+    found = Attribution.load(tmp_path / "first" / "saliency")
+    assert run(MODEL, photos[0], "--method", "saliency", "--out", tmp_path / "whole") == 0
+    whole = Attribution.load(tmp_path / "whole" / "first" / "saliency")
+    torch.testing.assert_close(found.values, whole.values)
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"expected_gradients"}))
 def test_every_method_can_be_asked_for_by_its_name(
     name: str, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -248,8 +276,9 @@ def test_a_text_is_explained_saved_drawn_and_printed(
     printed = capsys.readouterr().out
     words = [line.split()[0] for line in printed.splitlines()[1:3]]
     assert words == ["good", "bad"]  # the largest first
-    assert "class 1, score 1, R\N{SUPERSCRIPT TWO} 1.00" in printed
     found = TextAttribution.load(out / "lime")
+    given = f"{found.diagnostics['prediction']:.4g}, R\N{SUPERSCRIPT TWO} 1.00 over "
+    assert f"class 1, score 1; the linear model gives {given}" in printed
     assert found.target == 1
     page = (out / "lime.html").read_text(encoding="utf-8")
     assert "&lt;" in page
@@ -333,7 +362,7 @@ def test_pictures_or_a_text_are_needed_and_not_both(
     out = ("--method", "lime", "--out", tmp_path / "out")
     assert "give picture files after MODEL, or a text" in refused(capsys, MODEL, *out)
     said = refused(capsys, PREDICT, photos[0], "--text", "a b", *out)
-    assert "--text takes no pictures, --weights, --background or --steps" in said
+    assert "--text takes no pictures, --weights, --background, --steps or --output" in said
 
 
 @pytest.mark.parametrize(

@@ -366,7 +366,10 @@ def test_lrp_prints_its_ledger_and_lime_its_fit() -> None:
         f"input {kept['input']:+.3g}, bias {kept['absorbed_by_bias']:+.3g} of {float(found.score[0]):+.3g}"
     )
     lime = LIME(Grid(3, 3), surrogate=Local(30))(score, nets.images())
-    assert checks(lime)[0] == f"R\N{SUPERSCRIPT TWO} {float(lime.diagnostics['r2'][0]):.2f}"
+    fit, given = (float(lime.diagnostics[name][0]) for name in ("r2", "prediction"))
+    assert checks(lime)[0] == (
+        f"R\N{SUPERSCRIPT TWO} {fit:.2f}, gives {given:+.3g} of {float(lime.score[0]):+.3g}"
+    )
 
 
 def test_a_map_with_nothing_positive_says_so() -> None:

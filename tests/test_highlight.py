@@ -126,7 +126,8 @@ def test_an_explained_text_shows_itself() -> None:
     found = TextLIME(surrogate=Local(samples=60))(predict, "a good day, not bad at all", 1)
     page = found._repr_html_()
     assert page == found.html()
-    assert "Class 1, score -1, R\N{SUPERSCRIPT TWO}" in page
+    given = f"{found.diagnostics['prediction']:.3g}"
+    assert f"Class 1, score -1; the linear model gives {given}, R\N{SUPERSCRIPT TWO}" in page
     raised = re.search(r'title="\+[^"]*" style="[^"]*solid[^"]*">good<', page)
     lowered = re.search(r'title="-[^"]*" style="[^"]*dotted[^"]*">bad<', page)
     assert raised

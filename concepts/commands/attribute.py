@@ -70,6 +70,13 @@ def attribute(
             "[default: auto]",
         ),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY|N",
+            help="Which part of the model's output holds the class scores, where it returns several.",
+        ),
+    ] = None,
     channels: Annotated[
         Literal["sum", "maxabs", "sumabs", "l2"],
         typer.Option(help="How colour channels become one value in figures; sum keeps the sign."),
@@ -78,15 +85,16 @@ def attribute(
 ) -> None:
     """Show which places of pictures, or words of a text, a model's class score depends on."""
     if text is not None:
-        if images or weights or background or steps:
+        if images or weights or background or steps or output:
             raise CommandError(
-                "--text takes no pictures, --weights, --background or --steps: leave them out."
+                "--text takes no pictures, --weights, --background, --steps or --output: "
+                "leave them out."
             )
         _explain_text(model, text, method, target, out)
         return
     if not images:
         raise CommandError("give picture files after MODEL, or a text by --text.")
-    choice = _Choice(method, target, background, steps, channels)
+    choice = _Choice(method, target, background, steps, output, channels)
     choice.check()
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     from probing import models
@@ -103,6 +111,7 @@ class _Choice:
     target: str
     background: Path | None
     steps: str | None
+    output: str | None
     channels: Literal["sum", "maxabs", "sumabs", "l2"]
 
     def methods(self, loaded: "LoadedModel") -> dict[str, "AttributionMethod"]:
@@ -120,6 +129,11 @@ class _Choice:
             given["background"] = Samples.of(rows.load(range(len(rows))))
         takes = {n: given.keys() & _fields(METHODS[n]) for n in self.names}
         return {n: METHODS[n](**{k: given[k] for k in takes[n]}) for n in self.names}
+
+    @property
+    def part(self) -> str | int | None:
+        """The part of the model's output that holds the class scores."""
+        return int(self.output) if self.output and self.output.isdecimal() else self.output
 
     def check(self) -> None:
         """Refuse, before a model is loaded, names that are none and methods that lack what they need."""
@@ -177,13 +191,14 @@ def _explain_images(
     from probing.scores import Score
 
     inputs = ImageExamples(images, loaded.preprocess).load(range(len(images)))
-    targets = _targets(loaded, inputs, choice.target)
+    targets = _targets(loaded, inputs, choice)
     names = _folder_names(images)
     table = new_table("image", "method", "target", "score", "check", "layer")
     found: dict[str, list[Attribution]] = {}
     for name, explain in choice.methods(loaded).items():
         for i, target in enumerate(targets):
-            result = _explained(name, explain, Score(loaded.model, target), inputs[i : i + 1])
+            score = Score(loaded.model, target, output=choice.part)
+            result = _explained(name, explain, score, inputs[i : i + 1])
             result.save(out / names[i] / name)
             found.setdefault(name, []).append(result)
             said = (f"{float(result.score[0]):.4g}", checks(result)[0], result.layer)
@@ -206,16 +221,19 @@ def _explained(
         raise CommandError(f"--method {name}: {error}") from None
 
 
-def _targets(loaded: "LoadedModel", inputs: "Tensor", target: str) -> list[int]:
+def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[int]:
     """Return the class that is explained of each input."""
     import torch
 
-    from probing.scores import class_scores
+    from probing.scores import OutputError, class_scores
 
-    if target != TOP:
-        return [class_index(loaded, target)] * len(inputs)
-    with torch.no_grad():
-        tops = [class_scores(loaded.model(x[None])).argmax(1) for x in inputs]
+    if choice.target != TOP:
+        return [class_index(loaded, choice.target)] * len(inputs)
+    try:
+        with torch.no_grad():
+            tops = [class_scores(loaded.model(x[None]), choice.part).argmax(1) for x in inputs]
+    except OutputError as error:
+        raise CommandError(str(error).replace("Score(output=…)", "--output")) from None
     return [int(top) for top in tops]
 
 
@@ -318,8 +336,9 @@ def _show_words(result: "TextAttribution") -> None:
     for i in chosen[result.values[chosen] != 0].tolist():
         error = float(result.standard_error[i])
         table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
-    table.caption = (
-        f"class {result.target}, score {result.score:.4g}, "
-        f"R\N{SUPERSCRIPT TWO} {result.diagnostics['r2']:.2f} over {result.n_forward:,} texts"
-    )
     show(table)
+    facts = result.diagnostics
+    typer.echo(
+        f"class {result.target}, score {result.score:.4g}; the linear model gives "
+        f"{facts['prediction']:.4g}, R\N{SUPERSCRIPT TWO} {facts['r2']:.2f} over {result.n_forward:,} texts"
+    )

@@ -171,8 +171,9 @@ class TextAttribution(Result):
         return self.html()
 
     def _caption(self) -> str:
-        r2 = f"R\N{SUPERSCRIPT TWO} {self.diagnostics['r2']:.2f}"
-        return f"Class {self.target}, score {self.score:.3g}, {r2}."
+        facts = self.diagnostics
+        fit = f"{facts['prediction']:.3g}, R\N{SUPERSCRIPT TWO} {facts['r2']:.2f}"
+        return f"Class {self.target}, score {self.score:.3g}; the linear model gives {fit}."
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ class TextLIME:
 
     By default as the reference implementation: 5,000 coalitions in which the number of hidden words is uniform, the
     kernel of `LIME`, and the 10 parts with the highest weights. Scores are explained as the function gives them,
-    probabilities or logits.
+    probabilities or logits. For a text of two or three words few coalitions count, and ridge shrinks coefficients:
+    `prediction` is then far from the score, and `surrogate=ExactShapley()` is exact.
 
     Attributes:
         parts: how a text is cut: `Words` (all occurrences of a word together) or `Occurrences`.

@@ -43,7 +43,8 @@ def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
         bias = float(facts["absorbed_by_bias"])
         return f"input {float(facts['input']):+.3g}, bias {bias:+.3g} of {score:+.3g}"
     if "r2" in facts:
-        return f"R\N{SUPERSCRIPT TWO} {float(facts['r2']):.2f}"
+        score, given = float(found.score[row]), float(facts["prediction"])
+        return f"R\N{SUPERSCRIPT TWO} {float(facts['r2']):.2f}, gives {given:+.3g} of {score:+.3g}"
     if "completeness_gap" in facts:
         gap = float(facts["completeness_gap"])
         base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])
