@@ -214,26 +214,34 @@ def _explained(
     name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor"
 ) -> "Attribution":
     from probing.geometry import InputError, RefusedError
+    from probing.scores import OutputError
 
     try:
         return explain(score, inputs)
-    except (RefusedError, InputError) as error:
-        raise CommandError(f"--method {name}: {error}") from None
+    except (RefusedError, InputError, OutputError) as error:
+        raise CommandError(f"--method {name}: {_without_python(error)}") from None
+
+
+def _without_python(error: Exception) -> str:
+    """Return what is wrong, with the option that mends it where Python has an argument for it."""
+    return str(error).replace("Score(output=…)", "--output")
 
 
 def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[int]:
     """Return the class that is explained of each input."""
     import torch
 
+    from probing.precision import device_of
     from probing.scores import OutputError, class_scores
 
     if choice.target != TOP:
         return [class_index(loaded, choice.target)] * len(inputs)
+    placed = inputs.to(device_of(loaded.model))
     try:
         with torch.no_grad():
-            tops = [class_scores(loaded.model(x[None]), choice.part).argmax(1) for x in inputs]
+            tops = [class_scores(loaded.model(x[None]), choice.part).argmax(1) for x in placed]
     except OutputError as error:
-        raise CommandError(str(error).replace("Score(output=…)", "--output")) from None
+        raise CommandError(_without_python(error)) from None
     return [int(top) for top in tops]
 
 
