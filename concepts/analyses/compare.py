@@ -16,6 +16,7 @@ from concepts.compare_result import (
     CLAIMED,
     EFFECT,
     HIDDEN,
+    OWN,
     REVERSED,
     SWAP,
     TCAV,
@@ -143,7 +144,7 @@ class HeatMaps:
         blocks += [Points(refused)] if refused else []
         return Section(
             "What TCAV found and the heat maps hide, and the reverse",
-            (*blocks, _agreement_table(c), _cells(c)),
+            (*blocks, _agreement_table(c), _division(c), _cells(c)),
         )
 
 
@@ -296,7 +297,7 @@ def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
         )
         images = [Image.fromarray(image) for image in one.images.numpy()]
         strips.append(Strip(title, images, ("before", "after", "what differs", p.heat_map)))
-    return montage(strips, columns=6)
+    return montage(strips, columns=5, width=5.2)
 
 
 def _agreement_table(found: Comparison) -> Table:
@@ -307,6 +308,25 @@ def _agreement_table(found: Comparison) -> Table:
             rows.append((name, number(known(r.r)), interval(r.low, r.high), str(r.n)))
     header = ("reading", "rank correlation", "interval", "pairs of contrast and class")
     return Table("Agreement of every reading with the measured exchange.", header, tuple(rows))
+
+
+def _division(found: Comparison) -> Table:
+    """Return how the change of the logits divides at the layer, as sizes of means over pairs, averaged over classes."""
+    own, swap = (found.by_pair[found.measures.index(name)] for name in (OWN, SWAP))
+    change = torch.where(own.isnan(), torch.nan, swap)  # of the pairs that were divided
+    parts = (change, own, found.others, found.remainder, found.gap)
+    rows = tuple(
+        (concept, *(number(float(part[c].nanmean(1).abs().mean())) for part in parts))
+        for c, concept in enumerate(found.concepts)
+    )
+    header = (
+        "contrast", "change", "own direction", "other contrasts' directions", "remainder", "missed by the integral",
+    )  # fmt: skip
+    caption = (
+        f"How exchanges' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes. "
+        "For each pair the parts add up to the change."
+    )
+    return Table(caption, header, rows)
 
 
 def _cells(found: Comparison) -> Table:
