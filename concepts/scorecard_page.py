@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from probing.evaluation.quantities import DESIDERATA, QUANTITIES, QUESTIONS, answered
-from probing.evaluation.scorecard import Record, Scorecard
+from probing.evaluation.scorecard import Record, Scorecard, sign
 from probing.figures import inline_svg
 from probing.report import (
     NONE,
@@ -21,6 +21,7 @@ from probing.report import (
 LIMITS = (
     "Ranks compare the methods of this table only: another method, or other inputs, change them.",
     "Fidelity is measured by removal, by randomising the network and by sums, which can disagree; the evidence shows each.",
+    "Where few quantities apply to a method, as to those that read whole networks, its standing rests on these alone.",
     "Questions answered, demands on the network and settings are counted from what a method is, not measured on inputs.",
     "Whether a person understands an explanation is not measured: that takes people.",
 )
@@ -32,12 +33,11 @@ _EVIDENCE = "The quantities behind the table: means over inputs and 95 % interva
 
 def scorecard_page(card: Scorecard, subject: str) -> Report:
     """Return the scorecard as a page of its own."""
-    certain = tuple(Finding(str(d)) for d in card.disagreements if d.certain)
     return Report(
         title="Which explanation should I trust?",
         subject=subject,
         question="Which method is faithful, readable, sufficient, easy to set up, quick?",
-        findings=certain or (Finding("Nothing measured differs for certain from the lecture."),),
+        findings=tuple(_finding(card, d) for d in range(len(DESIDERATA))),
         limits=LIMITS,
         sections=scorecard_sections(card),
         colophon=(
@@ -48,12 +48,30 @@ def scorecard_page(card: Scorecard, subject: str) -> Report:
     )
 
 
+def _finding(card: Scorecard, desideratum: int) -> Finding:
+    """Return who stands in which third of a desideratum, and for whom the lecture's mark is surely another."""
+    name = DESIDERATA[desideratum]
+    marks = {row.name: card.mark(r, desideratum) for r, row in enumerate(card.rows)}
+    thirds = ((sign(m), [n for n, own in marks.items() if own == m]) for m in ("+", "0", "-"))
+    claim = "; ".join(f"{mark} {', '.join(names)}" for mark, names in thirds if names)
+    parted = [
+        f"{d.method} (lecture {sign(d.deck)})"
+        for d in card.disagreements
+        if d.certain and d.desideratum == name
+    ]
+    evidence = (
+        f"The lecture's mark lies outside the interval of {', '.join(parted)}." if parted else ""
+    )
+    return Finding(f"{name.capitalize()}: {claim or 'not measured'}.", evidence)
+
+
 def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
     """Return the parts of a report that show the table, where it parts from the lecture, and the evidence."""
     evidence = card.evidence()
     return (
         Section("The table, measured", tuple(_table(card))),
-        Section("Evidence", (_plate(card), *_tables(evidence), _questions(card), _meanings())),
+        Section("Evidence", (_plate(card),)),
+        *(Section(d.capitalize(), tuple(_behind(card, d, evidence))) for d in DESIDERATA),
     )
 
 
@@ -73,13 +91,14 @@ def _plate(card: Scorecard) -> Plate:
     return Plate(inline_svg(card.plot_evidence(), "all quantities"), _EVIDENCE, "evidence")
 
 
-def _tables(evidence: Sequence[Record]) -> list[Table]:
+def _behind(card: Scorecard, desideratum: str, evidence: Sequence[Record]) -> list[Block]:
+    """Return what a column rests on: what its quantities are, and their values."""
+    own = {n: q for n, q in QUANTITIES.items() if q.desideratum == desideratum}
+    told = tuple(f"{q.title} ({q.better} is better): {q.what}." for q in own.values())
+    rows = tuple(_line(r) for r in evidence if r["quantity"] in own)
     header = ("quantity", "method", "better", "mean", "95 %", "rank", "inputs", "left out")
-    found = []
-    for desideratum in DESIDERATA:
-        rows = tuple(_line(r) for r in evidence if r["desideratum"] == desideratum)
-        found.append(Table(desideratum.capitalize(), header, rows, 3, folded=True))
-    return found
+    blocks: list[Block] = [Points(told), Table(f"{desideratum.capitalize()}: every quantity", header, rows, 3, folded=True)]  # fmt: skip
+    return [*blocks, _questions(card)] if "questions" in own else blocks
 
 
 def _line(record: Record) -> tuple[str, ...]:
@@ -104,11 +123,6 @@ def _questions(card: Scorecard) -> Table:
         for i, question in enumerate(QUESTIONS, 1)
     )
     return Table("Which method answers which question", ("question", "methods"), rows, 2, folded=True)  # fmt: skip
-
-
-def _meanings() -> Table:
-    rows = tuple((q.desideratum, q.title, q.better, q.what) for q in QUANTITIES.values())
-    return Table("What the quantities are", ("desideratum", "quantity", "better", "what it is"), rows, 4, folded=True)  # fmt: skip
 
 
 def _known(value: object) -> float | None:

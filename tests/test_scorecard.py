@@ -100,6 +100,8 @@ def test_a_quantity_of_one_method_ranks_nobody_and_missing_values_are_left_out()
     assert ranks([1.0, math.nan, 3.0, 3.0], "higher")[::2] == [3.0, 1.5]
     assert summary(values(abpc=[1.0, 3.0, math.nan])["abpc"])[::3] == (2.0, 1)
     assert summary(values(abpc=7.0)["abpc"]) == (7.0, 7.0, 7.0, 0)
+    mean, low, high, _ = summary(values(effects=[0.9, 0.2, 1.0])["effects"], (-1.0, 1.0))
+    assert low < mean < high == 1.0
 
 
 def test_one_method_can_t_be_ranked() -> None:
@@ -296,7 +298,10 @@ def test_a_card_is_saved_tabulated_and_made_a_page(tmp_path: Path) -> None:
     assert (sampled["low"] <= sampled["high"]).all()
     page = scorecard_page(found, "a net <script>").html()
     assert "<script>" not in page
-    assert page.count("<details") >= len(DESIDERATA)
+    assert page.count("<details") > len(DESIDERATA)
+    findings = scorecard_page(found, "").findings
+    assert findings[0].claim.startswith("Fidelity: ")
+    assert all("a" in f.claim and "b" in f.claim for f in findings)
 
 
 # The command

@@ -1,5 +1,6 @@
 """What a scorecard measures, for which desideratum of Swartout & Moore (1993, sec. 2), and what the lecture says of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,23 +27,25 @@ class Quantity:
         title: in a table.
         better: which values are good.
         what: it is, in a sentence.
+        range: of its values, beyond which no interval goes.
     """
 
     desideratum: str
     title: str
     better: Better
     what: str
+    range: tuple[float, float] = (0.0, math.inf)
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "abpc": Quantity("fidelity", "area between curves", "higher", "mean fall of the score when what the map values most goes first, less that when it goes last; in score units"),
-    "effects": Quantity("fidelity", "predicted vs true effect", "higher", "correlation of the change of the score that the explanation predicts with the true one: for maps when random patches go (sensitivity-n), for concepts when the layer moves along each of them"),
-    "randomised": Quantity("fidelity", "likeness, random weights", "lower", "size of the signed rank correlation with maps of the network with all parameters drawn anew"),
+    "abpc": Quantity("fidelity", "area between curves", "higher", "mean fall of the score when what the map values most goes first, less that when it goes last; in score units", (-math.inf, math.inf)),
+    "effects": Quantity("fidelity", "predicted vs true effect", "higher", "correlation of the change of the score that the explanation predicts with the true one: for maps when random patches go (sensitivity-n), for concepts when the layer moves along each of them", (-1.0, 1.0)),
+    "randomised": Quantity("fidelity", "likeness, random weights", "lower", "size of the signed rank correlation with maps of the network with all parameters drawn anew", (0.0, 1.0)),
     "gap": Quantity("fidelity", "completeness gap", "lower", "distance of the map's sum from the score's difference to the baseline, as a share of it"),
     "parts": Quantity("understandability", "parts to read", "lower", "exp of the entropy of sizes over pixels, cells, segments, or concepts: how many things there are to read"),
     "bytes": Quantity("understandability", "bytes of the picture", "lower", "size of the map as a PNG of 8 bits"),
-    "on_object": Quantity("understandability", "energy on the object", "higher", "share of the map's positive values inside the mask"),
-    "sufficient": Quantity("sufficiency", "sufficient share", "lower", "smallest share of patches, those valued most first, that brings back nine tenths of the class's probability"),
+    "on_object": Quantity("understandability", "energy on the object", "higher", "share of the map's positive values inside the mask", (0.0, 1.0)),
+    "sufficient": Quantity("sufficiency", "sufficient share", "lower", "smallest share of patches, those valued most first, that brings back nine tenths of the class's probability", (0.0, 1.0)),
     "questions": Quantity("sufficiency", "questions answered", "higher", "of the eight fixed questions, those to which it returns an answer"),
     "settings": Quantity("low overhead", "settings", "lower", "hyperparameters that can be tuned"),
     "images": Quantity("low overhead", "further images", "lower", "images that it needs besides the one explained"),

@@ -70,7 +70,7 @@ class Disagreement:
 
     def __str__(self) -> str:
         how = "" if self.certain else ", but the interval reaches the lecture's third"
-        return f"{self.method}, {self.desideratum}: measured {_sign(self.measured)}, the lecture says {_sign(self.deck)}{how}."
+        return f"{self.method}, {self.desideratum}: measured {sign(self.measured)}, the lecture says {sign(self.deck)}{how}."
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Scorecard(Result):
         found: list[Record] = []
         for name, quantity in QUANTITIES.items():
             have = [row for row in self.rows if name in row.values]
-            stats = [summary(row.values[name]) for row in have]
+            stats = [summary(row.values[name], quantity.range) for row in have]
             ranked = ranks([s[0] for s in stats], quantity.better) if have else []
             for row, (mean, low, high, excluded), rank in zip(have, stats, ranked, strict=True):
                 found.append(
@@ -203,7 +203,8 @@ class Scorecard(Result):
         }
 
 
-def _sign(mark: Mark) -> str:
+def sign(mark: Mark) -> str:
+    """Return a mark as it is printed."""
     return "\N{MINUS SIGN}" if mark == "-" else mark
 
 

@@ -1,5 +1,6 @@
 """How methods stand among those they are compared with: ranks of measured quantities, and how sure they are."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -77,9 +78,17 @@ def ranks(means: Sequence[float], better: Better) -> list[float]:
     return found
 
 
-def summary(values: Float[Tensor, " inputs"]) -> tuple[float, float, float, int]:
-    """Return the mean over inputs, its interval, and how many inputs have no value; a single value is a fact."""
-    mean, low, high = (float(t[0]) for t in mean_interval(values.double()[:, None], draws=2000))
+def summary(
+    values: Float[Tensor, " inputs"], bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float, float, int]:
+    """Return the mean over inputs, its interval, and how many inputs have no value; a single value is a fact.
+
+    Args:
+        values: of each input.
+        bounds: of the quantity; its interval ends there.
+    """
+    mean, *ends = mean_interval(values.double()[:, None], draws=2000)
     if len(values) == 1:
-        low = high = mean
-    return mean, low, high, int(values.isnan().sum())
+        ends = [mean, mean]
+    low, high = (float(t.clamp(*bounds)[0]) for t in ends)
+    return float(mean[0]), low, high, int(values.isnan().sum())
