@@ -3,8 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from probing.provenance import Provenance
 from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
+from probing.threads import one_thread
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -80,9 +80,9 @@ def run_audit(
     )
     say(_ahead(material, store))
     meter, done = _read(material, store)
-    with _one_thread():
+    with one_thread():
         results = _results(meter)
-    for name in audit.analyses:
+    for name in audit.further:
         ANALYSES[name].measure(material, store).save(out / "analyses" / name)
     results.save(out)
     _save_pictures(meter, results, out / "images")
@@ -102,17 +102,6 @@ def rebuild(out: Path) -> AuditResults:
     _write_tables(results, out / "tables")
     document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
     return write_report(out, document)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: these are many small products, and sums must not depend on how many threads there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _ahead(material: Material, store: ActivationStore) -> str:
@@ -199,7 +188,7 @@ def _results(meter: Meter) -> AuditResults:
             for m in material.manifests
         ),
         limits=tuple(audit.limits),
-        analyses=tuple(audit.analyses),
+        analyses=audit.further,
     )
 
 

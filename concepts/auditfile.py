@@ -140,15 +140,17 @@ class StatisticsPart(Schema):
     seed: int = 0
 
 
-AnalysisName = Literal["probes", "heat_maps", "dreams"]
-"""What an audit may look at besides swaps and TCAV; `concepts.analyses` has them."""
+AnalysisName = Literal["tcav", "probes", "dissection", "atlas", "heat_maps", "dreams"]
+"""What an audit may look at; TCAV always is, `concepts.analyses` has the others."""
+TCAV = "tcav"
 
 
 class AuditFile(Schema):
     """A whole audit; the schema of the YAML file.
 
     Attributes:
-        analyses: what is looked at besides swaps and TCAV, in the order of the report.
+        analyses: what is looked at, in the order of the report; swaps and TCAV always are, named or not.
+        scenes: drawn scenes by which `dissection` says what units detect; 0 leaves that out. Each is a forward pass.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -166,6 +168,12 @@ class AuditFile(Schema):
     targets: Annotated[list[Target], Field(min_length=1)]
     statistics: StatisticsPart = Field(default_factory=StatisticsPart)
     analyses: list[AnalysisName] = Field(default_factory=list)
+    scenes: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def further(self) -> tuple[AnalysisName, ...]:
+        """What is looked at besides swaps and TCAV."""
+        return tuple(name for name in self.analyses if name != TCAV)
 
 
 def _contradiction(audit: AuditFile) -> str:
@@ -178,6 +186,10 @@ def _contradiction(audit: AuditFile) -> str:
     ):
         if repeats := [name for name, n in Counter(names).items() if n > 1]:
             return f"the {what} {repeats[0]!r} stands twice: name each once"
+    if audit.scenes == 1:
+        return "'scenes' is 1, but dissection needs at least two, one to choose a concept on and one to judge it"
+    if audit.scenes and "dissection" not in audit.analyses:
+        return f"'scenes' is {audit.scenes}, but the analyses do not name 'dissection', which looks at them"
     if audit.concepts and audit.random is None:
         return "concepts given as one set need random counterparts: add the key 'random'"
     for target in audit.targets:

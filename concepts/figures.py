@@ -5,9 +5,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
 from concepts.results import AuditResults, CellRow, LikenessRow, SwapRow
+from concepts.units import UnitShifts
+from probing.embedding import AtlasResult
 from probing.figures import (
     DIVERGING,
     FAINT,
@@ -343,3 +347,55 @@ def _strip(title: str, rows: Sequence[LikenessRow], folder: Path) -> Strip:
     images = [Image.open(folder / row.image) for row in rows]
     captions = [f"{fill(row.caption, 17)}\n{number(row.cosine, sign=True)}" for row in rows]
     return Strip(title, images, captions)
+
+
+def units(
+    layers: Sequence[str], layer_of: Int[Tensor, " units"], shifts: UnitShifts, contrast: int, *, alpha: float
+) -> "Figure":  # fmt: skip
+    """Draw each unit's shift on clusters to judge on against that on clusters to fit on, one panel per layer."""
+    told = shifts.told(alpha)[contrast]
+    across, up = shifts.fitted[contrast], shifts.shift[contrast]
+    reach = 1.08 * max(float(across.abs().max()), float(up.abs().max()), 1e-6)
+    with style():
+        panel = min(2.0, (FULL_WIDTH - 0.8) / len(layers))
+        figure = new_figure(min(FULL_WIDTH, 0.9 + panel * len(layers)), panel + 0.75)
+        panels = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
+        for k, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
+            axes.axline((0, 0), slope=1, color=FAINT, lw=0.7, ls=(0, (4, 3)), zorder=0)
+            axes.axhline(0, color=RULE, lw=0.6, zorder=0)
+            axes.axvline(0, color=RULE, lw=0.6, zorder=0)
+            own = layer_of == k
+            for which, colour, marker in ((own & ~told, FAINT, "o"), (own & told, PALETTE[0], "D")):
+                axes.plot(across[which], up[which], marker, color=colour, ms=3, mew=0, alpha=0.6)
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), box_aspect=1)
+            axes.locator_params(nbins=5)
+            axes.set_title(
+                f"{layer}\n{int((own & told).sum())} of {int(own.sum())} units tell it", loc="left"
+            )
+        panels[0].set_ylabel("judged (s.d.)")
+        figure.supxlabel("fitted (s.d.)", fontsize=8)
+    return figure
+
+
+def planes(
+    atlases: Sequence[AtlasResult], names: Sequence[str], labels: Int[Tensor, " n"]
+) -> "Figure":
+    """Draw the planes of several layers, points coloured by label."""
+    with style():
+        panel = min(2.0, (FULL_WIDTH - 1.1) / len(atlases))
+        figure = new_figure(min(FULL_WIDTH, 1.3 + panel * len(atlases)), panel + 0.5)
+        panels = figure.subplots(1, len(atlases), squeeze=False)[0]
+        for axes, atlas in zip(panels, atlases, strict=True):
+            points = atlas.points.numpy()
+            for k, name in enumerate(names):
+                own = (labels == k).numpy()
+                marker = MARKERS[k % len(MARKERS)]
+                axes.scatter(
+                    *points[own].T, s=9, color=PALETTE[k % len(PALETTE)], marker=marker, lw=0, alpha=0.6, label=name
+                )  # fmt: skip
+            axes.set(xticks=[], yticks=[], box_aspect=1)
+            axes.set_title(atlas.layer, loc="left")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside right upper", markerscale=1.4
+        )
+    return figure

@@ -7,14 +7,15 @@ measured and stands beside every atlas.
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor, nn
 
-from probing.examples import ExampleSet, PicturedExamples
+from probing.examples import ExampleSet
 from probing.figures import FAINT, MARKERS, PALETTE, PAPER, new_figure, style
 from probing.fingerprint import content_id
 from probing.provenance import Provenance, Result
@@ -33,6 +34,10 @@ _JUDGED = 2000
 """Points of which distances to all others are taken for that."""
 
 
+_TILE = 64
+"""Pixels of a picture on the plane."""
+
+
 class AtlasError(ValueError):
     """Rows that make no atlas, or an atlas that is asked for what it does not hold."""
 
@@ -43,6 +48,17 @@ class Projection(Protocol):
 
     def __call__(self, rows: Float[Tensor, "n m"]) -> Float[Tensor, "n 2"]:
         """Return each row's place."""
+
+
+class Pictures(Protocol):
+    """Pictures of the examples of an atlas, by their numbers there."""
+
+    @property
+    def ids(self) -> "Sequence[str]":
+        """Content ids of the examples."""
+
+    def image(self, index: int) -> Image.Image:
+        """Return the picture of an example."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,18 @@ class AtlasResult(Result):
         """Return row and column of cells with enough points, whose means feature visualisation can show."""
         return [(int(r), int(c)) for r, c in (self.counts >= self.least).nonzero().tolist()]
 
+    def central(self) -> "Sequence[tuple[int, int, int]]":
+        """Return row, column and the example nearest to the centre of each cell that holds any."""
+        low, high = self._bounds()
+        side = (high - low) / len(self.counts)
+        found = []
+        for row, column in (self.counts > 0).nonzero().tolist():
+            inside = (self.cell == torch.tensor([row, column])).all(1).nonzero().squeeze(1)
+            centre = low + side * (torch.tensor([column, row]) + 0.5)
+            nearest = (self.points[inside] - centre).square().sum(1).argmin()
+            found.append((int(row), int(column), int(inside[nearest])))
+        return found
+
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per point."""
         import pandas as pd
@@ -140,8 +168,8 @@ class AtlasResult(Result):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None, pictures: PicturedExamples | None = None) -> "Axes":
-        """Draw the points, coloured by label; with pictures, the first example of each cell in its place.
+    def plot(self, ax: "Axes | None" = None, pictures: Pictures | None = None) -> "Axes":
+        """Draw the points, coloured by label; with pictures, the central example of each cell in its place.
 
         Args:
             ax: where to draw.
@@ -160,10 +188,11 @@ class AtlasResult(Result):
             mine = (self.labels == (k if self.names else -1)).numpy()
             colour = PALETTE[k % len(PALETTE)] if self.names else FAINT
             marker = MARKERS[(k // len(PALETTE)) % len(MARKERS)]
-            edge = 0.0 if pictures is None else 0.5
-            ax.scatter(
-                x[mine], y[mine], s=12, color=colour, marker=marker, lw=edge, ec=PAPER, label=name, zorder=3
-            )  # fmt: skip
+            size, edge = (12, 0.0) if pictures is None else (6, 0.3)
+            if self.names or pictures is None:  # points that say nothing would only hide pictures
+                ax.scatter(
+                    x[mine], y[mine], s=size, color=colour, marker=marker, lw=edge, ec=PAPER, label=name, zorder=3
+                )  # fmt: skip
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
@@ -172,31 +201,29 @@ class AtlasResult(Result):
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.5)
         return ax
 
-    def figure(self, pictures: PicturedExamples | None = None) -> "Figure":
+    def figure(self, pictures: Pictures | None = None) -> "Figure":
         """Return the plot as a figure of its own."""
         with style():
             found = self.plot(None, pictures).figure
         assert found is not None
         return found  # type: ignore[return-value]
 
-    def _thumbnails(self, ax: "Axes", pictures: PicturedExamples) -> None:
+    def _thumbnails(self, ax: "Axes", pictures: Pictures) -> None:
         if tuple(pictures.ids) != self.ids:
             raise AtlasError(
-                f"pictures must be of the {len(self.ids)} examples of the atlas, got {len(pictures)} that differ: pass the "
+                f"pictures must be of the {len(self.ids)} examples of the atlas, got {len(pictures.ids)} that differ: pass the "
                 "same examples."
             )
+        grid = len(self.counts)
+        canvas = np.zeros((grid * _TILE, grid * _TILE, 4), dtype=np.uint8)
+        for row, column, index in self.central():
+            tile = pictures.image(index).convert("RGB").resize((_TILE - 2, _TILE - 2))
+            top, left = (grid - 1 - row) * _TILE, column * _TILE
+            canvas[top : top + _TILE - 2, left : left + _TILE - 2, :3] = np.asarray(tile)
+            canvas[top : top + _TILE - 2, left : left + _TILE - 2, 3] = 255
         low, high = self._bounds()
-        side = (high - low) / len(self.counts)
-        for row, column in (self.counts > 0).nonzero().tolist():
-            inside = (self.cell == torch.tensor([row, column])).all(1).nonzero().squeeze(1)
-            corner = low + side * torch.tensor([column, row])
-            centre = corner + side / 2
-            first = inside[(self.points[inside] - centre).square().sum(1).argmin()]
-            image = np.asarray(pictures.image(int(first)))
-            (left, bottom), (wide, tall) = corner.tolist(), (0.96 * side).tolist()
-            ax.imshow(image, extent=(left, left + wide, bottom, bottom + tall), aspect="auto")
         (left, bottom), (right, top) = low.tolist(), high.tolist()
-        ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.imshow(canvas, extent=(left, right, bottom, top), aspect="auto")
 
     def _bounds(self) -> tuple[Tensor, Tensor]:
         return self.points.amin(0), self.points.amax(0)
@@ -222,6 +249,8 @@ class Atlas:
         grid: cells on a side.
         least: points in a cell for its mean to count.
         seed: of the positions.
+        pool: over positions first (`mean`), or over all axes but the last, for layers that return channels last
+            (`mean_last`); without effect with `position`.
 
     Example:
         >>> atlas = Atlas("layer4")(ActivationStore(), net, images, labels)
@@ -234,6 +263,7 @@ class Atlas:
     grid: int = 10
     least: int = 3
     seed: int = 0
+    pool: Literal["mean", "mean_last"] = "mean"
 
     def __call__(
         self,
@@ -284,7 +314,7 @@ class Atlas:
         self, store: ActivationStore, model: nn.Module, examples: ExampleSet
     ) -> Float[Tensor, "n m"]:
         if not self.position:
-            rows = store.activations(model, [self.layer], examples, pool="mean")[self.layer]
+            rows = store.activations(model, [self.layer], examples, pool=self.pool)[self.layer]
             return rows.cpu().flatten(1)
         drawn = torch.from_numpy(np.random.default_rng(self.seed).uniform(size=len(examples)))
         found: list[Tensor] = [torch.empty(0)] * len(examples)

@@ -1,8 +1,16 @@
 """What an audit may look at besides swaps and TCAV; `ANALYSES` lists it by the names that an audit file takes."""
 
+from concepts.analyses.atlas import Atlases
 from concepts.analyses.base import Analysis
 from concepts.analyses.compare import HeatMaps
+from concepts.analyses.dissection import Units
 from concepts.analyses.dreams import Dreams
 from concepts.analyses.probes import Probes
 
-ANALYSES: dict[str, Analysis] = {"probes": Probes(), "heat_maps": HeatMaps(), "dreams": Dreams()}
+ANALYSES: dict[str, Analysis] = {
+    "probes": Probes(),
+    "dissection": Units(),
+    "atlas": Atlases(),
+    "heat_maps": HeatMaps(),
+    "dreams": Dreams(),
+}

@@ -12,6 +12,7 @@ from probing.probes.reduction import (
 )
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, SplitError
+from probing.probes.untrained import untrained_copy
 
 __all__ = [
     "FeatureSizeError",
@@ -26,4 +27,5 @@ __all__ = [
     "SoftmaxProbe",
     "Split",
     "SplitError",
+    "untrained_copy",
 ]

@@ -1,0 +1,218 @@
+"""Which units tell an audit's attributes, and what they detect in scenes with known masks."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from concepts import figures
+from concepts.dissect import Dissection
+from concepts.dissection.result import DissectionResult
+from concepts.material import Material
+from concepts.results import AuditResults
+from concepts.sections.plates import plate
+from concepts.segmentation import EmojiScenes
+from concepts.units import UnitContrasts, UnitShifts
+from probing.probes import untrained_copy
+from probing.provenance import Provenance, Result
+from probing.report import (
+    NONE,
+    Block,
+    Finding,
+    Paragraph,
+    Points,
+    Section,
+    Table,
+    interval,
+    number,
+    p_value,
+)
+from probing.store import ActivationStore
+
+_LISTED = 5
+"""Units shown of each layer and contrast."""
+
+
+@dataclass(frozen=True)
+class AttributeUnits(Result):
+    """Units of the audit's layers, one layer after the other, and by how much contrasts move them."""
+
+    contrasts: tuple[str, ...]
+    layers: tuple[str, ...]
+    layer_of: Int[Tensor, " units"]
+    unit: Int[Tensor, " units"]
+    """Its number in its layer."""
+    shifts: UnitShifts
+    untrained: UnitShifts
+    """Of the same architecture at random weights."""
+    pairs: Int[Tensor, " contrasts"]
+    """That shifts are judged on."""
+    names: DissectionResult | None
+    """What the same units detect in drawn scenes, if any were asked for."""
+
+    def strongest(self, contrast: int, layer: int, alpha: float) -> list[int]:
+        """Return units that tell a contrast, the largest on clusters to fit on first."""
+        told = self.shifts.told(alpha)[contrast] & (self.layer_of == layer)
+        size = self.shifts.fitted[contrast].abs()
+        order = torch.sort(size, descending=True, stable=True).indices
+        return [int(unit) for unit in order if told[unit]]
+
+    def counts(self, alpha: float, *, untrained: bool = False) -> Int[Tensor, "contrasts layers"]:
+        """Return how many units of each layer tell each contrast."""
+        told = (self.untrained if untrained else self.shifts).told(alpha)
+        return torch.stack([told[:, self.layer_of == k].sum(1) for k in range(len(self.layers))], 1)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Compares units over the pairs that contrasts match, and dissects the layers by drawn scenes if the audit has any.
+
+    Shifts come from the rows that the audit reads; random weights take one pass over the data's images, which linear
+    probes read too. Scenes are passed once.
+    """
+
+    def measure(self, material: Material, store: ActivationStore) -> AttributeUnits:
+        """Return shifts of all units, each judged on clusters that its sign was not found on."""
+        statistics, model = material.file.statistics, material.loaded.model
+        method = UnitContrasts(statistics.relabellings, statistics.level, statistics.seed)
+        fit, judge = ([getattr(c, side) for c in material.contrasts] for side in ("fit", "judge"))
+        trained = _rows(material, store, model)
+        bare = _rows(material, store, untrained_copy(model, statistics.seed))
+        sizes = [rows.shape[1] for rows in trained]
+        return AttributeUnits(
+            provenance=Provenance.collect(model=model, method=method),
+            contrasts=tuple(c.spec.name for c in material.contrasts),
+            layers=material.layers,
+            layer_of=torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+            unit=torch.cat([torch.arange(size) for size in sizes]),
+            shifts=method(torch.cat(trained, 1), fit, judge),
+            untrained=method(torch.cat(bare, 1), fit, judge),
+            pairs=torch.tensor([len(pairs.first) for pairs in judge]),
+            names=_names(material, store),
+        )
+
+    def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
+        """Say for each contrast how many units tell it, and which do most."""
+        assert isinstance(found, AttributeUnits)
+        return tuple(_finding(audit, found, k) for k in range(len(found.contrasts)))
+
+    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+        """Return the figure of all units, and tables of the strongest."""
+        assert isinstance(found, AttributeUnits)
+        swaps = "all" if found.shifts.exact else f"{found.shifts.draws:,} random"
+        text = (
+            "A unit here is one channel, averaged over positions. It tells a contrast if matched images differ in it on "
+            f"{audit.clusters} that its sign was not found on, more than where the two sides are swapped in whole "
+            f"{audit.clusters} ({swaps} ways to swap; p corrected for all {found.shifts.p.numel():,} pairs of unit and "
+            "contrast by the step-down maximum). A unit that tells a contrast responds to something that differs between "
+            "its two sides in these drawings, such as the colour of clothes; it need not stand for the attribute, and need "
+            "not be used."
+        )
+        blocks: list[Block] = [Paragraph(text)]
+        for k, contrast in enumerate(found.contrasts):
+            caption = (
+                f"Mean difference of matched images in each unit for {contrast}, in standard deviations of the unit: across "
+                f"on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured: units that "
+                "tell the contrast."
+            )
+            draw = partial(
+                figures.units, found.layers, found.layer_of, found.shifts, k, alpha=audit.alpha
+            )
+            label = f"Units that differ for {contrast}"
+            blocks += [
+                plate(folder, f"units_{k + 1}", draw, label, caption),
+                _table(audit, found, k),
+            ]
+        if found.names is not None:
+            blocks.append(Points(_named(audit, found, found.names)))
+        return Section("Which units tell the attributes", tuple(blocks))
+
+
+def _rows(
+    material: Material, store: ActivationStore, model: nn.Module
+) -> list[Float[Tensor, "n _"]]:
+    examples = material.subset(range(len(material.manifests[0].items)))
+    rows = store.activations(model, material.layers, examples, pool=material.file.model.pool)
+    return [rows[layer].flatten(1).cpu() for layer in material.layers]
+
+
+def _names(material: Material, store: ActivationStore) -> DissectionResult | None:
+    count, seed = material.file.scenes, material.file.statistics.seed
+    if not count:
+        return None
+    scenes = EmojiScenes(count, seed=seed).scenes(material.loaded.preprocess)
+    return Dissection(material.layers, seed=seed)(store, material.loaded.model, scenes)
+
+
+def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
+    counts, bare = (found.counts(audit.alpha, untrained=u)[k] for u in (False, True))
+    claim = (
+        f"{int(counts.sum())} of {len(found.unit)} units tell {found.contrasts[k]} on {audit.clusters} that they were not "
+        f"chosen on; at random weights {int(bare.sum())}."
+    )
+    by_layer = ", ".join(
+        f"{name} {int(n)} of {int((found.layer_of == i).sum())} (at random weights {int(m)})"
+        for i, (name, n, m) in enumerate(zip(found.layers, counts, bare, strict=True))
+    )
+    told = found.shifts.told(audit.alpha)[k]
+    strongest = torch.where(told, found.shifts.fitted[k].abs(), -1)
+    best = f" Largest on the other {audit.clusters}: {_told(found, k, int(strongest.argmax()))}."
+    return Finding(
+        claim,
+        f"{by_layer}.{best if told.any() else ''} Corrected p below {audit.alpha:g}. To tell is not to be used.",
+    )
+
+
+def _told(found: AttributeUnits, k: int, row: int) -> str:
+    s = found.shifts
+    low, high = float(s.low[k, row]), float(s.high[k, row])
+    where = f"unit {int(found.unit[row])} of {found.layers[int(found.layer_of[row])]}"
+    return (
+        f"{where}, {number(float(s.shift[k, row]), sign=True)} standard deviations ({interval(low, high)}), the same way in "
+        f"{float(s.same_way[k, row]):.0%} of {int(found.pairs[k])} pairs"
+    )
+
+
+def _table(audit: AuditResults, found: AttributeUnits, k: int) -> Table:
+    s, rows = found.shifts, []
+    for i, layer in enumerate(found.layers):
+        for row in found.strongest(k, i, audit.alpha)[:_LISTED]:
+            ends = interval(float(s.low[k, row]), float(s.high[k, row]))
+            rows.append(
+                (
+                    f"{layer}: {int(found.unit[row])}", _label(found, row), number(float(s.fitted[k, row]), sign=True),
+                    number(float(s.shift[k, row]), sign=True), ends, f"{float(s.same_way[k, row]):.0%}",
+                    p_value(float(s.p[k, row])),
+                )
+            )  # fmt: skip
+    header = ("unit", "in drawn scenes", "fitted", "judged", "interval", "same way", "p corrected")
+    caption = (
+        f"Units that tell {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which have "
+        "no part in the numbers after. Same way: share of pairs."
+    )
+    return Table(caption, header, tuple(rows), text_columns=2, folded=True)
+
+
+def _label(found: AttributeUnits, row: int) -> str:
+    """Return what a unit detects in drawn scenes, if anything beyond chance."""
+    names = found.names
+    if names is None or not (names.detector[row] and names.significant[row]):
+        return NONE
+    return f"{names.concepts[int(names.best[row])]} (IoU {float(names.best_iou[row]):.2f})"
+
+
+def _named(audit: AuditResults, found: AttributeUnits, names: DissectionResult) -> tuple[str, ...]:
+    """Say what units that tell a contrast detect, beside the others."""
+    detects = names.detector & names.significant
+    said = []
+    for contrast, told in zip(found.contrasts, found.shifts.told(audit.alpha), strict=True):
+        shares = [f"{int(detects[group].sum())} of {int(group.sum())}" for group in (told, ~told)]
+        said.append(
+            f"In {names.images} drawn scenes, {shares[0]} units that tell {contrast} are detectors (IoU > "
+            f"{names.min_iou:g}, and more than shuffled images give), and {shares[1]} of the others. The scenes show things, "
+            "textures and colours and no figures: a label says what else moves the unit."
+        )
+    return (*said, *names.sentences())
