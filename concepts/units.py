@@ -38,6 +38,11 @@ class UnitShifts:
     exact: bool
     """Whether they are all there are, up to swapping every cluster, which leaves sizes as they are."""
 
+    @property
+    def least_p(self) -> float:
+        """The smallest p that this number of swaps can give."""
+        return 1 / self.draws if self.exact else 1 / (self.draws + 1)
+
     def told(self, alpha: float) -> Bool[Tensor, "contrasts units"]:
         """Return where a shift is told from chance, and goes the way it did on clusters to fit on."""
         return (self.p < alpha) & (self.fitted * self.shift > 0)

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> list[Outcome]:
     parser.add_argument("--out", type=Path, help="folder for outcomes.json and the figure")
     parser.add_argument("--tiny", action="store_true", help="a small case, to see that it runs")
     parsed = parser.parse_args(arguments)
-    found, nets, data = run(100, 2, 1) if parsed.tiny else run(1600, 8, 5)
+    found, nets, data = run(100, 2, 1) if parsed.tiny else run(800, 8, 4)
     names = ("accuracy", "cross_entropy", "part_hits", "instability", "dead")
     table = Table("variant", *(name.replace("_", " ") for name in names))
     for variant in VARIANTS:

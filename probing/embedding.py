@@ -50,6 +50,7 @@ class Projection(Protocol):
         """Return each row's place."""
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """Pictures of the examples of an atlas, by their numbers there."""
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from concepts.analyses import ANALYSES, Analysis
+from concepts.analyses.atlas import Atlases, AttributeAtlases, chance, neighbours
+from concepts.analyses.dissection import AttributeUnits, Units
 from concepts.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.analyses.probes import AttributeProbes, Probes
 from concepts.audit import rebuild, run_audit
@@ -26,13 +28,13 @@ from probing.store import ActivationStore
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an audit with all analyses that was run."""
     root = tmp_path_factory.mktemp("analyses")
-    file = audits.audit_file(root, {"analyses": list(ANALYSES)})
+    file = audits.audit_file(root, {"analyses": ["tcav", *ANALYSES], "scenes": 6})
     run_audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
     return root
 
 
 def test_an_audit_file_may_name_every_analysis_and_no_other(tmp_path: Path) -> None:
-    assert set(get_args(AnalysisName)) == set(ANALYSES)
+    assert set(get_args(AnalysisName)) == {"tcav", *ANALYSES}
     assert all(isinstance(analysis, Analysis) for analysis in ANALYSES.values())
     with pytest.raises(SchemaError, match="analyses"):
         read_audit(audits.audit_file(tmp_path, {"analyses": ["horoscope"]}))
@@ -125,3 +127,90 @@ def test_the_control_of_a_dream_leaves_nothing_of_the_contrast(folder: Path) -> 
     one = replace(gender, fit=Pairs(gender.fit.first[:2], gender.fit.second[:2], ("a", "a")))
     with pytest.raises(TooFewError, match="half of the clusters, got 1 to fit on"):
         _ways(rows, one, 0)
+
+
+def test_tcav_may_be_named_and_is_looked_at_anyway(tmp_path: Path, folder: Path) -> None:
+    assert read_audit(audits.audit_file(tmp_path)).further == ()
+    named = read_audit(audits.audit_file(tmp_path, {"analyses": ["atlas", "tcav"]}))
+    assert named.further == ("atlas",)
+    assert AuditResults.load(folder / "out").analyses == tuple(ANALYSES)
+
+
+def test_scenes_without_dissection_or_a_single_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="the analyses do not name 'dissection'"):
+        read_audit(audits.audit_file(tmp_path, {"scenes": 6}))
+    with pytest.raises(SchemaError, match="needs at least two"):
+        read_audit(audits.audit_file(tmp_path, {"analyses": ["dissection"], "scenes": 1}))
+
+
+def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
+    file = folder / "audit.yaml"
+    material = Material.of(read_audit(file), file.parent)
+    store = ActivationStore()
+    data = material.subset(range(60))
+    store.activations(material.loaded.model, material.layers, data, pool="mean")
+    images = len(set(data.ids))
+    Atlases().measure(material, store)
+    assert store.stats.forward_rows == images
+    Units().measure(material, store)
+    assert store.stats.forward_rows == images + images + 6  # random weights, and the scenes
+    for analysis in (Units(), Atlases(), Probes()):
+        analysis.measure(material, store)
+    assert store.stats.forward_rows == 2 * images + 6
+
+
+def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: Path) -> None:
+    saved = Result.load(folder / "out" / "analyses" / "dissection")
+    assert isinstance(saved, AttributeUnits)
+    told = saved.shifts.told(0.1)  # five roles to judge on can be swapped in 16 ways
+    assert told[0].tolist() == (saved.unit == 0).tolist()  # gender is red and nothing else
+    assert (saved.shifts.shift[0][told[0]] > 0).all()
+    tone = saved.contrasts.index("dark against light")
+    assert told[tone].any()
+    assert (saved.shifts.shift[tone][told[tone]] < 0).all()  # dark is less of every colour
+    results = replace(AuditResults.load(folder / "out"), alpha=0.1)
+    finding = Units().findings(results, saved)[0]
+    assert finding.claim.startswith("2 of 6 units tell woman against man on roles that they were")
+    assert "Largest on the other roles: unit 0 of" in finding.evidence
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Which units tell the attributes" in page
+    assert "In 6 drawn scenes" in page
+
+
+def test_units_of_noise_make_no_finding(folder: Path) -> None:
+    saved = Result.load(folder / "out" / "analyses" / "dissection")
+    assert isinstance(saved, AttributeUnits)
+    idle = replace(saved, shifts=replace(saved.shifts, p=torch.ones_like(saved.shifts.p)))
+    results = AuditResults.load(folder / "out")
+    finding = Units().findings(results, idle)[0]
+    assert finding.claim.startswith("0 of 6 units")
+    assert "No p could be below 0.062: there are 5 roles to swap" in finding.evidence
+    assert "Largest" not in finding.evidence
+    section = Units().section(results, replace(idle, names=None), folder / "drawn")
+    assert len(section.blocks) == 5  # no points on scenes
+
+
+def test_neighbours_are_counted_over_other_clusters_and_beside_chance(folder: Path) -> None:
+    saved = Result.load(folder / "out" / "analyses" / "atlas")
+    assert isinstance(saved, AttributeAtlases)
+    assert saved.attributes == ("gender", "tone", "role")
+    assert float(saved.chance[0]) == pytest.approx(1 / 3)
+    assert float(saved.chance[2]) == pytest.approx(5 / 59)
+    assert (saved.low <= saved.same).all()
+    assert [a.layer for a in saved.atlases] == ["features", "mix"]
+    assert len(saved.pictures) == len(saved.shown) == len(saved.atlases[-1].central())
+    for stem in ("atlas_1", "atlas_2", "atlas_pictures", "units_1", "units_2"):
+        assert (folder / "out" / "figures" / f"{stem}.png").exists()
+
+
+def test_neighbours_share_what_a_layer_groups_by() -> None:
+    role = torch.arange(12).repeat_interleave(12)
+    kind, other = torch.arange(144) % 3, torch.arange(144) // 3 % 4
+    labels = torch.stack([kind, other, role])
+    noise = torch.randn(144, 8, generator=torch.Generator().manual_seed(0))
+    by_kind = neighbours(noise + 50 * torch.eye(8)[kind], labels, 0.95)
+    assert by_kind.mean[0] == 1
+    assert by_kind.low[1] < chance(labels)[1] < by_kind.high[1]
+    by_role = neighbours(noise + 50 * torch.nn.functional.one_hot(role, 12)[:, :8], labels, 0.95)
+    assert by_role.mean[2] > 0.6
+    assert by_role.low[0] < chance(labels)[0] < by_role.high[0]  # a role's own images do not count

@@ -127,7 +127,10 @@ NUMBERED = {
     "lo": range(1, 6),
     "ro": range(1, 6),
     "am": range(1, 14),
-    "fault": (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 20),
+    "pr": range(1, 8),
+    "nd": range(1, 11),
+    "ic": range(1, 11),
+    "fault": (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20),
 }
 ORACLES = {
     "saliency": "sal",

@@ -114,7 +114,11 @@ def test_an_atlas_is_saved_loaded_and_drawn(tmp_path: Path) -> None:
     assert table.column.tolist() == found.cell[:, 1].tolist()
     plain, pictured = loaded.plot(), loaded.plot(pictures=examples)
     assert len(plain.get_images()) == 0
-    assert len(pictured.get_images()) == int((found.counts > 0).sum())
+    [canvas] = pictured.get_images()
+    opaque = np.asarray(canvas.get_array())[..., 3].reshape(3, 64, 3, 64).max((1, 3)) > 0
+    assert np.array_equal(
+        opaque[::-1], (found.counts > 0).numpy()
+    )  # a picture in each cell that holds any
     assert [t.get_text() for t in plain.get_legend().get_texts()] == ["a", "b", "c"]
     assert "&lt;b&gt;" in replace(loaded, layer="<b>")._repr_html_()
     with pytest.raises(AtlasError, match="of the 30 examples of the atlas, got 30 that differ"):
@@ -151,3 +155,24 @@ def test_the_atlas_command_prints_saves_and_draws(
     assert (tmp_path / "out" / "atlas.png").exists()
     assert cli.main([*arguments, "--layer", "relu"]) == 2
     assert "UMAP with 15 neighbours needs 17 rows" in capsys.readouterr().err
+
+
+def test_channels_last_are_averaged_over_the_axes_before_them() -> None:
+    rows = normal(12, 4, 4, 3)
+    last, first = (
+        atlas(Atlas("0", Pca(), pool=p), rows).means.shape[-1] for p in ("mean_last", "mean")
+    )
+    assert (last, first) == (3, 4)
+
+
+def test_the_example_shown_in_a_cell_lies_in_it_nearest_to_its_centre() -> None:
+    found = atlas(Atlas("0", Pca(), grid=3), normal(40, 6))
+    assert len(found.central()) == int((found.counts > 0).sum())
+    low = found.points.amin(0)
+    side = (found.points.amax(0) - low) / 3
+    for row, column, index in found.central():
+        assert found.cell[index].tolist() == [row, column]
+        centre = low + side * (torch.tensor([column, row]) + 0.5)
+        inside = (found.cell == found.cell[index]).all(1)
+        distance = (found.points - centre).square().sum(1)
+        assert distance[index] == distance[inside].min()

@@ -1,7 +1,10 @@
 """Interpretable CNNs: the paper's formulas, and the metrics that judge filters."""
 
 import copy
+import importlib.util
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -313,3 +316,18 @@ def test_maps_and_settings_that_have_no_meaning_are_refused() -> None:
         FilterMask(3, peak="mean")
     with pytest.raises(FilterMapError, match="'exact' or 'paper', got 'code'"):
         FilterLoss(2, 3, gradient="code")
+
+
+def test_the_miniature_runs_and_draws(tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent / "experiments" / "interpretable_parts.py"
+    spec = importlib.util.spec_from_file_location("interpretable_parts", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["interpretable_parts"] = script
+    spec.loader.exec_module(script)
+    found = script.main(["--tiny", "--out", str(tmp_path)])
+    assert [o.variant for o in found] == ["plain", "mask", "loss", "both"]
+    assert len({o.cross_entropy for o in found}) == 4  # mask and loss each change the training
+    assert all(0 <= o.part_hits <= 1 and 0 < o.instability < 0.5 for o in found)
+    assert {p.name for p in tmp_path.iterdir()} == {"outcomes.json", "interpretable.png", "interpretable.pdf"}  # fmt: skip

@@ -76,7 +76,7 @@ class Atlases:
         level = material.file.statistics.level
         rows = store.activations(model, material.layers, examples, pool=pool)
         with one_thread():
-            found = [_neighbours(rows[x].flatten(1).cpu(), labels, level) for x in material.layers]
+            found = [neighbours(rows[x].flatten(1).cpu(), labels, level) for x in material.layers]
             atlases = tuple(
                 Atlas(x, Pca(), pool=pool)(store, model, examples) for x in material.layers
             )
@@ -90,7 +90,7 @@ class Atlases:
             same=torch.stack([f.mean for f in found], 1),
             low=torch.stack([f.low for f in found], 1),
             high=torch.stack([f.high for f in found], 1),
-            chance=_chance(labels),
+            chance=chance(labels),
             shown=torch.tensor(shown),
             pictures=torch.stack([_small(material.examples, i) for i in shown]),
         )
@@ -121,10 +121,16 @@ class Atlases:
         )
 
 
-def _neighbours(
+def neighbours(
     rows: Float[Tensor, "n m"], labels: Int[Tensor, "attributes n"], level: float
 ) -> ClusteredMean:
-    """Return the mean share of each image's nearest that have the same label, by attribute."""
+    """Return the mean share of each image's nearest that have the same label, by attribute.
+
+    Args:
+        rows: a layer's features.
+        labels: of each attribute; the last are the clusters, and the others count neighbours in other clusters only.
+        level: of the interval over clusters.
+    """
     distance = torch.cdist(rows.double(), rows.double())
     shares = []
     for k, own in enumerate(labels):
@@ -143,7 +149,8 @@ def _eligible(labels: Int[Tensor, "attributes n"], k: int) -> Tensor:
     return clusters[:, None] != clusters[None, :]
 
 
-def _chance(labels: Int[Tensor, "attributes n"]) -> Float[Tensor, " attributes"]:
+def chance(labels: Int[Tensor, "attributes n"]) -> Float[Tensor, " attributes"]:
+    """Return the mean share of all that may be neighbours that have the same label, by attribute."""
     found = []
     for k, own in enumerate(labels):
         may = _eligible(labels, k)

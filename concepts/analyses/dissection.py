@@ -160,9 +160,15 @@ def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
     told = found.shifts.told(audit.alpha)[k]
     strongest = torch.where(told, found.shifts.fitted[k].abs(), -1)
     best = f" Largest on the other {audit.clusters}: {_told(found, k, int(strongest.argmax()))}."
+    floor = found.shifts.least_p
+    powerless = (
+        f" No p could be below {floor:.2g}: there are {len(audit.judged_on)} {audit.clusters} to swap."
+        if floor >= audit.alpha
+        else ""
+    )
     return Finding(
         claim,
-        f"{by_layer}.{best if told.any() else ''} Corrected p below {audit.alpha:g}. To tell is not to be used.",
+        f"{by_layer}.{best if told.any() else ''} Corrected p below {audit.alpha:g}.{powerless} To tell is not to be used.",
     )
 
 
