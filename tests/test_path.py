@@ -1,4 +1,7 @@
+import importlib.util
 import math
+import sys
+from pathlib import Path
 
 import nets
 import pytest
@@ -601,3 +604,21 @@ def test_baselines_of_another_shape_are_refused() -> None:
         ExpectedGradients(Samples.of(nets.images(2)), samples=1)(score, x)
     with pytest.raises(InputError, match="all axes but the first must be the same"):
         attribution_prior(score, x, nets.images(size=5), "gini", seed=0)
+
+
+def test_the_example_trains_with_priors_and_prints_what_they_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parent.parent / "experiments" / "attribution_prior.py"
+    spec = importlib.util.spec_from_file_location("attribution_prior", script)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "attribution_prior", module)
+    monkeypatch.setattr(sys, "argv", [str(script), "--tiny"])
+    spec.loader.exec_module(module)
+    assert module.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == ["0", "0.01", "0", "0.1"]
+    assert rows[0][3:] != rows[1][3:]  # the prior changes maps
