@@ -10,8 +10,8 @@ from concepts.manifest import Where
 from concepts.results import Direction
 from concepts.schema import Schema, SchemaError, read
 from concepts.sets import MINIMUM
-from probing.models import Keys
 from probing.precision import Kind
+from probing.weights import Keys
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Some = Annotated[int, Field(ge=1)]

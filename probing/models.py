@@ -3,30 +3,24 @@
 import dataclasses
 import importlib
 import math
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probing.examples import Transform
 from probing.images import Interpolation, Preprocess
-from probing.packages import package_path, require
-
-Keys = Literal["name", "order"]
+from probing.packages import require
+from probing.weights import Keys, WeightsError, load_weights, weights_file
 
 
 class ModelReferenceError(LookupError):
     """A reference names no model."""
-
-
-class WeightsError(ValueError):
-    """Weights cannot be had, or do not fit the model."""
 
 
 class DeviceError(ValueError):
@@ -175,108 +169,6 @@ def device_named(name: str | torch.device) -> torch.device:
             f"device {str(name)!r} can't be computed on; here are {there}, or 'auto'."
         ) from error
     return device
-
-
-def weights_file(weights: str | Path) -> Path:
-    """Return the file that `weights` names: a path, or `package:NAME/path/inside`."""
-    if isinstance(weights, str) and weights.startswith("package:"):
-        package, _, inside = weights.removeprefix("package:").partition("/")
-        return package_path(package, inside)
-    if not Path(weights).is_file():
-        raise WeightsError(
-            f"there is no weights file {str(weights)!r}: give a file, package:NAME/path/inside, or 'random'."
-        )
-    return Path(weights)
-
-
-def load_weights(model: nn.Module, file: Path, *, keys: Keys = "name") -> None:
-    """Fill a model with the tensors of a file; nothing may be missing, left over or of another shape.
-
-    Raises:
-        WeightsError: if the file is no plain collection of tensors, or does not fit; the message lists names.
-    """
-    state = _read(file)
-    own = model.state_dict()
-    if keys == "order":
-        state = _by_order(file, state, own)
-    # the counter of BatchNorm's batches is absent from old files and unused in evaluation mode
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    reshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or extra or reshaped:
-        hint = "" if keys == "order" or not _same_order(state, own) else _ORDER_HINT
-        raise WeightsError(
-            f"{file.name!r} does not fit {type(model).__name__}: {_listed(missing, 'missing')}, "
-            f"{_listed(extra, 'unexpected')}, {_listed(reshaped, 'of another shape')}{hint}."
-        )
-    model.load_state_dict(state, strict=False)  # checked above, up to BatchNorm's counter
-
-
-_ORDER_HINT = (
-    "; names apart, all agree in order, so keys='order' loads it if it is this very architecture"
-)
-
-
-def _by_order(
-    file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    if not _same_order(state, own):
-        pairs = zip(state.items(), own.items(), strict=False)
-        first = next(((a, b) for (a, x), (b, y) in pairs if not _alike(a, x, b, y)), None)
-        where = (
-            f"{first[0]!r} stands where the model has {first[1]!r}"
-            if first
-            else "one holds more than the other"
-        )
-        raise WeightsError(
-            f"{file.name!r} does not fit in order ({len(state)} entries for {len(own)}): {where}."
-        )
-    return dict(zip(own, state.values(), strict=True))
-
-
-def _same_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    pairs = zip(state.items(), own.items(), strict=False)
-    return len(state) == len(own) and all(_alike(a, x, b, y) for (a, x), (b, y) in pairs)
-
-
-def _alike(first: str, x: Tensor, second: str, y: Tensor) -> bool:
-    return first.rpartition(".")[2] == second.rpartition(".")[2] and x.shape == y.shape
-
-
-def _listed(names: Sequence[str], what: str) -> str:
-    shown = f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""
-    return f"{len(names)} {what}{shown}"
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{str(file)!r} is no readable safetensors file ({error})."
-            ) from None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"{str(file)!r} holds more than tensors, or is damaged, and is not unpickled, since that could run code "
-            f"({reason}): where you trust it, load it yourself and save its state_dict() as safetensors."
-        ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        holds = list(state)[:6] if isinstance(state, Mapping) else type(state).__name__
-        raise WeightsError(
-            f"{str(file)!r} is no state dict but holds {holds}: save the model's state_dict() alone."
-        )
-    return cast("Mapping[str, Tensor]", state)
 
 
 def _build(kind: str, name: str, weights: str | Path | None) -> LoadedModel:

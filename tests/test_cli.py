@@ -17,7 +17,7 @@ from torch import nn
 
 from concepts import cli
 from concepts.tcav_result import TcavResult
-from probing import __version__, models
+from probing import __version__, models, weights
 from probing.examples import TensorExamples
 from probing.store import ActivationStore
 
@@ -388,7 +388,7 @@ def test_a_manifest_that_is_not_there_is_told_in_a_line(
         (IsADirectoryError(errno.EISDIR, "is", "/x"), "'/x' is a folder; name a file."),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), "'/x': No space left on device."),
         (OSError("of many\nwords"), "of many words"),
-        (models.WeightsError("two\n  lines"), "two lines"),
+        (weights.WeightsError("two\n  lines"), "two lines"),
     ],
 )
 def test_errors_a_user_can_mend_are_told_in_a_line(

