@@ -21,7 +21,9 @@ FOLDER = Path(__file__).parent.parent / "experiments" / "ground_truth"
 def modules() -> dict[str, ModuleType]:
     sys.path.insert(0, str(FOLDER))
     try:
-        return {name: __import__(name) for name in ("pictures", "verdicts", "caption", "bias")}
+        return {
+            name: __import__(name) for name in ("pictures", "verdicts", "caption", "bias", "page")
+        }
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -129,6 +131,30 @@ def test_verdicts_are_rank_correlations_and_paired_t_intervals(
     half = 12.706204736 * 1.0  # t of one degree of freedom, times standard deviation √2 over √2
     assert step["low"] == pytest.approx(3 - half)
     assert step["high"] == pytest.approx(3 + half)
+
+
+def test_the_page_has_a_row_for_every_reading_and_a_star_where_an_interval_leaves_out_zero(
+    modules: dict[str, ModuleType],
+) -> None:
+    order = {"rho": 0.975, "low": 0.85, "high": 1.0, "names the cue": 0.8}
+    same = {"rho": None, "low": None, "high": None, "names the cue": 0.6}
+    net = dict.fromkeys(("use of the word", "accuracy without a word", "says what the word says", "tcav (score)", "tcav (effect)", "concept attribution", "saliency"), 0.5)  # fmt: skip
+    timed = {"training seconds": 2.0, "seed": 0}
+    caption = {
+        "by net": [net | timed | {"noise": p} for p in (1.0, 0.0)],
+        "rank correlation": {"saliency": order, "probes": same},
+    }
+    step = {"rate": 0.95, "difference": 1.5, "low": 0.5, "high": 2.5}
+    bias = {
+        "by net": [timed],
+        "biased less balanced": {"saliency": [step], "swap of the photograph": [step | {"low": -1.0}]},
+    }  # fmt: skip
+    text = modules["page"].page(caption, bias)
+    assert "| swap of the photograph |  |  | +1.50 |" in text
+    assert "| saliency | 0.97 (0.85 to 1.00) | 80% | +1.50* |" in text
+    assert "| probes | the same for all | 60% |  |" in text
+    assert text.index("| 0 | 0.50") < text.index("| 1 | 0.50")
+    assert "about 4 and 2 CPU seconds" in text.replace("\n", " ")
 
 
 @pytest.mark.slow
