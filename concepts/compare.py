@@ -35,6 +35,7 @@ from probing.attribution.path import IntegratedGradients
 from probing.estimators import Ridge
 from probing.examples import ExampleSet, Subset, concat
 from probing.fingerprint import content_id
+from probing.passes import Pool
 from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
@@ -66,6 +67,7 @@ class Compare:
         draws: sets of random units.
         level: of intervals and decisions (0-1).
         seed: of divisions and draws.
+        channels_last: whether the layer returns maps `[n, h, w, c]`.
 
     Example:
         >>> found = Compare("layer3")(store, {"zebra": Score(net, 340)}, [stripes, grass])
@@ -82,6 +84,12 @@ class Compare:
     draws: int = 5
     level: float = 0.95
     seed: int = 0
+    channels_last: bool = False
+
+    @property
+    def pool(self) -> Pool:
+        """How the layer's rows are pooled."""
+        return "mean_last" if self.channels_last else "mean"
 
     def __call__(
         self,
@@ -210,14 +218,16 @@ class _Reader:
 
     @property
     def _integral(self) -> ConceptGradients:
-        return ConceptGradients(self.method.layer, steps=self.method.steps)
+        return ConceptGradients(
+            self.method.layer, steps=self.method.steps, channels_last=self.method.channels_last
+        )
 
     def _features(self, pairs: Sequence[int]) -> Float[Tensor, "rows m"]:
         """Return the layer's channels of positives, then of their negatives."""
         both = self._both(pairs)
         model = next(iter(self.targets.values())).model
         layer = self.method.layer
-        rows = self.store.activations(model, [layer], both, pool="mean")[layer]
+        rows = self.store.activations(model, [layer], both, pool=self.method.pool)[layer]
         return rows.flatten(1).cpu()
 
     def _both(self, pairs: Sequence[int]) -> ExampleSet:
@@ -270,9 +280,11 @@ class _Reader:
     def _change(
         self, score: Score, positive: Tensor, negative: Tensor, units: Sequence[int]
     ) -> Float[Tensor, " pairs"]:
-        return silenced(score, self.method.layer, positive, units) - silenced(
-            score, self.method.layer, negative, units
-        )
+        both = [
+            silenced(score, self.method.layer, x, units, channels_last=self.method.channels_last)
+            for x in (positive, negative)
+        ]
+        return both[0] - both[1]
 
     def _mean(self, rows: Float[Tensor, "targets pairs"]) -> dict[str, Float[Tensor, " targets"]]:
         """Return means over pairs with intervals over clusters, for those pairs that have a value."""
@@ -292,7 +304,9 @@ class _Reader:
             own = tuple(self.sides.clusters(self.sides.judge) * 2)
         own = own or tuple(f"input {i}" for i in range(len(inputs)))
         layer, method, fit = self.method.layer, self.method, self.sides.fit
-        slopes = self.store.gradients_of(list(self.targets.values()), [layer], inputs, pool="mean")
+        slopes = self.store.gradients_of(
+            list(self.targets.values()), [layer], inputs, pool=self.method.pool
+        )
         names = self.sides.clusters(fit)
         sign = SignTest(
             Ridge(), method.pseudo_concepts, method.pseudo_concepts, method.level, method.seed
@@ -303,7 +317,7 @@ class _Reader:
             codes(own),
         )
         concept = self.sides.concept
-        effect = LogitEffect(relabellings=method.relabellings, level=method.level, seed=method.seed)(
+        effect = LogitEffect(method.pool, relabellings=method.relabellings, level=method.level, seed=method.seed)(
             self.store, self.targets, [layer], concept.positive, concept.negative, inputs,
             Clusters(concept.names, concept.names, own),
         )  # fmt: skip

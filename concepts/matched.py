@@ -128,13 +128,18 @@ def evidence(found: Attribution, masks: Bool[Tensor, "n h w"]) -> Float[Tensor, 
 
 
 def silenced(
-    score: Score, layer: str, inputs: Float[Tensor, "n *shape"], units: Sequence[int]
+    score: Score,
+    layer: str,
+    inputs: Float[Tensor, "n *shape"],
+    units: Sequence[int],
+    *,
+    channels_last: bool = False,
 ) -> Float[Tensor, " n"]:
-    """Return scores where some channels of a layer are 0 at every place."""
+    """Return scores where some channels of a layer (features of its tokens) are 0 at every place."""
     index = torch.tensor(list(units), dtype=torch.long)
 
     def silence(module: object, before: Tensor, output: Tensor) -> Tensor:
-        axis = -1 if output.ndim == 3 else 1
+        axis = -1 if output.ndim == 3 or channels_last else 1
         return output.index_fill(axis, index.to(output.device), 0)
 
     with torch.no_grad(), frozen_parameters(score.model), edit(score.model, {layer: silence}):

@@ -74,6 +74,8 @@ class LayerPath:
     slope: Float[Tensor, "n *features"]
     start_score: Float[Tensor, " n"]
     end_score: Float[Tensor, " n"]
+    axis: int
+    """Which axis of the layer's output holds channels."""
 
     @property
     def way(self) -> Float[Tensor, "n *features"]:
@@ -83,8 +85,8 @@ class LayerPath:
     @property
     def by_unit(self) -> Float[Tensor, "n units"]:
         """What of the change of score each channel carries: layer integrated gradients, summed over places."""
-        parts = self.way * self.slope
-        return parts.sum(1) if parts.ndim == 3 else parts.reshape(*parts.shape[:2], -1).sum(2)
+        parts = (self.way * self.slope).movedim(self.axis, 1)
+        return parts.reshape(*parts.shape[:2], -1).sum(2)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class ConceptGradients:
         seed: of random points, for the rule `mc`.
         batch_size: points of a pass.
         precision: how passes run.
+        channels_last: whether the layer returns maps `[n, h, w, c]`.
 
     Raises:
         DirectionError: for directions that do not fit the layer, or of which one is a combination of the others.
@@ -119,6 +122,7 @@ class ConceptGradients:
     seed: int = 0
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
+    channels_last: bool = False
 
     def __call__(
         self,
@@ -144,9 +148,7 @@ class ConceptGradients:
                 f"{len(directions)} directions have {len(concepts)} names: give one each."
             )
         path = self.path(score, inputs, starts)
-        moved, sloping, rows = _by_place(
-            path.way, path.slope, directions.double().to(path.way), self.layer
-        )
+        moved, sloping, rows = _by_place(path, directions.double().to(path.way), self.layer)
         parts, left = _coordinates(moved, rows, concepts)
         maps = (parts * (sloping @ rows.T)).mT
         whole = (path.way * path.slope).flatten(1).sum(1)
@@ -166,7 +168,7 @@ class ConceptGradients:
             score=path.end_score,
             start_score=path.start_score,
             explained=1 - left.square().sum((1, 2)) / torch.where(size > 0, size, 1),
-            maps=maps.reshape(*values.shape, *_places(path.way, rows)),
+            maps=maps.reshape(*values.shape, *_places(path, rows)),
         )
 
     def path(
@@ -186,7 +188,8 @@ class ConceptGradients:
             along = tail_passes(passes, inputs, self.layer, end)
             slope = self._mean_slope(along, start, end)
             scores = [along.values(at, torch.arange(len(at))).double() for at in (start, end)]
-        return LayerPath(start.double(), end.double(), slope, *scores)
+        axis = -1 if end.ndim == 3 or self.channels_last else 1
+        return LayerPath(start.double(), end.double(), slope, scores[0], scores[1], axis)
 
     def _mean_slope(
         self, along: Passes, start: Float[Tensor, "n *shape"], end: Float[Tensor, "n *shape"]
@@ -200,23 +203,21 @@ class ConceptGradients:
 
 
 def _by_place(
-    way: Float[Tensor, "n *shape"],
-    slope: Float[Tensor, "n *shape"],
-    directions: Float[Tensor, "concepts _"],
-    layer: str,
+    path: LayerPath, directions: Float[Tensor, "concepts _"], layer: str
 ) -> tuple[Float[Tensor, "n places m"], Float[Tensor, "n places m"], Float[Tensor, "concepts m"]]:
     """Return changes and gradients as one vector per place, of the directions' length."""
-    shape, length = way.shape[1:], directions.shape[1]
+    shape, length = path.way.shape[1:], directions.shape[1]
+    both = (path.way, path.slope)
     if length == shape.numel():
-        return way.flatten(1)[:, None], slope.flatten(1)[:, None], directions
-    if len(shape) == 3 and length == shape[0]:
-        return way.flatten(2).mT, slope.flatten(2).mT, directions
-    if len(shape) == 2 and length == shape[1]:
-        return way, slope, directions
-    raise DirectionError(
-        f"directions of {length} numbers do not fit layer {layer!r}, which returns {tuple(shape)} per input: give one "
-        "number per channel, or as many as that."
-    )
+        way, slope = (x.flatten(1)[:, None] for x in both)
+    elif length == path.way.shape[path.axis]:
+        way, slope = (x.movedim(path.axis, -1).flatten(1, -2) for x in both)
+    else:
+        raise DirectionError(
+            f"directions of {length} numbers do not fit layer {layer!r}, which returns {tuple(shape)} per input: give one "
+            "number per channel, or as many as that."
+        )
+    return way, slope, directions
 
 
 def _coordinates(
@@ -237,8 +238,7 @@ def _coordinates(
     return share, moved - share @ directions
 
 
-def _places(way: Float[Tensor, "n *shape"], rows: Float[Tensor, "concepts m"]) -> tuple[int, ...]:
-    shape = way.shape[1:]
-    if rows.shape[1] == shape.numel():
+def _places(path: LayerPath, rows: Float[Tensor, "concepts m"]) -> tuple[int, ...]:
+    if rows.shape[1] == path.way[0].numel():
         return ()
-    return tuple(shape[1:]) if len(shape) == 3 else (shape[0],)
+    return tuple(path.way.movedim(path.axis, 1).shape[2:])

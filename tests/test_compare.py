@@ -130,6 +130,46 @@ def test_a_direction_of_the_whole_layer_is_one_of_all_its_places(
     assert found.maps.shape == (1, 1)
 
 
+class Turned(nn.Module):
+    """Hands on a map with channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(1, -1)
+
+
+def test_channels_may_come_last_and_tokens_are_places(generator: torch.Generator) -> None:
+    weight = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    x = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+
+    class Last(nn.Module):
+        def __init__(self, *, tokens: bool) -> None:
+            super().__init__()
+            self.turned, self.tokens = nn.Sequential(Turned(), nn.Flatten(1, 2)) if tokens else Turned(), tokens  # fmt: skip
+            self.register_buffer("weight", weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.turned(x).square()
+            return y.mean(1 if self.tokens else (1, 2)) @ self.weight.T
+
+    directions = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    found = [
+        ConceptGradients("turned", channels_last=not tokens)(
+            Score(Last(tokens=tokens).eval(), 1), x, directions, ("a", "b")
+        )
+        for tokens in (False, True)
+    ]
+    coordinates = x.movedim(1, -1) @ torch.linalg.pinv(directions)
+    slope = x.movedim(1, -1) * weight[1] / 20  # half of 2 x w, as the path starts at zero
+    expected = (coordinates * (slope @ directions.T)).sum((1, 2))
+    for one in found:
+        torch.testing.assert_close(one.values, expected)
+    assert found[0].maps.shape == (2, 2, 4, 5)
+    assert found[1].maps.shape == (2, 2, 20)
+    score = Score(Last(tokens=False).eval(), 0)
+    without = silenced(score, "turned", x, [0, 1], channels_last=True)
+    torch.testing.assert_close(without, x[:, 2].square().mean((1, 2)) * weight[0, 2])
+
+
 def test_directions_that_do_not_tell_parts_apart_are_refused(generator: torch.Generator) -> None:
     score, x = Score(linear(torch.eye(3).double()), 0), torch.ones(2, 3, dtype=torch.float64)
     method, one = ConceptGradients("0"), torch.tensor([[1.0, 0.0, 0.0]])
