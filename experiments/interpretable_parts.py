@@ -6,8 +6,9 @@ A small CNN tells figures (head over body over legs) from single shapes, as the 
 images; all filters stand for the figures. A convolution is trained plain, with the mask, with the filter loss, and with
 both, from the same weights and batches. For each: accuracy and cross-entropy on new images, and on the figures among them
 how often a filter hits its best part (higher is better) and how far its peak moves about the parts (location
-instability, lower is better), both as means over filters that are not silent. Task, net and settings were chosen on seed
-0; the table and the figure are of other seeds.
+instability, lower is better), both as means over filters that are not silent, of their maps before any mask. A filter is
+active on 2 % of cells, about the share that a part covers here; at the paper's 0.5 % that would be one cell per image.
+Task, net and settings were chosen on seeds 0 and 1; the table and the figure are of other seeds.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from probing.interpretable import (
 from probing.miniatures import figures, shapes
 
 SIZE, CELLS, FILTERS = 28, 14, 12
+ACTIVE = 0.02
+"""Share of cells where a filter counts as active."""
 VARIANTS = {"plain": (False, False), "mask": (True, False), "loss": (False, True), "both": (True, True)}  # fmt: skip
 
 
@@ -89,12 +92,12 @@ class PartsNet(nn.Module):
         )  # fmt: skip
 
     def maps(self, images: Tensor) -> Tensor:
-        """Return what the head sees."""
-        found: Tensor = self.mask(self.top(self.body(images)))
+        """Return the filters' maps, before any mask."""
+        found: Tensor = self.top(self.body(images))
         return found
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.maps(images))
+        logits: Tensor = self.head(self.mask(self.maps(images)))
         return logits
 
 
@@ -126,7 +129,7 @@ def judge(variant: str, seed: int, net: PartsNet, data: Data) -> Outcome:
         logits, maps = net(data.images), net.maps(data.images)[data.labels == 1]
     geometry = Geometry.tiles((CELLS, CELLS), (SIZE, SIZE))
     living = maps.amax((0, 2, 3)) > 0
-    hits = part_interpretability(maps[:, living], data.parts, geometry)
+    hits = part_interpretability(maps[:, living], data.parts, geometry, q=ACTIVE)
     moves = location_instability(maps[:, living], data.landmarks, geometry)
     return Outcome(
         variant,
@@ -142,7 +145,7 @@ def judge(variant: str, seed: int, net: PartsNet, data: Data) -> Outcome:
 def run(examples: int, epochs: int, seeds: int) -> tuple[list[Outcome], dict[str, PartsNet], Data]:
     """Train and judge every variant from the same start, for some seeds; the nets are those of the last."""
     found, nets = [], {}
-    for seed in range(1, seeds + 1):
+    for seed in range(2, seeds + 2):
         old, new = Data.draw(examples, 2 * seed), Data.draw(examples, 2 * seed + 1)
         torch.manual_seed(seed)
         start = PartsNet(nn.Identity()).state_dict()
@@ -177,20 +180,25 @@ def draw(found: list[Outcome], nets: dict[str, PartsNet], data: Data, stem: Path
                 ax.plot([k] * len(values), values, MARKERS[k], color=PALETTE[k], ms=4, alpha=0.7)
                 ax.plot([k - 0.25, k + 0.25], [fmean(values)] * 2, color=INK, lw=1)
             ax.set_xticks(range(len(VARIANTS)), list(VARIANTS), rotation=45)
-            ax.set(ylim=(0, None), xlim=(-0.5, len(VARIANTS) - 0.5))
+            ax.set(
+                ylim=(0, 1.1 * max(getattr(o, name) for o in found)),
+                xlim=(-0.5, len(VARIANTS) - 0.5),
+            )
             ax.set_title(label, loc="left", fontsize=7)
-        panels = right.subplots(2, shown)
         pictures = data.images[data.labels == 1]
-        for row, (variant, maps) in zip(panels, filters.items(), strict=True):
-            for i, ax in enumerate(row):
+        for part, (variant, maps) in zip(right.subfigures(2, 1), filters.items(), strict=True):
+            name = "mask and loss" if variant == "both" else variant
+            part.suptitle(
+                f"{name}: where its strongest filter peaks", x=0.02, ha="left", fontsize=7
+            )
+            for i, ax in enumerate(part.subplots(1, shown)):
                 ax.imshow(pictures[i, 0].numpy(), cmap="gray", vmin=0, vmax=1)
                 place = np.unravel_index(int(maps[i].argmax()), (CELLS, CELLS))
                 y, x = ((p + 0.5) * SIZE / CELLS - 0.5 for p in place)
                 ax.plot(x, y, "o", mfc="none", mec=PALETTE[1], mew=1.2, ms=8)
                 ax.set_xticks([])
                 ax.set_yticks([])
-            name = "mask and loss" if variant == "both" else variant
-            row[0].set_title(f"{name}: where its strongest filter peaks", loc="left", fontsize=7)
+                ax.set_anchor("N")
         save_figure(figure, stem)
 
 
@@ -200,7 +208,7 @@ def main(arguments: list[str] | None = None) -> list[Outcome]:
     parser.add_argument("--out", type=Path, help="folder for outcomes.json and the figure")
     parser.add_argument("--tiny", action="store_true", help="a small case, to see that it runs")
     parsed = parser.parse_args(arguments)
-    found, nets, data = run(100, 2, 1) if parsed.tiny else run(800, 8, 4)
+    found, nets, data = run(100, 2, 1) if parsed.tiny else run(800, 8, 3)
     names = ("accuracy", "cross_entropy", "part_hits", "instability", "dead")
     table = Table("variant", *(name.replace("_", " ") for name in names))
     for variant in VARIANTS:

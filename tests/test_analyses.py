@@ -172,6 +172,12 @@ def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: P
     finding = Units().findings(results, saved)[0]
     assert finding.claim.startswith("2 of 6 units tell woman against man on roles that they were")
     assert "Largest on the other roles: unit 0 of" in finding.evidence
+    assert (
+        "Training did not make more of them"
+        in Units().findings(results, replace(saved, untrained=saved.shifts))[0].evidence
+    )
+    idle = replace(saved, untrained=replace(saved.untrained, p=torch.ones_like(saved.untrained.p)))
+    assert "Training did not" not in Units().findings(results, idle)[0].evidence
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Which units tell the attributes" in page
     assert "In 6 drawn scenes" in page

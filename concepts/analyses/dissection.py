@@ -166,9 +166,15 @@ def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
         if floor >= audit.alpha
         else ""
     )
+    untaught = (
+        " Training did not make more of them: what tells is in colours and shapes that random weights follow too."
+        if 0 < counts.sum() <= bare.sum()
+        else ""
+    )
     return Finding(
         claim,
-        f"{by_layer}.{best if told.any() else ''} Corrected p below {audit.alpha:g}.{powerless} To tell is not to be used.",
+        f"{by_layer}.{untaught}{best if told.any() else ''} Corrected p below {audit.alpha:g}.{powerless} To tell is not to "
+        "be used.",
     )
 
 
