@@ -298,7 +298,7 @@ def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
         )
         images = [Image.fromarray(image) for image in one.images.numpy()]
         strips.append(Strip(title, images, ("before", "after", "what differs", p.heat_map)))
-    return montage(strips, columns=5, width=5.2)
+    return montage(strips, columns=6)
 
 
 def _agreement_table(found: Comparison) -> Table:
