@@ -331,6 +331,7 @@ def test_partings_follow_from_what_is_told(comparison: Comparison) -> None:
     assert kinds(("swap", "effect")) == {HIDDEN}
     assert kinds(("swap", "tcav")) == {HIDDEN}
     assert kinds(("swap",)) == set()
+    assert kinds(("effect", "tcav")) == set()
     assert kinds(("gxi",)) == {CLAIMED}
     assert kinds(("gxi", "effect")) == set()
     assert kinds(("gxi", "swap", "effect")) == set()
