@@ -196,25 +196,29 @@ class AlphaBeta:
         minus = call.output - plus
         # z - z⁺ is exact up to some roundings of z⁺: less than this is no evidence of negative products.
         noise = 1024 * torch.finfo(plus.dtype).eps
-        minus.masked_fill_(minus > -noise * plus, 0)
+        least = plus * -noise
+        weak = minus > least
+        one_sided = weak | (plus <= torch.mul(minus, -noise, out=least))
+        minus.masked_fill_(weak, 0)
         total, fell = call.total, None
-        ups, downs = torch.tensor(self.alpha).to(plus), torch.tensor(self.beta).to(plus)
-        one_sided = (minus == 0) | (plus <= -noise * minus)
+        up, down = total * self.alpha, torch.mul(total, -self.beta, out=least)
         if self.fallback and bool(one_sided.any()):
-            ups, downs = torch.where(one_sided, 1, ups), torch.where(one_sided, 0, downs)
-            fell = _rows((one_sided & (total != 0)).to(total.dtype))
-        up = (total * ups).div_(plus.add_(self.epsilon))
-        down = (total * -downs).div_(minus.sub_(self.epsilon))
-        return self._share(call, up, down, fell)
+            torch.where(one_sided, total, up, out=up)
+            down.masked_fill_(one_sided, 0)
+            fell = _rows(one_sided.logical_and_(total), total.dtype)
+        return self._share(
+            call, up.div_(plus.add_(self.epsilon)), down.div_(minus.sub_(self.epsilon)), fell
+        )
 
     def _share(self, call: LinearCall, up: Tensor, down: Tensor, fell: Tensor | None) -> Share:
         above, below = call.weight.clamp(min=0), call.weight.clamp(max=0)
         inputs = Relevance(call.gradient(Term(up, above, below), Term(down, below, above)))
+        ups, downs = call.map.by_unit(up), call.map.by_unit(down)
         high, low = (
             (None, None) if call.bias is None else (call.bias.clamp(min=0), call.bias.clamp(max=0))
         )
-        by_bias = call.biased(up, high) + call.biased(down, low)
-        return Share(inputs, by_bias, self.epsilon * (_rows(up) - _rows(down)), fell)
+        by_bias = _times(ups, high) + _times(downs, low)
+        return Share(inputs, by_bias, self.epsilon * (ups.sum(1) - downs.sum(1)), fell)
 
 
 @dataclass(frozen=True)
@@ -324,8 +328,9 @@ def _by_weights(call: LinearCall, weight: Tensor, bias: Tensor | None, epsilon: 
     return Share(inputs, call.biased(shares, bias), epsilon * _rows(shares))
 
 
-def _rows(values: Tensor) -> Float[Tensor, " rows"]:
-    return values.sum(tuple(range(1, values.ndim)))  # not flattened, which would copy
+def _rows(values: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, " rows"]:
+    # Not flattened, which would copy.
+    return values.sum(tuple(range(1, values.ndim)), dtype=dtype)
 
 
 def _times(
