@@ -177,6 +177,8 @@ def fold_batchnorm(model: nn.Module, keep: Collection[str] = ()) -> int:
     """
     inside = [set(resolve(model, layer).modules()) for layer in keep if layer]
     count = 0
+    if not _count_norms(model):
+        return count  # nothing to trace for
     for conv_name, norm_name in _pairs(model):
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         # A layer that holds the convolution but not the norm returns what lies between them.

@@ -5,6 +5,7 @@ import math
 import nets
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
@@ -24,6 +25,7 @@ from probing.evaluation.similarity import (
     HogSimilarity,
     SignedSpearman,
     TopIou,
+    _ranks,
     hog,
     ssim,
 )
@@ -93,6 +95,20 @@ def test_rank_correlation_averages_ties_and_sees_signs() -> None:
     assert float(SignedSpearman()(a, b)[0]) == pytest.approx(expected, abs=1e-12)
     assert float(SignedSpearman()(a, -a)[0]) == pytest.approx(-1)
     assert float(AbsoluteSpearman()(a, -a)[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ranks_equal_an_independent_implementation(dtype: torch.dtype) -> None:
+    maps = torch.randn(6, 400, generator=torch.Generator().manual_seed(0))
+    maps[1:3] = maps[1:3].round(decimals=1)  # ties, zeros of both signs among them
+    maps[3] = 2.0
+    maps = maps.to(dtype)
+    torch.testing.assert_close(
+        _ranks(maps), torch.from_numpy(stats.rankdata(maps.double(), axis=1))
+    )
+    maps[4, 7] = torch.nan
+    assert _ranks(maps)[4].isnan().all()
+    assert not _ranks(maps)[5].isnan().any()
 
 
 def test_absolute_rank_correlation_is_dominated_by_a_common_factor() -> None:

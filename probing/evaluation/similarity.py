@@ -6,13 +6,16 @@ A similarity is undefined (NaN) where a map is constant; whoever averages leaves
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional
 
 from probing.evaluation.base import EvaluationError
+
+Array = npt.NDArray[np.float64]
 
 
 @runtime_checkable
@@ -214,9 +217,29 @@ def _same_size(a: Tensor, b: Tensor) -> None:
         )
 
 
-def _ranks(maps: Tensor) -> Tensor:
-    """Return ranks, those of ties averaged."""
-    return torch.from_numpy(rankdata(maps.double().numpy(), axis=1))
+def _ranks(maps: Float[Tensor, "n places"]) -> Float[Tensor, "n places"]:
+    """Return ranks from 1, those of ties averaged; NaN for maps with NaN.
+
+    NumPy sorts float32 by vector instructions: a fifth of the time of other sorts, which would take as long as a pass.
+    """
+    values = (maps if maps.dtype == torch.float32 else maps.double()).numpy()
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, 1)
+    new = ordered[:, 1:] != ordered[:, :-1]
+    places = np.broadcast_to(np.arange(1.0, values.shape[1] + 1), values.shape)
+    if not new.all():
+        places = np.stack([_averaged(*row) for row in zip(places, new, strict=True)])
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, places, 1)
+    ranks[np.isnan(ordered[:, -1])] = np.nan  # sorted to the end
+    return torch.from_numpy(ranks)
+
+
+def _averaged(places: Array, new: npt.NDArray[np.bool_]) -> Array:
+    """Return the mean place of each run of equal values; `new` says of all but the first whether a run begins there."""
+    run = np.concatenate([[0], np.cumsum(new)])
+    means: Array = np.bincount(run, places) / np.bincount(run)
+    return means[run]
 
 
 def _stretched(maps: Tensor) -> Tensor:
