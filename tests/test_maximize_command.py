@@ -1,6 +1,7 @@
 """`probing maximize`: what it saves, what it makes again, how it refuses; sheets, pages and dreams."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import nets
@@ -23,6 +24,7 @@ from probing.maximize import (
     Space,
     TensorDirection,
     maximize,
+    presets,
 )
 from probing.maximize.sheet import SheetError, contact_sheet, unit_page
 from probing.models import LoadedModel
@@ -65,7 +67,7 @@ def test_units_are_saved_as_pictures_results_and_traces(
     rows = list(csv.reader((out / "traces.csv").read_text().splitlines()))
     assert rows[0] == ["step", *found.names]
     assert [float(x) for x in rows[2][1:]] == pytest.approx(found.trace[:, 1].tolist())
-    alone = maximize(pictured(), Channel("features.2", 1), steps=3)
+    alone = replace(presets.FOURIER, steps=3)(pictured(), Channel("features.2", 1))
     assert torch.allclose(found.images[1], alone.images[0], atol=1e-4)
 
 

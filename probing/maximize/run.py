@@ -48,7 +48,7 @@ class Maximize:
         seed: of start and views; each image's own seed is made of it and of its objective.
         size: side of the images in pixels; by default views are as large as what the model was made for.
         precision: of the passes; what is optimised is float32.
-        redirect: first steps in which gradients pass closed rectifiers.
+        redirect: first steps in which gradients pass closed rectifiers, for images that have none else.
         batch: images in a pass, at most.
     """
 
@@ -268,16 +268,27 @@ class _Climb:
         last = self._settings.steps - 1
         for step in range(last + 1):
             image = self._canvas.render()
-            value, slope = self._slope(image.detach(), step)
+            value, slope = self._slope(image, step)
             self._keep(image.detach(), value, slope)
             if step < last:
                 self._climb(image, slope, step)
             yield step
 
     def _slope(self, image: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the objectives' values at a random view, and their gradient with respect to the image."""
-        leaf = image.requires_grad_()
-        redirect = step < min(self._settings.redirect, self._settings.steps - 1)
+        """Return the objectives' values at a random view, and their gradient with respect to the image.
+
+        In the first steps, images without a gradient get one through closed rectifiers.
+        """
+        value, slope = self._pulled(image, step)
+        if step < min(self._settings.redirect, self._settings.steps - 1):
+            asleep = (slope == 0).flatten(1).all(1)
+            if asleep.any():
+                _, through = self._pulled(image, step, redirect=True)
+                slope = torch.where(asleep[:, None, None, None], through, slope)
+        return value, slope
+
+    def _pulled(self, image: Tensor, step: int, *, redirect: bool = False) -> tuple[Tensor, Tensor]:
+        leaf = image.detach().requires_grad_()
         views = self._views(leaf, self._draws[step], self._transforms)
         value = self._reader.values(views, redirect=redirect)
         if not value.requires_grad:
