@@ -239,7 +239,8 @@ def _averaged(places: Array, new: npt.NDArray[np.bool_]) -> Array:
     """Return the mean place of each run of equal values; `new` says of all but the first whether a run begins there."""
     run = np.concatenate([[0], np.cumsum(new)])
     means: Array = np.bincount(run, places) / np.bincount(run)
-    return means[run]
+    spread: Array = means[run]
+    return spread
 
 
 def _stretched(maps: Tensor) -> Tensor:
