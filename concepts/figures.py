@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -350,52 +350,66 @@ def _strip(title: str, rows: Sequence[LikenessRow], folder: Path) -> Strip:
 
 
 def units(
-    layers: Sequence[str], layer_of: Int[Tensor, " units"], shifts: UnitShifts, contrast: int, *, alpha: float
+    contrasts: Sequence[str], layers: Sequence[str], layer_of: Int[Tensor, " units"], shifts: UnitShifts, *, alpha: float
 ) -> "Figure":  # fmt: skip
-    """Draw each unit's shift on clusters to judge on against that on clusters to fit on, one panel per layer."""
-    told = shifts.told(alpha)[contrast]
-    across, up = shifts.fitted[contrast], shifts.shift[contrast]
-    reach = 1.08 * max(float(across.abs().max()), float(up.abs().max()), 1e-6)
+    """Draw each unit's shift on clusters to judge on against that on clusters to fit on, by contrast and layer."""
+    told = shifts.told(alpha)
     with style():
         panel = min(2.0, (FULL_WIDTH - 0.8) / len(layers))
-        figure = new_figure(min(FULL_WIDTH, 0.9 + panel * len(layers)), panel + 0.75)
-        panels = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
-        for k, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
-            axes.axline((0, 0), slope=1, color=FAINT, lw=0.7, ls=(0, (4, 3)), zorder=0)
-            axes.axhline(0, color=RULE, lw=0.6, zorder=0)
-            axes.axvline(0, color=RULE, lw=0.6, zorder=0)
-            own = layer_of == k
-            for which, colour, marker in ((own & ~told, FAINT, "o"), (own & told, PALETTE[0], "D")):
-                axes.plot(across[which], up[which], marker, color=colour, ms=3, mew=0, alpha=0.6)
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), box_aspect=1)
-            axes.locator_params(nbins=5)
-            axes.set_title(
-                f"{layer}\n{int((own & told).sum())} of {int(own.sum())} units tell it", loc="left"
-            )
-        panels[0].set_ylabel("judged (s.d.)")
+        width = min(FULL_WIDTH, 0.9 + panel * len(layers))
+        figure = new_figure(width, 0.3 + (panel + 0.35) * len(contrasts))
+        grid = figure.subplots(len(contrasts), len(layers), sharex="row", sharey="row", squeeze=False)  # fmt: skip
+        for row, (panels, contrast) in enumerate(zip(grid, contrasts, strict=True)):
+            across, up = shifts.fitted[row], shifts.shift[row]
+            reach = 1.08 * max(1e-6, float(across.abs().max()), float(up.abs().max()))
+            for k, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
+                own = layer_of == k
+                _shift_panel(axes, across[own], up[own], told[row][own])
+                axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+                count = f"{int(told[row][own].sum())} of {int(own.sum())} units"
+                axes.set_title(count if row else f"{layer}\n{count}", loc="left")
+            panels[0].set_ylabel(f"{contrast}\njudged (s.d.)")
         figure.supxlabel("fitted (s.d.)", fontsize=8)
     return figure
 
 
+def _shift_panel(
+    axes: "Axes",
+    across: Float[Tensor, " units"],
+    up: Float[Tensor, " units"],
+    told: Bool[Tensor, " units"],
+) -> None:
+    axes.axline((0, 0), slope=1, color=FAINT, lw=0.7, ls=(0, (4, 3)), zorder=0)
+    axes.axhline(0, color=RULE, lw=0.6, zorder=0)
+    axes.axvline(0, color=RULE, lw=0.6, zorder=0)
+    for which, colour, marker in ((~told, FAINT, "o"), (told, PALETTE[0], "D")):
+        axes.plot(across[which], up[which], marker, color=colour, ms=3, mew=0, alpha=0.6)
+    axes.set(box_aspect=1)
+    axes.locator_params(nbins=5)
+
+
 def planes(
-    atlases: Sequence[AtlasResult], names: Sequence[str], labels: Int[Tensor, " n"]
+    atlases: Sequence[AtlasResult],
+    attributes: Sequence[str],
+    values: Sequence[Sequence[str]],
+    labels: Int[Tensor, "attributes n"],
 ) -> "Figure":
-    """Draw the planes of several layers, points coloured by label."""
+    """Draw the planes of several layers, a row of them for each attribute that colours the points."""
     with style():
         panel = min(2.0, (FULL_WIDTH - 1.1) / len(atlases))
-        figure = new_figure(min(FULL_WIDTH, 1.3 + panel * len(atlases)), panel + 0.5)
-        panels = figure.subplots(1, len(atlases), squeeze=False)[0]
-        for axes, atlas in zip(panels, atlases, strict=True):
-            points = atlas.points.numpy()
-            for k, name in enumerate(names):
-                own = (labels == k).numpy()
-                marker = MARKERS[k % len(MARKERS)]
-                axes.scatter(
-                    *points[own].T, s=9, color=PALETTE[k % len(PALETTE)], marker=marker, lw=0, alpha=0.6, label=name
-                )  # fmt: skip
-            axes.set(xticks=[], yticks=[], box_aspect=1)
-            axes.set_title(atlas.layer, loc="left")
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside right upper", markerscale=1.4
-        )
+        width = min(FULL_WIDTH, 1.3 + panel * len(atlases))
+        figure = new_figure(width, 0.3 + (panel + 0.1) * len(attributes))
+        grid = figure.subplots(len(attributes), len(atlases), squeeze=False)
+        for row, (panels, attribute) in enumerate(zip(grid, attributes, strict=True)):
+            for axes, atlas in zip(panels, atlases, strict=True):
+                for k, name in enumerate(values[row]):
+                    colour, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
+                    points = atlas.points[labels[row] == k].numpy()
+                    axes.plot(*points.T, marker, color=colour, ms=3, mew=0, alpha=0.6, label=name)
+                axes.set(xticks=[], yticks=[], box_aspect=1)
+                if not row:
+                    axes.set_title(atlas.layer, loc="left")
+            panels[-1].legend(
+                loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.4, title=attribute, alignment="left"
+            )  # fmt: skip
     return figure

@@ -193,7 +193,7 @@ def test_units_of_noise_make_no_finding(folder: Path) -> None:
     assert "No p could be below 0.062: there are 5 roles to swap" in finding.evidence
     assert "Largest" not in finding.evidence
     section = Units().section(results, replace(idle, names=None), folder / "drawn")
-    assert len(section.blocks) == 5  # no points on scenes
+    assert len(section.blocks) == 4  # no points on scenes
 
 
 def test_neighbours_are_counted_over_other_clusters_and_beside_chance(folder: Path) -> None:
@@ -205,7 +205,7 @@ def test_neighbours_are_counted_over_other_clusters_and_beside_chance(folder: Pa
     assert (saved.low <= saved.same).all()
     assert [a.layer for a in saved.atlases] == ["features", "mix"]
     assert len(saved.pictures) == len(saved.shown) == len(saved.atlases[-1].central())
-    for stem in ("atlas_1", "atlas_2", "atlas_pictures", "units_1", "units_2"):
+    for stem in ("atlas", "atlas_pictures", "units"):
         assert (folder / "out" / "figures" / f"{stem}.png").exists()
 
 

@@ -108,11 +108,13 @@ class Atlases:
             "apart on the plane lies far apart in the layer, but not the reverse. Trustworthiness, the share of neighbours on "
             f"the plane that are neighbours in the layer: {kept}."
         )
-        blocks: list[Block] = [Paragraph(text)]
-        for k, name in enumerate(found.attributes[:-1]):
-            draw = partial(figures.planes, found.atlases, found.values[k], found.labels[k])
-            caption = f"All {found.labels.shape[1]} images at each layer, coloured by {name}."
-            blocks.append(plate(folder, f"atlas_{k + 1}", draw, f"Activations by {name}", caption))
+        varied = found.attributes[:-1]
+        draw = partial(figures.planes, found.atlases, varied, found.values, found.labels)
+        caption = f"All {found.labels.shape[1]} images at each layer, coloured by {' and by '.join(varied)}."
+        blocks: list[Block] = [
+            Paragraph(text),
+            plate(folder, "atlas", draw, f"Activations by {' and by '.join(varied)}", caption),
+        ]
         caption = f"The plane of {found.atlases[-1].layer}; in each cell, the image nearest to its centre."
         label = "Images in the places of their activations"
         blocks.append(plate(folder, "atlas_pictures", partial(_pictured, found), label, caption))

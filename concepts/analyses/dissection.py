@@ -111,21 +111,18 @@ class Units:
             "its two sides in these drawings, such as the colour of clothes; it need not stand for the attribute, and need "
             "not be used."
         )
-        blocks: list[Block] = [Paragraph(text)]
-        for k, contrast in enumerate(found.contrasts):
-            caption = (
-                f"Mean difference of matched images in each unit for {contrast}, in standard deviations of the unit: across "
-                f"on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured: units that "
-                "tell the contrast."
-            )
-            draw = partial(
-                figures.units, found.layers, found.layer_of, found.shifts, k, alpha=audit.alpha
-            )
-            label = f"Units that differ for {contrast}"
-            blocks += [
-                plate(folder, f"units_{k + 1}", draw, label, caption),
-                _table(audit, found, k),
-            ]
+        caption = (
+            "Mean difference of matched images in each unit, in standard deviations of the unit, by contrast and layer: across "
+            f"on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured, and counted above: "
+            "units that tell the contrast."
+        )
+        parts = found.contrasts, found.layers, found.layer_of, found.shifts
+        draw = partial(figures.units, *parts, alpha=audit.alpha)
+        blocks: list[Block] = [
+            Paragraph(text),
+            plate(folder, "units", draw, "Units that differ between matched images", caption),
+            *(_table(audit, found, k) for k in range(len(found.contrasts))),
+        ]
         if found.names is not None:
             blocks.append(Points(_named(audit, found, found.names)))
         return Section("Which units tell the attributes", tuple(blocks))
