@@ -1,6 +1,8 @@
 """Similarity of maps, and whether they change when the network forgets what it learned."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import nets
 import pytest
@@ -435,6 +437,25 @@ def test_guided_backprop_keeps_what_gradients_lose(shapes_net: tuple[nn.Module, 
     assert float(last["GuidedBackprop"][0]) > 0.25
     # Multiplied by the input, maps keep their sizes' order whatever the weights are.
     assert float(last["GradientTimesInput"][1]) > float(last["Saliency"][1]) + 0.2
+
+
+def test_the_experiment_tells_who_notices_that_weights_are_random(
+    shapes_net: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(__file__).parent.parent / "experiments" / "randomisation.py"
+    spec = importlib.util.spec_from_file_location("randomisation", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "material", lambda *, tiny: shapes_net)
+    table = script.last(script.measured(tiny=True)).set_index(["measure", "method"])
+    signed = table.loc["spearman", "mean"]
+    assert set(signed.index) == set(script.METHODS)
+    assert signed["guided backprop"] > 0.25
+    for name in ("gradient", "integrated gradients"):
+        assert abs(signed[name]) < 0.15
+    assert (table["low"].dropna() <= table["mean"].dropna()).all()
 
 
 def test_the_result_is_saved_tabulated_and_drawn(tmp_path: object) -> None:
