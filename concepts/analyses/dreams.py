@@ -1,7 +1,7 @@
 """What an audit's directions point at: images that drive layers along them, beside those of a direction without a name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from probing.examples import TensorExamples
 from probing.figures import Strip, montage
 from probing.linear import fit_pairs
 from probing.maximize import Maximization, Maximize
+from probing.maximize.presets import FOURIER
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Points, Section
 from probing.store import ActivationStore
@@ -53,7 +54,7 @@ class Dreams:
         cosine_power: see `concepts.dream.cav_objective`.
     """
 
-    settings: Maximize = field(default_factory=lambda: Maximize(steps=96))
+    settings: Maximize = field(default_factory=lambda: replace(FOURIER, steps=96))
     cosine_power: float = 2.0
 
     def measure(self, material: Material, store: ActivationStore) -> ConceptDreams:
@@ -168,4 +169,4 @@ def _figure(audit: AuditResults, found: ConceptDreams, contrast: int) -> "Figure
             pictures.append(part.pictures()[0])
             captions.append(f"{layer}\n" + ("no gradient" if gone else f"{float(found.reach[i, contrast, k]):+.1f} sd"))  # fmt: skip
         strips.append(Strip(title, pictures, captions))
-    return montage(strips, columns=max(6, len(found.layers)))
+    return montage(strips, columns=max(5, len(found.layers)))

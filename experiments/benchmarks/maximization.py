@@ -5,7 +5,8 @@
 Both make images of 128 px by Fourier spectra, the same transforms and Adam, for as many steps. Lucent resizes views to
 224 px and runs the whole network; ours ends the pass after the layer, at the views' own size. `floor` is forward and
 backward, truncated after the layer, of the same batch of views, without weight gradients. The case of 16 channels
-counts seconds per image; its floor runs in bfloat16 too. Without the extra `lucent` its rows are missing.
+counts seconds per image; its floor runs in bfloat16 too. Without lucent its rows are missing;
+`pip install -e '.[lucent]'` brings it with the kornia of 2020 that it needs.
 """
 
 import copy
