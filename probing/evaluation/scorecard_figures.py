@@ -45,12 +45,12 @@ def table_figure(card: Scorecard) -> "Figure":
 def _heads(axes: "Axes", height: float) -> None:
     for d, name in enumerate(DESIDERATA):
         x = _NAMES + _COLUMN * d
-        axes.text(x + 0.03, height - 0.2, name, fontsize=6, fontweight="bold", va="center")
+        axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
         for at, what in ((0.22, "measured"), (_RANK, "rank"), (_DECK, "lecture")):
             axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")  # fmt: skip
     for k, name in enumerate(_COSTS):
         axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")  # fmt: skip
-    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=6, fontweight="bold", va="center", ha="right")  # fmt: skip
+    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")  # fmt: skip
     axes.axhline(height - _HEAD, color=INK, linewidth=0.6)
 
 
