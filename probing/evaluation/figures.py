@@ -28,7 +28,7 @@ def randomisation_figure(found: Mapping[str, "Randomisation"], measures: Sequenc
     the first method; below it nothing learned is left.
     """
     with style():
-        figure = new_figure(FULL_WIDTH, 2.6)
+        figure = new_figure(FULL_WIDTH, 2.9)
         panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         for panel, measure in zip(panels, measures, strict=True):
             first = next(iter(found.values()))
@@ -40,9 +40,10 @@ def randomisation_figure(found: Mapping[str, "Randomisation"], measures: Sequenc
             panel.set_title(TITLES.get(measure, measure))
             panel.set_xlabel("drawn anew, from the output on")
             _name_layers(panel, first.layers)
-        panels[0].set_ylabel("similarity to the trained network's maps")
+        panels[0].set_ylabel("similarity")
         if len(found) > 1:
-            panels[0].legend(loc="best")
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return figure
 
 
