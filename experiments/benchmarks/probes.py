@@ -11,7 +11,7 @@ as `LayerProbes` runs it, layers side by side on `--threads` threads, each with 
 `floor` is one pass over the rows: outputs of a weight matrix, and the sum of rows weighted by errors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ PATH = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 RIDGE_PATH = tuple(10 ** (p / 10) for p in range(-60, 40))
 PENALTY = 1e-3
 Weights = tuple[Tensor, Tensor]
+Case = tuple[str, Mapping[str, Callable[[], object]], Callable[[object, object], str]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,44 @@ def _same(mine: object, other: object) -> str:
     return f"weights within {float((mine - other).abs().max()):.0e}"
 
 
+def cases(classes: int, n: int, features: int, threads: int) -> Iterator[Case]:
+    """Yield name, contenders and how to compare them with ours."""
+    layers = [Layer.draw(n, features, classes, seed) for seed in range(4)]
+    one = layers[0]
+    yield (
+        f"one fit, {classes} classes",
+        {
+            "floor": lambda: _floor(one, classes),
+            "ours": lambda: [_ours(one, classes, [PENALTY])],
+            "scikit-learn": lambda: [_theirs(one, [PENALTY])],
+        },
+        lambda a, b: _compare([one], [PENALTY], a, b),
+    )
+
+    def together() -> list[list[Weights]]:
+        torch.set_num_threads(threads)
+        try:
+            return side_by_side(lambda layer: _ours(layer, classes, PATH), layers)
+        finally:
+            torch.set_num_threads(1)
+
+    yield (
+        f"4 layers x {len(PATH)} penalties, {classes} classes",
+        {
+            "ours": lambda: [_ours(x, classes, PATH) for x in layers],
+            "ours, side by side": together,
+            "scikit-learn": lambda: [_theirs(x, PATH) for x in layers],
+            "scikit-learn, warm starts": lambda: [_theirs(x, PATH, warm=True) for x in layers],
+        },
+        lambda a, b: _compare(layers, PATH, a, b),
+    )
+    yield (
+        f"ridge, {len(RIDGE_PATH)} penalties, {classes} classes",
+        {"ours": lambda: _ridge(one, classes), "scikit-learn": lambda: _sk_ridge(one, classes)},
+        _same,
+    )
+
+
 def main() -> list[Row]:
     """Run the benchmark."""
     args = arguments("Linear probes against scikit-learn.")
@@ -125,49 +164,10 @@ def main() -> list[Row]:
     n, features, sizes = (300, 16, (3,)) if args.tiny else (10_000, 512, (10, 100))
     rows: list[Row] = []
     for classes in sizes:
-        layers = [Layer.draw(n, features, classes, seed) for seed in range(4)]
-        one = layers[0]
-        rows += race(
-            f"one fit, {classes} classes",
-            {
-                "floor": lambda one=one, k=classes: _floor(one, k),
-                "ours": lambda one=one, k=classes: [_ours(one, k, [PENALTY])],
-                "scikit-learn": lambda one=one: [_theirs(one, [PENALTY])],
-            },
-            args.rounds,
-            {"scikit-learn": lambda a, b, one=one: _compare([one], [PENALTY], a, b)},
-        )
-
-        def together(k: int = classes, layers: list[Layer] = layers) -> list[list[Weights]]:
-            torch.set_num_threads(args.threads)
-            try:
-                return side_by_side(lambda layer: _ours(layer, k, PATH), layers)
-            finally:
-                torch.set_num_threads(1)
-
-        rows += race(
-            f"4 layers x {len(PATH)} penalties, {classes} classes",
-            {
-                "ours": lambda k=classes, layers=layers: [_ours(x, k, PATH) for x in layers],
-                "ours, side by side": together,
-                "scikit-learn": lambda layers=layers: [_theirs(x, PATH) for x in layers],
-                "scikit-learn, warm starts": lambda layers=layers: [_theirs(x, PATH, warm=True) for x in layers],
-            },
-            args.rounds,
-            dict.fromkeys(
-                ("scikit-learn", "scikit-learn, warm starts"),
-                lambda a, b, layers=layers: _compare(layers, PATH, a, b),
-            ),
-        )  # fmt: skip
-        rows += race(
-            f"ridge, {len(RIDGE_PATH)} penalties, {classes} classes",
-            {
-                "ours": lambda one=one, k=classes: _ridge(one, k),
-                "scikit-learn": lambda one=one, k=classes: _sk_ridge(one, k),
-            },
-            args.rounds,
-            {"scikit-learn": _same},
-        )
+        for case, contenders, compare in cases(classes, n, features, args.threads):
+            if args.only in case:
+                peers = [who for who in contenders if who.startswith("scikit-learn")]
+                rows += race(case, contenders, args.rounds, dict.fromkeys(peers, compare))
     report(rows, args.out)
     return rows
 
