@@ -18,6 +18,7 @@ from concepts.material import Material
 from concepts.measure import Meter
 from concepts.page import write_report
 from concepts.results import AuditResults, TargetInfo, shown_layer
+from concepts.seal import Seal
 from concepts.tabulate import (
     backdrops,
     cell_rows,
@@ -26,9 +27,9 @@ from concepts.tabulate import (
     picked_rows,
     swap_rows,
 )
-from probing.fingerprint import content_id
+from probing.fingerprint import content_id, model_id
 from probing.precision import Precision
-from probing.provenance import Provenance
+from probing.provenance import Provenance, Result
 from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
@@ -57,7 +58,7 @@ def run_audit(
 
     The folder gets `results.json`, `tables/*.csv`, `figures/*.png` and `*.pdf`, the pictures shown, `provenance.json`
     and `report.html`; each of the audit file's analyses a folder under `analyses`. Tables, figures and report are made
-    of what was saved by `rebuild`.
+    of what was saved by `rebuild`, and left alone where they would be the same.
 
     Args:
         file: the audit file; paths in it start at its folder.
@@ -82,12 +83,20 @@ def run_audit(
     meter, done = _read(material, store)
     with one_thread():
         results = _results(meter)
-    for name in audit.further:
-        ANALYSES[name].measure(material, store).save(out / "analyses" / name)
+    found: dict[str, Result] = {
+        name: ANALYSES[name].measure(material, store) for name in audit.further
+    }
+    seal = Seal.of(results, found, audit, model_id(material.loaded.model))
+    if seal.holds(out):
+        say(f"{done} What the report is made of is unchanged, and so is it: {out / 'report.html'}")
+        return results
+    for name, result in found.items():
+        result.save(out / "analyses" / name)
     results.save(out)
     _save_pictures(meter, results, out / "images")
     _save_provenance(material, done, out)
     rebuild(out)
+    seal.write(out)
     say(f"{done} Report: {out / 'report.html'}")
     return results
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import concepts
 from concepts import audit, findings, material
 from concepts.agreement import agreement
 from concepts.audit import rebuild, run_audit
@@ -19,6 +21,7 @@ from concepts.auditfile import read_audit
 from concepts.material import AuditError
 from concepts.results import AuditResults, CellRow
 from concepts.schema import SchemaError
+from concepts.seal import Seal
 from concepts.sections import plates
 from concepts.sign_score import SignTest
 from concepts.statistics import TooFewError
@@ -158,6 +161,40 @@ def test_a_second_run_passes_nothing_but_canaries_and_finds_the_same(
     assert (folder / "again" / "results.json").read_bytes() == (
         first.folder / "results.json"
     ).read_bytes()
+
+
+def test_a_report_that_would_be_the_same_is_left_alone_and_mended_where_it_was_touched(
+    first: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(out: Path, _: object) -> AuditResults:
+        drawn.append(out)
+        return AuditResults.load(out)
+
+    drawn: list[Path] = []
+    monkeypatch.setattr(audit, "write_report", draw)
+    out = tmp_path / "out"
+    shutil.copytree(first.folder, out)
+    again = run(folder / "audit.yaml", out, folder / "store")
+    assert not drawn
+    assert "What the report is made of is unchanged" in again.said[1]
+    assert again.results == first.results
+    next((out / "figures").glob("*.png")).unlink()
+    run(folder / "audit.yaml", out, folder / "store")
+    assert drawn == [out]
+
+
+def test_a_seal_is_of_numbers_audit_model_and_code(
+    first: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = read_audit(folder / "audit.yaml")
+    before = Seal.of(first.results, {}, file, "model")
+    assert before == Seal.of(first.results, {}, file, "model")
+    assert before != Seal.of(replace(first.results, alpha=0.01), {}, file, "model")
+    assert before != Seal.of(first.results, {}, file.model_copy(update={"limits": ["x"]}), "model")
+    assert before != Seal.of(first.results, {}, file, "another")
+    (tmp_path / "findings.py").write_text("another")
+    monkeypatch.setattr(concepts, "__path__", [str(tmp_path)])
+    assert before != Seal.of(first.results, {}, file, "model")
 
 
 def test_a_run_from_nothing_finds_the_same_bit_for_bit(first: Run, folder: Path) -> None:
