@@ -34,13 +34,17 @@ class Seal:
             file: the audit file.
             model: content id.
         """
-        numbers = {
-            name: {f.name: getattr(one, f.name) for f in fields(one) if f.name != "provenance"}
-            for name, one in found.items()
-        }
         now = Provenance.collect()
         versions = {**now.versions, "matplotlib": version("matplotlib")}
-        parts = [asdict(results), numbers, file.model_dump(), model, versions, now.machine, _code()]
+        parts = [
+            asdict(results),
+            _numbers(found),
+            file.model_dump(),
+            model,
+            versions,
+            now.machine,
+            _code(),
+        ]
         return cls(content_id(parts))
 
     def holds(self, folder: Path) -> bool:
@@ -55,6 +59,21 @@ class Seal:
         """Seal the files of a folder."""
         text = json.dumps({"made_of": self.made_of, "files": _files(folder)}, indent=1)
         (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _numbers(value: object) -> object:
+    """Return a value without the provenance of the results in it."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_numbers(one) for one in value]
+    if isinstance(value, Result):
+        return {
+            f.name: _numbers(getattr(value, f.name))
+            for f in fields(value)
+            if f.name != "provenance"
+        }
+    return value
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -26,6 +26,7 @@ from concepts.sections import plates
 from concepts.sign_score import SignTest
 from concepts.statistics import TooFewError
 from probing.estimators import Pattern, Ridge
+from probing.provenance import Provenance, Result
 
 GENDER, TONE = "woman against man", "dark against light"
 
@@ -181,6 +182,24 @@ def test_a_report_that_would_be_the_same_is_left_alone_and_mended_where_it_was_t
     next((out / "figures").glob("*.png")).unlink()
     run(folder / "audit.yaml", out, folder / "store")
     assert drawn == [out]
+
+
+@dataclass(frozen=True)
+class _Nested(Result):
+    inner: tuple[Result, ...]
+    numbers: Tensor
+
+
+def test_a_seal_is_not_of_when_a_result_was_made(first: Run, folder: Path) -> None:
+    file = read_audit(folder / "audit.yaml")
+
+    def sealed(created: str, number: float) -> Seal:
+        made = replace(Provenance.collect(), created=created)
+        nested = _Nested(made, (_Nested(made, (), torch.zeros(1)),), torch.tensor([number]))
+        return Seal.of(first.results, {"nested": nested}, file, "model")
+
+    assert sealed("yesterday", 1.0) == sealed("today", 1.0)
+    assert sealed("today", 1.0) != sealed("today", 2.0)
 
 
 def test_a_seal_is_of_numbers_audit_model_and_code(
