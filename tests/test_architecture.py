@@ -187,3 +187,18 @@ def test_manifests_hold_no_data() -> None:
     held = [p for p in (ROOT / "data_manifests").rglob("*") if p.is_file()]
     assert {p.suffix for p in held} <= {".yaml", ".md"}
     assert all(p.stat().st_size < 200_000 for p in held)
+
+
+def test_the_readme_names_every_module() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", text[text.index("## How it is built") :]))
+    modules = {
+        path.stem
+        for package in PACKAGES
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py"
+    }
+    folders = {
+        path.parent.name for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert not (modules | folders) - {"__init__"} - named
