@@ -176,19 +176,12 @@ class ShardWriter:
                 f"layer {self.space.layer!r} returns {rows.dtype}, expected floating point."
             )
         self.shape, self.dtype = tuple(rows.shape[1:]), _NAMES[rows.dtype]
-        total = len(self.ids) * math.prod(self.shape) * rows.element_size()
-        tensor = {
-            "dtype": self.dtype,
-            "shape": [len(self.ids), *self.shape],
-            "data_offsets": [0, total],
-        }
-        header = json.dumps({"__metadata__": asdict(self.space), "rows": tensor}).encode()
-        header += b" " * (-(len(header) + 8) % _PAGE)  # data start on a page boundary
-        self.offset = len(header) + 8
+        header = _header(self.space, len(self.ids), self.shape, self.dtype)
+        self.offset = len(header)
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._write(memoryview(len(header).to_bytes(8, "little") + header))
+        self._write(memoryview(header))
 
     def _write(self, data: memoryview) -> None:
         assert self.file is not None
@@ -200,6 +193,15 @@ class ShardWriter:
         if self.file is not None:
             os.close(self.file)
             self.file = None
+
+
+def _header(space: Space, count: int, shape: tuple[int, ...], dtype: str) -> bytes:
+    """Return what a shard begins with: so much safetensors that its data start on a page boundary."""
+    total = count * math.prod(shape) * _DTYPES[dtype].itemsize
+    tensor = {"dtype": dtype, "shape": [count, *shape], "data_offsets": [0, total]}
+    text = json.dumps({"__metadata__": asdict(space), "rows": tensor}).encode()
+    text += b" " * (-(len(text) + 8) % _PAGE)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write_record(shard: Shard) -> None:
@@ -230,7 +232,7 @@ def read_record(record: Path) -> Shard:
     """Return the shard that a commit record describes.
 
     Raises:
-        DamagedShardError: if the record is altered, or the file beside it is missing or of another size.
+        DamagedShardError: if the record is altered, or the file beside it is missing, of another size or headed otherwise.
     """
     path = record.with_suffix(".safetensors")
     try:
@@ -244,6 +246,10 @@ def read_record(record: Path) -> Shard:
         )
         if path.stat().st_size != shard.offset + shard.row_bytes * len(shard.ids):
             raise DamagedShardError(f"{path} is not as long as its record says")
+        header = _header(shard.space, len(shard.ids), shard.shape, shard.dtype)
+        with path.open("rb", buffering=0) as file:
+            if file.read(len(header)) != header:  # no row's checksum covers it
+                raise DamagedShardError(f"{path} does not begin as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedShardError(str(error)) from None
     return shard
