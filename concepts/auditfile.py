@@ -33,12 +33,15 @@ class InputsPart(Schema):
 
     Attributes:
         about: what they are, in words.
+        cluster: without contrasts, the attribute whose images are not independent of each other, such as who took
+            them; by default each image stands alone. With contrasts, the manifest's matched images say it.
         fit_share: share of the clusters that directions are fitted on where they are judged on the others.
         caption: attributes that name an image in figures.
     """
 
     about: str
     where: Where = Field(default_factory=dict)
+    cluster: str | None = None
     fit_share: Share = 0.5
     caption: list[str] = Field(default_factory=list)
 
@@ -87,6 +90,7 @@ class RandomPart(Schema):
 
     Attributes:
         data: their manifest.
+        root: where paths in it start; its folder by default.
         about: what they are, in words.
         caption: the attribute that names an image in figures.
         images: how many of them are drawn, three times `size` at least.
@@ -94,6 +98,7 @@ class RandomPart(Schema):
     """
 
     data: str
+    root: str | None = None
     about: str
     caption: str | None = None
     images: Some = 240
@@ -148,7 +153,12 @@ TCAV = "tcav"
 class AuditFile(Schema):
     """A whole audit; the schema of the YAML file.
 
+    Without contrasts nothing can be swapped: concepts are read along their directions alone. Without random images
+    too, each concept is told from all the others together.
+
     Attributes:
+        data: the manifest of the images.
+        root: where paths in that manifest start; its folder by default.
         analyses: what is looked at, in the order of the report; swaps and TCAV always are, named or not.
         scenes: drawn scenes by which `dissection` says what units detect; 0 leaves that out. Each is a forward pass.
     """
@@ -158,9 +168,10 @@ class AuditFile(Schema):
     question: str
     limits: list[str] = Field(default_factory=list)
     data: str
+    root: str | None = None
     model: ModelPart
     inputs: InputsPart
-    contrasts: Annotated[list[Contrast], Field(min_length=1)]
+    contrasts: list[Contrast] = Field(default_factory=list)
     concepts: list[Annotated[Pictured | Drawn, Field(discriminator="kind")]] = Field(
         default_factory=list
     )
@@ -174,6 +185,37 @@ class AuditFile(Schema):
     def further(self) -> tuple[AnalysisName, ...]:
         """What is looked at besides swaps and TCAV."""
         return tuple(name for name in self.analyses if name != TCAV)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """What the images are told apart by: the attributes that contrasts vary, or else those that name concepts."""
+        named = (a for c in self.concepts if isinstance(c, Pictured) for a in c.where)
+        return tuple(dict.fromkeys([c.vary for c in self.contrasts] or named))
+
+
+def _nothing_to_tell_from(audit: AuditFile) -> str:
+    """Return what is missing for concepts to be told from something, or nothing."""
+    if not audit.contrasts and not audit.concepts:
+        return "an audit compares: name 'contrasts' of matched images, or 'concepts'"
+    if not audit.concepts or audit.random is not None:
+        return ""
+    if audit.contrasts or not all(isinstance(c, Pictured) for c in audit.concepts):
+        return "concepts given as one set need random counterparts: add the key 'random'"
+    if len(audit.concepts) == 1:
+        return (
+            "one concept alone has nothing to be told from: name another, or add the key 'random'"
+        )
+    return ""
+
+
+def _not_without_contrasts(audit: AuditFile) -> str:
+    """Return what an audit asks for that only contrasts give, or that they give already, or nothing."""
+    if audit.contrasts and audit.inputs.cluster:
+        return "'inputs.cluster' is for audits without contrasts: matched images name their clusters in the manifest"
+    more = [name for name in audit.further if name != "probes"]
+    if more and not audit.contrasts:
+        return f"the analysis {more[0]!r} looks at contrasts of matched images, of which there are none: leave it out"
+    return ""
 
 
 def _contradiction(audit: AuditFile) -> str:
@@ -190,8 +232,8 @@ def _contradiction(audit: AuditFile) -> str:
         return "'scenes' is 1, but dissection needs at least two, one to choose a concept on and one to judge it"
     if audit.scenes and "dissection" not in audit.analyses:
         return f"'scenes' is {audit.scenes}, but the analyses do not name 'dissection', which looks at them"
-    if audit.concepts and audit.random is None:
-        return "concepts given as one set need random counterparts: add the key 'random'"
+    if fault := _nothing_to_tell_from(audit) or _not_without_contrasts(audit):
+        return fault
     for target in audit.targets:
         if unknown := sorted(set(target.expect) - set(contrasts)):
             return f"target {target.name!r} expects something of {unknown[0]!r}, which is none of {contrasts}"

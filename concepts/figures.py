@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from concepts.results import AuditResults, CellRow, LikenessRow, SwapRow
+from concepts.results import AuditResults, CellRow, LikenessRow, SwapRow, TargetInfo
 from concepts.units import UnitShifts
 from probing.embedding import AtlasResult
 from probing.figures import (
@@ -164,14 +164,15 @@ def changes(results: AuditResults) -> "Figure":
 
 
 def _ordered_targets(results: AuditResults) -> list[str]:
-    """Return targets group by group, each from the largest rise to the largest fall of the first contrast."""
-    first = results.contrasts[0].name
+    """Return targets group by group, each from the largest rise to the largest fall of the first contrast, if any."""
+    first = results.contrasts[0].name if results.contrasts else ""
     swap = {r.target: r.swap for r in results.swaps if r.concept == first}
     groups = list(group_looks(results))
-    return [
-        t.name
-        for t in sorted(results.targets, key=lambda t: (groups.index(t.group), -swap[t.name]))
-    ]
+
+    def place(target: TargetInfo) -> tuple[int, float]:
+        return groups.index(target.group), -swap.get(target.name, 0.0)
+
+    return [t.name for t in sorted(results.targets, key=place)]
 
 
 def _changes_panel(
@@ -267,8 +268,9 @@ def accuracy(results: AuditResults) -> "Figure":
         axes.axhline(0.5, color=FAINT, lw=0.7, ls=(0, (4, 3)))
         axes.text(-0.35, 0.505, "chance", color=FAINT, fontsize=6, va="bottom")
         for i, concept in enumerate(results.concepts):
-            colour = PALETTE[i % len(PALETTE)] if concept.matched else FAINT
-            line, size = ("-", 5) if concept.matched else (":", 3.5)
+            beside = not concept.matched and bool(results.contrasts)
+            colour = FAINT if beside else PALETTE[i % len(PALETTE)]
+            line, size = (":", 3.5) if beside else ("-", 5)
             rows = [r for r in results.layer_rows if r.concept == concept.name]
             places = [results.layers.index(r.layer) + 0.08 * (i % 2) for r in rows]
             for x, row in zip(places, rows, strict=True):
@@ -276,7 +278,7 @@ def accuracy(results: AuditResults) -> "Figure":
                 _whiskers(axes, ends, x, colour, "y")
             axes.plot(
                 places, [r.accuracy for r in rows], line, marker=MARKERS[i % len(MARKERS)], color=colour,
-                mec=PAPER, mew=0.5, ms=size, label=concept.name, zorder=3 if concept.matched else 2,
+                mec=PAPER, mew=0.5, ms=size, label=concept.name, zorder=2 if beside else 3,
             )  # fmt: skip
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.4, len(results.layers) - 0.6), ylim=(0.4, 1.02))

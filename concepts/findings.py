@@ -61,6 +61,8 @@ def disagreements(results: AuditResults) -> list[tuple[CellRow, SwapRow, str]]:
 
 def verdict(results: AuditResults) -> tuple[Finding, ...]:
     """Return the findings: what was measured, then what may be said of layers and of TCAV."""
+    if not results.contrasts:
+        return (*(_concept_finding(results, c) for c in results.concepts), UNSWAPPED)
     found = []
     for contrast in results.contrasts:
         found.append(_swap_finding(results, contrast))
@@ -217,15 +219,77 @@ def _tcav_finding(results: AuditResults) -> Finding:
     return Finding(claim, evidence.strip())
 
 
+UNSWAPPED = Finding(
+    "Whether any logit would really move with a concept is not known: there are no matched images.",
+    "A predicted effect is what the gradient says of a step along a direction. It was not compared with an exchange of "
+    "images that differ in the concept alone, so no layer is called trusted, and what else sets a concept's images apart "
+    "may be what the model goes by.",
+)
+"""What no audit without matched images can say."""
+
+
+def exists(results: AuditResults, concept: str, layer: str) -> bool:
+    """Whether a concept's direction at a layer tells images that it was not fitted on, better than chance."""
+    p = results.layer(concept, layer).accuracy_p
+    return p is not None and p < results.alpha
+
+
+def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
+    """Say of a concept given as one set where its direction exists, and which classes go along it."""
+    name, shown = concept.name, results.shown_layer(concept.name)
+    layers = [layer for layer in results.layers if exists(results, name, layer)]
+    told = ", ".join(
+        f"{layer} {results.layer(name, layer).accuracy:.0%}" for layer in results.layers
+    )
+    accuracy = f"Held-out accuracy of its classifiers against {concept.negative}: {told}."
+    if not layers:
+        claim = (
+            f"There is no evidence of a direction of “{name}” at any layer: nothing is said of it."
+        )
+        return Finding(claim, accuracy)
+    cells = [c for c in results.cells if c.concept == name and c.layer in layers]
+    sure = [c for c in cells if used(results, c) or predicted(results, c)]
+    if not sure:
+        claim = f"“{name}” is told from {concept.negative}, but no class is shown to depend on it."
+        return Finding(claim, f"{accuracy} {_tests(results, len(cells))}")
+    targets = list(dict.fromkeys(c.target for c in sure))
+    claim = f"{_few(targets)} {'depends' if len(targets) == 1 else 'depend'} on the direction of “{name}”, to first order."
+    at = shown if shown in layers else layers[-1]
+    said = [_along(results, results.cell(name, at, target)) for target in targets[:_NAMED]]
+    return Finding(
+        claim,
+        f"At {at}: {'; '.join(said)}. {accuracy} {_tests(results, len(cells))} {len(sure)} are told from chance.",
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return f"{', '.join(names[:_NAMED])} and {rest} more" if rest > 0 else _listed(names)
+
+
+def _along(results: AuditResults, cell: CellRow) -> str:
+    score = f"TCAV {number(cell.tcav)} ({interval(cell.tcav_low, cell.tcav_high, sign=False)})"
+    effect = f"effect {number(cell.effect, sign=True)} logits ({interval(cell.effect_low, cell.effect_high)})"
+    p = p_value(cell.tcav_p_corrected), p_value(cell.effect_p_corrected)
+    return f"{cell.target}, {score}, p {p[0]}, {effect}, p {p[1]}"
+
+
+def _tests(results: AuditResults, cells: int) -> str:
+    return (
+        f"Of {cells} pairs of layer and class, by TCAV score or effect, p corrected for all pairs of all "
+        f"{len(results.concepts)} concepts and below {results.alpha:g}:"
+    )
+
+
 def floor(results: AuditResults) -> str:
     """Say, where it is so, that too few pseudo-concepts were drawn for any corrected p of a one-set concept."""
-    tests = sum(not results.of(c.concept).matched for c in results.cells)
-    least = min(1.0, tests / (results.pseudo_concepts + 1))
-    if not tests or least < results.alpha:
+    concepts = len(results.concepts) - len(results.contrasts)
+    least = min(1.0, concepts / (results.pseudo_concepts + 1))
+    if not concepts or least < results.alpha:
         return ""
     return (
         f"Scores of concepts given as one set are shown for comparison: with {results.pseudo_concepts} pseudo-concepts and "
-        f"{tests} tests, no p of theirs could be small after correction."
+        f"{concepts} concepts, no p of theirs could be small after correction."
     )
 
 

@@ -34,9 +34,12 @@ def likeness_rows(
             yield from _ranked(meter, fits, one.name, layer, m.file.random.about, m.pool)
     half = len(m.pool) // 2  # drawn in random order
     for name, rows in m.concepts.items():
-        assert m.file.random is not None
-        fits = meter.direction(layers[name], rows, m.pool[:half])
-        yield from _ranked(meter, fits, name, layers[name], m.file.random.about, m.pool[half:])
+        layer, told_from = layers[name], m.pool[:half] or m.others(name)
+        fits = meter.direction(layer, rows, told_from)
+        among, left = m.file.inputs.about, m.judged_inputs
+        if m.file.random:
+            among, left = m.file.random.about, m.pool[half:]
+        yield from _ranked(meter, fits, name, layer, among, left)
 
 
 def _ranked(

@@ -64,7 +64,8 @@ class Material:
     Attributes:
         targets: classes by name.
         manifests: of the data, and of the random images if there are any.
-        cluster_by: the attribute whose values are divided into those to fit on and those to judge on.
+        cluster_by: the attribute whose values are divided into those to fit on and those to judge on; `image` where each
+            image stands alone.
         judged_inputs: those inputs of clusters that no direction was fitted on.
         pool: random images.
         concepts: images of each concept that is given as one set.
@@ -102,14 +103,14 @@ class Material:
         """
         model = file.model
         loaded = models.load(model.reference, weights=model.weights, keys=model.keys, device=device)
-        data = Manifest.load(folder / file.data)
-        cluster_by = _cluster_attribute(data, file.contrasts)
-        names = data.attribute(cluster_by)
-        fit, judge = split_clusters(names, file.inputs.fit_share, file.statistics.seed)
+        data = Manifest.load(folder / file.data, root=_root(folder, file.root))
+        cluster_by, names = _clusters(data, file)
+        fit, judge = _divided(data, file, names)
         table = Table()
         table.add(data.examples(loaded.preprocess), _captions(data, file.inputs.caption), names)
         pool, random = _add_pool(table, file, folder, loaded)
         chosen = data.select(file.inputs.where)
+        judged = _needed(file.inputs.about, [i for i in chosen if names[i] in judge])
         return cls(
             file=file,
             loaded=loaded,
@@ -125,11 +126,21 @@ class Material:
             examples=table.examples,
             captions=tuple(table.captions),
             clusters=tuple(table.clusters),
-            inputs=_needed(file.inputs.about, chosen),
-            judged_inputs=_needed(file.inputs.about, [i for i in chosen if names[i] in judge]),
+            inputs=tuple(chosen) if file.contrasts else judged,
+            judged_inputs=judged,
             contrasts=tuple(_contrast(spec, data, fit, judge) for spec in file.contrasts),
             pool=tuple(pool),
         )
+
+    @property
+    def data_clusters(self) -> tuple[str, ...]:
+        """Which of the data's images belong together."""
+        return self.clusters[: len(self.manifests[0])]
+
+    def others(self, concept: str) -> tuple[int, ...]:
+        """Return the images that a concept given as one set is told from: random ones, or all other concepts'."""
+        rest = (rows for name, rows in self.concepts.items() if name != concept)
+        return self.pool or tuple(row for rows in rest for row in rows)
 
     def subset(self, rows: Sequence[int]) -> Subset:
         """Return some images."""
@@ -142,6 +153,38 @@ class Material:
     def concept(self, name: str, rows: Sequence[int]) -> Concept:
         """Return some images as a concept."""
         return Concept(name, self.subset(rows), tuple(self.clusters_of(rows)))
+
+
+def _root(folder: Path, root: str | None) -> Path | None:
+    return None if root is None else folder / root
+
+
+def _clusters(data: Manifest, file: AuditFile) -> tuple[str, tuple[str, ...]]:
+    """Return what is divided into two parts, and which of it each image belongs to."""
+    name = _cluster_attribute(data, file.contrasts) if file.contrasts else file.inputs.cluster
+    if name is None:
+        return "image", tuple(item.name for item in data.items)
+    return name, data.attribute(name)
+
+
+def _divided(
+    data: Manifest, file: AuditFile, names: Sequence[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the clusters to fit on and to judge on; without contrasts each concept's are divided by themselves."""
+    share, seed = file.inputs.fit_share, file.statistics.seed
+    if file.contrasts:
+        return split_clusters(names, share, seed)
+    shown: dict[str, set[str]] = {name: set() for name in names}
+    for spec in (c for c in file.concepts if isinstance(c, Pictured)):
+        for i in data.select(spec.where):
+            shown[names[i]].add(spec.name)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, concepts in shown.items():
+        alike.setdefault(tuple(sorted(concepts)), []).append(name)
+    parts = [split_clusters(n, share, seed) for n in alike.values() if len(n) > 1]
+    alone = (n[0] for n in alike.values() if len(n) == 1)
+    fit = frozenset[str]().union(alone, *(fit for fit, _ in parts))
+    return fit, frozenset(shown) - fit
 
 
 def _cluster_attribute(data: Manifest, contrasts: Sequence[Contrast]) -> str:
@@ -199,7 +242,7 @@ def _add_pool(
     spec = file.random
     if spec is None:
         return range(0), []
-    manifest = Manifest.load(folder / spec.data)
+    manifest = Manifest.load(folder / spec.data, root=_root(folder, spec.root))
     every = manifest.examples(loaded.preprocess)
     known = {i for part in table.parts for i in part.ids}
     [drawn] = random_sets(every, spec.images, 1, seed=file.statistics.seed, exclude=known)
@@ -212,15 +255,14 @@ def _add_concepts(
 ) -> dict[str, tuple[int, ...]]:
     """Return the rows of concepts given as one set, having added those that are synthetic."""
     found: dict[str, tuple[int, ...]] = {}
-    if file.random is None:
-        return found
-    size, seed = file.random.size, file.statistics.seed
+    size, seed = file.random.size if file.random else None, file.statistics.seed
     for spec in file.concepts:
         if isinstance(spec, Pictured):
             rows = sorted(set(data.select(spec.where)) & set(fit))
             order = np.random.default_rng(seed).permutation(len(rows))[:size]
             found[spec.name] = tuple(rows[i] for i in sorted(order))
         else:
+            assert size is not None  # the file's check
             images = SyntheticImages(spec.pattern, size, seed=seed).examples(loaded.preprocess)
             found[spec.name] = tuple(table.add(images, [spec.name] * size))
     return found

@@ -86,7 +86,7 @@ class Meter:
         )
 
     def concepts(self) -> TcavResult | None:
-        """Measure the concepts given as one set, against random images."""
+        """Measure the concepts given as one set, against random images or against each other."""
         m = self.material
         if not m.concepts:
             return None
@@ -95,12 +95,13 @@ class Meter:
         return Tcav(
             null=Relabelled(statistics.pseudo_concepts),
             runs=statistics.runs,
+            mode="random" if m.pool else "ovr",
             pool=m.file.model.pool,
             relabellings=_UNMATCHED_RELABELLINGS,
             level=statistics.level,
             seed=statistics.seed,
         )(
-            self.store, self.scores, m.layers, concepts, m.subset(m.judged_inputs), m.subset(m.pool),
+            self.store, self.scores, m.layers, concepts, m.subset(m.judged_inputs), m.subset(m.pool) if m.pool else None,
             input_clusters=m.clusters_of(m.judged_inputs),
         )  # fmt: skip
 

@@ -15,7 +15,17 @@ from concepts.sections.effects import (
 )
 from concepts.sections.method import colophon, limits, method_section, targets_section
 from probing.provenance import Result
-from probing.report import Report
+from probing.report import Report, Section
+
+
+def _swapped(results: AuditResults, folder: Path) -> tuple[Section | None, ...]:
+    """Return the sections on what exchanging matched images does."""
+    return (
+        agreement_section(results, folder),
+        changes_section(results, folder),
+        picked_section(results),
+        disagreements_section(results),
+    )
 
 
 def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults:
@@ -31,10 +41,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
     results = AuditResults.load(folder)
     found = {name: Result.load(folder / "analyses" / name) for name in results.analyses}
     sections = [
-        agreement_section(results, folder),
-        changes_section(results, folder),
-        picked_section(results),
-        disagreements_section(results),
+        *(_swapped(results, folder) if results.contrasts else ()),
         scores_section(results, folder),
         directions_section(results, folder),
         likeness_section(results, folder),

@@ -35,7 +35,7 @@ def concept_infos(
             relabellings=one.predicted.relabellings,
             exact=one.predicted.exact,
         )
-    against = material.file.random.about if material.file.random else ""
+    against = material.file.random.about if material.file.random else "the other concepts"
     for name in single.concepts if single else ():
         rows = material.concepts[name]
         judged = round(len(rows) / 3)
@@ -45,7 +45,7 @@ def concept_infos(
             negative=against,
             matched=False,
             positives=len(rows),
-            negatives=len(material.pool),
+            negatives=len(material.others(name)),
             clusters=len(set(material.clusters_of(rows))),
             fitted=len(rows) - judged,
             judged=judged,
@@ -119,7 +119,7 @@ def cell_rows(measured: Sequence[Measured], single: TcavResult | None) -> Iterat
     for c, name in enumerate(single.concepts if single else ()):
         assert single is not None
         parts = (
-            single.mean, single.low, single.high, single.p, single.ties, single.p_holm,
+            single.mean, single.low, single.high, single.p, single.ties, single.p_max_t,
             single.effect, single.effect_low, single.effect_high, single.effect_p, single.effect_p_max_t,
         )  # fmt: skip
         of_one = tuple(part[:, c] for part in parts)
@@ -156,6 +156,8 @@ def _cells(
 
 def swap_rows(material: Material, measured: Sequence[Measured]) -> Iterator[SwapRow]:
     """Yield what each contrast's swap did to each target, corrected over both."""
+    if not measured:
+        return
     index = list(material.targets.values())
     corrected = holm(torch.stack([one.swap.p[index] for one in measured]))
     for k, one in enumerate(measured):

@@ -259,3 +259,36 @@ def audit_file(
     path = folder / file
     path.write_text(yaml.safe_dump(parts | (changes or {})))
     return path
+
+
+def write_folders(folder: Path, reds: dict[str, float], count: int = 24, seed: int = 0) -> None:
+    """Write `data.yaml` and a folder of pictures for each concept, which differ by how much red is added."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, red in reds.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            colour = rng.normal(110, 12, 3) + np.array([red, 0, 0])
+            file = f"{name}/{i}.png"
+            rows.append([file, _write(folder / file, colour, rng), name, f"{name} {i // 2}"])
+    _manifest(folder / "data.yaml", ["file", "sha256", "concept", "day"], rows, [])
+
+
+def unmatched_file(
+    folder: Path, concepts: list[str], changes: dict[str, object] | None = None
+) -> Path:
+    """Write a small audit of concepts that are folders of pictures, with some parts changed, and return its file."""
+    parts: dict[str, object] = {
+        "name": "folders",
+        "title": "Folders of pictures",
+        "question": "Which classes lean on which folder?",
+        "data": "data.yaml",
+        "model": {"reference": "audits:planted", "layers": ["features", "mix"]},
+        "inputs": {"about": "pictures", "caption": ["concept"]},
+        "concepts": [{"kind": "images", "name": name, "where": {"concept": name}} for name in concepts],
+        "targets": [{"name": name, "group": "asked about", "reason": "planted"} for name in CLASSES],
+        "statistics": {"relabellings": 199, "bootstraps": 100, "pseudo_concepts": 99, "runs": 2},
+    }  # fmt: skip
+    path = folder / "audit.yaml"
+    path.write_text(yaml.safe_dump(parts | (changes or {})))
+    return path

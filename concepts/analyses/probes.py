@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttributeProbes(Result):
-    """Probes of each attribute that the audit's contrasts vary."""
+    """Probes of each attribute that the audit tells images apart by."""
 
     attributes: tuple[str, ...]
     probes: tuple[ProbeResult, ...]
@@ -28,18 +28,18 @@ class AttributeProbes(Result):
 
 @dataclass(frozen=True)
 class Probes:
-    """Linear probes of the attributes that contrasts vary, at the audit's layers (Alain & Bengio 2016)."""
+    """Linear probes of what the audit tells images apart by, at the audit's layers (Alain & Bengio 2016)."""
 
     def measure(self, material: Material, store: ActivationStore) -> AttributeProbes:
         """Return probes of all the data's images; no cluster is on two sides of the split."""
         data, statistics = material.manifests[0], material.file.statistics
-        attributes = tuple(dict.fromkeys(c.vary for c in material.file.contrasts))
+        attributes = material.file.attributes
         method = LayerProbes(
             material.layers, SoftmaxProbe(tolerance=1e-4), inputs=False, level=statistics.level,
             seed=statistics.seed,
         )  # fmt: skip
         examples = material.subset(range(len(data.items)))
-        clusters = data.attribute(material.cluster_by)
+        clusters = material.data_clusters
         probes = tuple(
             method(store, material.loaded.model, examples, data.attribute(name), groups=clusters)
             for name in attributes
@@ -60,7 +60,7 @@ class Probes:
         text = (
             "A linear classifier reads an attribute off each layer. It is fitted on some "
             f"{audit.clusters} and judged on others. Readable does not mean used: whether a logit depends on the "
-            "attribute is what the exchange of images tells. The same network at random weights shows how much of it is in "
+            "attribute only an exchange of matched images tells. The same network at random weights shows how much of it is in "
             "the images and the architecture, not in what was learnt."
         )
         blocks: list[Block] = [Paragraph(text)]

@@ -71,9 +71,10 @@ def _cell_table(results: AuditResults) -> Table:
 
 def directions_section(results: AuditResults, folder: Path) -> Section:
     """Return how well each concept's direction tells images it was not fitted on."""
+    never_seen = f": for contrasts, those of {len(results.judged_on)} {results.clusters} never seen"
     text = (
         "A score along a direction means something only if the direction tells the concept from its counterpart on images "
-        f"that it was not fitted on: for contrasts, those of {len(results.judged_on)} {results.clusters} never seen."
+        f"that it was not fitted on{never_seen if results.contrasts else ''}."
     )
     caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
     shown = plate(
@@ -117,12 +118,14 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             plate(folder, f"likeness_{i + 1}", draw, f"Images like {contrast.name}", caption)
         )
     if len(results.concepts) > len(results.contrasts):
+        kind = "controls" if results.contrasts else "concepts"
         caption = (
-            "Controls: images most like each concept that is given as one set, among images not used to find it, at the first "
-            "layer where it is told best. Where these do not show the concept to the eye, its scores mean something else."
+            f"{'Controls: images' if results.contrasts else 'Images'} most like each concept that is given as one set, among "
+            "images not used to find it, at the first layer where it is told best. Where these do not show the concept to the "
+            "eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, pictures)
-        blocks.append(plate(folder, "controls", draw, "Images like the controls", caption))
+        blocks.append(plate(folder, kind, draw, f"Images like the {kind}", caption))
     return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
 
 
