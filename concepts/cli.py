@@ -102,6 +102,9 @@ _HINTS: Mapping[type[OSError], str] = {
 _AS_OPTIONS = {
     "by on_error='skip'": "by --skip-unreadable",
     "pass allow_overlap=True": "give --allow-overlap",
+    "choose another root, or root=None to keep rows in memory": "name another by --cache",
+    "choose another root": "name another folder by --cache",
+    "use another root": "name another folder by --cache",
 }
 
 

@@ -97,8 +97,8 @@ class Shard:
                         part
                     ):
                         raise DamagedShardError(f"{self.path} is shorter than its record says")
-        except FileNotFoundError:
-            raise DamagedShardError(f"{self.path} is gone") from None
+        except OSError as error:
+            raise _read_error(self.path, error) from None
         for i, row in enumerate(rows):
             if xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) != self.checksums[row]:
                 raise DamagedShardError(f"row {row} of {self.path} is not what was written")
@@ -133,7 +133,7 @@ class ShardWriter:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        self.path = self.folder / f"{bytes_id(chr(0).join(self.ids).encode())}.safetensors"
+        self.path = self.folder / f"{_shard_name(self.ids)}.safetensors"
         self.temporary = self.path.with_suffix(".tmp")
         self.file: int | None = None
 
@@ -155,7 +155,7 @@ class ShardWriter:
             raise ValueError(
                 f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit."
             )
-        with _explained(self.folder):
+        with writing(self.folder):
             os.fsync(self.file)
             self._close()
             self.temporary.replace(self.path)
@@ -178,14 +178,14 @@ class ShardWriter:
         self.shape, self.dtype = tuple(rows.shape[1:]), _NAMES[rows.dtype]
         header = _header(self.space, len(self.ids), self.shape, self.dtype)
         self.offset = len(header)
-        with _explained(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._write(memoryview(header))
 
     def _write(self, data: memoryview) -> None:
         assert self.file is not None
-        with _explained(self.folder):
+        with writing(self.folder):
             while len(data):
                 data = data[os.write(self.file, data) :]
 
@@ -193,6 +193,19 @@ class ShardWriter:
         if self.file is not None:
             os.close(self.file)
             self.file = None
+
+
+def _shard_name(ids: Sequence[str]) -> str:
+    return bytes_id("\0".join(ids).encode())
+
+
+def _read_error(path: Path, error: OSError) -> OSError | DamagedShardError:
+    """Return what a failed read says of a shard: damage only where its bytes can't be had at any other time either."""
+    if isinstance(error, FileNotFoundError):
+        return DamagedShardError(f"{path} is gone")
+    if error.errno == errno.EIO:
+        return DamagedShardError(f"the disk can't read {path}")
+    return error
 
 
 def _header(space: Space, count: int, shape: tuple[int, ...], dtype: str) -> bytes:
@@ -216,11 +229,15 @@ def _write_record(shard: Shard) -> None:
     }
     body = json.dumps(fields).encode()
     temporary = shard.path.with_suffix(".json.tmp")
-    with temporary.open("wb") as file:
-        file.write(bytes_id(body).encode() + b"\n" + body)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(shard.record)
+    try:
+        with temporary.open("wb") as file:
+            file.write(bytes_id(body).encode() + b"\n" + body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(shard.record)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(shard.path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the renames themselves
@@ -232,7 +249,9 @@ def read_record(record: Path) -> Shard:
     """Return the shard that a commit record describes.
 
     Raises:
-        DamagedShardError: if the record is altered, or the file beside it is missing, of another size or headed otherwise.
+        DamagedShardError: if the record is altered, lies where it does not belong, or the file beside it is missing, of
+            another size or headed otherwise.
+        OSError: if it can't be read now, which says nothing of the shard: no permission, too many open files.
     """
     path = record.with_suffix(".safetensors")
     try:
@@ -244,19 +263,36 @@ def read_record(record: Path) -> Shard:
         shard = Shard(
             path, Space(**fields["space"]), dtype=fields["dtype"], offset=fields["offset"], **lists
         )
+        _refuse_contradictions(shard)
         if path.stat().st_size != shard.offset + shard.row_bytes * len(shard.ids):
             raise DamagedShardError(f"{path} is not as long as its record says")
         header = _header(shard.space, len(shard.ids), shard.shape, shard.dtype)
         with path.open("rb", buffering=0) as file:
-            if file.read(len(header)) != header:  # no row's checksum covers it
+            if (
+                shard.offset != len(header) or file.read(shard.offset) != header
+            ):  # no row's checksum covers it
                 raise DamagedShardError(f"{path} does not begin as it was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _read_error(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedShardError(str(error)) from None
     return shard
 
 
+def _refuse_contradictions(shard: Shard) -> None:
+    """Raise where a record does not fit its place, or its parts each other; a checksum alone is no proof of that."""
+    count = len(shard.ids)
+    if len(shard.inputs) != count or len(shard.checksums) != count:
+        raise DamagedShardError(f"{shard.record} counts its rows in two ways")
+    if shard.path.stem != _shard_name(shard.ids) or shard.path.parent.name != shard.space.id:
+        raise DamagedShardError(f"{shard.record} is a record of other rows")
+    if min(shard.shape, default=0) < 0:
+        raise DamagedShardError(f"{shard.record} holds a size below zero")
+
+
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Say of an error what can't be written, and how to mend it."""
     try:
         yield
     except OSError as error:
@@ -302,7 +338,7 @@ class Disk:
 
     def drop(self, shard: Shard) -> None:
         """Remove a damaged shard, so that its rows are computed again."""
-        with _explained(self.root):
+        with writing(self.root):
             shard.drop()
         self.dropped += 1
         self._records[shard.space.id].pop(shard.record.name, None)
@@ -324,7 +360,7 @@ class Disk:
         try:
             self.add(read_record(record))
         except DamagedShardError:
-            with _explained(self.root):
+            with writing(self.root):
                 record.unlink(missing_ok=True)
                 record.with_suffix(".safetensors").unlink(missing_ok=True)
             self.dropped += 1
@@ -333,7 +369,7 @@ class Disk:
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
         """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got."""
         path = self.root / "locks" / name
-        with _explained(self.root):
+        with writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = _locked(path, wait)
         try:

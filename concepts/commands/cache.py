@@ -47,3 +47,37 @@ def clear(
         raise CommandError(f"to remove {size:,.1f} MB of rows from {root}, say --yes.")
     if yes or typer.confirm(f"Remove {size:,.1f} MB of rows from {root}?"):
         typer.echo(f"Freed {shards.clear_cache(root) / 1e6:,.1f} MB in {root}.")
+
+
+@app.command("verify", epilog="Example: probing cache verify --cache results/cache --keep")
+def verify(
+    cache: CacheOption = None,
+    *,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Only say what is damaged, and drop nothing.")
+    ] = False,
+) -> None:
+    """Compare every stored byte with its checksum; name and drop what is damaged, to be computed again when needed.
+
+    The exit status is 0 if all is sound and 1 if something is not. Jobs may run on the store meanwhile.
+    """
+    from probing import shards
+    from probing.verify import verify_cache
+
+    root = cache or shards.default_root()
+    found = verify_cache(root, keep=keep)
+    for damage in found.damaged:
+        lost = "" if damage.rows is None else f" ({damage.what}: {damage.rows:,} rows)"
+        action = "Dropped" if found.dropped else "Damaged, kept"
+        typer.echo(f"{action}: {damage.file}{lost}: {damage.reason}.")
+    size = f"{found.rows:,} rows, {found.bytes / 1e6:,.1f} MB"
+    typer.echo(f"{root}: {found.shards:,} shards are what was written ({size}).")
+    if found.damaged:
+        typer.echo(f"{len(found.damaged):,} are not: a job that asks for their rows computes them again.")  # fmt: skip
+    if found.unfinished:
+        typer.echo(
+            f"{len(found.unfinished):,} unfinished files ({found.unfinished_bytes / 1e6:,.1f} MB), of jobs cut short or at "
+            "work now, are never read: the same job overwrites them, `probing cache clear` removes them."
+        )
+    if found.damaged:
+        raise typer.Exit(1)
