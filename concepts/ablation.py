@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet
+from probing.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.geometry import Layout, layers_run
 from probing.hooks import edit
 from probing.precision import device_of
@@ -18,6 +19,7 @@ from probing.scores import class_scores, refuse_training
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 _ROWS = 8
 
@@ -61,8 +63,27 @@ class AblationResult(Result):
             }
         )
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw accuracy without the units, with them alone, and without as many units at random."""
+        if ax is None:
+            with style():
+                return self.plot(new_figure(4.6, 2.3).add_subplot())
+        for drawn in self.without_random.T:
+            ax.plot(self.counts, drawn, color=FAINT, lw=0.6, alpha=0.6)
+        ax.plot([], [], color=FAINT, lw=0.6, label="without as many at random")
+        ax.plot(self.counts, self.without, "o-", color=PALETTE[0], label="without these units")
+        ax.plot(self.counts, self.alone, "s-", color=PALETTE[1], label="these units alone")
+        ax.axhline(self.accuracy, color=INK, lw=0.7, ls=(0, (4, 3)), label="whole network")
+        ax.set(
+            xscale="log",
+            ylim=(0, 1.02),
+            xlabel=f"units of {self.layer}",
+            ylabel="balanced accuracy",
+        )
+        ax.set_xticks(self.counts, [str(count) for count in self.counts])
+        ax.minorticks_off()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return ax
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.statistics import TooFewError, holm, rank_sum
+from probing.figures import DIVERGING, figure_of, new_figure, style
 from probing.provenance import Provenance, Result
 
 if TYPE_CHECKING:
@@ -49,19 +50,16 @@ class Associations(Result):
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw superiority as a matrix; a star marks p_holm of at most 0.05."""
         if ax is None:
-            from matplotlib.figure import Figure
-
-            size = (1.5 + 0.7 * len(self.concepts), 1 + 0.4 * len(self.classes))
-            ax = Figure(figsize=size, layout="constrained").add_subplot()
-        ax.imshow(self.superiority.numpy(), vmin=0, vmax=1, cmap="RdBu_r", aspect="auto")
+            size = (1.5 + 0.6 * len(self.concepts), max(1.6, 0.8 + 0.25 * len(self.classes)))
+            with style():
+                return self.plot(new_figure(*size).add_subplot())
+        picture = ax.imshow(self.superiority.numpy(), vmin=0, vmax=1, cmap=DIVERGING, aspect="auto")
+        figure_of(ax).colorbar(picture, ax=ax, label="superiority")
         for i, c in torch.nonzero(self.p_holm <= 0.05).tolist():
             ax.text(c, i, "*", ha="center", va="center")
         ax.set_xticks(range(len(self.concepts)), self.concepts, rotation=30, ha="right")
         ax.set_yticks(range(len(self.classes)), self.classes)
         return ax
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
 
 
 def associate(

@@ -163,14 +163,19 @@ class Comparison(Result):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the rank agreement of every two measures; a star marks an interval that leaves out zero."""
-        from probing.figures import DIVERGING, INK, new_figure
+        from probing.figures import DIVERGING, FULL_WIDTH, INK, new_figure, style
 
         if ax is None:
-            side = 1.6 + 0.42 * len(self.measures)
-            ax = new_figure(side, side - 0.4).add_subplot()
+            side = min(FULL_WIDTH, 1.6 + 0.42 * len(self.measures))
+            with style():
+                return self.plot(new_figure(side, side - 0.4).add_subplot())
         names = [
             m for m, rows in zip(self.measures, self.value, strict=True) if not rows.isnan().all()
         ]
+        if not names:
+            ax.text(0.5, 0.5, "nothing was measured", ha="center")
+            ax.set_axis_off()
+            return ax
         table = [[self.agreement(a, b) for b in names] for a in names]
         ax.imshow([[cell.r for cell in row] for row in table], vmin=-1, vmax=1, cmap=DIVERGING)
         for i, row in enumerate(table):
@@ -184,13 +189,6 @@ class Comparison(Result):
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right")
         ax.set_yticks(range(len(names)), names)
         return ax
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
-        table = self.to_pandas().to_html(float_format="{:.3f}".format, index=False)
-        return f"{table}<ul>{notes}</ul>"
 
 
 def padded(

@@ -9,10 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concepts.statistics import Correlation
+from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, PALETTE, RULE, new_figure, style
 from probing.provenance import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -75,34 +77,31 @@ class EffectResult(Result):
 
     def plot(self) -> "Figure":
         """Draw predicted effect against measured swap over all targets, one panel per layer."""
-        from matplotlib.figure import Figure
-
-        columns = min(4, len(self.layers))
+        columns = min(3, len(self.layers))
         rows = math.ceil(len(self.layers) / columns)
-        figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
-        for i, layer in enumerate(self.layers):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            x, y = self.effect[i], self.swap
-            spread = [
-                torch.stack([x - self.low[i], self.high[i] - x]),
-                torch.stack([y - self.swap_low, self.swap_high - y]),
-            ]
-            axes.errorbar(
-                x,
-                y,
-                xerr=spread[0].clamp(min=0),
-                yerr=spread[1].clamp(min=0),
-                fmt="o",
-                ms=4,
-                lw=0.7,
-            )
-            reach = 1.1 * float(torch.cat([x.abs(), y.abs()]).nan_to_num().max())
-            axes.plot([-reach, reach], [-reach, reach], color="0.7", lw=0.8, zorder=0)
-            axes.set(
-                title=f"{layer}\n{self.correlation(layer)}", xlabel="predicted effect (logits)"
-            )
-            axes.set_ylabel("measured swap (logits)" if i % columns == 0 else "")
+        side = min(2.4, FULL_WIDTH / columns)
+        with style():
+            figure = new_figure(max(COLUMN_WIDTH, side * columns), 0.3 + side * rows)
+            for i in range(len(self.layers)):
+                axes = figure.add_subplot(rows, columns, i + 1)
+                self._panel(axes, i)
+            figure.supxlabel("predicted effect (logits)", fontsize=8)
+            figure.supylabel("measured swap (logits)", fontsize=8)
         return figure
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
+    def _panel(self, axes: "Axes", i: int) -> None:
+        x, y = self.effect[i], self.swap
+        whiskers = [
+            torch.stack([x - self.low[i], self.high[i] - x]),
+            torch.stack([y - self.swap_low, self.swap_high - y]),
+        ]
+        reach = 1.1 * float(torch.cat([x.abs(), y.abs()]).nan_to_num().max()) or 1.0
+        axes.axline((0, 0), slope=1, color=FAINT, lw=0.7, ls=(0, (4, 3)), zorder=0)
+        axes.axhline(0, color=RULE, lw=0.6, zorder=0)
+        axes.axvline(0, color=RULE, lw=0.6, zorder=0)
+        across, up = (w.clamp(min=0).nan_to_num() for w in whiskers)
+        axes.errorbar(x, y, xerr=across, yerr=up, fmt="o", color=PALETTE[0], elinewidth=0.6)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), box_aspect=1)
+        axes.locator_params(nbins=4)
+        r, low, high = self.agreement[i].tolist()
+        axes.set_title(f"{self.layers[i]}\nr = {r:.2f} ({low:.2f} to {high:.2f})", loc="left")

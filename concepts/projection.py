@@ -12,6 +12,7 @@ from probing.attribution.base import checked
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
+from probing.figures import FAINT, INK, PALETTE, RULE, new_figure, style
 from probing.fingerprint import tensor_id
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
@@ -20,6 +21,7 @@ from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 class DirectionError(ValueError):
@@ -61,8 +63,20 @@ class ConceptAttribution(Result):
         rest = {"remainder": self.remainder, "gap": self.gap, "change": self.change}
         return pd.DataFrame(columns | {name: v.tolist() for name, v in rest.items()})
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format))
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw what each concept carried in each input, and the mean over inputs."""
+        names = (*self.concepts, "remainder", "gap", "change")
+        if ax is None:
+            with style():
+                return self.plot(new_figure(4.0, 0.7 + 0.22 * len(names)).add_subplot())
+        ax.axvline(0, color=RULE, zorder=0)
+        for y, column in enumerate([*self.values.T, self.remainder, self.gap, self.change]):
+            colour = PALETTE[0] if y < len(self.concepts) else FAINT
+            ax.plot(column, [y] * len(column), "o", color=colour, alpha=0.35, mew=0, ms=3.5)
+            ax.plot(float(column.mean()), y, "|", color=INK, ms=9, mew=1.2)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="part of the change of the score")
+        return ax
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
 from probing.provenance import Result
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ LINEAR_TAIL = 1e-5
 """Gradients that differ between inputs by no more than this share of their length are one gradient."""
 UNSTABLE = 0.2
 """Below this mean cosine between CAVs of different runs a direction is not identified."""
+
+_TOLD = (
+    "layer", "concept", "target", "mean", "low", "high", "p_max_t", "effect", "effect_low", "effect_high", "effect_p_max_t",
+    "accuracy", "stability", "linear_tail",
+)  # fmt: skip
 
 Cells = Float[Tensor, "layers concepts targets"]
 
@@ -180,35 +186,34 @@ class TcavResult(Result):
         a direction that does not exist.
         """
         if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(
-                figsize=(1.5 + 0.5 * self.mean[..., 0].numel(), 3.2), layout="constrained"
-            ).add_subplot()
+            width = 1.6 + 0.32 * self.mean[..., 0].numel()
+            with style():
+                return self.plot(target, new_figure(min(FULL_WIDTH, width), 2.4).add_subplot())
         k = 0 if target is None else self.targets.index(target)
-        width = 0.8 / len(self.concepts)
-        for c, concept in enumerate(self.concepts):
-            x = np.arange(len(self.layers)) + (c - (len(self.concepts) - 1) / 2) * width
-            names = ("mean", "low", "high", "null_low", "null_high")
-            mean, low, high, *null = (getattr(self, name)[:, c, k].numpy() for name in names)
-            ax.bar(x, null[1] - null[0], width, bottom=null[0], color="0.9", zorder=0)
-            bars = ax.bar(x, mean, 0.8 * width, label=concept, alpha=0.8)
-            whiskers = np.stack([mean - low, high - mean]).clip(min=0)
-            ax.errorbar(x, mean, whiskers, fmt="none", ecolor="0.2", lw=1)
-            for i, bar in enumerate(bars):
-                bar.set_hatch(None if self.exists[i, c] else "///")
-                if self.significant[i, c, k]:
-                    ax.text(float(x[i]), 1.02, "*", ha="center")
-        ax.axhline(0.5, color="0.5", lw=0.8, ls="--")
-        ax.set(ylim=(0, 1.1), ylabel="TCAV score", title=self.targets[k])
+        for c in range(len(self.concepts)):
+            self._bars(ax, c, k)
+        ax.axhline(0.5, color=FAINT, lw=0.7, ls=(0, (4, 3)))
+        ax.set(ylim=(0, 1.1), ylabel="TCAV score")
+        ax.set_title(self.targets[k], loc="left")
         ax.set_xticks(range(len(self.layers)), self.layers)
-        ax.legend(frameon=False)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return ax
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def _bars(self, ax: "Axes", c: int, k: int) -> None:
+        width = 0.8 / len(self.concepts)
+        x = np.arange(len(self.layers)) + (c - (len(self.concepts) - 1) / 2) * width
+        names = ("mean", "low", "high", "null_low", "null_high")
+        mean, low, high, *null = (getattr(self, name)[:, c, k].numpy() for name in names)
+        ax.bar(x, null[1] - null[0], width, bottom=null[0], color=RULE, alpha=0.6, zorder=0)
+        colour = PALETTE[c % len(PALETTE)]
+        bars = ax.bar(x, mean, 0.7 * width, label=self.concepts[c], color=colour, alpha=0.85)
+        whiskers = np.stack([mean - low, high - mean]).clip(min=0)
+        ax.errorbar(x, mean, whiskers, fmt="none", ecolor=INK, elinewidth=0.8)
+        for i, bar in enumerate(bars):
+            bar.set_hatch(None if self.exists[i, c] else "///")
+            if self.significant[i, c, k]:
+                ax.text(float(x[i]), 1.02, "*", ha="center")
 
-        notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
-        return (
-            f"{self.to_pandas().to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
-        )
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return scores and effects with their intervals and corrected p, beside what the directions are worth."""
+        return self.to_pandas()[list(_TOLD)].dropna(axis=1, how="all")

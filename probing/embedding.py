@@ -229,13 +229,15 @@ class AtlasResult(Result):
     def _bounds(self) -> tuple[Tensor, Tensor]:
         return self.points.amin(0), self.points.amax(0)
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
+    def sentences(self) -> tuple[str, ...]:
+        """Return what the plane is of, and how far to trust it."""
         return (
-            f"<p>Atlas of {escape(self.layer)}: {len(self.ids)} points, {len(self.filled())} filled cells, "
-            f"trustworthiness {self.trustworthiness:.2f}</p>"
+            f"Atlas of {self.layer}: {len(self.ids)} points, {len(self.filled())} filled cells, trustworthiness "
+            f"{self.trustworthiness:.2f}.",
         )
+
+    def notebook_table(self) -> None:
+        """Return nothing: a row per point says little."""
 
 
 @dataclass(frozen=True)

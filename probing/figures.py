@@ -28,8 +28,9 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DIVERGING = "RdBu_r"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Groups differ in shape besides colour, so that a figure survives a grey printer."""
-FULL_WIDTH = 7.0
-"""Inches of a two-column page."""
+COLUMN_WIDTH = 3.3
+FULL_WIDTH = 6.9
+"""Inches of one and of both columns of a journal's page: every figure for print is as wide as one of them."""
 PNG_DPI = 200
 
 _FOLLOWS_PAGE = {
@@ -96,6 +97,23 @@ def new_figure(width: float, height: float, *, fitted: bool = True) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained" if fitted else None)
+
+
+def logarithmic(axes: "Axes") -> None:
+    """Make the horizontal axis logarithmic, with a few labels in plain digits."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def figure_of(drawn: "Axes | Figure") -> "Figure":
+    """Return the figure that axes are part of; a figure itself."""
+    figure = drawn.get_figure(root=True)
+    assert figure is not None  # what is drawn is drawn in a figure
+    return figure
 
 
 def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:

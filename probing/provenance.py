@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from probing.fingerprint import bytes_id, model_id
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Json = None | bool | int | float | str | tuple[object, ...] | list[object] | dict[str, object]
 """What a JSON file holds; sequences are tuples here and lists after parsing."""
@@ -82,10 +87,27 @@ class Result:
     """What a method returns: frozen, typed, with named axes as fields beside the tensors.
 
     Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples,
-    mappings with string keys, or frozen dataclasses of these.
+    mappings with string keys, or frozen dataclasses of these. Each draws itself by `plot()`, and a notebook shows it:
+    the plot, the first rows of `to_pandas()` where it is a table, and `sentences()`.
     """
 
     provenance: Provenance
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what must be said beside the numbers, in plain words."""
+        return ()
+
+    def notebook_table(self) -> "pd.DataFrame | None":
+        """Return the table that a notebook shows the first rows of: `to_pandas()`, or its most telling columns."""
+        return self.to_pandas() if isinstance(self, _Table) else None
+
+    def _repr_html_(self) -> str:
+        from probing.display import page
+
+        drawn = self.plot() if isinstance(self, _Drawn) else None
+        return page(
+            type(self).__name__, drawn=drawn, table=self.notebook_table(), sentences=self.sentences()
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """Write `tensors.safetensors` and `result.json` into a folder, which is made if missing.
@@ -125,6 +147,16 @@ class Result:
                 f"{str(folder)!r} holds a {type(result).__name__}, expected a {cls.__name__}."
             )
         return result
+
+
+@runtime_checkable
+class _Table(Protocol):
+    def to_pandas(self) -> "pd.DataFrame": ...
+
+
+@runtime_checkable
+class _Drawn(Protocol):
+    def plot(self) -> "Axes | Figure": ...
 
 
 _DOCUMENT, _TENSORS, _NEW = "result.json", "tensors.safetensors", "tensors.new.safetensors"

@@ -304,7 +304,7 @@ def test_a_result_is_saved_loaded_tabled_and_drawn(tmp_path: Path) -> None:
     assert table["swap"].tolist() == pytest.approx(found.swap.tolist())
     assert "class 2" in found._repr_html_()
     (axes,) = found.plot().axes
-    assert "r = " in axes.get_title()
+    assert "r = " in axes.get_title("left")
 
 
 def test_without_matched_clusters_nothing_is_claimed_about_a_swap() -> None:

@@ -221,7 +221,7 @@ def test_control_labels_follow_types_and_are_learnt_where_types_can_be_told() ->
     assert found.typed
     untyped = method(store(), net, TensorExamples(images), labels)
     assert untyped.selectivity[0] > 0.3
-    assert any("random labels for every example" in note for note in untyped.notes())
+    assert any("random labels for every example" in note for note in untyped.sentences())
 
 
 def test_the_majority_baseline_and_the_uniform_code_are_what_no_features_give() -> None:
@@ -247,7 +247,8 @@ def test_a_result_is_saved_loaded_shown_and_drawn(tmp_path: Path) -> None:
     labelled = [t.get_text() for t in axes.get_legend().get_texts()]
     assert labelled == ["trained", "random weights", "control task", "majority class"]
     html = replace(loaded, layers=("<b>", "keep", "lose"))._repr_html_()
-    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
+    assert "<td><b>" not in html
     assert "independent" in html
 
 
@@ -256,7 +257,7 @@ def test_a_fit_that_stops_early_is_said_to() -> None:
     method = replace(QUICK, probe=SoftmaxProbe((1e-4,), max_steps=1))
     found = method(store(), net, examples, labels)
     assert not any(found.converged)
-    assert "stopped short of its optimum" in found.notes()[0]
+    assert "stopped short of its optimum" in found.sentences()[0]
 
 
 def test_each_setting_changes_the_result() -> None:

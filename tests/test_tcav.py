@@ -547,11 +547,11 @@ def test_a_result_is_saved_loaded_tabled_and_drawn(tmp_path: Path) -> None:
     assert table["mean"].tolist() == pytest.approx(found.mean.flatten().tolist())
     assert "scores" not in table
     html = found._repr_html_()
-    assert "no evidence of a direction of &#x27;noise&#x27;" in html
+    assert "no evidence of a direction of &#39;noise&#39;" in html
     axes = replace(found, p_max_t=torch.zeros_like(found.p_max_t)).plot("class 1")
-    assert axes.get_title() == "class 1"
+    assert axes.get_title("left") == "class 1"
     assert [t.get_text() for t in axes.texts] == ["*"]  # not over the direction that does not exist
-    assert found.plot().get_title() == "class 0"
+    assert found.plot().get_title("left") == "class 0"
 
 
 def test_sets_that_overlap_are_refused_unless_allowed() -> None:

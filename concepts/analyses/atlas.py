@@ -25,6 +25,7 @@ from probing.store import ActivationStore
 from probing.threads import one_thread
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 _SIDE = 48
@@ -55,6 +56,23 @@ class AttributeAtlases(Result):
     shown: Int[Tensor, " shown"]
     """Examples whose pictures are kept, for the last layer's plane."""
     pictures: UInt8[Tensor, "shown side side 3"]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per attribute and layer: how often an image's nearest have its value."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "attribute": name, "layer": atlas.layer, "same": float(self.same[k, i]), "low": float(self.low[k, i]),
+                "high": float(self.high[k, i]), "chance": float(self.chance[k]), "trustworthiness": atlas.trustworthiness,
+            }
+            for k, name in enumerate(self.attributes)
+            for i, atlas in enumerate(self.atlases)
+        )  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """Draw the planes of all layers, coloured by the attributes that contrasts vary."""
+        return figures.planes(self.atlases, self.attributes[:-1], self.values, self.labels)
 
 
 @dataclass(frozen=True)

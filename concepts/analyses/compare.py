@@ -31,6 +31,7 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.attribution.lrp import LRP
+from probing.figures import Strip, figure_of, montage
 from probing.geometry import RefusedError
 from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
 from probing.provenance import Provenance, Result
@@ -39,6 +40,7 @@ from probing.scores import Score
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 HEAT_MAPS: Mapping[str, AttributionMethod] = {
@@ -66,6 +68,19 @@ class HeatMapComparison(Result):
     refused: tuple[tuple[str, str], ...]
     """Heat maps that the model does not admit, and why."""
     shown: tuple[Shown, ...]
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return where readings part, and which heat maps are left out."""
+        refused = (f"{name} is left out: {reason}" for name, reason in self.refused)
+        return (*self.comparison.sentences(), *refused)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per measure, contrast and class."""
+        return self.comparison.to_pandas()
+
+    def plot(self) -> "Figure":
+        """Draw the rank agreement of every two readings."""
+        return figure_of(self.comparison.plot())
 
 
 @dataclass(frozen=True)
@@ -276,18 +291,11 @@ def known(r: float) -> float | None:
 
 
 def _agreement(found: Comparison) -> "Figure":
-    from probing.figures import style
-
-    with style():
-        figure = found.plot().figure
-    assert figure is not None
-    return figure  # type: ignore[return-value]  # new_figure makes no sub-figure
+    return figure_of(found.plot())
 
 
 def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
     from PIL import Image
-
-    from probing.figures import Strip, montage
 
     strips = []
     for one in shown:

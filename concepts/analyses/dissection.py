@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +33,12 @@ from probing.report import (
 )
 from probing.store import ActivationStore
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_ALPHA = 0.05
+"""At which a unit is coloured where no audit says at which."""
 _LISTED = 5
 """Units shown of each layer and contrast."""
 
@@ -52,6 +59,31 @@ class AttributeUnits(Result):
     """That shifts are judged on."""
     names: DissectionResult | None
     """What the same units detect in drawn scenes, if any were asked for."""
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per contrast and unit, the largest shifts first."""
+        import pandas as pd
+
+        s, count = self.shifts, len(self.unit)
+        layers = [self.layers[k] for k in self.layer_of.tolist()]
+        tables = [
+            pd.DataFrame(
+                {
+                    "contrast": [name] * count, "layer": layers, "unit": self.unit.tolist(),
+                    "fitted": s.fitted[k].tolist(), "shift": s.shift[k].tolist(), "low": s.low[k].tolist(),
+                    "high": s.high[k].tolist(), "same_way": s.same_way[k].tolist(), "p": s.p[k].tolist(),
+                }
+            )
+            for k, name in enumerate(self.contrasts)
+        ]  # fmt: skip
+        return pd.concat(tables).sort_values(
+            "shift", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
+
+    def plot(self) -> "Figure":
+        """Draw each unit's shift on clusters to judge on against that on clusters to fit on."""
+        parts = self.contrasts, self.layers, self.layer_of, self.shifts
+        return figures.units(*parts, alpha=_ALPHA)
 
     def strongest(self, contrast: int, layer: int, alpha: float) -> list[int]:
         """Return units that tell a contrast, the largest on clusters to fit on first."""

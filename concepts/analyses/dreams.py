@@ -41,6 +41,23 @@ class ConceptDreams(Result):
     """How far each image lies along its direction, from the mean of the images that this was fitted on, in their
     standard deviations."""
 
+    def sentences(self) -> tuple[str, ...]:
+        """Return what did not go as asked for."""
+        return tuple(dict.fromkeys(note for part in self.images for note in part.notes))
+
+    def plot(self) -> "Figure":
+        """Draw the dreams by contrast, layers beside each other."""
+        return montage(
+            [
+                strip
+                for k, name in enumerate(self.contrasts)
+                for strip in _strips(
+                    self, k, (f"{name}, along", f"{name}, against", f"{name}, control")
+                )
+            ],
+            columns=max(5, len(self.layers)),
+        )
+
 
 @dataclass(frozen=True)
 class Dreams:
@@ -104,7 +121,7 @@ class Dreams:
             )
             draw = partial(_figure, audit, found, i)
             blocks.append(plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption))
-        notes = tuple(dict.fromkeys(note for part in found.images for note in part.notes))
+        notes = found.sentences()
         return Section("What the directions point at", (*blocks, *([Points(notes)] if notes else [])))  # fmt: skip
 
 
@@ -160,6 +177,10 @@ def _figure(audit: AuditResults, found: ConceptDreams, contrast: int) -> "Figure
         f"Toward {shown.negative}",
         f"Control: sides exchanged in half of the {audit.clusters}",
     )
+    return montage(_strips(found, contrast, titles), columns=max(5, len(found.layers)))
+
+
+def _strips(found: ConceptDreams, contrast: int, titles: Sequence[str]) -> list[Strip]:
     strips = []
     for k, title in enumerate(titles):
         pictures, captions = [], []
@@ -169,4 +190,4 @@ def _figure(audit: AuditResults, found: ConceptDreams, contrast: int) -> "Figure
             pictures.append(part.pictures()[0])
             captions.append(f"{layer}\n" + ("no gradient" if gone else f"{float(found.reach[i, contrast, k]):+.1f} sd"))  # fmt: skip
         strips.append(Strip(title, pictures, captions))
-    return montage(strips, columns=max(5, len(found.layers)))
+    return strips

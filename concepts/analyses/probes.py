@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.sections.plates import plate
+from probing.figures import FULL_WIDTH, figure_of, new_figure, style
 from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -24,6 +26,38 @@ class AttributeProbes(Result):
     attributes: tuple[str, ...]
     probes: tuple[ProbeResult, ...]
     """One for each attribute."""
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what must be said beside the numbers."""
+        return tuple(dict.fromkeys(note for probe in self.probes for note in probe.sentences()))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per attribute and layer."""
+        import pandas as pd
+
+        pairs = zip(self.attributes, self.probes, strict=True)
+        tables = [probe.to_pandas().assign(attribute=name) for name, probe in pairs]
+        return pd.concat(tables, ignore_index=True)
+
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return the error beside what it is to be compared with."""
+        columns = ["attribute", "layer", "error", "low", "high", "untrained_error", "selectivity"]
+        return self.to_pandas()[columns]
+
+    def plot(self) -> "Figure":
+        """Draw the error over layers, a panel for each attribute."""
+        with style():
+            figure = new_figure(FULL_WIDTH, 2.4)
+            panels = figure.subplots(1, len(self.probes), sharey=True, squeeze=False)[0]
+            for axes, name, probe in zip(panels, self.attributes, self.probes, strict=True):
+                probe.plot(axes)
+                axes.set_title(name, loc="left", fontweight="bold")
+                axes.get_legend().remove()
+            for axes in panels[1:]:
+                axes.set_ylabel("")
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+        return figure
 
 
 @dataclass(frozen=True)
@@ -75,7 +109,7 @@ class Probes:
                 plate(folder, f"probes_{i + 1}", partial(_curve, probe), label, caption),
                 _table(name, probe),
             ]
-        notes = tuple(dict.fromkeys(note for probe in found.probes for note in probe.notes()))
+        notes = found.sentences()
         return Section(
             "Where the attributes are readable", (*blocks, *([Points(notes)] if notes else []))
         )
@@ -100,9 +134,7 @@ def _finding(audit: AuditResults, name: str, probe: ProbeResult) -> Finding:
 
 
 def _curve(probe: ProbeResult) -> "Figure":
-    figure = probe.plot().figure
-    assert figure is not None
-    return figure  # type: ignore[return-value]  # new_figure makes no sub-figure
+    return figure_of(probe.plot())
 
 
 def _table(name: str, probe: ProbeResult) -> Table:

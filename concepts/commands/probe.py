@@ -94,7 +94,7 @@ def probe(
         result.plot(figure.add_subplot())
     save_figure(figure, out / "probes")
     show(_table(result))
-    for note in result.notes():
+    for note in result.sentences():
         typer.echo(note)
     typer.echo(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
 

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+_TOLD = (
+    "layer",
+    "unit",
+    "concept",
+    "category",
+    "iou",
+    "ceiling",
+    "chance",
+    "held_out",
+    "p_fdr",
+    "detector",
+)
+
 Units = Float[Tensor, " units"]
 Flags = Bool[Tensor, " units"]
 
@@ -226,12 +239,12 @@ class DissectionResult(Result):
 
         return category_bars(self)
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences())
-        table = self.to_pandas().sort_values("iou", ascending=False, kind="stable").head(20)
-        return f"{table.to_html(float_format='{:.3f}'.format, index=False)}<ul>{notes}</ul>"
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return the units of highest IoU, with the concept, and what the number is to be compared with."""
+        table = self.to_pandas().sort_values(
+            "iou", ascending=False, kind="stable", ignore_index=True
+        )
+        return table[list(_TOLD)]
 
 
 def assemble(

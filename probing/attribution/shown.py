@@ -1,7 +1,5 @@
 """How attributions are shown: the check beside each map, figures, and what a notebook displays."""
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution
-from probing.figures import PAPER, PNG_DPI, style
+from probing.display import picture_html
 from probing.heatmaps import (
     ALPHA,
     PERCENTILE,
@@ -152,15 +150,3 @@ def _first(found: Attribution) -> Attribution:
         baseline_score=base,
         diagnostics={name: d[part] for name, d in found.diagnostics.items()},
     )
-
-
-def picture_html(figure: "Figure", label: str) -> str:
-    """Return a figure as an `img` element that holds its own pixels."""
-    from markupsafe import escape
-
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    wide = round(figure.get_figwidth() * 100)
-    return f'<img width="{wide}" alt="{escape(label)}" src="data:image/png;base64,{data}">'

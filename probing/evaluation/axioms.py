@@ -21,6 +21,7 @@ from probing.scores import Score, class_scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 EXACT = 1e-4
 """Relative differences up to here are rounding, in float32."""
@@ -55,6 +56,16 @@ class Check(Result):
     def passed(self) -> bool:
         """Whether all trials stay within the tolerance, and there is one."""
         return self.worst <= self.tolerance
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the verdict."""
+        return (str(self),)
+
+    def plot(self) -> "Figure":
+        """Return a figure of each trial's miss, beside the tolerance."""
+        from probing.evaluation.figures import check_figure
+
+        return check_figure(self)
 
     def __str__(self) -> str:
         verdict = "holds" if self.passed else "does not hold"
@@ -363,6 +374,12 @@ class AxiomTable(Result):
         import pandas as pd
 
         return pd.DataFrame(self.outcomes, index=self.methods, columns=list(self.axioms))
+
+    def plot(self) -> "Figure":
+        """Return a figure of what holds and what fails."""
+        from probing.evaluation.figures import axioms_figure
+
+        return axioms_figure(self)
 
 
 def axiom_table(

@@ -19,6 +19,7 @@ from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 Better = Literal["higher", "lower"]
 Explained = AttributionMethod | Attribution | Tensor
@@ -87,6 +88,16 @@ class Measurement(Result):
         import pandas as pd
 
         return pd.DataFrame({"input": range(len(self.values)), "value": self.values.tolist()})
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the mean with its interval."""
+        return (f"{self}.",)
+
+    def plot(self) -> "Figure":
+        """Return a figure of each input's value, their mean and its interval."""
+        from probing.evaluation.figures import measurements_figure
+
+        return measurements_figure({self.metric: self})
 
 
 class Tally:

@@ -6,7 +6,7 @@ network used: where two places say the same, taking either out costs nothing, ho
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,10 @@ from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels
 from probing.provenance import Provenance, Result
 from probing.scores import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 MakeNet = Callable[[], nn.Module]
 """Builds an untrained network; it is called with the random state that the seed gives."""
@@ -115,6 +119,26 @@ class Retrained(Result):
     def areas(self) -> dict[str, float]:
         """The mean accuracy over fractions, by ranking: low speaks for a map where places were removed."""
         return dict(zip(self.rankings, self.values.mean((1, 2)).tolist(), strict=True))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per ranking and fraction."""
+        import pandas as pd
+
+        mean, low, high = self.summary
+        return pd.DataFrame(
+            {
+                "ranking": ranking, "fraction": fraction, "accuracy": float(mean[i, k]), "low": float(low[i, k]),
+                "high": float(high[i, k]), "mask_only": float(self.mask_only[i, k]),
+            }
+            for i, ranking in enumerate(self.rankings)
+            for k, fraction in enumerate(self.fractions)
+        )  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """Return a figure of accuracy against the share of places, a line per ranking."""
+        from probing.evaluation.figures import retrained_figure
+
+        return retrained_figure(self)
 
 
 @dataclass(frozen=True)
@@ -266,6 +290,21 @@ class DataRandomisation(Result):
     def summary(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean over inputs and its interval, each `[measures]`."""
         return mean_interval(self.values.movedim(-1, 0))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per measure."""
+        import pandas as pd
+
+        columns = dict(
+            zip(("mean", "low", "high"), (t.tolist() for t in self.summary), strict=True)
+        )
+        return pd.DataFrame({"measure": self.measures} | columns)
+
+    def plot(self) -> "Figure":
+        """Return a figure of each input's similarity, their mean and its interval."""
+        from probing.evaluation.figures import relearned_figure
+
+        return relearned_figure(self)
 
 
 def data_randomisation(

@@ -87,7 +87,7 @@ class Randomisation(Result):
         means = draws.nanmean(1)
         known = draws[~draws.isnan()]
         half = 1.96 * float(known.std()) / draws.shape[1] ** 0.5 if len(known) > 1 else math.nan
-        if kind == "strangers" and len(means) > 1:
+        if kind == "strangers" and int((~means.isnan()).sum()) > 1:
             networks = (1 + math.sqrt(1 + 8 * len(means))) / 2
             quantile = float(stats.t.ppf(0.975, networks - 1)) * math.sqrt(1 + 1 / networks)
             half = max(half, quantile * float(means[~means.isnan()].std()))

@@ -56,6 +56,30 @@ class Row(Result):
     notes: tuple[str, ...] = ()
     """What a reader of the values must know."""
 
+    def sentences(self) -> tuple[str, ...]:
+        """Return what a reader of the values must know, or why there are none."""
+        return (
+            *self.notes,
+            *([f"{self.name} refused the network: {self.refused}"] if self.refused else []),
+        )
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per quantity: mean over inputs, interval, and how many inputs have no value."""
+        import pandas as pd
+
+        named = ("mean", "low", "high", "excluded")
+        return pd.DataFrame(
+            {"quantity": name}
+            | dict(zip(named, summary(values, QUANTITIES[name].range), strict=True))
+            for name, values in self.values.items()
+        )
+
+    def plot(self) -> "Figure":
+        """Return every quantity with its interval."""
+        from probing.evaluation.scorecard_figures import row_figure
+
+        return row_figure(self)
+
 
 @dataclass(frozen=True)
 class Disagreement:
@@ -121,6 +145,10 @@ class Scorecard(Result):
                     certain = deck not in ends and ends != {"+", "-"}
                     found.append(Disagreement(row.name, desideratum, mark, deck, certain))
         return tuple(found)
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return where measurement and lecture part."""
+        return tuple(map(str, self.disagreements))
 
     def table(self) -> list[Record]:
         """Return one line per method: mark, standing, interval and rank in each desideratum, and the cost."""

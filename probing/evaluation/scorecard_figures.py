@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 from probing.evaluation.quantities import DECK, DESIDERATA, QUANTITIES, third
 from probing.evaluation.scorecard import Record, Row, Scorecard
-from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
+from probing.evaluation.standing import summary
+from probing.figures import (
+    FAINT,
+    FULL_WIDTH,
+    INK,
+    PALETTE,
+    RULE,
+    logarithmic,
+    new_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,6 +128,29 @@ def evidence_figure(card: Scorecard) -> "Figure":
     return figure
 
 
+def row_figure(row: Row) -> "Figure":
+    """Return a panel for each quantity of one method: values of single inputs, mean and 95 % interval."""
+    columns = 4
+    lines = max(1, -(-len(row.values) // columns))
+    with style():
+        figure = new_figure(FULL_WIDTH, 0.75 * lines)
+        panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for panel, (name, values) in zip(panels, row.values.items(), strict=False):
+            mean, low, high, _ = summary(values, QUANTITIES[name].range)
+            known = values[~values.isnan()].tolist()
+            panel.plot(known, [0] * len(known), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)
+            panel.plot([low, high], [0, 0], color=INK, linewidth=0.9)
+            panel.plot(mean, 0, "|", color=INK, markersize=9, markeredgewidth=1.2)
+            panel.set_title(QUANTITIES[name].title, fontsize=5.8)
+            panel.set_yticks([])
+            panel.spines["left"].set_visible(False)
+            panel.tick_params(labelsize=5.5)
+            panel.locator_params(axis="x", nbins=3)
+        for panel in panels[len(row.values) :]:
+            panel.set_axis_off()
+    return figure
+
+
 def _families(figure: "Figure", card: Scorecard) -> None:
     from matplotlib.lines import Line2D
 
@@ -140,12 +173,7 @@ def _dots(panel: "Axes", records: list[Record], methods: list[str]) -> None:
     panel.grid(axis="y", color=RULE, linewidth=0.4)
     values = [float(str(r["mean"])) for r in known]
     if min(values) > 0 and max(values) > 30 * min(values):
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-        panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(numticks=4))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(panel)
 
 
 def _short(value: float) -> str:

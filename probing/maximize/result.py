@@ -14,6 +14,7 @@ from probing.provenance import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ class Maximization(Result):
                 text += f" (> {float(self.beside.percentile[i]):.4g} %)"
             found.append(text)
         return found
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what did not go as asked for."""
+        return self.notes
+
+    def plot(self) -> "Figure":
+        """Return all images with their values."""
+        from probing.maximize.sheet import contact_sheet
+
+        return contact_sheet(self)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per image, without the images."""

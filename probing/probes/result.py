@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.figures import FAINT, MARKERS, PALETTE
+from probing.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE
 from probing.provenance import Result
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PerLayer = Float[Tensor, " layers"]
+_TOLD = (
+    "layer", "features", "error", "low", "high", "train_error", "untrained_error", "control_error", "selectivity",
+    "compression", "converged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class ProbeResult(Result):
         """Whether each fit's gradient came below the tolerance."""
         return tuple(bool(c <= self.tolerance) for c in self.certificate)
 
-    def notes(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers, in plain words."""
         found = []
         for layer, certificate, done in zip(
@@ -161,7 +165,7 @@ class ProbeResult(Result):
 
     def figure_size(self) -> tuple[float, float]:
         """Return inches that give each layer room, up to a page's width."""
-        return min(7.0, 3.0 + 0.32 * len(self.layers)), 2.6
+        return min(FULL_WIDTH, 3.0 + 0.32 * len(self.layers)), 2.6
 
     def _curve(self, ax: "Axes", x: "np.ndarray", kind: str, label: str, colour: str, marker: str) -> None:  # fmt: skip
         error, low, high = (
@@ -170,10 +174,6 @@ class ProbeResult(Result):
         ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         ax.plot(x, error, color=colour, marker=marker, label=label, clip_on=False, zorder=3)
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes())
-        return (
-            f"{self.to_pandas().to_html(float_format='{:.3g}'.format, index=False)}<ul>{notes}</ul>"
-        )
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return the error beside what it is to be compared with."""
+        return self.to_pandas()[list(_TOLD)].dropna(axis=1, how="all")

@@ -56,8 +56,9 @@ class ProbeHistory(Result):
         ax.legend(title="moment", loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return ax
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3g}".format, index=False))
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return the errors, a row for each moment and a column for each layer."""
+        return self.to_pandas().pivot_table("error", "moment", "layer", sort=False)
 
 
 @dataclass

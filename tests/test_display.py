@@ -1,0 +1,62 @@
+"""Every result shows itself: a figure, a table where it is one, and a page for notebooks that fetches nothing."""
+
+import re
+from collections.abc import Iterator
+
+import made_up
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from probing.display import MOST_ROWS, page, table_html
+from probing.figures import FULL_WIDTH, figure_of
+from probing.provenance import Result
+
+CLASSES = made_up.result_classes()
+NEVER_EMPTY = {"Attribution", "AtlasResult", "AttributeAtlases", "ConceptDreams", "Maximization"}
+"""These are made of numbers; what holds NaN is refused where it is made."""
+
+
+def test_the_contract_is_of_all_results() -> None:
+    assert len(CLASSES) >= 26
+    assert {"Attribution", "TcavResult", "Scorecard", "AttributeProbes"} <= {c.__name__ for c in CLASSES}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_result_draws_itself_and_shows_itself_in_a_notebook(cls: type[Result]) -> None:
+    found = made_up.result(cls)
+    drawn = found.plot()
+    assert isinstance(drawn, Axes | Figure)
+    assert figure_of(drawn).get_figwidth() <= FULL_WIDTH
+    html = found._repr_html_()
+    assert html.count("<img") == 1 or cls.__name__ == "TextAttribution"
+    assert not re.findall(r'src="(?!data:)|https?://|<script|<link', html)
+    assert not re.findall(r"<b>(?!\w+</b>)|<[0-9]>", html)  # names of a result are no markup
+    assert all(isinstance(s, str) and s.strip() for s in found.sentences())
+
+
+@pytest.mark.parametrize("cls", [c for c in CLASSES if c.__name__ not in NEVER_EMPTY])
+def test_what_was_not_asked_for_is_shown_as_nothing(cls: type[Result]) -> None:
+    html = made_up.result(cls, empty=True)._repr_html_()
+    assert not re.findall(r">nan<", html, re.IGNORECASE)
+
+
+def tables() -> Iterator[pd.DataFrame]:
+    yield pd.DataFrame({"a": range(MOST_ROWS + 5)})
+    yield pd.DataFrame({"a": [1.23456]}, index=["row"])
+
+
+def test_a_long_table_is_cut_and_the_rest_is_counted() -> None:
+    long, named = tables()
+    assert table_html(long).count("<tr") == 1 + MOST_ROWS
+    assert "and 5 more rows" in table_html(long)
+    assert "<th>row</th>" in table_html(named)
+    assert ">1.23<" in table_html(named)
+    assert "<th>0</th>" not in table_html(long)
+
+
+def test_sentences_stand_beside_the_numbers_and_are_escaped() -> None:
+    html = page("<i>", sentences=["a < b"])
+    assert "&lt;i&gt;" in html
+    assert "<li>a &lt; b</li>" in html
