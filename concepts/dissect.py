@@ -21,6 +21,7 @@ from concepts.segmentation.labels import ImageLabels, Scenes, present
 from probing.examples import Subset
 from probing.fingerprint import bytes_id, tensor_bytes
 from probing.geometry import Layout, layers_run
+from probing.jobs import Request
 from probing.layers import expand
 from probing.provenance import Provenance
 from probing.store import ActivationStore
@@ -106,6 +107,11 @@ class Dissection:
                 f"none of the {len(scenes)} images has a label: check that masks and images belong together."
             )
         return self._result(model, scenes, readings, found)
+
+    def requests(self, model: nn.Module, scenes: Scenes) -> tuple[Request, ...]:
+        """Return what a call asks of the store, so that engines can fill it before."""
+        names = tuple(lens.layer for lens in self.lenses(model, scenes))
+        return (Request(model, names, scenes.examples),)
 
     def lenses(self, model: nn.Module, scenes: Scenes) -> list[Lens]:
         """Return how the outputs of each layer asked for become units' maps, and these label cells."""

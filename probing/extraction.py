@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -17,6 +17,7 @@ from probing.passes import Runner
 from probing.precision import Precision, device_of
 from probing.progress import Progress
 from probing.shards import DamagedShardError, Disk, ShardWriter, Space
+from probing.shares import Share
 from probing.tiers import MemoryTier, Place, gather
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ class RaggedRowsError(ValueError):
 
 _Found = dict[Space, dict[str, Place]]
 _Lacking = dict[Space, list[str]]
+Covered = Mapping[Space, frozenset[str]]
+"""Rows that an earlier request writes, whether or not it has done so yet."""
 
 
 @dataclass
@@ -81,6 +84,47 @@ class Engine:
                         waiting.add(chunk[0])
                         chunks.append(chunk)
                 self._mend(job, chunk, loader)
+
+    def fill(self, job: Job, share: Share, covered: Covered) -> None:
+        """Compute and commit a share's chunks, but for rows that are stored or that an earlier request writes."""
+        self._check_canaries(job)
+        own = share.of(split(list(job.positions), _SHARD_ROWS))
+        chunks = deque(chunk for chunk in own if self._unwritten(job, chunk, covered))
+        waiting, title = set[str](), f"{type(job.model).__name__}, {share}"
+        with (
+            Progress(len(own), title, self.show_progress) as progress,
+            LoadAhead(job.load) as loader,
+        ):
+            progress.advance(len(own) - len(chunks), computed=False)
+            while chunks:
+                chunk = chunks.popleft()
+                with self._claim(job, chunk, wait=chunk[0] in waiting) as claimed:
+                    if claimed:
+                        self._fill_chunk(job, chunk, self._unwritten(job, chunk, covered), loader)
+                        progress.advance(1, computed=True)
+                    else:
+                        waiting.add(chunk[0])
+                        chunks.append(chunk)
+
+    def _fill_chunk(
+        self, job: Job, chunk: list[str], unwritten: _Lacking, loader: LoadAhead
+    ) -> None:
+        batches = split(chunk, self._batch_rows(job)) if unwritten else []
+        members = {space: set(ids) for space, ids in unwritten.items()}
+        wanted = [[e for e in ids if any(e in m for m in members.values())] for ids in batches]
+        wanted = [ids for ids in wanted if ids]
+        with _Writers(self.disk, unwritten) as writers:
+            for names, ahead in zip(wanted, [*wanted[1:], []], strict=True):
+                inputs = loader.get(names)
+                loader.start(ahead)
+                lacking = {s: [e for e in names if e in m] for s, m in members.items()}
+                lacking = {space: ids for space, ids in lacking.items() if ids}
+                computed = self._compute(job, lacking, names, inputs)
+                self.stats.forward_rows += len(names)
+                index = {e: i for i, e in enumerate(names)}
+                found = {s: {e: (rows, index[e]) for e in names} for s, rows in computed.items()}
+                writers.append(names, found, self._input_ids)
+            writers.commit()
 
     def lacking(self, job: Job, ids: Sequence[str]) -> _Lacking:
         """Return, per space, those examples whose rows are neither in memory nor on disk."""
@@ -124,11 +168,15 @@ class Engine:
         for space in job.spaces:
             self.disk.rows(space, refresh=True)
 
-    def _unwritten(self, job: Job, chunk: list[str]) -> _Lacking:
+    def _unwritten(self, job: Job, chunk: list[str], covered: Covered | None = None) -> _Lacking:
         if self.disk is None:
             return {}
         rows = {space: self.disk.rows(space) for space in job.spaces}
-        found = {space: [e for e in chunk if e not in rows[space]] for space in job.spaces}
+        others = {space: (covered or {}).get(space, frozenset()) for space in job.spaces}
+        found = {
+            space: [e for e in chunk if e not in rows[space] and e not in others[space]]
+            for space in job.spaces
+        }
         return {space: ids for space, ids in found.items() if ids}
 
     def _chunk(self, job: Job, chunk: list[str], loader: LoadAhead) -> Iterator[tuple[Rows, bool]]:

@@ -61,6 +61,20 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Request:
+    """Rows to be there before they are asked for: as of `activations`, or with scores as of `gradients_of`.
+
+    What it holds can be sent to another process, if the model and the examples can.
+    """
+
+    model: nn.Module
+    layers: tuple[str, ...]
+    examples: ExampleSet
+    pool: Pool = "none"
+    scores: tuple[Score, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """One request: which rows of which spaces, and how to compute them."""
 

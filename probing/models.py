@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,7 +160,11 @@ def device_named(name: str | torch.device) -> torch.device:
         DeviceError: for one that is none, or not here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK", "")  # each process of a `torchrun` has a GPU of its own
+        own = f":{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else ""
+        return torch.device(f"cuda{own}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()

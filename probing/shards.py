@@ -309,8 +309,9 @@ def writing(folder: Path) -> Iterator[None]:
 class Disk:
     """The shards under one root, found by space and example id."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, budget: int | None = None) -> None:
         self.root = root / "rows-v1"
+        self.budget = budget
         self.dropped = 0
         self._records: dict[str, dict[str, Shard]] = {}
         self._rows: dict[str, dict[str, tuple[Shard, int]]] = {}
@@ -347,7 +348,14 @@ class Disk:
             del rows[example]
 
     def refuse_beyond(self, size: int) -> None:
-        """Raise `StoreFullError` if the disk has less room than a job needs."""
+        """Raise `StoreFullError` if the disk, or the budget, has less room than a job needs."""
+        if self.budget is not None:
+            held = sum(path.stat().st_size for path in self.root.glob("*/*.safetensors"))
+            if size > self.budget - held:
+                raise StoreFullError(
+                    f"this job writes {size / 1e9:,.2f} GB to {str(self.root)!r}, which holds {held / 1e9:,.2f} GB of a "
+                    f"budget of {self.budget / 1e9:,.2f} GB; pool the rows, read fewer layers, or raise the budget."
+                )
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
         free = shutil.disk_usage(folder).free
         if size > free:

@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet, Subset
-from probing.extraction import Engine
-from probing.jobs import Estimate, Job, RequestError, Rows, StoreStats, model_of
+from probing.extraction import Covered, Engine
+from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
 from probing.precision import Precision
 from probing.scores import Score
 from probing.shards import Disk
+from probing.shares import Share
 from probing.tiers import MemoryTier
 
 
@@ -36,6 +37,8 @@ class ActivationStore:
         precision: of activations; gradients are computed at `precision.gradients`.
         batch_size: examples per pass; `auto` suits the machine. Results depend on it only by rounding.
         budget_bytes: memory for rows on the host, and as much again on an accelerator.
+        disk_budget_bytes: of all rows under the root; a job that would exceed it is refused before it writes. None: what
+            the disk has free.
         progress: a bar on stderr while rows are computed; None shows it on a terminal.
     """
 
@@ -44,6 +47,7 @@ class ActivationStore:
     precision: Precision = field(default_factory=Precision)
     batch_size: int | Literal["auto"] = "auto"
     budget_bytes: int = 2 << 30
+    disk_budget_bytes: int | None = None
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class ActivationStore:
         if home != host:
             tiers.insert(0, MemoryTier(self.budget_bytes, home, below=tiers[0]))
         self._engine = Engine(
-            disk=None if self.root is None else Disk(Path(self.root)),
+            disk=None if self.root is None else Disk(Path(self.root), self.disk_budget_bytes),
             tiers=tiers,
             device=None if self.device is None else home,
             precision=self.precision,
@@ -161,16 +165,49 @@ class ActivationStore:
         scores: Sequence[Score] = (),
     ) -> Estimate:
         """Return what a request would cost; passes one example forward if anything is missing."""
-        job = self._job(model, layers, examples, pool, scores)
-        lacking = set().union(*self._engine.lacking(job, list(job.positions)).values())
-        missing = [e for e in job.positions if e in lacking]
+        return self._estimate(self._job(model, layers, examples, pool, scores), {})
+
+    def fill(self, requests: Sequence[Request], share: Share) -> None:
+        """Compute and store what is missing of a share of some requests' rows; nothing is kept in memory.
+
+        When all shares are filled, by any number of processes in any order, the store holds the bytes that one process
+        writes which asks for the same rows in the same order. Raises as `activations`.
+
+        Raises:
+            RequestError: for a store without a root.
+            StoreFullError: before anything is computed, if all shares' rows would exceed the disk or the budget.
+
+        Example:
+            >>> store.fill([Request(net, ("layer4",), images, "mean")], Share(0, 8))
+        """
+        if self._engine.disk is None:
+            raise RequestError("rows can be filled on disk only: give the store a root.")
+        jobs: list[tuple[Job, Covered]] = []
+        covered: Covered = {}
+        size = 0
+        for request in requests:
+            job = self._job(request.model, request.layers, request.examples, request.pool, request.scores)  # fmt: skip
+            job = replace(job, outputs={}) if request.scores else job
+            size += self._estimate(job, covered).bytes
+            jobs.append((job, covered))
+            covered = dict(covered)
+            for space in job.spaces:
+                covered[space] = covered.get(space, frozenset()).union(job.positions)
+        self._engine.disk.refuse_beyond(size)
+        for job, others in jobs:
+            self._engine.fill(job, share, others)
+
+    def _estimate(self, job: Job, covered: Covered) -> Estimate:
+        lacking = self._engine.lacking(job, list(job.positions))
+        missing = set[str]().union(*(set(ids) - covered.get(s, frozenset()) for s, ids in lacking.items()))  # fmt: skip
         if not missing:
             return Estimate(0, len(job.positions), 0)
         [outputs] = self._engine.runner(job, self.precision).run(
-            job.load(missing[:1]), job.layers, pool
+            job.load([e for e in job.positions if e in missing][:1]), job.layers, job.pool
         )
         self.stats.estimate_rows += 1
-        size = sum(out.numel() * out.element_size() for out in outputs.values()) * (1 + len(scores))
+        one = sum(out.numel() * out.element_size() for out in outputs.values())
+        size = one * (bool(job.outputs) + len(job.scores))
         return Estimate(len(missing), len(job.positions), size * len(missing))
 
     def _job(

@@ -19,6 +19,7 @@ from concepts.sections.plates import plate
 from concepts.statistics import ClusteredMean, clustered_mean
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.examples import Concatenation
+from probing.jobs import Request
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Section, Table, interval, number
 from probing.store import ActivationStore
@@ -78,6 +79,10 @@ class AttributeAtlases(Result):
 @dataclass(frozen=True)
 class Atlases:
     """Lays the data's images out by their activations at each of the audit's layers, by principal components."""
+
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return nothing: the rows are the audit's own."""
+        return ()
 
     def measure(self, material: Material, store: ActivationStore) -> AttributeAtlases:
         """Return planes and neighbours of all the data's images, from the rows that the audit reads."""

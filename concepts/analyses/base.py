@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from concepts.material import Material
 from concepts.results import AuditResults
+from probing.jobs import Request
 from probing.provenance import Result
 from probing.report import Finding, Section
 from probing.store import ActivationStore
@@ -13,6 +14,10 @@ from probing.store import ActivationStore
 @runtime_checkable
 class Analysis(Protocol):
     """One more reading of the model that an audit is about, from the rows that the audit reads anyway."""
+
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return what `measure` asks of the store beyond the audit's own rows, so that engines can fill it before."""
+        ...
 
     def measure(self, material: Material, store: ActivationStore) -> Result:
         """Return what is found; it is saved before anything is drawn."""

@@ -34,6 +34,7 @@ from probing.attribution.lrp import LRP
 from probing.figures import Strip, figure_of, montage
 from probing.geometry import RefusedError
 from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
+from probing.jobs import Request
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
 from probing.scores import Score
@@ -90,6 +91,10 @@ class HeatMaps:
     The concept's pixels are those in which matched images differ. Directions are fitted on the audit's clusters to fit
     on; all the rest is of the others, and TCAV and effects of the audit's inputs among those.
     """
+
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return nothing: the rows are the audit's own."""
+        return ()
 
     def measure(self, material: Material, store: ActivationStore) -> HeatMapComparison:
         """Return the comparison; activations, gradients and logits are rows that the audit reads anyway."""

@@ -15,8 +15,10 @@ from concepts.dissection.result import DissectionResult
 from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.sections.plates import plate
-from concepts.segmentation import EmojiScenes
+from concepts.segmentation import EmojiScenes, Scenes
 from concepts.units import UnitContrasts, UnitShifts
+from probing.examples import Subset
+from probing.jobs import Request
 from probing.probes import untrained_copy
 from probing.provenance import Provenance, Result
 from probing.report import (
@@ -106,6 +108,14 @@ class Units:
     probes read too. Scenes are passed once.
     """
 
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return rows at random weights, and of the scenes."""
+        bare = untrained_copy(material.loaded.model, material.file.statistics.seed)
+        rows = Request(bare, material.layers, _data(material), material.file.model.pool)
+        scenes = _scenes(material)
+        named = _dissection(material).requests(material.loaded.model, scenes) if scenes else ()
+        return (rows, *named)
+
     def measure(self, material: Material, store: ActivationStore) -> AttributeUnits:
         """Return shifts of all units, each judged on clusters that its sign was not found on."""
         statistics, model = material.file.statistics, material.loaded.model
@@ -163,17 +173,28 @@ class Units:
 def _rows(
     material: Material, store: ActivationStore, model: nn.Module
 ) -> list[Float[Tensor, "n _"]]:
-    examples = material.subset(range(len(material.manifests[0].items)))
-    rows = store.activations(model, material.layers, examples, pool=material.file.model.pool)
+    pool = material.file.model.pool
+    rows = store.activations(model, material.layers, _data(material), pool=pool)
     return [rows[layer].flatten(1).cpu() for layer in material.layers]
 
 
-def _names(material: Material, store: ActivationStore) -> DissectionResult | None:
+def _data(material: Material) -> Subset:
+    """Return the images that contrasts are drawn from."""
+    return material.subset(range(len(material.manifests[0].items)))
+
+
+def _scenes(material: Material) -> Scenes | None:
     count, seed = material.file.scenes, material.file.statistics.seed
-    if not count:
-        return None
-    scenes = EmojiScenes(count, seed=seed).scenes(material.loaded.preprocess)
-    return Dissection(material.layers, seed=seed)(store, material.loaded.model, scenes)
+    return EmojiScenes(count, seed=seed).scenes(material.loaded.preprocess) if count else None
+
+
+def _dissection(material: Material) -> Dissection:
+    return Dissection(material.layers, seed=material.file.statistics.seed)
+
+
+def _names(material: Material, store: ActivationStore) -> DissectionResult | None:
+    scenes = _scenes(material)
+    return _dissection(material)(store, material.loaded.model, scenes) if scenes else None
 
 
 def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:

@@ -18,6 +18,7 @@ from concepts.statistics import TooFewError
 from probing.estimators import Ridge
 from probing.examples import TensorExamples
 from probing.figures import Strip, montage
+from probing.jobs import Request
 from probing.linear import fit_pairs
 from probing.maximize import Maximization, Maximize
 from probing.maximize.presets import FOURIER
@@ -73,6 +74,10 @@ class Dreams:
 
     settings: Maximize = field(default_factory=lambda: replace(FOURIER, steps=96))
     cosine_power: float = 2.0
+
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return nothing: dreams come one from the other."""
+        return ()
 
     def measure(self, material: Material, store: ActivationStore) -> ConceptDreams:
         """Return the dreams; the directions are those that the audit's scores rest on."""

@@ -9,6 +9,7 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.sections.plates import plate
 from probing.figures import FULL_WIDTH, figure_of, new_figure, style
+from probing.jobs import Request
 from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
@@ -64,14 +65,16 @@ class AttributeProbes(Result):
 class Probes:
     """Linear probes of what the audit tells images apart by, at the audit's layers (Alain & Bengio 2016)."""
 
+    def requests(self, material: Material) -> tuple[Request, ...]:
+        """Return rows of the data's images, at random weights too."""
+        examples = material.subset(range(len(material.manifests[0].items)))
+        return _method(material).requests(material.loaded.model, examples)
+
     def measure(self, material: Material, store: ActivationStore) -> AttributeProbes:
         """Return probes of all the data's images; no cluster is on two sides of the split."""
-        data, statistics = material.manifests[0], material.file.statistics
+        data = material.manifests[0]
         attributes = material.file.attributes
-        method = LayerProbes(
-            material.layers, SoftmaxProbe(tolerance=1e-4), inputs=False, level=statistics.level,
-            seed=statistics.seed,
-        )  # fmt: skip
+        method = _method(material)
         examples = material.subset(range(len(data.items)))
         clusters = material.data_clusters
         probes = tuple(
@@ -113,6 +116,13 @@ class Probes:
         return Section(
             "Where the attributes are readable", (*blocks, *([Points(notes)] if notes else []))
         )
+
+
+def _method(material: Material) -> LayerProbes:
+    statistics = material.file.statistics
+    return LayerProbes(
+        material.layers, SoftmaxProbe(tolerance=1e-4), inputs=False, level=statistics.level, seed=statistics.seed
+    )  # fmt: skip
 
 
 def _finding(audit: AuditResults, name: str, probe: ProbeResult) -> Finding:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
+from probing.jobs import Request
 from probing.probes.kinds import Probe, SoftmaxProbe
 from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked
 from probing.probes.online import CodeBlocks, uniform_length
@@ -116,6 +117,12 @@ class LayerProbes:
         ]  # fmt: skip
         provenance = Provenance.collect(model=model, examples=content_id(ids), method=self)
         return self._result(provenance, shapes, readings, random, tasks, groups is not None, types is not None)  # fmt: skip
+
+    def requests(self, model: nn.Module, examples: ExampleSet) -> tuple[Request, ...]:
+        """Return what a call asks of the store, in its order, so that engines can fill it before."""
+        shapes = self._reader.layers(model, self._patterns, examples, inputs=self.inputs)
+        models = [model, *([untrained_copy(model, self.seed)] if self.untrained else [])]
+        return tuple(r for m in models for r in self._reader.requests(m, shapes, examples))
 
     @property
     def _patterns(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet
+from probing.jobs import Request
 from probing.layers import expand, split_call
 from probing.precision import device_of
 from probing.probes.reduction import Reduction, refuse_size
@@ -99,14 +100,30 @@ class Reader:
         examples: ExampleSet,
     ) -> Iterator[Mapping[str, Table]]:
         """Yield reduced rows of some layers at a time, as many as fit into memory together."""
+        for group in self._groups(layers, examples):
+            yield self._read(store, model, group, examples)
+
+    def requests(
+        self, model: nn.Module, layers: Sequence[LayerShape], examples: ExampleSet
+    ) -> Iterator[Request]:
+        """Yield what `tables` asks of the store, in its order."""
+        for group in self._groups(layers, examples):
+            for pool, members in _by_pool(group).items():
+                if pool:
+                    paths = tuple(layer.path for layer in members)
+                    yield Request(model, paths, examples, members[0].reduction.pool)
+
+    def _groups(
+        self, layers: Sequence[LayerShape], examples: ExampleSet
+    ) -> Iterator[list[LayerShape]]:
         group: list[LayerShape] = []
         for layer in layers:
             if group and self._bytes([*group, layer], examples) > self.memory_bytes:
-                yield self._read(store, model, group, examples)
+                yield group
                 group = []
             group.append(layer)
         if group:
-            yield self._read(store, model, group, examples)
+            yield group
 
     def _shaped(self, path: str, shape: tuple[int, ...], examples: int) -> LayerShape:
         layer = LayerShape(path, shape, self.reduction)
@@ -150,10 +167,7 @@ def _batches(
     store: ActivationStore, model: nn.Module, layers: Sequence[LayerShape], examples: ExampleSet
 ) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
     """Yield positions and reduced rows; all layers that share a pooling come from one sweep."""
-    by_pool: dict[str, list[LayerShape]] = {}
-    for layer in layers:
-        by_pool.setdefault("" if layer.path == INPUT else layer.reduction.pool, []).append(layer)
-    for kind, members in by_pool.items():
+    for kind, members in _by_pool(layers).items():
         if kind == "":
             yield from _inputs(members[0], examples)
             continue
@@ -166,6 +180,14 @@ def _batches(
                 torch.tensor(positions),
                 {p: r if r.dtype == torch.float64 else r.float() for p, r in reduced.items()},
             )
+
+
+def _by_pool(layers: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
+    """Return layers by what the store keeps of them; the inputs, which it does not keep, under no name."""
+    found: dict[str, list[LayerShape]] = {}
+    for layer in layers:
+        found.setdefault("" if layer.path == INPUT else layer.reduction.pool, []).append(layer)
+    return found
 
 
 def _inputs(
