@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from concepts import cli
 from concepts.dissect import Dissection
 from concepts.dissection.figures import category_bars, masked
-from concepts.dissection.page import highest, overview, unit_page, unit_strips
+from concepts.dissection.page import highest, overview, unit_page, unit_strips, with_dreams
 from concepts.dissection.protocols import Protocol
 from concepts.dissection.result import DissectionResult
 from concepts.segmentation import Vocabulary
+from probing.figures import Strip
 from probing.images import Preprocess
+from probing.maximize import Maximization
 from probing.models import LoadedModel
 from probing.store import ActivationStore
 
@@ -88,6 +90,28 @@ def test_the_command_writes_pages_tables_and_figures(
     assert page.count("<figure>") == 3
     assert page.count("data:image/png") == 3  # one of a unit's images side by side
     assert "&lt;patch&gt; &amp; co" in page
+
+
+def test_a_unit_s_synthetic_image_stands_before_its_data_and_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_of_masks(tmp_path)
+    more = ("--data", str(data), "--draws", "0", "--units", "2", "--dreams", "3")
+    assert dissect(tmp_path, *more) == 0
+    result, made = (
+        kind.load(tmp_path / "out" / at)
+        for kind, at in ((DissectionResult, "."), (Maximization, "dreams-1"))
+    )
+    assert made.names == tuple(f"1:{int(result.unit[row])}" for row in highest(result, "1", 2))
+    assert made.beside is not None  # placed among the images dissected
+    strip = Strip("unit 3: cat (object)", [Image.new("RGB", (8, 8))], ["cat"])
+    [shown] = with_dreams([strip], made.part([0]))
+    assert shown.title == strip.title
+    assert shown.images[0].tobytes() == made.pictures()[0].tobytes()
+    assert shown.captions[0].startswith("synthetic\n")
+    assert shown.captions[1:] == strip.captions
+    assert dissect(tmp_path, *more, "--rotate") == 2
+    assert "leave one out" in capsys.readouterr().err
 
 
 def test_drawn_scenes_are_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -852,7 +852,7 @@ def test_the_nearest_example_of_an_image_that_is_in_the_data_is_itself() -> None
     found = maximize(net, [Channel("second", k) for k in range(3)], space=Space(), size=16, steps=5)
     data = TensorExamples(found.images)
     goals = [Channel("second", k) for k in range(3)]
-    beside = place(found, net, goals, ActivationStore(), data)
+    beside = place(found, found.images, net, goals, ActivationStore(), data)
     assert beside.nearest[:, 0].tolist() == [0, 1, 2]
     assert torch.allclose(beside.cosine[:, 0], torch.ones(3), atol=1e-5)
 

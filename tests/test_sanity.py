@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import nets
@@ -128,7 +129,7 @@ def test_highest_places_overlap_by_chance_as_often_as_they_should() -> None:
 
 
 def test_maps_of_other_sizes_are_not_compared() -> None:
-    with pytest.raises(EvaluationError, match="got 16 and 25 places"):
+    with pytest.raises(EvaluationError, match=r"got shapes \(2, 4, 4\) and \(2, 5, 5\)"):
         SignedSpearman()(noise(2, 4, 4), noise(2, 5, 5))
     with pytest.raises(EvaluationError, match="needs images' maps"):
         HogSimilarity()(noise(2, 4), noise(2, 4))
@@ -257,6 +258,19 @@ def test_running_statistics_are_estimated_anew_where_they_were_drawn() -> None:
     assert over.get_buffer("bn1.running_mean").tolist() == [0, 0, 0, 0]
     top = randomised(model, plan.blocks[:1], 0, calibrate=x)
     assert torch.equal(top.get_buffer("bn1.running_mean"), model.get_buffer("bn1.running_mean"))
+
+
+@pytest.mark.parametrize("make", [nets.BatchNormNet, attentive])
+def test_a_cascade_step_by_step_is_one_draw_of_all_its_blocks(
+    make: Callable[[], nn.Module],
+) -> None:
+    model, x = nets.seeded(make()), nets.images(8)
+    blocks = plan_of(model, x).blocks
+    whole = randomised(model, blocks, 5, calibrate=x).state_dict()
+    step = model
+    for k, block in enumerate(blocks):
+        step = randomised(step, [block], 5, x, blocks[:k])
+    assert all(torch.equal(step.state_dict()[name], whole[name]) for name in whole)
 
 
 def test_sc_4_the_model_is_left_as_found_and_a_cascade_builds_on_its_steps() -> None:

@@ -57,6 +57,14 @@ def dissect(
         typer.Option("--rotate", help="Dissect a random rotation of each layer, as a control."),
     ] = False,
     units: Annotated[int, typer.Option(min=1, help="Units on each layer's page.")] = 16,
+    dreams: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Beside each unit's images, one synthesised in so many steps.",
+        ),
+    ] = 0,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     seed: Annotated[int, typer.Option(help="Of scenes, shuffles and rotation.")] = 0,
@@ -71,6 +79,10 @@ def dissect(
     from probing.shards import default_root
     from probing.store import ActivationStore
 
+    if dreams and rotate:
+        raise CommandError(
+            "--dreams draws units, and --rotate dissects mixtures of them: leave one out."
+        )
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
@@ -88,7 +100,7 @@ def dissect(
     subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (
         ", rotated" if rotate else ""
     )
-    _write_pages(result, method, store, loaded, scenes, subject, units, out)
+    _write_pages(result, method, store, loaded, scenes, subject, units, dreams, out)
     show(_table(result))
     for sentence in result.sentences():
         typer.echo(sentence)
@@ -120,16 +132,31 @@ def _write_pages(
     scenes: "Scenes",
     subject: str,
     units: int,
+    dreams: int,
     out: Path,
 ) -> None:
-    from concepts.dissection.page import highest, overview, unit_file, unit_page, unit_strips
+    from concepts.dissection.page import (
+        dreams_folder,
+        highest,
+        overview,
+        unit_file,
+        unit_page,
+        unit_strips,
+        with_dreams,
+    )
     from probing.figures import save_figure
+    from probing.maximize import Channel, maximize
 
     save_figure(result.plot(), out / "detectors")
     overview(result, subject).save(out / "index.html")
     for lens in method.lenses(loaded.model, scenes):
         rows = highest(result, lens.layer, units)
         strips = list(unit_strips(result, lens, rows, store, loaded.model, scenes))
+        if dreams:
+            goals = [Channel(lens.layer, int(result.unit[row])) for row in rows]
+            made = maximize(loaded, goals, steps=dreams, store=store, examples=scenes.examples)
+            made.save(out / dreams_folder(lens.layer))
+            strips = with_dreams(strips, made)
         page = unit_page(result, lens.layer, rows, strips, subject)
         page.save(out / unit_file(lens.layer))
 

@@ -14,6 +14,7 @@ from concepts.dissection.reading import Lens
 from concepts.segmentation.labels import Scenes, present
 from probing.examples import Subset
 from probing.figures import Strip, inline_svg, montage
+from probing.maximize import Maximization
 from probing.report import Finding, Plate, Points, Report, Section, Table, number, p_value
 from probing.store import ActivationStore
 
@@ -136,9 +137,39 @@ def unit_strips(
         yield Strip(_title(result, row), cut, captions)
 
 
+def with_dreams(strips: Sequence[Strip], found: Maximization) -> list[Strip]:
+    """Return units' strips with the image that was synthesised for each unit in front.
+
+    Args:
+        strips: by `unit_strips`.
+        found: one image per strip, in the same order.
+
+    Raises:
+        ValueError: for another number of images.
+    """
+    captions = found.captions()
+    return [
+        Strip(
+            strip.title,
+            [_small(picture), *strip.images],
+            ["synthetic\n" + caption.rpartition("\n")[2], *strip.captions],
+        )
+        for strip, picture, caption in zip(strips, found.pictures(), captions, strict=True)
+    ]
+
+
 def unit_file(layer: str) -> str:
     """Return the name of the file with a layer's units."""
-    return f"units-{layer.replace(':', '-') or 'output'}.html"
+    return f"units-{_named(layer)}.html"
+
+
+def dreams_folder(layer: str) -> str:
+    """Return the name of the folder with the images synthesised for a layer's units."""
+    return f"dreams-{_named(layer)}"
+
+
+def _named(layer: str) -> str:
+    return layer.replace(":", "-") or "output"
 
 
 def highest(result: "DissectionResult", layer: str, count: int) -> list[int]:
@@ -164,7 +195,7 @@ def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
         f"{number(float(result.chance[at]), 3)}); on images that the concept was not chosen on "
         f"{number(float(result.held_out[row]), 3)}. Test against shuffled images: z {_known(float(result.z[row]), 1)}, "
         f"p {_p(float(result.p[row]))}, corrected {_p(float(result.p_fdr[row]))}. "
-        "The six images that move the unit most, dark where it is not active."
+        "The images that move the unit most, dark where it is not active."
     )
     return Plate(
         inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption

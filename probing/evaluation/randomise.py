@@ -118,6 +118,7 @@ def randomised(
     blocks: Sequence[Block],
     seed: int,
     calibrate: Float[Tensor, "n *shape"] | None = None,
+    drawn: Sequence[Block] = (),
 ) -> nn.Module:
     """Return a copy with the parameters of some blocks drawn anew; the model is left as found.
 
@@ -132,6 +133,8 @@ def randomised(
         seed: of the draw.
         calibrate: inputs on which running statistics of the blocks' BatchNorms are estimated anew; otherwise they
             start over at mean 0 and variance 1, and activations may explode or die.
+        drawn: blocks that were drawn in this model before, which are calibrated too: a cascade's step goes on where
+            the last one ended.
 
     Raises:
         UnchangedError: if a tensor of the blocks is what it was.
@@ -151,7 +154,7 @@ def randomised(
     clone.to(device_of(model))
     if calibrate is not None:
         with torch.inference_mode(False), torch.no_grad():
-            _calibrate(clone, blocks, calibrate)
+            _calibrate(clone, (*drawn, *blocks), calibrate)
     return clone
 
 

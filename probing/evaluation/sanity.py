@@ -5,6 +5,7 @@ network's own favourite would mix a change of class into it, as the authors' not
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -23,7 +24,7 @@ from probing.evaluation.base import (
     mean_interval,
     pixels,
 )
-from probing.evaluation.randomise import Block, Plan, plan_of, randomised
+from probing.evaluation.randomise import Plan, plan_of, randomised
 from probing.evaluation.similarity import SIMILARITIES
 from probing.heatmaps import Channels
 from probing.precision import device_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("spearman", "spearman_abs", "ssim", "hog", "top_iou")
 PRIMARY = ("spearman", "spearman_abs")
+Features = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -232,31 +234,32 @@ def _randomise(
     explain = _Explainer(method, score, inputs, metric.channels)
     calibrate = inputs if metric.calibrate else None
     trained = explain(score.model)
+    features = _features(metric.measures, trained)
     seeds = range(metric.seed, metric.seed + metric.seeds)
+
+    def stranger(seed: int) -> Tensor:
+        return explain(randomised(score.model, plan.blocks, seed, calibrate))
+
     rows, strangers = [], []
     for seed in seeds:
-        maps = [
-            explain(randomised(score.model, _chosen(plan, depth, order), seed, calibrate))
-            for depth in depths
-        ]
-        rows.append(torch.stack([_alike(metric.measures, trained, m) for m in maps]))
-        whole = maps[-1] if order == "cascading" else None
-        strangers.append(
-            explain(randomised(score.model, plan.blocks, seed, calibrate))
-            if whole is None
-            else whole
-        )
+        alike, last = [], features
+        for net in _networks(score.model, plan, depths, order, seed, calibrate):
+            last = _features(metric.measures, explain(net))
+            alike.append(_alike(features, last))
+        rows.append(torch.stack(alike))
+        whole = order == "cascading"
+        strangers.append(last if whole else _features(metric.measures, stranger(seed)))
     if len(strangers) < 2:
-        strangers.append(explain(randomised(score.model, plan.blocks, metric.seed + 1, calibrate)))
-    pairs = list(combinations(strangers, 2))
+        strangers.append(_features(metric.measures, stranger(metric.seed + 1)))
+    shuffled = [_features(metric.measures, _shuffle(trained, seed)) for seed in seeds]
     return Randomisation(
         Provenance.collect(model=score.model, method=metric),
         order,
         tuple(plan.blocks[depth].name for depth in depths),
         metric.measures,
         torch.stack(rows),
-        torch.stack([_alike(metric.measures, trained, _shuffle(trained, s)) for s in seeds]),
-        torch.stack([_alike(metric.measures, a, b) for a, b in pairs]),
+        torch.stack([_alike(features, f) for f in shuffled]),
+        torch.stack([_alike(a, b) for a, b in combinations(strangers, 2)]),
         plan.left,
         explain.n_forward,
         explain.n_backward,
@@ -272,13 +275,35 @@ def _depths(count: int, steps: int | None) -> list[int]:
     return sorted({round((i + 1) * count / steps) - 1 for i in range(steps)})
 
 
-def _chosen(plan: Plan, depth: int, order: str) -> tuple[Block, ...]:
-    return plan.blocks[: depth + 1] if order == "cascading" else plan.blocks[depth : depth + 1]
+def _networks(
+    model: nn.Module,
+    plan: Plan,
+    depths: Sequence[int],
+    order: str,
+    seed: int,
+    calibrate: Tensor | None,
+) -> Iterator[nn.Module]:
+    """Yield the network of each step; a cascade's step draws only what the one before has not."""
+    if order == "independent":
+        for depth in depths:
+            yield randomised(model, plan.blocks[depth : depth + 1], seed, calibrate)
+        return
+    done = 0
+    for depth in depths:
+        model = randomised(
+            model, plan.blocks[done : depth + 1], seed, calibrate, plan.blocks[:done]
+        )
+        done = depth + 1
+        yield model
 
 
-def _alike(measures: tuple[str, ...], first: Tensor, second: Tensor) -> Tensor:
+def _features(measures: tuple[str, ...], maps: Tensor) -> Features:
+    return {name: SIMILARITIES[name].features(maps) for name in measures}
+
+
+def _alike(first: Features, second: Features) -> Tensor:
     """Return `[measures, n]`."""
-    return torch.stack([SIMILARITIES[m](first, second).double() for m in measures])
+    return torch.stack([SIMILARITIES[m].between(first[m], second[m]).double() for m in first])
 
 
 def _shuffle(maps: Tensor, seed: int) -> Tensor:

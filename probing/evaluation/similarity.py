@@ -3,8 +3,9 @@
 A similarity is undefined (NaN) where a map is constant; whoever averages leaves those out and says how many.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +19,39 @@ from probing.evaluation.base import EvaluationError
 Array = npt.NDArray[np.float64]
 
 
-@runtime_checkable
-class Similarity(Protocol):
-    """A frozen dataclass that compares maps in pairs."""
+class Similarity(ABC):
+    """A frozen dataclass that compares maps in pairs, by features that are taken of each map once."""
 
     range: ClassVar[tuple[float, float]]
+
+    @abstractmethod
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return what is compared of each map; NaN where there is nothing to compare."""
+
+    @abstractmethod
+    def between(
+        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
+    ) -> Float[Tensor, " n"]:
+        """Return the similarity of each pair of maps, given their features."""
 
     def __call__(
         self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
     ) -> Float[Tensor, " n"]:
-        """Return the similarity of each pair of maps, NaN where it is not defined."""
-        ...
+        """Return the similarity of each pair of maps, NaN where it is not defined.
+
+        Raises:
+            EvaluationError: for maps that can't be compared.
+        """
+        if first.shape != second.shape:
+            raise EvaluationError(
+                "maps can be compared place by place only, got shapes "
+                f"{tuple(first.shape)} and {tuple(second.shape)}."
+            )
+        return self.between(self.features(first), self.features(second))
 
 
 @dataclass(frozen=True)
-class SignedSpearman:
+class SignedSpearman(Similarity):
     """The rank correlation of values; independent maps have mean 0 and deviation `1/√(places - 1)`.
 
     The primary similarity: maps of opposite sign are opposite, as they should be.
@@ -40,32 +59,32 @@ class SignedSpearman:
 
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return ranks."""
+        return _ranks(maps.detach().cpu().flatten(1))
+
+    def between(
+        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
     ) -> Float[Tensor, " n"]:
-        a, b = (_ranks(_pair(m)) for m in (first, second))
-        _same_size(a, b)
-        return correlation(a, b)
+        """Return the correlation of ranks."""
+        return correlation(first, second)
 
 
 @dataclass(frozen=True)
-class AbsoluteSpearman:
+class AbsoluteSpearman(SignedSpearman):
     """The rank correlation of absolute values (Adebayo et al. 2018, sec. 3.2).
 
     Where both maps are multiplied by the input it is high whatever the model does: for an independent Gaussian input
     and gradient the correlation of `|x|` and `|x g|` is 0.68.
     """
 
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
-    ) -> Float[Tensor, " n"]:
-        return SignedSpearman()(first.abs(), second.abs())
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return ranks of absolute values."""
+        return super().features(maps.abs())
 
 
 @dataclass(frozen=True)
-class Ssim:
+class Ssim(Similarity):
     """Structural similarity (Wang et al. 2004, eq. 13) of maps that are each stretched to 0 to 1.
 
     The data's range is then 1; a library's default of 2 for floats would inflate it. Zero becomes another grey in
@@ -74,12 +93,15 @@ class Ssim:
 
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return maps from 0 to 1."""
+        return _stretched(maps)
+
+    def between(
+        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
     ) -> Float[Tensor, " n"]:
-        a, b = _stretched(first), _stretched(second)
-        _same_size(a, b)
-        return ssim(a, b)
+        """Return the mean over windows."""
+        return ssim(first, second)
 
 
 def ssim(
@@ -109,7 +131,7 @@ def ssim(
 
 
 @dataclass(frozen=True)
-class HogSimilarity:
+class HogSimilarity(Similarity):
     """The correlation of histograms of oriented gradients (Dalal & Triggs 2005; Adebayo et al. 2018, sec. 3.2).
 
     Attributes:
@@ -119,15 +141,19 @@ class HogSimilarity:
     cell: int | None = None
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
-    ) -> Float[Tensor, " n"]:
-        side = min(first.shape[1:])
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return histograms."""
+        side = min(maps.shape[1:])
         cell = self.cell or (16 if side > 64 else min(8, max(1, side // 3)))
-        maps = [_stretched(m) for m in (first, second)]
-        constant = torch.stack([m[:, 0, 0].isnan() for m in maps]).any(0)
-        a, b = (hog(m.nan_to_num(0.0), cell) for m in maps)
-        return torch.where(constant, torch.nan, correlation(a, b))
+        stretched = _stretched(maps)
+        constant = stretched[:, :1, 0].isnan()
+        return hog(stretched.nan_to_num(0.0), cell).masked_fill(constant, torch.nan)
+
+    def between(
+        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
+    ) -> Float[Tensor, " n"]:
+        """Return the correlation of histograms."""
+        return correlation(first, second)
 
 
 def hog(maps: Float[Tensor, "n h w"], cell: int) -> Float[Tensor, "n features"]:
@@ -157,7 +183,7 @@ def hog(maps: Float[Tensor, "n h w"], cell: int) -> Float[Tensor, "n features"]:
 
 
 @dataclass(frozen=True)
-class TopIou:
+class TopIou(Similarity):
     """Shared places over places of either, among each map's highest ones; by chance `k / (2 - k)` for a share k.
 
     Attributes:
@@ -167,21 +193,22 @@ class TopIou:
     share: float = 0.1
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
-    ) -> Float[Tensor, " n"]:
+    def features(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n *features"]:
+        """Return 1 at each map's highest places, and 0 elsewhere."""
         if not 0 < self.share < 1:
             raise EvaluationError(f"share must lie between 0 and 1, got {self.share}.")
-        a, b = _pair(first), _pair(second)
-        _same_size(a, b)
-        count = max(1, round(self.share * a.shape[1]))
-        masks = [torch.zeros_like(m, dtype=torch.bool) for m in (a, b)]
-        for mask, values in zip(masks, (a, b), strict=True):
-            top = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-            mask.scatter_(1, top, value=True)
-        shared, either = (masks[0] & masks[1]).sum(1), (masks[0] | masks[1]).sum(1)
-        constant = (a == a[:, :1]).all(1) | (b == b[:, :1]).all(1)
-        return torch.where(constant, torch.nan, shared.double() / either)
+        values = maps.detach().cpu().flatten(1)
+        count = max(1, round(self.share * values.shape[1]))
+        top = values.argsort(dim=1, descending=True, stable=True)[:, :count]
+        mask = torch.zeros(values.shape, dtype=torch.float64).scatter_(1, top, 1.0)
+        return mask.masked_fill((values == values[:, :1]).all(1)[:, None], torch.nan)
+
+    def between(
+        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
+    ) -> Float[Tensor, " n"]:
+        """Return the share of the places of either map that both have."""
+        shared = (first * second).sum(1)
+        return shared / ((first + second).sum(1) - shared)
 
 
 SIMILARITIES: dict[str, Similarity] = {
@@ -203,18 +230,6 @@ def correlation(
     norm = (a.square().sum(1) * b.square().sum(1)).sqrt()
     found = ((a * b).sum(1) / norm).clamp(-1, 1)
     return torch.where(constant | (norm == 0), torch.nan, found)
-
-
-def _pair(maps: Tensor) -> Tensor:
-    return maps.detach().cpu().flatten(1)
-
-
-def _same_size(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise EvaluationError(
-            f"maps can be compared place by place only, got {a.shape[1]} and {b.shape[1]} places "
-            f"of {len(a)} and {len(b)} inputs."
-        )
 
 
 def _ranks(maps: Float[Tensor, "n places"]) -> Float[Tensor, "n places"]:

@@ -1,6 +1,7 @@
 """Where synthetic images stand among data: percentiles of their values, top and nearest examples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ SHOWN = 5
 
 def place(
     found: Maximization,
+    seen: Float[Tensor, "n c h w"],
     model: nn.Module,
     objectives: Sequence[Objective],
     store: ActivationStore,
@@ -30,6 +32,7 @@ def place(
 
     Args:
         found: the images.
+        seen: the same as the model sees them, with their margins.
         model: that they were made for.
         objectives: of the images, in their order.
         store: keeps the examples' activations; they stream through it.
@@ -38,7 +41,8 @@ def place(
     """
     layers = tuple(dict.fromkeys(layer for o in objectives for layer in o.layers))
     data = _read(model, layers, objectives, store, examples)
-    made = _read(model, layers, objectives, store, TensorExamples(found.images))
+    passing = replace(store, root=None)  # nobody asks for their rows again, and sizes may differ
+    made = _read(model, layers, objectives, passing, TensorExamples(seen))
     shape = (len(found.names), min(count, len(examples)))
     percentile = torch.full(shape[:1], torch.nan)
     highest, cosine = torch.full(shape, torch.nan), torch.full(shape, torch.nan)

@@ -103,7 +103,9 @@ class Maximize:
         _refuse_nothing(found)
         if store is None or examples is None:
             return found
-        return replace(found, beside=place(found, net, goals, store, examples))
+        margins = [view for view in views if isinstance(view, Pad)]
+        seen = viewed(found.images, margins, torch.empty(len(found.images), 0), space)
+        return replace(found, beside=place(found, seen, net, goals, store, examples))
 
     def _views(self, space: Space) -> tuple[tuple[Transform, ...], tuple[int, int]]:
         """Return the random views, and the height and width of images."""
