@@ -136,21 +136,37 @@ def test_verdicts_are_rank_correlations_and_paired_t_intervals(
 def test_the_page_has_a_row_for_every_reading_and_a_star_where_an_interval_leaves_out_zero(
     modules: dict[str, ModuleType],
 ) -> None:
-    order = {"rho": 0.975, "low": 0.85, "high": 1.0, "names the cue": 0.8}
+    order = {
+        "rho": 0.975,
+        "low": 0.85,
+        "high": 1.0,
+        "names the cue": 0.8,
+        "rho at paper levels": 0.91,
+    }
     same = {"rho": None, "low": None, "high": None, "names the cue": 0.6}
     net = dict.fromkeys(("use of the word", "accuracy without a word", "says what the word says", "tcav (score)", "tcav (effect)", "concept attribution", "saliency"), 0.5)  # fmt: skip
     timed = {"training seconds": 2.0, "seed": 0}
     caption = {
         "by net": [net | timed | {"noise": p} for p in (1.0, 0.0)],
-        "rank correlation": {"saliency": order, "probes": same},
+        "rank correlation": {
+            "saliency": order,
+            "probes": same,
+            "tcav (effect)": order,
+            "tcav (score)": order,
+        },
     }
     step = {"rate": 0.95, "difference": 1.5, "low": 0.5, "high": 2.5}
     bias = {
         "by net": [timed],
-        "biased less balanced": {"saliency": [step], "swap of the photograph": [step | {"low": -1.0}]},
+        "biased less balanced": {"saliency": [step], "tcav (effect)": [step | {"rate": 0.65}, step | {"difference": 1.0}], "swap of the photograph": [step | {"low": -1.0}]},
     }  # fmt: skip
     text = modules["page"].page(caption, bias)
     assert "| swap of the photograph |  |  | +1.50 |" in text
+    assert (
+        "does not grow with the rate; biased less balanced it is +1.50 (0.50 to 2.50) at 0.65, +1.00"
+        in text
+    )
+    assert "0.97 (0.91 among" in text
     assert "| saliency | 0.97 (0.85 to 1.00) | 80% | +1.50* |" in text
     assert "| probes | the same for all | 60% |  |" in text
     assert text.index("| 0 | 0.50") < text.index("| 1 | 0.50")
