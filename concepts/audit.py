@@ -28,6 +28,7 @@ from concepts.tabulate import (
     swap_rows,
 )
 from probing.fingerprint import content_id, model_id
+from probing.jobs import Request
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
 from probing.scores import Score
@@ -51,6 +52,7 @@ def run_audit(
     *,
     store_root: Path | None = None,
     device: str | torch.device = "cpu",
+    disk_budget_bytes: int | None = None,
     progress: bool | None = None,
     say: Say = _say,
 ) -> AuditResults:
@@ -65,6 +67,7 @@ def run_audit(
         out: the folder of results, made if missing.
         store_root: the cache of activations; by default the one of all commands.
         device: where the model computes, as `probing.models.load` takes it.
+        disk_budget_bytes: of the cache, as `ActivationStore` takes it.
         progress: a bar on stderr; None shows it on a terminal.
         say: takes what there is to be done, before, and what was reused, after; by default to stderr.
 
@@ -77,7 +80,10 @@ def run_audit(
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     material = Material.of(audit, file.parent, device)
     store = ActivationStore(
-        store_root or default_root(), precision=Precision(audit.model.precision), progress=progress
+        store_root or default_root(),
+        precision=Precision(audit.model.precision),
+        disk_budget_bytes=disk_budget_bytes,
+        progress=progress,
     )
     say(_ahead(material, store))
     meter, done = _read(material, store)
@@ -111,6 +117,20 @@ def rebuild(out: Path) -> AuditResults:
     _write_tables(results, out / "tables")
     document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
     return write_report(out, document)
+
+
+def requests(material: Material) -> tuple[Request, ...]:
+    """Return what an audit asks of the store, in its order, so that engines can fill it before.
+
+    The rest needs few passes: images that are made, maps of a few inputs, and logits of matched images.
+    """
+    model, layers, pool = material.loaded.model, material.layers, material.file.model.pool
+    further = (ANALYSES[name].requests(material) for name in material.file.further)
+    return (
+        Request(model, (*layers, ""), material.examples, pool),
+        Request(model, layers, material.subset(material.inputs), pool, tuple(_scores(material))),
+        *(request for more in further for request in more),
+    )
 
 
 def _ahead(material: Material, store: ActivationStore) -> str:

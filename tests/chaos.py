@@ -388,6 +388,8 @@ def main() -> int:
         except ChaosError as error:
             failures.append(str(error))
             sys.stderr.write(f"{error}\n")
+        if (seed - args.seed) % 50 == 49:
+            sys.stderr.write(f"{seed - args.seed + 1} trials, {len(failures)} failed\n")
     figures = {"trials": args.trials, "first seed": args.seed, "seconds": round(time.monotonic() - begun),
                "failures": failures, "happened": dict(sorted(happened.items()))}  # fmt: skip
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")

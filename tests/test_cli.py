@@ -166,9 +166,15 @@ def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_audit(
-        file: Path, out: Path, *, store_root: Path, device: str, say: Callable[[str], object]
+        file: Path,
+        out: Path,
+        *,
+        store_root: Path,
+        device: str,
+        disk_budget_bytes: int,
+        say: Callable[[str], object],
     ) -> None:
-        say(f"{file.name}, {out.name}, {store_root.name}, {device}")
+        say(f"{file.name}, {out.name}, {store_root.name}, {device}, {disk_budget_bytes}")
 
     monkeypatch.setattr("concepts.audit.run_audit", run_audit)
     (tmp_path / "a.yaml").touch()
@@ -179,9 +185,11 @@ def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
         str(tmp_path / "rows"),
         "--device",
         "cpu",
+        "--disk-budget",
+        "1.5",
     ]
     assert cli.main(["audit", str(tmp_path / "a.yaml"), *options]) == 0
-    assert capsys.readouterr().out == "a.yaml, results, rows, cpu\n"
+    assert capsys.readouterr().out == "a.yaml, results, rows, cpu, 1500000000\n"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,19 @@
 """`probing audit`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CacheOption, DeviceOption
+from concepts.commands.common import (
+    CacheOption,
+    DeviceOption,
+    DiskOption,
+    EngineOption,
+    budget_bytes,
+    filled,
+)
 
 EXAMPLE = "probing audit experiments/audits/occupations.yaml --out results/occupations"
 
@@ -19,8 +27,23 @@ def audit(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and report are written.")],
     device: DeviceOption = "auto",
     cache: CacheOption = None,
+    engine: EngineOption = "local",
+    disk_budget: DiskOption = None,
 ) -> None:
     """Audit a model for bias as a file lays down, and write tables, figures and a report."""
-    from concepts.audit import run_audit
+    from concepts.audit import requests, run_audit
+    from concepts.auditfile import read_audit
+    from concepts.material import Material
+    from probing.shards import default_root
 
-    run_audit(file, out, store_root=cache, device=device, say=typer.echo)
+    root = cache or default_root()
+    if engine != "local":
+        parts = read_audit(file)
+        material = Material.of(parts, file.parent, device)
+        wanted = partial(requests, material)
+        if not filled(engine, wanted, root, disk_budget, parts.model.precision):
+            return
+    limit = budget_bytes(disk_budget)
+    run_audit(
+        file, out, store_root=root, device=device, disk_budget_bytes=limit, say=typer.echo
+    )  # fmt: skip

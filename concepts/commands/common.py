@@ -1,7 +1,7 @@
 """What commands share: options, pictures and classes as users name them, tables."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,8 +10,11 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from probing.engines import Work
     from probing.examples import ImageExamples, OnError
+    from probing.jobs import Request
     from probing.models import LoadedModel
+    from probing.precision import Kind
 
 ModelArgument = Annotated[
     str,
@@ -33,6 +36,20 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         "--cache", help="Stored activations; $PROBING_CACHE or ~/.cache/probing by default."
+    ),
+]
+
+EngineOption = Annotated[
+    Literal["local", "torchrun", "slurm", "ray"],
+    typer.Option(help="Who does the work: this process, the ranks of a torchrun, the tasks of a SLURM array, or Ray."),
+]  # fmt: skip
+DiskOption = Annotated[
+    float | None,
+    typer.Option(
+        "--disk-budget",
+        metavar="GB",
+        min=0,
+        help="Refuse, before it starts, a job whose rows would make the cache larger.",
     ),
 ]
 
@@ -71,6 +88,51 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
             )
         found[name] = Path(folder)
     return found
+
+
+def budget_bytes(disk_budget: float | None) -> int | None:
+    """Return what `--disk-budget` allows, in bytes."""
+    return None if disk_budget is None else int(disk_budget * 1e9)
+
+
+def have_done(engine: str, work: "Work") -> bool:
+    """Have an engine do all shares of some work; return whether this process goes on and reads the whole."""
+    from probing.engines import ENGINES
+
+    chosen = ENGINES[engine]()
+    done = chosen.run(work)
+    if not chosen.leads() and not done:
+        typer.echo(
+            "This share is stored. When all tasks have ended, run the same command with --engine local.",
+            err=True,
+        )
+    return chosen.leads()
+
+
+def filled(
+    engine: str,
+    requests: "Callable[[], tuple[Request, ...]]",
+    root: Path,
+    disk_budget: float | None = None,
+    precision: "Kind" = "float32",
+) -> bool:
+    """Have an engine store rows that a command will ask for; return whether this process goes on and asks.
+
+    Args:
+        engine: its name; `local` leaves it to the command itself.
+        requests: are made only if they are needed.
+        root: of the store.
+        disk_budget: of the store, in GB.
+        precision: of the store.
+    """
+    if engine == "local":
+        return True
+    from probing.fill import Fill
+    from probing.precision import Precision
+
+    limit = budget_bytes(disk_budget)
+    work = Fill(requests(), root, precision=Precision(precision), disk_budget_bytes=limit)
+    return have_done(engine, work)
 
 
 def new_table(*columns: str) -> "Table":

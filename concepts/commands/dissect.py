@@ -9,9 +9,13 @@ from concepts.commands.common import (
     CacheOption,
     CommandError,
     DeviceOption,
+    DiskOption,
+    EngineOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
+    budget_bytes,
+    filled,
     new_table,
     show,
 )
@@ -70,6 +74,8 @@ def dissect(
     seed: Annotated[int, typer.Option(help="Of scenes, shuffles and rotation.")] = 0,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
+    engine: EngineOption = "local",
+    disk_budget: DiskOption = None,
 ) -> None:
     """Find the units of a network that single out objects, parts, scenes, textures or colours."""
     from concepts.dissect import Dissection
@@ -93,7 +99,10 @@ def dissect(
         draws=draws,
         seed=seed,
     )
-    store = ActivationStore(cache or default_root())
+    root = cache or default_root()
+    if not filled(engine, lambda: method.requests(loaded.model, scenes), root, disk_budget):
+        return
+    store = ActivationStore(root, disk_budget_bytes=budget_bytes(disk_budget))
     result = method(store, loaded.model, scenes)
     result.save(out)
     result.to_pandas().to_csv(out / "units.csv", index=False)

@@ -9,10 +9,12 @@ import typer
 from concepts.commands.common import (
     CommandError,
     DeviceOption,
+    EngineOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
     class_index,
+    have_done,
     named_folders,
     new_table,
     pictures,
@@ -84,6 +86,7 @@ def evaluate(
     fast: Annotated[
         bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")
     ] = False,
+    engine: EngineOption = "local",
 ) -> None:
     """Measure explanation methods on a model: which is faithful, readable, sufficient, easy to set up, quick?
 
@@ -93,7 +96,7 @@ def evaluate(
     from concepts.scorecard_page import scorecard_page
     from probing import models
     from probing.evaluation.sanity import predicted
-    from probing.evaluation.scoring import Scoring
+    from probing.evaluation.scoring import Scoring, ScoringWork
     from probing.examples import ImageExamples
     from probing.precision import Precision
     from probing.progress import Progress
@@ -109,6 +112,9 @@ def evaluate(
     score = predicted(score, inputs) if target == TOP else score
     methods = _methods(names, loaded, background, lime_samples)
     scoring = Scoring(seed=seed, precision=Precision("fast" if fast else "float32"))
+    work = ScoringWork(scoring, methods, score, inputs, out / "rows")
+    if engine != "local" and not have_done(engine, work):
+        return
     with Progress(len(methods) + 2 * network, "Methods") as bar:
 
         def done(name: str, computed: bool) -> None:

@@ -9,9 +9,13 @@ from concepts.commands.common import (
     CacheOption,
     CommandError,
     DeviceOption,
+    DiskOption,
+    EngineOption,
     KeysOption,
     ModelArgument,
     WeightsOption,
+    budget_bytes,
+    filled,
     new_table,
     show,
 )
@@ -66,6 +70,8 @@ def probe(
     ] = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
+    engine: EngineOption = "local",
+    disk_budget: DiskOption = None,
 ) -> None:  # fmt: skip
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
     from probing import models
@@ -86,7 +92,10 @@ def probe(
         untrained=untrained,
         seed=seed,
     )
-    store = ActivationStore(cache or default_root())
+    root = cache or default_root()
+    if not filled(engine, lambda: method.requests(loaded.model, examples), root, disk_budget):
+        return
+    store = ActivationStore(root, disk_budget_bytes=budget_bytes(disk_budget))
     result = method(store, loaded.model, examples, labels, groups=groups)
     result.save(out)
     with style():

@@ -29,6 +29,7 @@ from probing.geometry import RefusedError
 from probing.precision import Precision
 from probing.provenance import Provenance, SavedResultError, describe
 from probing.scores import Score
+from probing.shares import Share
 
 Masks = Bool[Tensor, "n h w"]
 
@@ -179,6 +180,26 @@ class Scoring:
         enough = curve >= 0.9 * curve[:, -1:]
         first = enough.double().argmax(1)
         return curves.shares[first]
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """Measures a share of some methods and leaves their rows in a folder, for an engine; see `Scoring.rows`.
+
+    Times are measured while other workers compute, each relative to a pass in its own process.
+    """
+
+    scoring: Scoring
+    methods: Mapping[str, AttributionMethod]
+    score: Score
+    inputs: Float[Tensor, "n c h w"]
+    folder: Path
+
+    def __call__(self, share: Share) -> None:
+        """Measure the methods of a share."""
+        own = share.of(list(self.methods))
+        methods = {name: self.methods[name] for name in own}
+        self.scoring.rows(methods, self.score, self.inputs, folder=self.folder)
 
 
 def _gap(found: Attribution) -> Float[Tensor, " n"]:
