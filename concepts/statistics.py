@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
@@ -321,40 +322,33 @@ def pearson(
     Raises:
         TooFewError: if there are fewer than two pairs.
     """
-    n = len(first)
-    if n < 2:
-        raise TooFewError(f"a correlation needs at least 2 pairs, got {n}.")
-    if any(bool((x - x[0]).abs().max() <= 1e-12 * x.abs().max()) for x in (first, second)):
-        return Correlation(math.nan, -1.0, 1.0, n)
-    found = stats.pearsonr(first.double().numpy(), second.double().numpy())
-    if n < 4:
-        return Correlation(float(found.statistic), -1.0, 1.0, n)
-    interval = found.confidence_interval(level)
-    return Correlation(float(found.statistic), float(interval.low), float(interval.high), n)
+    return _correlated(first.double().numpy(), second.double().numpy(), level, inflation=0.0)
 
 
 def spearman(
     first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95
 ) -> Correlation:
-    """Return Spearman's rank correlation with Bonett & Wright's interval (2000), which takes pairs as independent.
+    """Return Spearman's rank correlation with Bonett & Wright's interval (2000); else as `pearson`."""
+    a, b = (stats.rankdata(values.double().numpy()) for values in (first, second))
+    return _correlated(a, b, level, inflation=0.5)
 
-    With fewer than four pairs the interval is everything, -1 to 1. If either list is constant r is NaN.
 
-    Raises:
-        TooFewError: if there are fewer than two pairs.
-    """
+def _correlated(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], level: float, inflation: float
+) -> Correlation:
+    """Return a correlation whose z has the variance `(1 + inflation r²) / (n - 3)`."""
     n = len(first)
     if n < 2:
         raise TooFewError(f"a correlation needs at least 2 pairs, got {n}.")
-    if any(bool((x == x[0]).all()) for x in (first, second)):
+    if any(np.abs(x - x[0]).max() <= 1e-12 * np.abs(x).max() for x in (first, second)):
         return Correlation(math.nan, -1.0, 1.0, n)
-    rho = float(stats.spearmanr(first.double().numpy(), second.double().numpy()).statistic)
+    r = float(stats.pearsonr(first, second).statistic)
     if n < 4:
-        return Correlation(rho, -1.0, 1.0, n)
-    inner = max(-1 + 1e-12, min(1 - 1e-12, rho))
-    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+        return Correlation(r, -1.0, 1.0, n)
+    inner = max(-1 + 1e-12, min(1 - 1e-12, r))
+    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + inflation * r**2) / (n - 3))
     low, high = (math.tanh(math.atanh(inner) + side * half) for side in (-1, 1))
-    return Correlation(rho, low, high, n)
+    return Correlation(r, low, high, n)
 
 
 def same_sign(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> int:

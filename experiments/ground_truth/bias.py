@@ -19,7 +19,7 @@ from chart import growth_figure, samples_figure
 from networks import Net, logits, train
 from pictures import KINDS, NO_WORD, Pictures, draw
 from readings import CUE, Effort, divided, local_readings, network_readings, probe_accuracy, tcav
-from verdicts import ordered, paired_difference, write_document, write_rows
+from verdicts import column, ordered, paired_difference, write_document, write_rows
 
 from probing.attribution import METHODS
 
@@ -125,21 +125,17 @@ def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
 
 def verdicts(rows: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
     """Return how each method orders the nets, against what exchanging the photograph does."""
-    known = _column(rows, "swap of the photograph")
-    return {name: ordered(known, _column(rows, name)) for name in (*METHODS, *NETWORK)}
+    known = column(rows, "swap of the photograph")
+    return {name: ordered(known, column(rows, name)) for name in (*METHODS, *NETWORK)}
 
 
 def growth(rows: Sequence[dict[str, object]], name: str) -> list[dict[str, float]]:
     """Return by how much a reading of biased nets exceeds that of balanced ones of the same seed, rate by rate."""
     rates = sorted({float(row["rate"]) for row in rows})  # type: ignore[arg-type]
-    of_rate = {rate: _column([r for r in rows if r["rate"] == rate], name) for rate in rates}
+    of_rate = {rate: column([r for r in rows if r["rate"] == rate], name) for rate in rates}
     return [
         {"rate": rate, **paired_difference(of_rate[rate], of_rate[rates[0]])} for rate in rates[1:]
     ]
-
-
-def _column(rows: Sequence[dict[str, object]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows]  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from readings import (
     tcav,
 )
 from torch import Tensor
-from verdicts import ordered, spearman, write_document, write_rows
+from verdicts import column, ordered, spearman, write_document, write_rows
 
 from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS
@@ -205,23 +205,19 @@ def verdicts(rows: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
     A net's cue is the word if it says what the word says more often than what the thing is, where the two conflict; a
     method names the word if more than half of its evidence is there, or if what it says of the word is larger.
     """
-    known = _column(rows, "use of the word")
+    known = column(rows, "use of the word")
     of_paper = [i for i, row in enumerate(rows) if row["noise"] in PAPER]
-    follows = np.array(_column(rows, "says what the word says"))
-    words = follows > np.array(_column(rows, "accuracy with another class's word"))
+    follows = np.array(column(rows, "says what the word says"))
+    words = follows > np.array(column(rows, "accuracy with another class's word"))
     found = {}
     for name in (*METHODS, *NETWORK):
-        said = _column(rows, name)
+        said = column(rows, name)
         named = np.array(said) > (0.5 if name in METHODS else 0)
         found[name] = ordered(known, said) | {
             "rho at paper levels": spearman([known[i] for i in of_paper], [said[i] for i in of_paper]),
             "names the cue": float((named == words).mean()),
         }  # fmt: skip
     return found
-
-
-def _column(rows: Sequence[dict[str, object]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows]  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -14,6 +14,11 @@ DRAWS = 2000
 LEVEL = 0.95
 
 
+def column(rows: Sequence[Mapping[str, object]], name: str) -> list[float]:
+    """Return one reading of all nets."""
+    return [float(row[name]) for row in rows]  # type: ignore[arg-type]
+
+
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the rank correlation; NaN where one list is constant, or fewer than three pairs are known."""
     a, b = np.array(first, dtype=float), np.array(second, dtype=float)
