@@ -17,6 +17,7 @@ from concepts.commands import (
     cache,
     dissect,
     evaluate,
+    init,
     layers,
     manifest,
     maximize,
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command, example in (
+    (init.init, init.EXAMPLE),
     (audit.audit, audit.EXAMPLE),
     (tcav.tcav, tcav.EXAMPLE),
     (attribute.attribute, attribute.EXAMPLE),

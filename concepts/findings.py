@@ -236,7 +236,7 @@ def exists(results: AuditResults, concept: str, layer: str) -> bool:
 
 def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
     """Say of a concept given as one set where its direction exists, and which classes go along it."""
-    name, shown = concept.name, results.shown_layer(concept.name)
+    name = concept.name
     layers = [layer for layer in results.layers if exists(results, name, layer)]
     told = ", ".join(
         f"{layer} {results.layer(name, layer).accuracy:.0%}" for layer in results.layers
@@ -248,17 +248,19 @@ def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
         )
         return Finding(claim, accuracy)
     cells = [c for c in results.cells if c.concept == name and c.layer in layers]
-    sure = [c for c in cells if used(results, c) or predicted(results, c)]
-    if not sure:
+    tested = (
+        f"{len(cells)} pairs of layer and class were tested by TCAV score and by effect; p is corrected for those of all "
+        f"{len(results.concepts)} concepts."
+    )
+    deepest = {c.target: c for c in cells if used(results, c) or predicted(results, c)}
+    if not deepest:
         claim = f"“{name}” is told from {concept.negative}, but no class is shown to depend on it."
-        return Finding(claim, f"{accuracy} {_tests(results, len(cells))}")
-    targets = list(dict.fromkeys(c.target for c in sure))
-    claim = f"{_few(targets)} {'depends' if len(targets) == 1 else 'depend'} on the direction of “{name}”, to first order."
-    at = shown if shown in layers else layers[-1]
-    said = [_along(results, results.cell(name, at, target)) for target in targets[:_NAMED]]
+        return Finding(claim, f"{tested} {accuracy}")
+    verb = "depends" if len(deepest) == 1 else "depend"
+    claim = f"{_few(list(deepest))} {verb} on the direction of “{name}”, to first order."
+    said = [_along(results, cell) for cell in list(deepest.values())[:_NAMED]]
     return Finding(
-        claim,
-        f"At {at}: {'; '.join(said)}. {accuracy} {_tests(results, len(cells))} {len(sure)} are told from chance.",
+        claim, f"At the deepest layer that shows it: {'; '.join(said)}. {tested} {accuracy}"
     )
 
 
@@ -268,17 +270,12 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _along(results: AuditResults, cell: CellRow) -> str:
-    score = f"TCAV {number(cell.tcav)} ({interval(cell.tcav_low, cell.tcav_high, sign=False)})"
-    effect = f"effect {number(cell.effect, sign=True)} logits ({interval(cell.effect_low, cell.effect_high)})"
-    p = p_value(cell.tcav_p_corrected), p_value(cell.effect_p_corrected)
-    return f"{cell.target}, {score}, p {p[0]}, {effect}, p {p[1]}"
-
-
-def _tests(results: AuditResults, cells: int) -> str:
-    return (
-        f"Of {cells} pairs of layer and class, by TCAV score or effect, p corrected for all pairs of all "
-        f"{len(results.concepts)} concepts and below {results.alpha:g}:"
-    )
+    """Return the reading that tells a cell from chance, the effect if both do."""
+    if predicted(results, cell):
+        said = f"{number(cell.effect, sign=True)} logits ({interval(cell.effect_low, cell.effect_high)})"
+        return f"{cell.target} {said} at {cell.layer}, p {p_value(cell.effect_p_corrected)}"
+    said = f"TCAV {number(cell.tcav)} ({interval(cell.tcav_low, cell.tcav_high, sign=False)})"
+    return f"{cell.target} {said} at {cell.layer}, p {p_value(cell.tcav_p_corrected)}"
 
 
 def floor(results: AuditResults) -> str:

@@ -1,7 +1,7 @@
 """What an audit file names, found and checked: the model, the images, and which of them serve for what."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from concepts.auditfile import AuditFile, Contrast, Pictured
 from concepts.effect import split_clusters
 from concepts.manifest import Manifest, Pairs
-from concepts.sets import Concept, random_sets
+from concepts.sets import MINIMUM, Concept, random_sets
 from concepts.synthetic import SyntheticImages
 from probing import models
 from probing.examples import Concatenation, ExampleSet, Subset, concat
@@ -111,6 +111,11 @@ class Material:
         pool, random = _add_pool(table, file, folder, loaded)
         chosen = data.select(file.inputs.where)
         judged = _needed(file.inputs.about, [i for i in chosen if names[i] in judge])
+        concepts = _add_concepts(
+            table, file, data, [i for i, n in enumerate(names) if n in fit], loaded
+        )
+        if not file.contrasts:
+            _check_clusters(concepts, table.clusters, cluster_by)
         return cls(
             file=file,
             loaded=loaded,
@@ -120,9 +125,7 @@ class Material:
             cluster_by=cluster_by,
             fitted_on=fit,
             judged_on=judge,
-            concepts=_add_concepts(
-                table, file, data, [i for i, n in enumerate(names) if n in fit], loaded
-            ),
+            concepts=concepts,
             examples=table.examples,
             captions=tuple(table.captions),
             clusters=tuple(table.clusters),
@@ -174,17 +177,30 @@ def _divided(
     share, seed = file.inputs.fit_share, file.statistics.seed
     if file.contrasts:
         return split_clusters(names, share, seed)
-    shown: dict[str, set[str]] = {name: set() for name in names}
-    for spec in (c for c in file.concepts if isinstance(c, Pictured)):
-        for i in data.select(spec.where):
-            shown[names[i]].add(spec.name)
+    pictured = [c for c in file.concepts if isinstance(c, Pictured)]
+    return divide(
+        names, {c.name: {names[i] for i in data.select(c.where)} for c in pictured}, share, seed
+    )
+
+
+def divide(
+    names: Collection[str], of_concept: Mapping[str, Collection[str]], share: float, seed: int
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Divide clusters into those to fit on and those to judge on, so that each concept has its share of both.
+
+    Args:
+        names: of all clusters.
+        of_concept: the clusters that each concept has images of.
+        share: of the clusters that are fitted on; one alone of its kind is.
+        seed: of the draws.
+    """
     alike: dict[tuple[str, ...], list[str]] = {}
-    for name, concepts in shown.items():
-        alike.setdefault(tuple(sorted(concepts)), []).append(name)
-    parts = [split_clusters(n, share, seed) for n in alike.values() if len(n) > 1]
-    alone = (n[0] for n in alike.values() if len(n) == 1)
-    fit = frozenset[str]().union(alone, *(fit for fit, _ in parts))
-    return fit, frozenset(shown) - fit
+    for name in sorted(set(names)):
+        kind = tuple(concept for concept, own in of_concept.items() if name in own)
+        alike.setdefault(kind, []).append(name)
+    parts = [split_clusters(n, share, seed)[0] for n in alike.values() if len(n) > 1]
+    fit = frozenset[str]().union(*parts, *(n for n in alike.values() if len(n) == 1))
+    return fit, frozenset(names) - fit
 
 
 def _cluster_attribute(data: Manifest, contrasts: Sequence[Contrast]) -> str:
@@ -266,6 +282,17 @@ def _add_concepts(
             images = SyntheticImages(spec.pattern, size, seed=seed).examples(loaded.preprocess)
             found[spec.name] = tuple(table.add(images, [spec.name] * size))
     return found
+
+
+def _check_clusters(
+    concepts: Mapping[str, Sequence[int]], clusters: Sequence[str], called: str
+) -> None:
+    for name, rows in concepts.items():
+        if (count := len({clusters[row] for row in rows})) < MINIMUM:
+            raise AuditError(
+                f"the concept {name!r} has images of {count} {called}s to fit on: {MINIMUM} or more are needed, since those of "
+                f"one {called} count as one observation."
+            )
 
 
 def _targets(file: AuditFile, loaded: LoadedModel) -> dict[str, int]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -54,6 +54,7 @@ class DatasetSource(Schema):
     Attributes:
         path: below the manifest's folder; for `hub`, the data set's name.
         revision: which state of a hub's data set.
+        rows: which of its rows, counted from 0; by default all.
     """
 
     kind: Literal["dataset"]
@@ -63,6 +64,7 @@ class DatasetSource(Schema):
     column: str = "image"
     attributes: list[str] = Field(default_factory=list)
     revision: str | None = None
+    rows: list[Annotated[int, Field(ge=0)]] | None = None
 
 
 class MaskSource(Schema):
@@ -200,9 +202,15 @@ def _item(record: dict[str, str], row: Sequence[str], columns: Sequence[str]) ->
     return Item(name, record, sha256)
 
 
-def _dataset(source: DatasetSource, root: Path) -> Found:
+def open_dataset(source: DatasetSource, root: Path) -> Any:  # datasets ships no types
+    """Return one split of a Hugging Face data set.
+
+    Raises:
+        ManifestError: if it cannot be read.
+        probing.packages.PathEscapeError: if its path leaves the root.
+    """
     try:
-        data = _open_dataset(source, root)
+        return _opened(source, root)
     except PathEscapeError:
         raise
     except Exception as error:  # the library and its file readers have many types for this
@@ -210,21 +218,30 @@ def _dataset(source: DatasetSource, root: Path) -> Found:
         raise ManifestError(
             f"the data set {source.path!r} cannot be read as {source.format} ({reason})."
         ) from error
+
+
+def _dataset(source: DatasetSource, root: Path) -> Found:
+    data = open_dataset(source, root)
     images = DatasetImages(data, source.column)
     absent = [name for name in source.attributes if name not in data.column_names]
     if absent:
         raise ManifestError(
             f"the data set {source.path!r} has no column {absent[0]!r}; it has {data.column_names}."
         )
-    columns = {name: _texts(data, name) for name in source.attributes}
+    columns = {name: texts(data, name) for name in source.attributes}
+    rows = range(len(images)) if source.rows is None else source.rows
+    if outside := [i for i in rows if i >= len(images)]:
+        raise ManifestError(
+            f"the data set {source.path!r} has no row {outside[0]}: it has {len(images)}, counted from 0."
+        )
     items = (
-        Item(images.name(i), {name: values[i] for name, values in columns.items()})
-        for i in range(len(images))
+        Item(images.name(i), {name: values[i] for name, values in columns.items()}) for i in rows
     )
-    return Found(tuple(items), images)
+    chosen = images if source.rows is None else ChosenImages(images, tuple(rows))
+    return Found(tuple(items), chosen)
 
 
-def _open_dataset(source: DatasetSource, root: Path) -> Any:
+def _opened(source: DatasetSource, root: Path) -> Any:
     import datasets
 
     if source.format == "hub":
@@ -241,7 +258,7 @@ def _open_dataset(source: DatasetSource, root: Path) -> Any:
     return datasets.load_dataset("parquet", data_files={source.split: files}, split=source.split)
 
 
-def _texts(data: Any, column: str) -> list[str]:
+def texts(data: Any, column: str) -> list[str]:
     """Return a column as text, classes by their names."""
     names = getattr(data.features[column], "names", None)
     return [names[v] if names else str(v) for v in data[column]]

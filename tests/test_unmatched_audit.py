@@ -9,6 +9,7 @@ import pytest
 from concepts import audit, findings
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
+from concepts.material import AuditError
 from concepts.results import AuditResults
 from concepts.schema import SchemaError
 from concepts.sections.method import limits
@@ -72,17 +73,27 @@ def test_the_report_says_what_cannot_be_said_and_has_no_section_on_swaps(
     assert rebuild(folder / "out") == found
 
 
-def test_every_concept_is_divided_by_its_own_clusters(folder: Path, tmp_path: Path) -> None:
-    for attribute, each in (("day", 6), (None, 12)):
+def test_every_concept_is_divided_by_its_own_clusters(tmp_path: Path) -> None:
+    audits.write_folders(tmp_path / "data", {"reddish": 50, "plain": 0}, count=36)
+    for attribute, each in (("day", 9), (None, 18)):
         inputs = {"about": "pictures", "cluster": attribute}
-        file = audits.unmatched_file(folder, ["reddish", "plain", "dull"], {"inputs": inputs})
+        file = audits.unmatched_file(tmp_path / "data", ["reddish", "plain"], {"inputs": inputs})
         found = run(file, tmp_path / str(attribute))
         assert not set(found.fitted_on) & set(found.judged_on)
-        for name in ("reddish", "plain", "dull"):
+        for name in ("reddish", "plain"):
             assert sum(n.startswith(name) for n in found.fitted_on) == each
-            assert found.of(name).negatives == 24
+            assert found.of(name).negatives == 18
         assert found.judged_inputs == found.input_count == 36
         assert found.clusters == ("days" if attribute else "images")
+
+
+def test_too_few_clusters_are_refused_though_there_are_images_enough(
+    folder: Path, tmp_path: Path
+) -> None:
+    inputs = {"about": "pictures", "cluster": "day"}
+    file = audits.unmatched_file(folder, ["reddish", "plain"], {"inputs": inputs})
+    with pytest.raises(AuditError, match="'reddish' has images of 6 days to fit on: 9 or more"):
+        run(file, tmp_path / "out")
 
 
 def test_folders_of_the_same_pictures_have_no_direction(tmp_path: Path) -> None:

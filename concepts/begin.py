@@ -1,0 +1,394 @@
+"""From a folder of pictures and a model to a first audit, ready to be read, changed and run."""
+
+import errno
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concepts.drafts import UNSTATED, Draft, DraftTarget
+from concepts.material import class_name, divide
+from concepts.pictures import RANDOM, Choice, Pictures
+from concepts.sets import MINIMUM
+from concepts.sources import ChosenImages, DatasetSource, some
+from probing import models
+from probing.examples import ImageExamples
+from probing.models import LoadedModel
+from probing.shards import default_root
+from probing.stages import Stages, find_stages
+from probing.store import ActivationStore
+from probing.weights import Keys
+
+HUB = "hub:"
+"""Before the name of a data set of the hub."""
+_CLASSES = 5
+_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
+_LEAST_RANDOM = 3 * MINIMUM
+_SEED = 0
+_FILES = ("audit.yaml", "images.yaml", "random.yaml")
+
+
+class BeginError(ValueError):
+    """What is asked for makes no audit."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a first audit is made of.
+
+    Attributes:
+        out: the folder that it is written to.
+        images: a folder with a folder for each concept, a saved data set, a parquet file, or `hub:NAME`.
+        model: as `probing.models.load` takes it, like `weights` and `keys`.
+        classes: names or numbers; without any, the model's own best guesses for these pictures.
+        layers: paths; without any, the ends of the model's stages.
+        random: a folder of pictures of nothing in particular; without one, the folder `random` among the images if there is
+            one, and else concepts are told from each other.
+        matched: pictures of one name in different folders differ in the concept alone.
+        choice: which pictures are taken.
+        split: of a data set.
+        image_column: of a data set.
+        column: of a data set, what names concepts; by default its one column of class labels.
+        licence: for the manifest, like `source`.
+        force: replace files that are there.
+        command: that asks for it, as it is written into the files.
+        cache: of activations; by default the one of all commands.
+    """
+
+    out: Path
+    images: str
+    model: str
+    weights: str | None = None
+    keys: Keys = "name"
+    classes: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    random: Path | None = None
+    matched: bool = False
+    choice: Choice = field(default_factory=Choice)
+    split: str = "train"
+    image_column: str = "image"
+    column: str | None = None
+    licence: str = UNSTATED
+    source: str = UNSTATED
+    force: bool = False
+    command: str = "probing init"
+    device: str | torch.device = "cpu"
+    cache: Path | None = None
+
+    def __call__(self, say: Callable[[str], object]) -> Path:
+        """Write the audit file and its manifests, and return the audit file.
+
+        The pictures are passed through the model once; the audit finds what it computes in the store.
+
+        Args:
+            say: takes what was found, left out and written, and the command to go on with.
+
+        Raises:
+            BeginError: if files are there already, or there are too few pictures.
+            concepts.pictures.PicturesError: if pictures are not laid out as needed.
+            ValueError, LookupError, OSError, ImportError: as raised for pictures, models and stores.
+        """
+        made = _claim(self.out, force=self.force)
+        try:
+            return self._write(say)
+        except BaseException:
+            if made:
+                self.out.rmdir()
+            raise
+
+    def _write(self, say: Callable[[str], object]) -> Path:
+        pictures, random = self._pictures()
+        for line in dict.fromkeys([*pictures.left_out, *(random.left_out if random else ())]):
+            say(line)
+        for line in _names_in_common(pictures, matched=self.matched):
+            say(line)
+        share = self._share(pictures)
+        loaded = models.load(
+            self.model, weights=self.weights, keys=self.keys, seed=_SEED, device=self.device
+        )
+        stages, targets = self._look(loaded, pictures, random)
+        draft = self._draft(pictures, random, share, stages, targets)
+        texts = {"audit.yaml": draft.audit(), "images.yaml": draft.images()}
+        if random is not None:
+            texts["random.yaml"] = draft.random_images()
+        for name in _FILES:
+            (self.out / name).unlink(missing_ok=True)  # one of an earlier try, with --force
+        for name, text in texts.items():
+            (self.out / name).write_text(text, encoding="utf-8")
+        for line in _summary(pictures, random, stages, targets):
+            say(line)
+        audit = self.out / "audit.yaml"
+        say(f"Wrote {_listed(list(texts))} in {self.out}. Read them, then run:")
+        say(f"  probing audit {shlex.quote(str(audit))} --out results")
+        return audit
+
+    def _pictures(self) -> tuple[Pictures, Pictures | None]:
+        """Return the pictures of concepts, and random ones if there are any."""
+        found = self._found()
+        if self.random is not None:
+            known = {p.sha256 for p in found.pictures}
+            random: Pictures | None = self.choice.flat(self.random).without(known)
+        else:
+            random = found.of(RANDOM) if RANDOM in found.concepts else None
+            found = found.of(*(name for name in found.concepts if name != RANDOM))
+        if random is not None and len(random.pictures) < _LEAST_RANDOM:
+            raise BeginError(
+                f"there are {len(random.pictures)} random pictures: give {_LEAST_RANDOM} or more, or leave them out; then "
+                "each concept is told from the others."
+            )
+        _check_concepts(found, alone=random is None or self.matched)
+        return found, random
+
+    def _found(self) -> Pictures:
+        path = Path(self.images)
+        kind = _dataset_kind(self.images)
+        if kind is None:
+            return self.choice.folders(path)
+        if self.matched or self.choice.grouped:
+            raise BeginError("--matched and --grouped go by folders, of which a data set has none.")
+        source = DatasetSource(
+            kind="dataset", format=kind, path=self.images.removeprefix(HUB) if kind == "hub" else path.name,
+            split=self.split, column=self.image_column, attributes=[self.column] if self.column else [],
+        )  # fmt: skip
+        return self.choice.dataset(path.absolute().parent, source)
+
+    def _share(self, pictures: Pictures) -> float:
+        """Return the least share of clusters to fit on that leaves each concept enough pictures on both sides."""
+        if self.matched:
+            _check_pairs(pictures)
+            return _SHARES[0]
+        of_concept = _clusters_of(pictures)
+        few = ""
+        for share in _SHARES:
+            fit, _ = divide(pictures.clusters, of_concept, share, _SEED)
+            if not (few := _too_few(pictures, fit)):
+                return share
+        raise BeginError(few)
+
+    def _look(
+        self, loaded: LoadedModel, pictures: Pictures, random: Pictures | None
+    ) -> tuple[Stages, tuple[DraftTarget, ...]]:
+        """Pass the pictures through the model once, and return the layers to read and the classes to ask about."""
+        examples = _examples(pictures, loaded)
+        stages = find_stages(
+            loaded.model, examples.load([0]).to(next(loaded.model.parameters()).device)
+        )
+        if self.layers:
+            stages = Stages(self.layers, stages.pool)
+        named = [loaded.class_index(int(c) if c.isdecimal() else c) for c in self.classes]
+        if named:
+            return stages, tuple(
+                _target(loaded, i, "asked about", "named on the command line") for i in named
+            )
+        store = ActivationStore(self.cache or default_root())
+        sets = [examples, *([_examples(random, loaded)] if random else [])]
+        logits = torch.cat(
+            [
+                store.activations(loaded.model, [*stages.layers, ""], s, pool=stages.pool)[""].cpu()
+                for s in sets
+            ]
+        )
+        return stages, tuple(_guesses(loaded, logits))
+
+    def _draft(
+        self, pictures: Pictures, random: Pictures | None, share: float, stages: Stages, targets: tuple[DraftTarget, ...]
+    ) -> Draft:  # fmt: skip
+        where = self.images.removeprefix(HUB).rstrip("/").rpartition("/")[2] or self.images
+        local = self.weights is not None and Path(self.weights).is_file()
+        return Draft(
+            command=self.command,
+            name=re.sub(r"[^A-Za-z0-9._]+", "-", self.out.absolute().name).strip("-._") or "audit",
+            about=f"pictures of “{where}”",
+            model=self.model,
+            weights=str(Path(self.weights).absolute()) if local and self.weights else self.weights,
+            keys=self.keys,
+            layers=stages.layers,
+            pool=stages.pool,
+            targets=targets,
+            pictures=pictures,
+            root=_seen_from(self.out, pictures.root),
+            matched=self.matched,
+            random=random,
+            random_root=_seen_from(self.out, random.root) if random else "",
+            share=share,
+            licence=self.licence,
+            source=self.source,
+        )
+
+
+def _claim(out: Path, *, force: bool) -> bool:
+    """Make the folder if it is missing, and return whether it was; what is in the way is told before the work."""
+    there = [str(out / name) for name in _FILES if (out / name).exists()]
+    if there and not force:
+        raise BeginError(
+            f"{there[0]!r} is there already: choose another name, or replace it by --force."
+        )
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(errno.EACCES, "not writable", str(out))
+    return made
+
+
+def _dataset_kind(images: str) -> Literal["hub", "arrow", "parquet"] | None:
+    path = Path(images)
+    if images.startswith(HUB):
+        return "hub"
+    if path.suffix == ".parquet":
+        return "parquet"
+    saved = ("dataset_dict.json", "dataset_info.json", "state.json")
+    return "arrow" if any((path / name).is_file() for name in saved) else None
+
+
+def _seen_from(folder: Path, root: Path) -> str:
+    """Return a path to a folder as another one sees it, or its absolute path on another drive."""
+    try:
+        return Path(os.path.relpath(root.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return root.resolve().as_posix()
+
+
+def _examples(pictures: Pictures, loaded: LoadedModel) -> ImageExamples:
+    rows = tuple(p.index for p in pictures.pictures)
+    return ImageExamples(ChosenImages(pictures.source, rows), loaded.preprocess)
+
+
+def _clusters_of(pictures: Pictures) -> dict[str, set[str]]:
+    """Return the clusters that each concept has pictures of."""
+    found: dict[str, set[str]] = {name: set() for name in pictures.concepts}
+    for picture, cluster in zip(pictures.pictures, pictures.clusters, strict=True):
+        found[picture.concept].add(cluster)
+    return found
+
+
+def _check_concepts(pictures: Pictures, *, alone: bool) -> None:
+    """Refuse concepts that are too few to be told from each other, or have too few pictures."""
+    for name, count in pictures.concepts.items():
+        if count <= MINIMUM:
+            raise BeginError(
+                f"{name!r} holds {count} {'picture' if count == 1 else 'different pictures'}: {MINIMUM + 1} or more are "
+                f"needed, {MINIMUM} to fit a direction on and others to judge it at. Add some, or take it out of "
+                f"{str(pictures.root)!r}."
+            )
+    if alone and len(pictures.concepts) < 2:
+        raise BeginError(
+            f"{_listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is told from others, so add one, "
+            f"or a folder {RANDOM!r} of {_LEAST_RANDOM} pictures of anything."
+        )
+
+
+def _too_few(pictures: Pictures, fit: Collection[str]) -> str:
+    """Say which concept is left too little on one side of a division, or nothing."""
+    for name, own in _clusters_of(pictures).items():
+        count = sum(
+            c in fit
+            for p, c in zip(pictures.pictures, pictures.clusters, strict=True)
+            if p.concept == name
+        )
+        if min(len(own & set(fit)), count) < MINIMUM or own <= set(fit):
+            return (
+                f"{name!r} holds pictures of {len(own)} groups ({some(sorted(own))}), which count as one observation each: "
+                f"{MINIMUM + 1} or more are needed. Add groups, or leave --grouped out if each picture stands alone."
+            )
+    return ""
+
+
+def _check_pairs(pictures: Pictures) -> None:
+    """Refuse folders that have too few names of pictures in common."""
+    first, *others = pictures.concepts
+    items = _items(pictures)
+    for name in others:
+        common = items[first] & items[name]
+        if len(common) <= MINIMUM:
+            raise BeginError(
+                f"{first!r} and {name!r} have {len(common)} names of pictures in common ({some(sorted(common)) or 'none'}): "
+                f"--matched needs {MINIMUM + 1} or more, as {first}/ann.jpg and {name}/ann.jpg."
+            )
+    groups = {p.group for p in pictures.pictures if p.group}
+    if groups and len(groups) <= MINIMUM:
+        raise BeginError(
+            f"the matched pictures are of {len(groups)} groups ({some(sorted(groups))}), which count as one observation each: "
+            f"{MINIMUM + 1} or more are needed."
+        )
+
+
+def _items(pictures: Pictures) -> dict[str, set[str]]:
+    """Return what the pictures of each concept are called.
+
+    Raises:
+        BeginError: if two of one concept differ by their suffix alone.
+    """
+    found: dict[str, set[str]] = {name: set() for name in pictures.concepts}
+    for picture in pictures.pictures:
+        if picture.item in found[picture.concept]:
+            raise BeginError(
+                f"{picture.name!r} and another picture differ in their suffix alone: rename one."
+            )
+        found[picture.concept].add(picture.item)
+    return found
+
+
+def _names_in_common(pictures: Pictures, *, matched: bool) -> Iterator[str]:
+    """Say which pictures have no partner; or, where pairs were not asked for, that there may be some."""
+    if pictures.dataset is not None:
+        return
+    names: dict[str, set[str]] = {name: set() for name in pictures.concepts}
+    for picture in pictures.pictures:
+        names[picture.concept].add(picture.item)
+    first, *others = names
+    for name in others:
+        if (alone := len(names[first] ^ names[name])) and matched:
+            yield f"{alone} pictures of {first!r} and {name!r} have no partner of the same name."
+    common = set.intersection(*names.values())
+    if not matched and others and len(common) > MINIMUM:
+        yield (
+            f"All folders have {len(common)} names of pictures in common. If those of one name differ in the concept alone, "
+            "--matched measures what exchanging them does; if not, all is well."
+        )
+
+
+def _guesses(loaded: LoadedModel, logits: Float[Tensor, "n classes"]) -> Iterator[DraftTarget]:
+    """Yield the classes that are the best guess most often.
+
+    All pictures count alike, whatever they show, so that picking them so does not make any concept's test significant.
+    """
+    counts = Counter(logits.argmax(1).tolist())
+    means = logits.mean(0)
+    classes = range(logits.shape[1])
+    order = sorted(classes, key=lambda i: (-counts[i], -float(means[i])))
+    for i in order[:_CLASSES]:
+        why = f"the model's best guess for {counts[i]} of {len(logits)} pictures, when this file was written"
+        if len(classes) <= _CLASSES:
+            why = f"one of the model's {len(classes)} classes"
+        elif not counts[i]:
+            why = (
+                "no best guess, but among the highest logits on average, when this file was written"
+            )
+        yield _target(loaded, i, "best guesses", why)
+
+
+def _target(loaded: LoadedModel, index: int, group: str, reason: str) -> DraftTarget:
+    unique = bool(loaded.classes) and loaded.classes.count(loaded.classes[index]) == 1
+    said = f"{class_name(loaded, index)}: {reason}" if loaded.classes and not unique else reason
+    return DraftTarget(loaded.classes[index] if unique else index, group, said)
+
+
+def _summary(
+    pictures: Pictures, random: Pictures | None, stages: Stages, targets: Sequence[DraftTarget]
+) -> Iterator[str]:
+    counts = ", ".join(f"{name} {n}" for name, n in pictures.concepts.items())
+    beside = f", told from {len(random.pictures)} random ones" if random else ""
+    yield f"{len(pictures.pictures)} pictures ({counts}){beside}."
+    yield f"Layers: {', '.join(stages.layers)}. Classes: {', '.join(str(t.name) for t in targets)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
