@@ -22,6 +22,7 @@ from concepts.sources import (
     find,
     some,
 )
+from probing.drawings import VectorFiles
 from probing.examples import ImageExamples, ImageSource, OnError, Skipped, Transform
 from probing.images import ImageError, Preprocess, decode
 
@@ -273,10 +274,15 @@ class Manifest:
         if checksum is None:
             return "sound"
         try:
-            data = self.images.read(index)
+            data = self._bytes(index)
         except FileNotFoundError:
             return "missing"
         return "sound" if hashlib.sha256(data).hexdigest() == checksum else "changed"
+
+    def _bytes(self, index: int) -> bytes:
+        """Return what the manifest's checksum is of: a drawing itself, not how it was drawn."""
+        source = self.images
+        return source.original(index) if isinstance(source, VectorFiles) else source.read(index)
 
     def _verify_structure(self) -> None:
         for name in self.file.groups:

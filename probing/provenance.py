@@ -40,6 +40,7 @@ _PACKAGES = (
     "numpy",
     "Pillow",
     "datasets",
+    "resvg-py",
 )
 
 

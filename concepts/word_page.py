@@ -1,0 +1,351 @@
+"""The report of an audit of words, made of its saved results alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from concepts.tcav_result import TcavResult
+from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
+from concepts.wording import WordingFile
+from probing.figures import FAINT, MARKERS, PALETTE, RULE, inline_svg, new_figure, save_figure, style
+from probing.probes import ProbeResult
+from probing.report import (
+    Block,
+    Finding,
+    Paragraph,
+    Plate,
+    Points,
+    Report,
+    Section,
+    Table,
+    interval,
+    number,
+    p_value,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAMED = 8
+
+
+def write_page(folder: Path, file: WordingFile, model: str) -> Report:
+    """Write tables, figures and `report.html` of the results saved in a folder; no model is run.
+
+    Args:
+        folder: with results under `words`, `tcav` and `probes`.
+        file: what was asked.
+        model: the classifier, in words.
+    """
+    words = WordResult.load(folder / "words")
+    tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
+    words.to_pandas().to_csv(folder / "words.csv", index=False)
+    tcav.to_pandas().to_csv(folder / "tcav.csv", index=False)
+    probes.to_pandas().to_csv(folder / "probes.csv", index=False)
+    page = Report(
+        title=file.title,
+        subject=f"Audit “{file.name}” of {model}",
+        question=file.question,
+        findings=(*_swap_findings(words), *(_method_finding(words, m) for m in words.listed[1:]), _tcav_finding(words, tcav)),
+        limits=(*file.limits, *_limits(words)),
+        sections=(
+            Section("What a word does to the score", tuple(_swap_blocks(words, folder))),
+            Section("Where explanations part from the measured change", tuple(_relation_blocks(words, folder))),
+            Section("Directions in hidden layers", tuple(_layer_blocks(words, tcav, probes, folder))),
+            Section("Words and templates", tuple(_material_blocks(words))),
+        ),
+        colophon=(
+            ("Model", model),
+            ("Made", f"{words.provenance.created} by {' '.join(words.provenance.command)}"),
+            ("Versions", ", ".join(f"{k} {v}" for k, v in words.provenance.versions.items())),
+            ("Content of model and sentences", f"{words.provenance.model}, {words.provenance.examples}"),
+        ),
+    )  # fmt: skip
+    page.save(folder / "report.html")
+    return page
+
+
+def _swap_findings(words: WordResult) -> list[Finding]:
+    moved, out = words.moves()[0], words.stands_out()
+    swap, label = words.value[0], words.label
+    up = [w for w in _ranked(swap) if out[w] and swap[w] > 0]
+    down = [w for w in _ranked(-swap) if out[w] and swap[w] < 0]
+    low, high = _middle(words.ordinary[0])
+    claim = (
+        f"Put in place of an ordinary adjective, {int(moved.sum())} of {len(words.words)} words for groups of people move "
+        f"the logit of “{label}” for sure, {int((moved & (swap > 0)).sum())} of them up; {len(up)} raise it and "
+        f"{len(down)} lower it further than all but 5% of ordinary adjectives do."
+    )
+    evidence = (
+        f"Up: {_named(words, up)}. " * bool(up) + f"Down: {_named(words, down)}. " * bool(down)
+        + f"Mean over {len(words.templates)} templates, {words.level:.0%} intervals over templates, Holm-corrected p below "
+        f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary adjectives lie between "
+        f"{number(low, sign=True)} and {number(high, sign=True)}."
+    )  # fmt: skip
+    found = [Finding(claim, evidence)]
+    if up:
+        first = up[0]
+        found.append(
+            Finding(
+                f"With “{words.words[first]}” {float(words.flagged[first]):.0%} of the sentences are called {label} "
+                f"(probability above one half), with the reference adjectives {words.reference_flagged:.0%}.",
+                f"Mean probability {number(float(words.probability[first]))} against "
+                f"{number(words.reference_probability)}.",
+            )
+        )
+    return found
+
+
+def _method_finding(words: WordResult, method: str) -> Finding:
+    groups = words.relations(method)
+    slope = float(words.slope[words.methods.index(method)])
+    claim = (
+        f"{method} ranks the words as the measured change does with {_rank(words, method)}; {_amount(slope)}."
+    )
+    parts = [
+        f"{what}: {len(groups[name])} ({_some(groups[name])})."
+        for name, what in (
+            (OPPOSITE, "Opposite sign for"),
+            (MISSES, "Sees no change where there is one for"),
+            (ALONE, "Sees a change where there is none for"),
+        )
+        if name in groups
+    ]
+    alike = len(groups.get(AGREE, ())) + len(groups.get(QUIET, ()))
+    agreed = f"The two agree on {alike} of {len(words.words)} words: whether the word moves the score, and which way."
+    return Finding(claim, " ".join([agreed, *parts]))
+
+
+def _amount(slope: float) -> str:
+    if slope <= 0:
+        return "its amounts do not follow the measured ones"
+    share = 1 / slope
+    if 0.9 <= share <= 1.1:
+        return "its amounts are right within a tenth"
+    return f"its amounts are {share:.0%} of the measured ones" if share < 10 else "its amounts are far too large"
+
+
+def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
+    best = [f"{layer}: {_rank(words, f'TCAV {layer}')}" for layer in tcav.layers]
+    sure = [int(tcav.significant[i].sum()) for i in range(len(tcav.layers))]
+    exist = [int(tcav.exists[i].sum()) for i in range(len(tcav.layers))]
+    counts = ", ".join(
+        f"{layer} {n} of {e} that exist" for layer, n, e in zip(tcav.layers, sure, exist, strict=True)
+    )
+    return Finding(
+        "How far TCAV's effects in logits follow the measured change depends on the layer.",
+        f"Rank correlation by layer: {'; '.join(best)}. Terms whose sign score differs from pseudo-concepts' after "
+        f"correction: {counts}.",
+    )
+
+
+def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
+    svg = inline_svg(_kept(_word_figure(words), folder / "figures" / "words"), "Changes of the logit by word")
+    order = _ranked(words.value[0])
+    rows = tuple(
+        (
+            words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
+            interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
+            f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w])), f"{float(words.flagged[w]):.0%}",
+        )
+        for w in order
+    )  # fmt: skip
+    kinds = ", ".join(f"{kind} {number(size)}" for kind, size in words.by_kind().items())
+    return [
+        Plate(
+            svg,
+            "Change of the logit against the reference adjectives, measured (left) and as each method predicts it; grey "
+            "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
+            "Filled: told from no change after correction.",
+            "figures/words",
+        ),
+        Table(
+            "Measured change of the logit by word",
+            ("word", "kind", "change", "interval", "p", "ordinary words as far", "probability", "above one half"),
+            rows, text_columns=2,
+        ),
+        Paragraph(f"Mean size of the change by kind of template: {kinds}."),
+    ]  # fmt: skip
+
+
+def _relation_blocks(words: WordResult, folder: Path) -> list[Block]:
+    svg = inline_svg(_kept(_scatter(words), folder / "figures" / "agreement"), "Predicted and measured changes")
+    rows = []
+    for m, method in enumerate(words.methods):
+        if method == SWAP:
+            continue
+        counts = {name: len(each) for name, each in words.relations(method).items()}
+        r, low, high = words.agreement[m].tolist()
+        rows.append((
+            method, number(r), interval(low, high), number(float(words.slope[m])),
+            *(str(counts.get(name, 0)) for name in (AGREE, QUIET, OPPOSITE, MISSES, ALONE)),
+        ))  # fmt: skip
+    listed = [m for m in words.listed if m != SWAP]
+    parted = [w for w in words.words if {words.relation(m, w) for m in listed} - {AGREE, QUIET}]
+    table = tuple(
+        (w, number(float(words.value[0, words.words.index(w)]), sign=True), *(_said(words, m, w) for m in listed))
+        for w in parted
+    )  # fmt: skip
+    return [
+        Paragraph(
+            "Every method predicts the same number: the change of the logit when a reference adjective is exchanged for "
+            "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
+            "predicted change."
+        ),
+        Plate(svg, "Predicted against measured change, a point a word; on the line the two are equal.", "figures/agreement"),
+        Table("How far methods follow the measured change", ("method", "rank correlation", "interval", "slope", AGREE, QUIET, OPPOSITE, MISSES, ALONE), tuple(rows)),
+        Table("Words on which a method parts from the measured change", ("word", "measured", *listed), table, text_columns=1),
+    ]  # fmt: skip
+
+
+def _layer_blocks(
+    words: WordResult, tcav: TcavResult, probes: ProbeResult, folder: Path
+) -> list[Block]:
+    with style():
+        axes = probes.plot()
+    figure = axes.get_figure()
+    assert figure is not None
+    svg = inline_svg(_kept(figure, folder / "figures" / "probes"), "Probe error by layer")  # type: ignore[arg-type]
+    rows = tuple(
+        (
+            layer, concept, number(float(tcav.mean[i, c, 0])), p_value(float(tcav.p_max_t[i, c, 0])),
+            f"{float(tcav.p_controls[i, c, 0]):.2f}", number(float(tcav.effect[i, c, 0]), sign=True),
+            interval(float(tcav.effect_low[i, c, 0]), float(tcav.effect_high[i, c, 0])),
+            p_value(float(tcav.effect_p_max_t[i, c, 0])), number(float(tcav.accuracy[i, c].mean())),
+        )
+        for i, layer in enumerate(tcav.layers)
+        for c, concept in enumerate(tcav.concepts)
+    )  # fmt: skip
+    errors = ", ".join(
+        f"{layer} {number(e)} ({interval(a, b, sign=False)})"
+        for layer, e, a, b in zip(probes.layers, probes.error.tolist(), probes.low.tolist(), probes.high.tolist(), strict=True)
+    )  # fmt: skip
+    said = tuple(dict.fromkeys(s for s in tcav.sentences() if "evidence of a direction" not in s))
+    return [
+        Paragraph(
+            "Probes tell sentences with a word for a group of people from those with an ordinary adjective, judged on "
+            f"words that no probe was fitted on. Error: {errors}; naming the larger class errs in "
+            f"{number(probes.majority_error)}. It says what a layer holds, not what the score uses."
+        ),
+        Plate(svg, "Error of the probes by layer, beside random weights and a control task.", "figures/probes"),
+        *([Points(said)] if said else []),
+        Table(
+            "TCAV of each word in each layer",
+            ("layer", "word", "score", "p", "p among ordinary words", "effect", "interval", "p of effect", "accuracy"),
+            rows, text_columns=2, folded=True,
+        ),
+    ]  # fmt: skip
+
+
+def _material_blocks(words: WordResult) -> list[Block]:
+    kinds = dict.fromkeys(words.template_kinds)
+    by_kind = zip(words.templates, words.template_kinds, strict=True)
+    templates = tuple((t, k) for t, k in by_kind)
+    return [
+        Paragraph(f"Reference adjectives: {', '.join(words.reference_words)}. Ordinary adjectives: {', '.join(words.ordinary_words)}."),
+        Table(f"Templates, of {len(kinds)} kinds", ("template", "kind"), templates, text_columns=2, folded=True),
+    ]  # fmt: skip
+
+
+def _limits(words: WordResult) -> list[str]:
+    return [
+        "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text; both "
+        "are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect is to "
+        "first order and moves all positions of a text alike.",
+        f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
+        "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
+    ]
+
+
+def _said(words: WordResult, method: str, word: str) -> str:
+    m, w = words.methods.index(method), words.words.index(word)
+    relation = words.relation(method, word)
+    note = "" if relation in {AGREE, QUIET} else f" ({relation})"
+    return f"{number(float(words.value[m, w]), sign=True)}{note}"
+
+
+def _rank(words: WordResult, method: str) -> str:
+    return str(words.correlation(method)).replace("r = ", "rho = ")
+
+
+def _ranked(values: torch.Tensor) -> list[int]:
+    found: list[int] = values.argsort(descending=True, stable=True).tolist()
+    return found
+
+
+def _named(words: WordResult, places: Sequence[int]) -> str:
+    named = [
+        f"{words.words[w]} {number(float(words.value[0, w]), sign=True)} "
+        f"({interval(float(words.low[0, w]), float(words.high[0, w]))})"
+        for w in places[:_NAMED]
+    ]
+    return ", ".join(named) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def _middle(values: torch.Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def _kept(figure: "Figure", stem: Path) -> "Figure":
+    save_figure(figure, stem)
+    return figure
+
+
+def _word_figure(words: WordResult) -> "Figure":
+    """Draw the measured change of each word, and what the listed methods predict."""
+    order = _ranked(-words.value[0])
+    places = range(len(order))
+    with style():
+        figure = new_figure(7.0, 1.0 + 0.16 * len(order))
+        panels = figure.subplots(1, len(words.listed), sharey=True, squeeze=False)[0]
+        for i, (axes, method) in enumerate(zip(panels, words.listed, strict=True)):
+            m = words.methods.index(method)
+            value, low, high = (t[m][order].numpy() for t in (words.value, words.low, words.high))
+            sure = words.moves()[m][order].numpy()
+            if m < len(words.ordinary):
+                axes.axvspan(*_middle(words.ordinary[m]), color=RULE, alpha=0.5, lw=0)
+            axes.axvline(0, color=FAINT, lw=0.6)
+            if i:
+                axes.plot(words.value[0][order].numpy(), places, ls="", marker="s", ms=2.5, color=FAINT, alpha=0.7)  # fmt: skip
+            axes.hlines(places, low, high, color=PALETTE[0], lw=0.8)
+            for filled, face in ((True, PALETTE[0]), (False, "white")):
+                rows = [k for k in places if sure[k] == filled]
+                axes.plot(value[rows], rows, ls="", marker="o", ms=3.5, color=PALETTE[0], mfc=face)
+            axes.set(xlabel="logits", title="measured" if method == SWAP else method)
+        panels[0].set_yticks(list(places), [words.words[w] for w in order])
+        panels[0].set_ylim(-0.7, len(order) - 0.3)
+    return figure
+
+
+def _scatter(words: WordResult) -> "Figure":
+    """Draw predicted against measured change, one panel per method."""
+    methods = [m for m in words.methods if m != SWAP]
+    columns = min(3, len(methods))
+    rows = -(-len(methods) // columns)
+    kinds = list(dict.fromkeys(words.kinds))
+    with style():
+        figure = new_figure(7.0, 2.4 * rows + 0.4)
+        for i, method in enumerate(methods):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            m = words.methods.index(method)
+            for k, kind in enumerate(kinds):
+                own = [w for w, of in enumerate(words.kinds) if of == kind]
+                axes.plot(
+                    words.value[m][own].numpy(), words.value[0][own].numpy(), ls="", ms=3.5, label=kind,
+                    marker=MARKERS[k % len(MARKERS)], color=PALETTE[k % len(PALETTE)],
+                )  # fmt: skip
+            reach = [float(words.value[0].min()), float(words.value[0].max())]
+            axes.plot(reach, reach, color=FAINT, lw=0.7, zorder=0)
+            r, low, high = words.agreement[m].tolist()
+            axes.set(title=f"{method}\nrho {number(r)} ({interval(low, high, sign=False)})", xlabel="predicted (logits)")  # fmt: skip
+            axes.set_ylabel("measured (logits)" if i % columns == 0 else "")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,214 @@
+"""What a word does to a text classifier's logit, measured by exchanging it, beside what explanations say it does.
+
+Everything is compared with the mean over the same reference words in the same template: the logit (which is the truth),
+LIME's coefficient of the word, and the integrated gradient of its embedding. So all predict the same number, the change
+of the logit when an ordinary word is exchanged for this one, and can be told apart in units of it. TCAV predicts it from
+directions that are fitted on other templates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concepts.sets import Concept
+from concepts.statistics import ClusteredMean, clustered_mean, holm, spearman
+from concepts.tcav import Tcav
+from concepts.tcav_result import TcavResult
+from concepts.draws import Relabelled
+from concepts.word_result import SWAP, WordResult
+from concepts.wording import Wording, WordingFile
+from probing.attribution.lime import TextLIME
+from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
+from probing.attribution.surrogate import Local
+from probing.examples import TextExamples
+from probing.fingerprint import content_id
+from probing.probes import LayerProbes, ProbeResult
+from probing.provenance import Provenance
+from probing.scores import Score
+from probing.store import ActivationStore
+from probing.texts import TextClassifier
+
+Grid = Float[Tensor, "words templates"]
+_TEXTS = 128  # explained by integrated gradients at a time
+
+
+@dataclass(frozen=True, eq=False)
+class WordReader:
+    """Reads a classifier by the sentences of an audit of words."""
+
+    file: WordingFile
+    wording: Wording
+    classifier: TextClassifier
+
+    @property
+    def label(self) -> int:
+        """The label's place among the logits."""
+        return self.classifier.label_index(self.file.label)
+
+    @property
+    def score(self) -> Score:
+        """The label's logit."""
+        return Score(self.classifier.model, self.label)
+
+    def logits(self) -> Grid:
+        """Return the label's logit of every sentence."""
+        words = range(len(self.wording.words))
+        found = self.classifier.logits(self.wording.texts(words))[:, self.label]
+        return self._grid(found.double())
+
+    def lime(self) -> Grid:
+        """Return LIME's coefficient of the word in every sentence."""
+        method = TextLIME(surrogate=Local(samples=self.file.statistics.lime_samples, coalitions="size",
+                                          seed=self.file.statistics.seed))  # fmt: skip
+        predict = _once(self.classifier.logits)
+        found = []
+        for word in range(len(self.wording.words)):
+            for text in self.wording.texts([word]):
+                said = method(predict, text, self.label)
+                found.append(float(said.values[said.parts.index(self.wording.words[word])]))
+        return self._grid(torch.tensor(found, dtype=torch.float64))
+
+    def integrated(self) -> tuple[Grid, float]:
+        """Return the integrated gradient of the word's embedding in every sentence, and the largest completeness gap.
+
+        The path starts at the embedding of an empty text.
+        """
+        method = LayerIntegratedGradients(
+            self.file.embedding, IntegratedGradients(steps=self.file.statistics.steps), space="input"
+        )  # fmt: skip
+        vocabulary, wording = self.classifier.words, self.wording
+        names = [w for w in wording.words for _ in wording.templates]
+        texts = wording.texts(range(len(wording.words)))
+        found, gap = [], 0.0
+        for start in range(0, len(texts), _TEXTS):
+            part = texts[start : start + _TEXTS]
+            said = method(self.score, vocabulary.batch(part))
+            gap = max(gap, float(said.diagnostics["completeness_gap"].abs().max()))
+            by_place = said.values.double().sum(2)
+            for row, text, word in zip(by_place, part, names[start:], strict=False):
+                found.append(row[list(vocabulary.places(text, word))].sum())
+        return self._grid(torch.stack(found)), gap
+
+    def tcav(self, store: ActivationStore) -> TcavResult:
+        """Return TCAV of each term against ordinary words, in the layers.
+
+        A term's sentences on the templates to fit on stand against as many reference sentences, one of each template,
+        the reference words taking turns; labels are exchanged within templates. Scores are read at reference sentences of
+        the other templates, which no direction was fitted on. The ordinary words are the controls.
+        """
+        wording, statistics = self.wording, self.file.statistics
+        fit, judge = wording.divided(statistics.fit_share, statistics.seed)
+        clusters = tuple(wording.templates[t] for t in fit)
+
+        def concept(word: int) -> Concept:
+            examples = wording.examples(self.classifier, [word], fit)
+            return Concept(wording.words[word], examples, clusters)
+
+        turns = [wording.reference[i % len(wording.reference)] for i in range(len(fit))]
+        pool = TextExamples([wording.text(w, t) for w, t in zip(turns, fit, strict=True)], self.classifier.words)  # fmt: skip
+        return Tcav(
+            null=Relabelled(statistics.pseudo_concepts),
+            runs=statistics.runs,
+            relabellings=statistics.relabellings,
+            level=statistics.level,
+            seed=statistics.seed,
+        )(
+            store, {self.file.label: self.score}, self.file.layers, [concept(w) for w in wording.terms],
+            wording.examples(self.classifier, wording.reference, judge), pool, [concept(w) for w in wording.ordinary],
+            pool_clusters=clusters, input_clusters=[wording.templates[t] for _ in wording.reference for t in judge],
+        )  # fmt: skip
+
+    def probes(self, store: ActivationStore) -> ProbeResult:
+        """Return how well each layer tells words for groups of people from ordinary ones, judged on words never seen."""
+        wording = self.wording
+        words, templates = range(len(wording.words)), range(len(wording.templates))
+        kinds = ["term" if w in wording.terms else "ordinary" for w in words for _ in templates]
+        names = [wording.words[w] for w in words for _ in templates]
+        examples = wording.examples(self.classifier, words, templates)
+        method = LayerProbes(tuple(self.file.layers), inputs=False, seed=self.file.statistics.seed)
+        return method(store, self.classifier.model, examples, kinds, groups=names, types=names)
+
+    def result(
+        self, logits: Grid, explained: Mapping[str, Grid], tcav: TcavResult, gap: float
+    ) -> WordResult:
+        """Put everything side by side; `explained` has what local methods say of every sentence."""
+        wording, statistics = self.wording, self.file.statistics
+        terms, ordinary = list(wording.terms), list(wording.ordinary)
+        grids = {SWAP: self._against_reference(logits)}
+        grids |= {name: self._against_reference(grid) for name, grid in explained.items()}
+        clusters = torch.arange(len(wording.templates))
+        means = {n: clustered_mean(g.T, clusters, statistics.level) for n, g in grids.items()}
+        corrected = {name: holm(found.p[terms]) for name, found in means.items()}
+        beyond = {n: _larger(f.mean[terms], f.mean[ordinary]) for n, f in means.items()}
+        local = {name: _rows(found, terms) for name, found in means.items()}
+        at_layers = {f"TCAV {layer}": _of_layer(tcav, i) for i, layer in enumerate(tcav.layers)}
+        methods = (*local, *at_layers)
+        by_method = {name: {**rows, "p": corrected[name], "beyond": beyond[name]} for name, rows in local.items()} | at_layers  # fmt: skip
+        cells = {key: torch.stack([by_method[m][key] for m in methods]) for key in ("value", "low", "high", "p", "beyond")}  # fmt: skip
+        swap = cells["value"][0]
+        found = [spearman(row, swap, statistics.level) for row in cells["value"]]
+        probability = logits.sigmoid()
+        return WordResult(
+            provenance=Provenance.collect(model=self.classifier.model, examples=content_id(wording)),
+            label=self.file.label,
+            methods=methods,
+            listed=(SWAP, *explained, f"TCAV {self.file.read_at}"),
+            words=tuple(wording.words[w] for w in terms),
+            kinds=tuple(wording.kinds[w] for w in terms),
+            ordinary_words=tuple(wording.words[w] for w in ordinary),
+            reference_words=tuple(wording.words[w] for w in wording.reference),
+            templates=wording.templates,
+            template_kinds=wording.template_kinds,
+            level=statistics.level,
+            alpha=statistics.alpha,
+            **cells,
+            ordinary=torch.stack([means[n].mean[ordinary] for n in local]),
+            by_template=grids[SWAP][terms],
+            probability=probability[terms].mean(1),
+            flagged=(probability[terms] > 0.5).double().mean(1),
+            reference_probability=float(probability[list(wording.reference)].mean()),
+            reference_flagged=float((probability[list(wording.reference)] > 0.5).double().mean()),
+            agreement=torch.tensor([[r.r, r.low, r.high] for r in found], dtype=torch.float64),
+            slope=(cells["value"] * swap).sum(1) / cells["value"].square().sum(1),
+            completeness_gap=gap,
+        )  # fmt: skip
+
+    def _grid(self, values: Tensor) -> Grid:
+        return values.reshape(len(self.wording.words), len(self.wording.templates))
+
+    def _against_reference(self, grid: Grid) -> Grid:
+        return grid - grid[list(self.wording.reference)].mean(0)
+
+
+def _once(logits: Callable[[list[str]], Tensor]) -> Callable[[list[str]], Tensor]:
+    """Return a function that gives each distinct text to the classifier once."""
+    known: dict[str, Tensor] = {}
+
+    def predict(texts: list[str]) -> Tensor:
+        if new := [t for t in dict.fromkeys(texts) if t not in known]:
+            known.update(zip(new, logits(new), strict=True))
+        return torch.stack([known[t] for t in texts])
+
+    return predict
+
+
+def _larger(values: Float[Tensor, " words"], null: Float[Tensor, " others"]) -> Float[Tensor, " words"]:  # fmt: skip
+    """Return the share of other words that move as far as each of these, in either direction."""
+    return (null.abs() >= values.abs().unsqueeze(1)).double().mean(1)
+
+
+def _rows(found: ClusteredMean, words: Sequence[int]) -> dict[str, Tensor]:
+    places = list(words)
+    return {"value": found.mean[places], "low": found.low[places], "high": found.high[places]}
+
+
+def _of_layer(tcav: TcavResult, layer: int) -> dict[str, Tensor]:
+    """Return the effects in logits at a layer; its rank among controls as a share of them."""
+    controls = len(tcav.controls)
+    share = (tcav.effect_p_controls[layer, :, 0] * (controls + 1) - 1) / controls
+    names = {"value": "effect", "low": "effect_low", "high": "effect_high", "p": "effect_p_max_t"}
+    rows = {key: getattr(tcav, name)[layer, :, 0] for key, name in names.items()}
+    return {**rows, "beyond": share}
