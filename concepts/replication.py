@@ -98,20 +98,25 @@ class Replication(Result):
         r, low, high = self.over_targets[self.contrasts.index(contrast)].tolist()
         return Correlation(r, low, high, len(self.targets))
 
+    def differing(self, contrast: str) -> tuple[str, ...]:
+        """Return the targets whose swaps differ between the sets for sure."""
+        p = self.difference_p[self.contrasts.index(contrast)]
+        return tuple(t for t, value in zip(self.targets, p.tolist(), strict=True) if value < self.alpha)  # fmt: skip
+
     def statement(self, contrast: str) -> str:
         """Say in plain words whether what was found on the first set replicates on the second."""
-        found = self.outcomes(contrast)
-        first = sum(len(found.get(name, ())) for name in (BOTH, OPPOSITE, FIRST))
+        found, differing = self.outcomes(contrast), self.differing(contrast)
+        names = [t for outcome in (BOTH, OPPOSITE, FIRST) for t in found.get(outcome, ())]
         same, opposite = len(found.get(BOTH, ())), len(found.get(OPPOSITE, ()))
-        if not first:
-            return f"On {self.sets[0]} {contrast} moves no logit for sure: there is nothing to replicate."
-        verb = (
-            "replicates" if same == first else "replicates in part" if same else "does not replicate"
-        )
-        ending = f", and {opposite} are reversed" if opposite else ""
+        first, second = self.sets
+        if not names:
+            return f"On {first} {contrast} moves no logit for sure: there is nothing to replicate."
+        verdict = "replicates" if same == len(names) else "replicates in part"
+        lost = sum(t in differing for t in found.get(FIRST, ()))
         return (
-            f"What {contrast} does to logits on {self.sets[0]} {verb} on {self.sets[1]}: of {first} logits that it moves for "
-            f"sure there, {same} are moved for sure to the same side here{ending}."
+            f"What {contrast} does to logits on {first} {verdict if same else 'is not found again'} on {second}: of the "
+            f"{len(names)} that it moves for sure on {first}, {same} move for sure to the same side on {second}, {opposite} to "
+            f"the other, and {len(names) - same - opposite} are undecided, of which {lost} differ for sure from {first}."
         )
 
     def to_pandas(self) -> "pd.DataFrame":

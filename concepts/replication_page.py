@@ -57,7 +57,7 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
     c = found.contrasts.index(contrast)
     outcomes = found.outcomes(contrast)
     named = " ".join(f"{o.capitalize()}: {', '.join(outcomes[o])}." for o in OUTCOMES if o in outcomes)  # fmt: skip
-    differ = [t for k, t in enumerate(found.targets) if found.difference_p[c, k] < found.alpha]
+    differ = found.differing(contrast)
     r = found.over_clusters[c]
     above = int((r[:, 1] > 0).sum())
     rest = (

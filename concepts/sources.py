@@ -199,7 +199,9 @@ def _table(source: Table, root: Path) -> Found:
     if source.render is not None and len(vector) < len(names):
         plain = next(n for n in names if n not in vector)
         raise ManifestError(f"'render' is for SVG drawings, and {plain!r} is none.")
-    return Found(tuple(items), VectorFiles(paths, source.render) if source.render else ImageFiles(paths))
+    return Found(
+        tuple(items), VectorFiles(paths, source.render) if source.render else ImageFiles(paths)
+    )
 
 
 def _item(record: dict[str, str], row: Sequence[str], columns: Sequence[str]) -> Item:

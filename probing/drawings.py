@@ -53,7 +53,9 @@ def rendered(svg: bytes, size: int) -> bytes:
     if _REFERS.search(svg):
         raise ImageError("it is a drawing that refers to other files: put everything into it")
     if _TEXT.search(svg):
-        raise ImageError("it is a drawing with text, whose fonts differ by machine: make paths of it")
+        raise ImageError(
+            "it is a drawing with text, whose fonts differ by machine: make paths of it"
+        )
     draw = require("resvg_py").svg_to_bytes
     try:
         text = svg.decode()

@@ -609,7 +609,7 @@ def test_the_maker_script_writes_the_manifests_bit_for_bit(
 ) -> None:
     _packaged(repository / "data_manifests" / "twemoji_people.yaml")
     spec = importlib.util.spec_from_file_location(
-        "maker", repository / "experiments" / "make_twemoji_manifest.py"
+        "maker", repository / "experiments" / "make_emoji_manifests.py"
     )
     assert spec
     assert spec.loader

@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     materials = [Material.of(read_audit(file), file.parent) for file in files]
     names = tuple(SETS)
-    found = replicate((names[0], names[1]), results, materials, ActivationStore(rows, progress=False))
+    found = replicate(
+        (names[0], names[1]), results, materials, ActivationStore(rows, progress=False)
+    )
     found.save(out)
     title = "Does drawn gender or skin tone move an ImageNet model alike on two artists' drawings?"
     for finding in write_replication(out, title, results[0].limits[:1]).findings:

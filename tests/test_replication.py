@@ -1,0 +1,117 @@
+"""Two audits of one model side by side: the same images, and images on which the planted bias is turned round."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from audits import audit_file, write_drawings
+
+from concepts.audit import run_audit
+from concepts.auditfile import read_audit
+from concepts.material import AuditError, Material
+from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, Replication, replicate
+from concepts.replication_page import write_replication
+from probing.store import ActivationStore
+
+CONTRAST = "woman against man"
+RED, OTHER = ("purse", "drill", "laptop"), ("vase", "kettle", "clock")
+
+
+def _turned(folder: Path) -> None:
+    """Call the drawings of women men and those of men women."""
+    path = folder / "data.yaml"
+    document = yaml.safe_load(path.read_text())
+    place = document["images"]["columns"].index("gender")
+    names = {"woman": "man", "man": "woman", "person": "person"}
+    for row in document["images"]["rows"]:
+        row[place] = names[row[place]]
+    path.write_text(yaml.safe_dump(document))
+
+
+def _audited(folder: Path, store: Path, *, turned: bool = False):
+    write_drawings(folder, seed=int(turned))
+    if turned:
+        _turned(folder)
+    file = audit_file(folder, {"concepts": [], "random": None})
+    with pytest.MonkeyPatch.context() as patch:  # the reports are tested elsewhere
+        patch.setattr("concepts.audit.rebuild", lambda _: None)
+        results = run_audit(
+            file, folder / "out", store_root=store, progress=False, say=lambda _: None
+        )
+    return results, Material.of(read_audit(file), folder)
+
+
+@pytest.fixture(scope="module")
+def audits(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audits")
+    store = ActivationStore(root / "rows", progress=False)
+    return _audited(root / "first", root / "rows"), _audited(root / "turned", root / "rows", turned=True), store  # fmt: skip
+
+
+def _replicate(one, two, store) -> Replication:
+    return replicate(("first", "second"), (one[0], two[0]), (one[1], two[1]), store)
+
+
+def test_on_the_same_images_everything_replicates_without_a_difference(audits):
+    first, _, store = audits
+    found = _replicate(first, first, store)
+    assert found.outcomes(CONTRAST) == {BOTH: list(RED), NEITHER: list(OTHER)}
+    assert found.difference.abs().max() == 0
+    assert found.differing(CONTRAST) == ()
+    assert found.correlation(CONTRAST).r == pytest.approx(1)
+    assert found.over_clusters[0, :3, 0].tolist() == pytest.approx([1, 1, 1])
+    assert "replicates on second: of the 3 that it moves for sure on first, 3 move" in found.statement(CONTRAST)  # fmt: skip
+    assert sum(found.effect_outcomes(CONTRAST, "features").values()) == 6
+
+
+def test_the_mean_over_clusters_is_the_audits_own_swap(audits):
+    first, turned, store = audits
+    found = _replicate(first, turned, store)
+    torch.testing.assert_close(found.by_cluster.mean(3), found.swap, atol=1e-6, rtol=0)
+
+
+def test_a_bias_that_is_turned_round_is_called_opposite(audits):
+    first, turned, store = audits
+    found = _replicate(first, turned, store)
+    assert found.outcomes(CONTRAST)[OPPOSITE] == list(RED)
+    assert set(found.differing(CONTRAST)) == set(RED)
+    assert found.correlation(CONTRAST).r < -0.9
+    said = found.statement(CONTRAST)
+    assert "is not found again on second" in said
+    assert "0 move for sure to the same side on second, 3 to the other" in said
+
+
+def test_what_is_undecided_on_the_second_set_is_not_called_a_difference(audits):
+    first, _, store = audits
+    found = _replicate(first, first, store)
+    p = found.p.clone()
+    p[1] = 1.0
+    unsure = replace(found, p=p)
+    assert unsure.outcomes(CONTRAST)[FIRST] == list(RED)
+    assert "3 are undecided, of which 0 differ for sure" in unsure.statement(CONTRAST)
+    p[0] = 1.0
+    assert "there is nothing to replicate" in replace(found, p=p).statement(CONTRAST)
+
+
+def test_the_page_is_made_of_the_saved_result_alone(audits, tmp_path):
+    first, turned, store = audits
+    found = _replicate(first, turned, store)
+    found.save(tmp_path)
+    report = write_replication(tmp_path, "Two sets", ("Drawings only.",))
+    assert report.findings[0].claim == found.statement(CONTRAST)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Drawings only." in page
+    assert (
+        "1 are borne out on both" not in page
+    )  # purse was expected up, drill down: up on one set only
+    assert (tmp_path / "figures" / "replication.pdf").exists()
+    assert (tmp_path / "replication.csv").read_text().count("\n") == 1 + 2 * 6
+
+
+def test_audits_that_ask_different_things_are_refused(audits):
+    first, turned, store = audits
+    other = replace(turned[0], layers=turned[0].layers[:1])
+    with pytest.raises(AuditError, match="must ask the same of one model"):
+        _replicate(first, (other, turned[1]), store)

@@ -1,0 +1,175 @@
+"""Words in templates: a model in which every word's weight is planted, and what the audit must say of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from concepts.word_page import write_page
+from concepts.word_readings import WordReader
+from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
+from concepts.wording import Wording, WordingError, WordingFile, read_wording
+from probing.store import ActivationStore
+from probing.texts import TextClassifier, WordIds
+
+TERMS = {"bad": 2.0, "good": -1.0, "plain": 0.25}
+REFERENCE = {"one": 0.0, "two": 0.5}
+ORDINARY = {"three": 0.3, "four": 0.1, "five": -0.2, "six": 0.6}
+TEMPLATES = {
+    "kind": [f"{w} is {{}} here" for w in ("he", "she", "it", "who", "man", "cow")]
+    + [f"a {{}} {w} sat" for w in ("dog", "cat", "fox", "hen", "ape", "bee")],
+    "unkind": [f"you {{}} {w}" for w in ("fool", "oaf", "lout", "cad", "cur", "ass")]
+    + [f"hate that {{}} {w}" for w in ("mob", "lot", "gang", "herd", "pack", "crew")],
+}
+
+
+class AddsWords(nn.Module):
+    """The logit is the sum of the words' weights, and a second label's is minus it."""
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = nn.Embedding(len(weights), 4)
+        self.total = Total()
+        self.output = nn.Linear(4, 2, bias=False)
+        with torch.no_grad():
+            self.embedding.weight.copy_(0.05 * torch.randn(len(weights), 4, generator=generator))
+            self.embedding.weight[:, 0] = torch.tensor(weights)
+            self.output.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.output(self.total(self.embedding(ids)))
+
+
+class Total(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+def _classifier() -> TextClassifier:
+    others = " ".join(t.replace("{}", "") for each in TEMPLATES.values() for t in each).split()
+    weights = dict.fromkeys(others, 0.1) | {"hate": 1.5} | TERMS | REFERENCE | ORDINARY
+    return TextClassifier(
+        AddsWords([0.0, *weights.values()]).eval(), WordIds(tuple(weights), 8), ("toxic", "kind")
+    )
+
+
+def _file(**changes: object) -> WordingFile:
+    parts: dict[str, object] = {
+        "name": "planted", "title": "Planted", "question": "Found?", "label": "toxic", "embedding": "embedding",
+        "layers": ["embedding", "total"], "read_at": "total", "terms": {"group": list(TERMS)},
+        "reference": list(REFERENCE), "ordinary": list(ORDINARY), "templates": TEMPLATES,
+        "statistics": {"lime_samples": 200, "steps": 2, "pseudo_concepts": 79, "runs": 2, "relabellings": 4096},
+    }  # fmt: skip
+    return WordingFile.model_validate(parts | changes)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory) -> tuple[WordResult, Path]:
+    """Return what the audit finds, and the folder of its results and page."""
+    file, classifier, out = _file(), _classifier(), tmp_path_factory.mktemp("audit")
+    reader = WordReader(file, Wording.of(file, classifier), classifier)
+    store = ActivationStore(out / "rows", progress=False)
+    tcav, probes = reader.tcav(store), reader.probes(store)
+    integrated, gap = reader.integrated()
+    explained = {"LIME": reader.lime(), "integrated gradients": integrated}
+    result = reader.result(reader.logits(), explained, tcav, gap)
+    for name, found in {"words": result, "tcav": tcav, "probes": probes}.items():
+        found.save(out / name)
+    write_page(out, file, "a planted model")
+    return result, out
+
+
+def test_the_swap_is_the_planted_weight_less_the_reference_words_mean(audited):
+    result, _ = audited
+    planted = torch.tensor(list(TERMS.values()), dtype=torch.float64) - 0.25
+    torch.testing.assert_close(result.value[0], planted, atol=1e-6, rtol=0)
+    assert result.moves()[0].tolist() == [True, True, False]  # plain is as the reference words are
+    assert result.by_kind() == pytest.approx(dict.fromkeys(TEMPLATES, 3.0 / 3), abs=1e-6)
+
+
+def test_ordinary_words_say_which_terms_stand_out(audited):
+    result, _ = audited
+    others = torch.tensor(list(ORDINARY.values()), dtype=torch.float64) - 0.25
+    torch.testing.assert_close(result.ordinary[0], others, atol=1e-6, rtol=0)
+    assert result.beyond[0].tolist() == [0.0, 0.0, 1.0]
+    assert result.stands_out().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("method", ["integrated gradients", "TCAV embedding", "TCAV total"])
+def test_where_the_score_is_a_sum_of_words_methods_give_the_swap_itself(audited, method):
+    result, _ = audited
+    m = result.methods.index(method)
+    torch.testing.assert_close(result.value[m], result.value[0], atol=1e-5, rtol=0)
+    assert float(result.slope[m]) == pytest.approx(1, abs=1e-4)
+    assert result.completeness_gap < 1e-5
+
+
+def test_lime_has_the_order_and_the_sign(audited):
+    result, _ = audited
+    assert result.correlation("LIME").r == pytest.approx(1)
+    assert [result.relation("LIME", w) for w in ("bad", "good")] == [AGREE, AGREE]
+
+
+def test_probabilities_are_of_the_sentences(audited):
+    result, _ = audited
+    hate = result.of_kind("unkind")[6:]
+    assert result.flagged[0].all()  # every sentence with bad
+    assert not result.flagged[1, result.of_kind("kind")].any()
+    assert result.reference_flagged[hate].tolist() == [1.0] * 6
+
+
+def test_relations_are_told_by_sign_and_evidence(audited):
+    result, _ = audited
+    value, p = result.value.clone(), result.p.clone()
+    value[1] *= -1
+    p[2], p[1, 2] = 1.0, 0.001
+    changed = replace(result, value=value, p=p)
+    assert [changed.relation("LIME", w) for w in TERMS] == [OPPOSITE, OPPOSITE, ALONE]
+    assert [changed.relation("integrated gradients", w) for w in TERMS] == [MISSES, MISSES, QUIET]
+    assert changed.relations("LIME") == {OPPOSITE: ["bad", "good"], ALONE: ["plain"]}
+
+
+def test_the_page_is_made_of_the_saved_results_alone(audited):
+    _, out = audited
+    page = (out / "report.html").read_text(encoding="utf-8")
+    first = "2 of 3 words for groups of people move the logit of “toxic” for sure, 1 of them up"
+    assert first in page
+    names = {f.name for f in (out / "figures").iterdir()}
+    assert {f"{n}.{k}" for n in ("words", "agreement", "probes") for k in ("png", "pdf")} == names
+    assert (out / "words.csv").read_text().count("\n") == 1 + len(TERMS)
+    assert WordResult.load(out / "words").words == tuple(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ordinary": ["one"]}, "the word 'one' stands twice"),
+        ({"templates": {"kind": ["he is"]}}, "'he is' has 0 places {} for a word"),
+        ({"templates": {"kind": ["he is {} or {}"]}}, "has 2 places"),
+        ({"templates": {"kind": ["zebras are {}"]}}, "does not see 'zebras' of the template"),
+        ({"terms": {"group": ["bad", "zebra"]}}, "does not see 'zebra' as one word"),
+        ({"terms": {"group": ["bad good"]}}, "does not see 'bad good' as one word"),
+    ],
+)
+def test_words_that_make_no_matched_sentences_are_refused(changes, message):
+    with pytest.raises(WordingError, match=message):
+        Wording.of(_file(**changes), _classifier())
+
+
+def test_a_layer_to_read_at_must_be_one_of_the_layers(tmp_path):
+    path = tmp_path / "words.yaml"
+    path.write_text(yaml.safe_dump(_file(read_at="other").model_dump()))
+    with pytest.raises(WordingError, match="read_at is 'other', which is none of"):
+        read_wording(path)
+
+
+def test_templates_of_each_kind_are_on_both_sides_of_the_division():
+    wording = Wording.of(_file(), _classifier())
+    fit, judge = wording.divided(0.5, 0)
+    assert sorted(fit + judge) == list(range(24))
+    for side in (fit, judge):
+        assert [wording.template_kinds[i] for i in side].count("kind") == 6
