@@ -9,6 +9,7 @@ import copyreg
 import functools
 import inspect
 import pickle
+import re
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,11 @@ def bytes_id(data: bytes | bytearray | memoryview) -> str:
 
 
 def tensor_id(tensor: Tensor) -> str:
-    """Return the content id of a tensor: its dtype, shape and values, not its device or layout."""
+    """Return the content id of a tensor: its dtype, shape and values, not its device or layout.
+
+    That of one that lies in pieces in several processes is the whole's; it is put together, so all must ask at once.
+    """
+    tensor = getattr(tensor, "full_tensor", lambda: tensor)()
     header = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     return bytes_id(header + bytes_id(tensor_bytes(tensor)).encode())
 
@@ -75,7 +80,8 @@ def model_id(model: nn.Module) -> str:
 
     It covers every parameter and buffer (non-persistent ones too), the modules' plain attributes,
     the code of their classes and the structure, so that one changed weight, stride or edited
-    `forward` gives another id. The training flag is not part of it.
+    `forward` gives another id. The training flag is not part of it. A model sharded by `fully_shard`
+    has the id of the unsharded one; all its processes must ask at once.
 
     Raises:
         ForeignHookError: if a module carries hooks or methods patched onto the instance, or is
@@ -109,9 +115,10 @@ def _model_parts(model: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
             yield f"same:{paths[id(module)]}"
             continue
         _refuse_foreign(path, module)
-        if type(module) not in class_ids:
-            class_ids[type(module)] = _class_id(type(module))
-        yield class_ids[type(module)]
+        own = _unsharded_class(type(module))
+        if own not in class_ids:
+            class_ids[own] = _class_id(own)
+        yield class_ids[own]
         yield from _tensor_parts(module, path, weights)
         yield from _attribute_parts(module, above)
 
@@ -134,7 +141,7 @@ def _optional_id(tensor: Tensor | None) -> str:
 def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
     machinery = _GRAPH_MACHINERY if isinstance(module, fx.GraphModule) else _MACHINERY
     for name, value in sorted(_state(module).items()):
-        if name not in machinery:
+        if name not in machinery and not _SHARDING.match(name):
             yield f"attribute:{name}"
             yield from _parts(value, above)
 
@@ -143,6 +150,11 @@ def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]
 # A module compiled in place runs the same code faster, and its copies run uncompiled.
 _MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _GRAPH_MACHINERY = _MACHINERY | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+# What `fully_shard` leaves in the attributes of modules that it divides, and of those inside them.
+_SHARDING = re.compile(
+    "_fsdp_use_orig_params$|_is_fsdp_managed_module$|__composable_api_state_key_"
+)
+_FSDP = "torch.distributed.fsdp"
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
@@ -151,6 +163,18 @@ def _state(value: object) -> dict[str, object]:
     cls = type(value)
     cached = functools.cached_property
     return {k: v for k, v in vars(value).items() if not isinstance(getattr(cls, k, None), cached)}
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` has divided a module's own parameters among processes."""
+    return _unsharded_class(type(module)) is not type(module)
+
+
+def _unsharded_class(cls: type) -> type:
+    """Return the class that `fully_shard` has made a module's class of, or the class itself."""
+    names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    mixed_in = f"{_FSDP}.FSDPModule"
+    return cls.__mro__[names.index(mixed_in) + 1] if mixed_in in names else cls
 
 
 def _refuse_global_hooks() -> None:
@@ -172,9 +196,10 @@ def _refuse_foreign(path: str, module: nn.Module) -> None:
     if "_orig_mod" in attributes["_modules"] and "dynamo_ctx" in attributes:
         raise ForeignHookError(f"{where} is compiled: pass the model that torch.compile was given.")
     for kind in _HOOKS:
-        if attributes[f"_{kind}"]:
+        hooks = attributes[f"_{kind}"].values()
+        if foreign := [h for h in hooks if not str(getattr(h, "__module__", "")).startswith(_FSDP)]:
             raise ForeignHookError(
-                f"{where} carries {len(attributes[f'_{kind}'])} {kind.replace('_', ' ')}: what "
+                f"{where} carries {len(foreign)} {kind.replace('_', ' ')}: what "
                 "it computes is not told by its weights; remove them first (pruning: prune.remove; old "
                 "weight norm: remove_weight_norm)."
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet
-from probing.fingerprint import model_id
+from probing.fingerprint import is_sharded, model_id
 from probing.layers import expand
 from probing.passes import Pool
 from probing.precision import Precision
@@ -16,6 +16,10 @@ from probing.shards import Space
 
 class RequestError(ValueError):
     """A request that no rows could answer."""
+
+
+class ShardedModelError(RuntimeError):
+    """A model that no process can run alone."""
 
 
 @dataclass
@@ -120,8 +124,10 @@ class Job:
         Raises:
             RequestError: for an empty example set, or scores of another model or with a class per example.
             LayerNotFoundError, ModelModeError, ForeignHookError: for a model or layers that can't be read.
+            ShardedModelError: for a model that lies in pieces in several processes.
         """
         refuse_training(model)
+        _refuse_sharded(model)
         if not len(examples):
             raise RequestError("the example set is empty: there is nothing to read.")
         names, weights = expand(model, layers), model_id(model)
@@ -137,6 +143,15 @@ class Job:
             positions.setdefault(example, []).append(i)
         outputs = spaces("activation", precision)
         return cls(model, names, tuple(scores), pool, outputs, slopes, examples, positions)
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    if any(is_sharded(module) for module in model.modules()):
+        raise ShardedModelError(
+            f"{type(model).__name__} lies in pieces in several processes, which must pass every batch together, and a "
+            "store's workers pass batches alone: read it by capture() in all processes at once, or give each the whole "
+            "weights (get_model_state_dict of torch.distributed.checkpoint.state_dict, with full_state_dict=True)."
+        )
 
 
 def model_of(scores: Sequence[Score]) -> nn.Module:
