@@ -1,18 +1,15 @@
 """The main job: one audit file in, one folder of results and one report out."""
 
-import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from concepts.analyses import ANALYSES
 from concepts.auditfile import read_audit
-from concepts.findings import reading
 from concepts.likeness import likeness_rows, picture_name, position_rows
 from concepts.material import Material
 from concepts.measure import Meter
@@ -22,6 +19,7 @@ from concepts.seal import Seal
 from concepts.tabulate import (
     backdrops,
     cell_rows,
+    cluster_rows,
     concept_infos,
     layer_rows,
     picked_rows,
@@ -35,9 +33,6 @@ from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
 from probing.threads import one_thread
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Say = Callable[[str], object]
 
@@ -112,9 +107,8 @@ def rebuild(out: Path) -> AuditResults:
 
     Raises:
         concepts.results.ResultsError: if the folder holds no readable results.
+        probing.provenance.SavedResultError: if those of an analysis can't be read.
     """
-    results = AuditResults.load(out)
-    _write_tables(results, out / "tables")
     document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
     return write_report(out, document)
 
@@ -218,6 +212,7 @@ def _results(meter: Meter) -> AuditResults:
         ),
         limits=tuple(audit.limits),
         analyses=audit.further,
+        by_cluster=tuple(cluster_rows(material, measured)),
     )
 
 
@@ -249,26 +244,3 @@ def _save_provenance(material: Material, done: str, out: Path) -> None:
     del document["method"]
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (out / "provenance.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _write_tables(results: AuditResults, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    said = [reading(results, c) if results.of(c.concept).matched else "" for c in results.cells]
-    _write_csv(folder / "classes_by_layer.csv", results.cells, {"reading": said})
-    _write_csv(folder / "layers.csv", results.layer_rows)
-    _write_csv(folder / "swaps.csv", results.swaps)
-    _write_csv(folder / "picked_classes.csv", results.picked)
-    _write_csv(folder / "likeness.csv", results.likeness)
-    _write_csv(folder / "positions.csv", results.positions)
-
-
-def _write_csv(
-    path: Path, rows: "Sequence[DataclassInstance]", more: dict[str, Sequence[str]] | None = None
-) -> None:
-    extra = more or {}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if rows:
-            writer.writerow([*(f.name for f in fields(rows[0])), *extra])
-        for i, row in enumerate(rows):
-            writer.writerow([*asdict(row).values(), *(column[i] for column in extra.values())])

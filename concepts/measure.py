@@ -38,6 +38,8 @@ class Measured:
     sign: SignScore
     swap: ClusteredMean
     """Of every class of the model, on all matched images."""
+    by_cluster: Float[Tensor, "clusters targets"]
+    """The same of the targets, in each cluster alone, in the order in which clusters first come."""
     fit_swap: ClusteredMean
     """Of every class, on images to fit on: to pick classes by."""
     judged_swap: ClusteredMean
@@ -79,6 +81,7 @@ class Meter:
             predicted=self._predicted(sets.every, swap),
             sign=self._sign_score(sets),
             swap=swap,
+            by_cluster=self._by_cluster(sets.every),
             fit_swap=self._swap(sets.fit),
             judged_swap=self._swap(sets.judge),
             accuracy={layer: self._accuracy(sets, layer) for layer in self.material.layers},
@@ -170,11 +173,18 @@ class Meter:
         slopes = torch.stack(
             [_means(g[shown].double(), at, len(names)) for g in self.gradients[layer]]
         )
-        logits = self.logits[:, list(m.targets.values())].double()
-        swap = _means(logits[list(pairs.first)] - logits[list(pairs.second)], where, len(names))
         return agreement(
-            slopes @ delta.mT, swap, statistics.divisions, statistics.level, statistics.seed
+            slopes @ delta.mT,
+            self._by_cluster(pairs),
+            statistics.divisions,
+            statistics.level,
+            statistics.seed,
         )
+
+    def _by_cluster(self, pairs: Pairs) -> Float[Tensor, "clusters targets"]:
+        logits = self.logits[:, list(self.material.targets.values())].double()
+        change = logits[list(pairs.first)] - logits[list(pairs.second)]
+        return _means(change, codes(pairs.cluster), len(set(pairs.cluster)))
 
 
 def _means(

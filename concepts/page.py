@@ -1,11 +1,11 @@
-"""The report of an audit, made of its saved results alone."""
+"""The report of an audit and its CSV files, made of its saved results alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from concepts.analyses import ANALYSES
-from concepts.findings import verdict
 from concepts.results import AuditResults
+from concepts.sections.data import audit_tables
 from concepts.sections.directions import directions_section, likeness_section, scores_section
 from concepts.sections.effects import (
     agreement_section,
@@ -14,6 +14,7 @@ from concepts.sections.effects import (
     picked_section,
 )
 from concepts.sections.method import colophon, limits, method_section, targets_section
+from concepts.verdict import verdict
 from probing.provenance import Result
 from probing.report import Report, Section
 
@@ -29,7 +30,7 @@ def _swapped(results: AuditResults, folder: Path) -> tuple[Section | None, ...]:
 
 
 def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults:
-    """Draw all figures and write the report of the results saved in a folder; no model is run.
+    """Draw all figures and write tables and the report of the results saved in a folder; no model is run.
 
     Args:
         folder: with `results.json` and the pictures under `images`.
@@ -40,6 +41,12 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
     """
     results = AuditResults.load(folder)
     found = {name: Result.load(folder / "analyses" / name) for name in results.analyses}
+    data = (
+        *audit_tables(results),
+        *(t for name, result in found.items() for t in ANALYSES[name].tables(results, result)),
+    )
+    for table in data:
+        table.write(folder / "tables")
     sections = [
         *(_swapped(results, folder) if results.contrasts else ()),
         scores_section(results, folder),
@@ -61,6 +68,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
                 for f in ANALYSES[name].findings(results, result)
             ),
         ),
+        data=data,
         limits=(*results.limits, *limits(results)),
         sections=tuple(s for s in sections if s is not None),
         colophon=(*colophon(provenance), *results.sources),

@@ -5,11 +5,13 @@ are two-sided, and `p_corrected` counts all tests of its kind in the audit.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+from probing.tables import anchor
 
 Direction = Literal["up", "down"]
 
@@ -122,6 +124,18 @@ class SwapRow:
 
 
 @dataclass(frozen=True)
+class ClusterRow:
+    """What a contrast's exchange did to one target in one cluster alone: intervals of `SwapRow` are made of these."""
+
+    concept: str
+    target: str
+    cluster: str
+    pairs: int
+    swap: float
+    """Mean over its pairs."""
+
+
+@dataclass(frozen=True)
 class Backdrop:
     """The measured swap over all the model's classes, as quantiles."""
 
@@ -173,6 +187,19 @@ class PositionRow:
     position: float
 
 
+TABLES: Mapping[str, tuple[str, str]] = {
+    "swaps": ("swaps", "what exchanging matched images did to each class"),
+    "by_cluster": ("swaps_by_cluster", "the same in each cluster alone: intervals and tests are over these"),
+    "cells": ("classes_by_layer", "TCAV score and predicted effect of each concept at each layer for each class"),
+    "layer_rows": ("layers", "how well each concept is told at each layer, and whether effects follow the exchange"),
+    "backdrops": ("all_classes", "what the exchange did to all the model's classes, as quantiles"),
+    "picked": ("picked_classes", "classes that move most, judged on other clusters than picked them"),
+    "likeness": ("likeness", "images most and least like each concept"),
+    "positions": ("positions", "where neutral images lie between their matched negatives (-1) and positives (+1)"),
+}  # fmt: skip
+"""The rows of results that are CSV files too: the file's name, and what a row is."""
+
+
 @dataclass(frozen=True)
 class AuditResults:
     """All an audit found. Equal audits of equal data give equal results, byte for byte."""
@@ -210,6 +237,20 @@ class AuditResults:
     """What the audit's author wants said about the data."""
     analyses: tuple[str, ...] = ()
     """What was looked at besides swaps and TCAV; the results lie beside, under `analyses/`."""
+    by_cluster: tuple[ClusterRow, ...] = ()
+    """None in results of older audits."""
+
+    @cached_property
+    def _anchors(self) -> dict[object, str]:
+        return {
+            row: anchor(name, i)
+            for field, (name, _) in TABLES.items()
+            for i, row in enumerate(getattr(self, field))
+        }
+
+    def at(self, row: object) -> str:
+        """Return the id of the place in the report where a row stands with all its numbers."""
+        return self._anchors[row]
 
     def of(self, concept: str) -> ConceptInfo:
         """Return a concept by name."""

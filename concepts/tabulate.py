@@ -1,6 +1,6 @@
 """An audit's measurements as the rows that are saved, with p-values corrected over all tests of their kind."""
 
-import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,9 +9,18 @@ from torch import Tensor
 
 from concepts.material import Material, class_name
 from concepts.measure import Measured
-from concepts.results import Backdrop, CellRow, ConceptInfo, LayerRow, PickedRow, SwapRow
+from concepts.results import (
+    Backdrop,
+    CellRow,
+    ClusterRow,
+    ConceptInfo,
+    LayerRow,
+    PickedRow,
+    SwapRow,
+)
 from concepts.statistics import holm
 from concepts.tcav_result import TcavResult
+from probing.tables import known
 
 _TAIL = 0.025  # the backdrop is the middle 95 % of all classes
 
@@ -175,6 +184,15 @@ def swap_rows(material: Material, measured: Sequence[Measured]) -> Iterator[Swap
             )
 
 
+def cluster_rows(material: Material, measured: Sequence[Measured]) -> Iterator[ClusterRow]:
+    """Yield what each contrast's swap did to each target in each cluster alone."""
+    for one in measured:
+        pairs = Counter(one.sets.every.cluster)
+        for t, target in enumerate(material.targets):
+            for (cluster, count), swap in zip(pairs.items(), one.by_cluster[:, t], strict=True):
+                yield ClusterRow(one.name, target, cluster, count, float(swap))
+
+
 def backdrops(measured: Sequence[Measured]) -> Iterator[Backdrop]:
     """Yield the swap over all the model's classes."""
     points = torch.tensor([_TAIL, 0.5, 1 - _TAIL], dtype=torch.float64)
@@ -213,8 +231,3 @@ def _picks(material: Material, change: Float[Tensor, " classes"]) -> list[int]:
     ]
     count = min(count, len(order) // 2)
     return order[:count] + order[len(order) - count :]
-
-
-def known(value: Tensor | float) -> float | None:
-    """Return a number, or None for NaN."""
-    return None if math.isnan(value) else float(value)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from probing.fingerprint import bytes_id
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -160,12 +162,24 @@ def inline_svg(figure: "Figure", label: str) -> str:
     box = re.search(r'viewBox="[^"]*"', head)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'<style type="text/css">.*?</style>', "", body, flags=re.DOTALL)
-    body = body.replace("'DejaVu Sans'", "var(--figure-font)")
+    body = _own_ids(body, label).replace("'DejaVu Sans'", "var(--figure-font)")
     for ink, name in _FOLLOWS_PAGE.items():
         body = body.replace(ink, name)
     share = min(1.0, figure.get_figwidth() / FULL_WIDTH)
     box_and_size = f'{box[0] if box else ""} style="max-width: {share:.0%}"'
     return f'<svg {box_and_size} role="img" aria-label="{escape(label)}">{body.strip()}'
+
+
+def _own_ids(body: str, label: str) -> str:
+    """Return the inside of an `svg` element with ids that no other figure of a page has, and only those referred to."""
+    own = bytes_id((label + body).encode())[:8]
+    referred = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+
+    def named(match: re.Match[str]) -> str:
+        return f' id="{own}-{match[1]}"' if match[1] in referred else ""
+
+    body = re.sub(r' id="([^"]*)"', named, body)
+    return re.sub(r'(href="|url\()#', rf"\1#{own}-", body)
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -1,6 +1,7 @@
 """Results of an audit that never ran, for figures and the report; and a small audit of a bias that was planted."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from concepts.results import (
 )
 from probing.images import Preprocess
 from probing.models import LoadedModel
+from probing.report import Finding
 
 LAYERS = ("blocks.2", "blocks.4", "blocks.5", "blocks.6")
 TARGETS = ("bikini", "purse", "lipstick", "apron", "ballplayer", "power drill", "suit", "toaster")
@@ -144,6 +146,11 @@ def save_pictures(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(6):
         Image.new("RGB", (24, 24), (40 * k, 120, 255 - 40 * k)).save(folder / f"{k}.png")
+
+
+def said(found: Sequence[Finding]) -> list[Finding]:
+    """Return findings and all that they sum up."""
+    return [f for finding in found for f in (finding, *said(finding.parts))]
 
 
 class PlantedNet(nn.Module):

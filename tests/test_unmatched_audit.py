@@ -13,6 +13,8 @@ from concepts.material import AuditError
 from concepts.results import AuditResults
 from concepts.schema import SchemaError
 from concepts.sections.method import limits
+from concepts.verdict import verdict
+from concepts.verdict_unmatched import UNSWAPPED
 
 
 def run(file: Path, out: Path, *, report: bool = False) -> AuditResults:
@@ -51,13 +53,17 @@ def test_classes_that_read_red_depend_on_reddish_pictures_and_the_others_do_not(
 def test_no_swap_is_measured_and_no_layer_trusted(found: AuditResults) -> None:
     assert found.contrasts == found.swaps == found.backdrops == found.picked == ()
     assert not any(row.trusted for row in found.layer_rows)
-    said = findings.verdict(found)
-    assert [f.claim.partition("“")[2].partition("”")[0] for f in said[:3]] == [
+    summary, last = verdict(found)
+    said = summary.parts
+    assert summary.claim.startswith(
+        "A direction tells 1 of 3 concepts; classes are shown to depend on"
+    )
+    assert [f.claim.partition("“")[2].partition("”")[0] for f in said] == [
         "reddish",
         "plain",
         "dull",
     ]
-    assert said[-1] == findings.UNSWAPPED
+    assert last == UNSWAPPED
     assert "purse, drill and laptop depend on the direction of “reddish”" in said[0].claim
     assert "may stand for any of it" in limits(found)[0]
 
@@ -99,7 +105,7 @@ def test_too_few_clusters_are_refused_though_there_are_images_enough(
 def test_folders_of_the_same_pictures_have_no_direction(tmp_path: Path) -> None:
     audits.write_folders(tmp_path, {"one": 0, "other": 0}, seed=3)
     found = run(audits.unmatched_file(tmp_path, ["one", "other"]), tmp_path / "out")
-    for finding in findings.verdict(found)[:2]:
+    for finding in verdict(found)[:2]:
         assert finding.claim.startswith("There is no evidence of a direction")
     assert not [c for c in found.cells if findings.used(found, c) or findings.predicted(found, c)]
 

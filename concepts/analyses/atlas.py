@@ -21,8 +21,9 @@ from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.examples import Concatenation
 from probing.jobs import Request
 from probing.provenance import Provenance, Result
-from probing.report import Block, Finding, Paragraph, Section, Table, interval, number
+from probing.report import Block, Finding, Paragraph, Section, Table, interval, linked, number
 from probing.store import ActivationStore
+from probing.tables import DataTable, known
 from probing.threads import one_thread
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class Atlases:
         """Say nothing: a plane is to look at."""
         return ()
 
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return a row for each attribute and layer."""
+        assert isinstance(found, AttributeAtlases)
+        return (_numbers(found),)
+
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return planes coloured by each attribute, one with pictures, and the table of neighbours."""
         assert isinstance(found, AttributeAtlases)
@@ -208,11 +214,26 @@ def _pictured(found: AttributeAtlases) -> "Figure":
     return found.atlases[-1].figure(_Kept(found))
 
 
-def _table(found: AttributeAtlases, clusters: str) -> Table:
+def _numbers(found: AttributeAtlases) -> DataTable:
     rows = tuple(
-        (
-            name, atlas.layer, number(float(found.same[k, i])),
-            interval(float(found.low[k, i]), float(found.high[k, i]), sign=False), number(float(found.chance[k])),
+        (name, atlas.layer, *(known(v[k, i]) for v in (found.same, found.low, found.high)), known(found.chance[k]))
+        for k, name in enumerate(found.attributes)
+        for i, atlas in enumerate(found.atlases)
+    )  # fmt: skip
+    columns = ("attribute", "layer", "same", "low", "high", "chance")
+    about = f"share of an image's {NEIGHBOURS} nearest that have its value"
+    return DataTable("neighbours", about, columns, rows, 2)
+
+
+def _table(found: AttributeAtlases, clusters: str) -> Table:
+    numbers = _numbers(found)
+    rows = tuple(
+        linked(
+            (
+                name, atlas.layer, number(float(found.same[k, i])),
+                interval(float(found.low[k, i]), float(found.high[k, i]), sign=False), number(float(found.chance[k])),
+            ),
+            numbers.at(name, atlas.layer), 2,
         )
         for k, name in enumerate(found.attributes)
         for i, atlas in enumerate(found.atlases)

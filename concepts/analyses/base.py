@@ -9,6 +9,7 @@ from probing.jobs import Request
 from probing.provenance import Result
 from probing.report import Finding, Section
 from probing.store import ActivationStore
+from probing.tables import DataTable
 
 
 @runtime_checkable
@@ -25,6 +26,10 @@ class Analysis(Protocol):
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Return what belongs in the verdict."""
+        ...
+
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return all numbers, for CSV files and for the numbers of the report to lead to."""
         ...
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:

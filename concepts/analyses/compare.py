@@ -1,6 +1,5 @@
 """Do heat maps show what exchanges and network-level tests find? An audit's contrasts, read by all of them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +35,23 @@ from probing.geometry import RefusedError
 from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
 from probing.jobs import Request
 from probing.provenance import Provenance, Result
-from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
+from probing.report import (
+    NONE,
+    Block,
+    Cell,
+    Finding,
+    Link,
+    Paragraph,
+    Points,
+    Section,
+    Table,
+    interval,
+    linked,
+    number,
+)
 from probing.scores import Score
 from probing.store import ActivationStore
+from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +63,7 @@ HEAT_MAPS: Mapping[str, AttributionMethod] = {
     "gradient times input": GradientTimesInput(),
 }
 """A map of places, one that adds up to the score, and the gradient's own: each a pass or two an image."""
+TITLE = "What TCAV found and the heat maps hide, and the reverse"
 _EXPLAINED, _STEPS, _SHOWN, _NAMED, _LISTED, _EVERYWHERE = 12, 16, 2, 6, 20, 0.95
 
 
@@ -132,6 +146,11 @@ class HeatMaps:
         assert isinstance(found, HeatMapComparison)
         return tuple(_finding(found.comparison, name) for name in found.comparison.heat_maps)
 
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return a row for each reading, contrast and class, and one for each reading's agreement."""
+        assert isinstance(found, HeatMapComparison)
+        return (_numbers(found.comparison), _agreements(found.comparison))
+
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return the agreement of all readings, where they part, and the images that show it."""
         assert isinstance(found, HeatMapComparison)
@@ -151,7 +170,7 @@ class HeatMaps:
         )
         blocks: list[Block] = [
             Paragraph(text),
-            plate(folder, "readings_agreement", partial(_agreement, c), label, caption),
+            plate(folder, "readings_agreement", partial(_agreement, c), label, caption, "readings"),
             Points(_parted(c)),
         ]
         if found.shown:
@@ -164,7 +183,7 @@ class HeatMaps:
         refused = tuple(f"{name} is left out: {reason}" for name, reason in found.refused)
         blocks += [Points(refused)] if refused else []
         return Section(
-            "What TCAV found and the heat maps hide, and the reverse",
+            TITLE,
             (*blocks, _agreement_table(c), _division(c), _cells(c)),
         )
 
@@ -245,7 +264,7 @@ def _finding(found: Comparison, name: str) -> Finding:
         f"Over {cells} pairs of contrast and class, evidence in the exchanged pixels and measured change have a rank "
         f"correlation of {number(known(r.r))} ({interval(r.low, r.high)})."
     )
-    return Finding(claim, " ".join(told))
+    return Finding(claim, " ".join(told), see=TITLE)
 
 
 def _both(found: Comparison, name: str) -> int:
@@ -290,9 +309,30 @@ def _line(found: Comparison, own: list[Parting]) -> str:
     )
 
 
-def known(r: float) -> float | None:
-    """Return a number, or None for NaN."""
-    return None if math.isnan(r) else r
+def _numbers(found: Comparison) -> DataTable:
+    rows = tuple(
+        (
+            name, concept, target,
+            *(known(v[i, c, t]) for v in (found.value, found.low, found.high, found.p_corrected)), bool(found.told[i, c, t]),
+        )
+        for i, name in enumerate(found.measures)
+        for c, concept in enumerate(found.concepts)
+        for t, target in enumerate(found.targets)
+        if not found.value[i, c, t].isnan()
+    )  # fmt: skip
+    columns = ("reading", "contrast", "class", "value", "low", "high", "p_corrected", "told")
+    about = "each reading of each contrast for each class, heat maps among them"
+    return DataTable("readings", about, columns, rows, 3)
+
+
+def _agreements(found: Comparison) -> DataTable:
+    rows = tuple(
+        (name, known(r.r), r.low, r.high, r.n)
+        for name in found.measures
+        if name != SWAP and (r := found.agreement(name, SWAP)).n
+    )
+    columns = ("reading", "rank_correlation", "low", "high", "cells")
+    return DataTable("agreement", "rank agreement of each reading with the exchange", columns, rows)
 
 
 def _agreement(found: Comparison) -> "Figure":
@@ -315,11 +355,12 @@ def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
 
 
 def _agreement_table(found: Comparison) -> Table:
-    rows = []
+    rows, numbers = [], _agreements(found)
     for name in found.measures:
         r = found.agreement(name, SWAP)
         if name != SWAP and r.n:
-            rows.append((name, number(known(r.r)), interval(r.low, r.high), str(r.n)))
+            cells = name, number(known(r.r)), interval(r.low, r.high), str(r.n)
+            rows.append(linked(cells, numbers.at(name)))
     header = ("reading", "rank correlation", "interval", "pairs of contrast and class")
     return Table("Agreement of every reading with the measured exchange.", header, tuple(rows))
 
@@ -345,14 +386,18 @@ def _division(found: Comparison) -> Table:
 
 def _cells(found: Comparison) -> Table:
     names = [m for m, v in zip(found.measures, found.value, strict=True) if not v.isnan().all()]
-    rows = []
+    rows, numbers = [], _numbers(found)
     for c, concept in enumerate(found.concepts):
         for t, target in enumerate(found.targets):
-            cells = []
+            cells: list[Cell] = []
             for name in names:
                 i = found.measures.index(name)
                 star = "*" if bool(found.told[i, c, t]) else ""
-                cells.append(f"{number(float(found.value[i, c, t]))}{star}")
+                value = known(found.value[i, c, t])
+                text = f"{number(value)}{star}"
+                cells.append(
+                    NONE if value is None else Link(text, numbers.at(name, concept, target))
+                )
             rows.append((concept, target, *cells))
     caption = (
         f"Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "

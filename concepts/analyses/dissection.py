@@ -25,15 +25,19 @@ from probing.report import (
     NONE,
     Block,
     Finding,
+    Link,
     Paragraph,
     Points,
     Section,
     Table,
     interval,
+    linked,
     number,
     p_value,
+    words,
 )
 from probing.store import ActivationStore
+from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 _ALPHA = 0.05
 """At which a unit is coloured where no audit says at which."""
+_TITLE = "Which units tell the attributes"
 _LISTED = 5
 """Units shown of each layer and contrast."""
 
@@ -139,7 +144,13 @@ class Units:
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say for each contrast how many units tell it, and which do most."""
         assert isinstance(found, AttributeUnits)
-        return tuple(_finding(audit, found, k) for k in range(len(found.contrasts)))
+        numbers = _numbers(audit, found)
+        return tuple(_finding(audit, found, k, numbers) for k in range(len(found.contrasts)))
+
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return a row for each contrast and unit."""
+        assert isinstance(found, AttributeUnits)
+        return (_numbers(audit, found),)
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return the figure of all units, and tables of the strongest."""
@@ -162,12 +173,14 @@ class Units:
         draw = partial(figures.units, *parts, alpha=audit.alpha)
         blocks: list[Block] = [
             Paragraph(text),
-            plate(folder, "units", draw, "Units that differ between matched images", caption),
-            *(_table(audit, found, k) for k in range(len(found.contrasts))),
+            plate(
+                folder, "units", draw, "Units that differ between matched images", caption, "units"
+            ),
+            *(_table(audit, found, k, _numbers(audit, found)) for k in range(len(found.contrasts))),
         ]
         if found.names is not None:
             blocks.append(Points(_named(audit, found, found.names)))
-        return Section("Which units tell the attributes", tuple(blocks))
+        return Section(_TITLE, tuple(blocks))
 
 
 def _rows(
@@ -197,7 +210,32 @@ def _names(material: Material, store: ActivationStore) -> DissectionResult | Non
     return _dissection(material)(store, material.loaded.model, scenes) if scenes else None
 
 
-def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
+_PER_UNIT = ("fitted", "shift", "low", "high", "same_way", "p")
+
+
+def _numbers(audit: AuditResults, found: AttributeUnits) -> DataTable:
+    told = found.shifts.told(audit.alpha)
+    rows = tuple(
+        (
+            contrast, found.layers[int(found.layer_of[u])], int(found.unit[u]),
+            *(known(getattr(found.shifts, name)[k, u]) for name in _PER_UNIT),
+            bool(told[k, u]), known(found.untrained.shift[k, u]), known(found.untrained.p[k, u]), _label(found, u),
+        )
+        for k, contrast in enumerate(found.contrasts)
+        for u in range(len(found.unit))
+    )  # fmt: skip
+    columns = (
+        "contrast", "layer", "unit", *_PER_UNIT, "told", "untrained_shift", "untrained_p", "in_drawn_scenes",
+    )  # fmt: skip
+    return DataTable("units", "by how much each contrast moves each unit", columns, rows, 3)
+
+
+def _key(found: AttributeUnits, k: int, row: int) -> tuple[str, str, int]:
+    """Return what a unit's row in the table of numbers goes by."""
+    return found.contrasts[k], found.layers[int(found.layer_of[row])], int(found.unit[row])
+
+
+def _finding(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTable) -> Finding:
     counts, bare = (found.counts(audit.alpha, untrained=u)[k] for u in (False, True))
     claim = (
         f"{int(counts.sum())} of {len(found.unit)} units tell {found.contrasts[k]} on {audit.clusters} that they were not "
@@ -209,7 +247,11 @@ def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
     )
     told = found.shifts.told(audit.alpha)[k]
     strongest = torch.where(told, found.shifts.fitted[k].abs(), -1)
-    best = f" Largest on the other {audit.clusters}: {_told(found, k, int(strongest.argmax()))}."
+    best = words(
+        f" Largest on the other {audit.clusters}: ",
+        *_told(found, k, int(strongest.argmax()), numbers),
+        ".",
+    )
     floor = found.shifts.least_p
     powerless = (
         f" No p could be below {floor:.2g}: there are {len(audit.judged_on)} {audit.clusters} to swap."
@@ -221,35 +263,37 @@ def _finding(audit: AuditResults, found: AttributeUnits, k: int) -> Finding:
         if 0 < counts.sum() <= bare.sum()
         else ""
     )
-    return Finding(
-        claim,
-        f"{by_layer}.{untaught}{best if told.any() else ''} Corrected p below {audit.alpha:g}.{powerless} To tell is not to "
-        "be used.",
+    evidence = words(
+        f"{by_layer}.{untaught}",
+        best if told.any() else "",
+        f" Corrected p below {audit.alpha:g}.{powerless} To tell is not to be used.",
     )
+    return Finding(claim, evidence, see=_TITLE)
 
 
-def _told(found: AttributeUnits, k: int, row: int) -> str:
+def _told(found: AttributeUnits, k: int, row: int, numbers: DataTable) -> tuple[str | Link, ...]:
     s = found.shifts
     low, high = float(s.low[k, row]), float(s.high[k, row])
     where = f"unit {int(found.unit[row])} of {found.layers[int(found.layer_of[row])]}"
     return (
-        f"{where}, {number(float(s.shift[k, row]), sign=True)} standard deviations ({interval(low, high)}), the same way in "
-        f"{float(s.same_way[k, row]):.0%} of {int(found.pairs[k])} pairs"
+        f"{where}, ",
+        Link(number(float(s.shift[k, row]), sign=True), numbers.at(*_key(found, k, row))),
+        f" standard deviations ({interval(low, high)}), the same way in "
+        f"{float(s.same_way[k, row]):.0%} of {int(found.pairs[k])} pairs",
     )
 
 
-def _table(audit: AuditResults, found: AttributeUnits, k: int) -> Table:
+def _table(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTable) -> Table:
     s, rows = found.shifts, []
     for i, layer in enumerate(found.layers):
         for row in found.strongest(k, i, audit.alpha)[:_LISTED]:
             ends = interval(float(s.low[k, row]), float(s.high[k, row]))
-            rows.append(
-                (
-                    f"{layer}: {int(found.unit[row])}", _label(found, row), number(float(s.fitted[k, row]), sign=True),
-                    number(float(s.shift[k, row]), sign=True), ends, f"{float(s.same_way[k, row]):.0%}",
-                    p_value(float(s.p[k, row])),
-                )
+            cells = (
+                f"{layer}: {int(found.unit[row])}", _label(found, row), number(float(s.fitted[k, row]), sign=True),
+                number(float(s.shift[k, row]), sign=True), ends, f"{float(s.same_way[k, row]):.0%}",
+                p_value(float(s.p[k, row])),
             )  # fmt: skip
+            rows.append(linked(cells, numbers.at(*_key(found, k, row)), 2))
     header = ("unit", "in drawn scenes", "fitted", "judged", "interval", "same way", "p corrected")
     caption = (
         f"Units that tell {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which have "

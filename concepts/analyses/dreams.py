@@ -25,9 +25,13 @@ from probing.maximize.presets import FOURIER
 from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Points, Section
 from probing.store import ActivationStore
+from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_KINDS = ("along", "against", "control")
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Dreams:
                     layer, v, f"{name}, {kind}", cosine_power=self.cosine_power, last=pool == "mean_last"
                 )
                 for name, (vectors, _) in zip(names, ways, strict=True)
-                for kind, v in zip(("along", "against", "control"), vectors, strict=True)
+                for kind, v in zip(_KINDS, vectors, strict=True)
             ]  # fmt: skip
             found = self.settings(material.loaded, goals)
             made = store.activations(model, [layer], TensorExamples(found.images), pool=pool)[layer]
@@ -107,6 +111,20 @@ class Dreams:
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say nothing in the verdict: a picture is to be looked at."""
         return ()
+
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return a row for each dream."""
+        assert isinstance(found, ConceptDreams)
+        rows = tuple(
+            (name, layer, kind, known(found.reach[i, c, k]), bool(found.images[i].dead[3 * c + k]))
+            for c, name in enumerate(found.contrasts)
+            for i, layer in enumerate(found.layers)
+            for k, kind in enumerate(_KINDS)
+        )
+        columns = ("contrast", "layer", "direction", "reach", "without_gradient")
+        return (
+            DataTable("dreams", "how far each dream lies along its direction", columns, rows, 3),
+        )
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return a figure for each contrast."""
@@ -125,7 +143,9 @@ class Dreams:
                 "images that the direction was fitted on, from their mean."
             )
             draw = partial(_figure, audit, found, i)
-            blocks.append(plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption))
+            blocks.append(
+                plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption, "dreams")
+            )
         notes = found.sentences()
         return Section("What the directions point at", (*blocks, *([Points(notes)] if notes else [])))  # fmt: skip
 

@@ -12,12 +12,28 @@ from probing.figures import FULL_WIDTH, figure_of, new_figure, style
 from probing.jobs import Request
 from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
 from probing.provenance import Provenance, Result
-from probing.report import Block, Finding, Paragraph, Points, Section, Table, interval, number
+from probing.report import (
+    Block,
+    Finding,
+    Link,
+    Paragraph,
+    Points,
+    Section,
+    Table,
+    interval,
+    linked,
+    number,
+    words,
+)
 from probing.store import ActivationStore
+from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+
+_TITLE = "Where the attributes are readable"
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,13 @@ class Probes:
         """Say for each attribute how well the best layer tells it, and what that is to be compared with."""
         assert isinstance(found, AttributeProbes)
         pairs = zip(found.attributes, found.probes, strict=True)
-        return tuple(_finding(audit, name, probe) for name, probe in pairs)
+        numbers = _numbers(found)
+        return tuple(_finding(audit, name, probe, numbers) for name, probe in pairs)
+
+    def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
+        """Return a row for each attribute and layer."""
+        assert isinstance(found, AttributeProbes)
+        return (_numbers(found),)
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return curves and tables of all attributes."""
@@ -109,13 +131,11 @@ class Probes:
             )
             label = f"Probes of {name} by layer"
             blocks += [
-                plate(folder, f"probes_{i + 1}", partial(_curve, probe), label, caption),
-                _table(name, probe),
+                plate(folder, f"probes_{i + 1}", partial(_curve, probe), label, caption, "probes"),
+                _table(name, probe, _numbers(found)),
             ]
         notes = found.sentences()
-        return Section(
-            "Where the attributes are readable", (*blocks, *([Points(notes)] if notes else []))
-        )
+        return Section(_TITLE, (*blocks, *([Points(notes)] if notes else [])))
 
 
 def _method(material: Material) -> LayerProbes:
@@ -125,7 +145,23 @@ def _method(material: Material) -> LayerProbes:
     )  # fmt: skip
 
 
-def _finding(audit: AuditResults, name: str, probe: ProbeResult) -> Finding:
+_PER_LAYER = (
+    "error", "low", "high", "train_error", "control_error", "untrained_error", "untrained_low", "untrained_high",
+    "selectivity", "bits", "compression",
+)  # fmt: skip
+
+
+def _numbers(found: AttributeProbes) -> DataTable:
+    rows = tuple(
+        (name, layer, int(p.features[i]), *(known(getattr(p, column)[i]) for column in _PER_LAYER), p.majority_error)
+        for name, p in zip(found.attributes, found.probes, strict=True)
+        for i, layer in enumerate(p.layers)
+    )  # fmt: skip
+    columns = ("attribute", "layer", "features", *_PER_LAYER, "majority_error")
+    return DataTable("probes", "linear probes of each attribute at each layer", columns, rows, 2)
+
+
+def _finding(audit: AuditResults, name: str, probe: ProbeResult, numbers: DataTable) -> Finding:
     inner = [i for i, layer in enumerate(probe.layers) if layer in audit.layers]
     best = min(inner, key=lambda i: float(probe.error[i]))
     error, low, high = (float(v[best]) for v in (probe.error, probe.low, probe.high))
@@ -133,31 +169,36 @@ def _finding(audit: AuditResults, name: str, probe: ProbeResult) -> Finding:
     learnt = high < float(probe.untrained_low[best])
     claim = f"{name.capitalize()} is {'' if readable else 'not shown to be '}linearly readable inside the model"
     claim += ", better than at random weights." if readable and learnt else "."
-    return Finding(
-        claim,
-        f"Best at {probe.layers[best]}: error {error:.0%} ({low:.0%} to {high:.0%}) on {probe.groups} {audit.clusters} that "
+    evidence = words(
+        f"Best at {probe.layers[best]}: error ",
+        Link(f"{error:.0%}", numbers.at(name, probe.layers[best])),
+        f" ({low:.0%} to {high:.0%}) on {probe.groups} {audit.clusters} that "
         f"no probe was fitted on; the most frequent class alone errs in {probe.majority_error:.0%}, the same layer at random "
         f"weights in {float(probe.untrained_error[best]):.0%} ({float(probe.untrained_low[best]):.0%} to "
         f"{float(probe.untrained_high[best]):.0%}). The layer is the best of {len(inner)} on the same images, so its error is "
         "a little too low. Readable does not mean used.",
     )
+    return Finding(claim, evidence, see=_TITLE)
 
 
 def _curve(probe: ProbeResult) -> "Figure":
     return figure_of(probe.plot())
 
 
-def _table(name: str, probe: ProbeResult) -> Table:
+def _table(name: str, probe: ProbeResult, numbers: DataTable) -> Table:
     rows = tuple(
-        (
-            layer,
-            f"{int(probe.features[i]):,}",
-            number(float(probe.error[i])),
-            interval(float(probe.low[i]), float(probe.high[i]), sign=False),
-            number(float(probe.train_error[i])),
-            number(float(probe.untrained_error[i])),
-            number(float(probe.selectivity[i])),
-            number(float(probe.compression[i])),
+        linked(
+            (
+                layer,
+                f"{int(probe.features[i]):,}",
+                number(float(probe.error[i])),
+                interval(float(probe.low[i]), float(probe.high[i]), sign=False),
+                number(float(probe.train_error[i])),
+                number(float(probe.untrained_error[i])),
+                number(float(probe.selectivity[i])),
+                number(float(probe.compression[i])),
+            ),
+            numbers.at(name, layer),
         )
         for i, layer in enumerate(probe.layers)
     )

@@ -1,37 +1,42 @@
 """What TCAV says, whether its directions exist, and which images lie along them."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from concepts import figures
-from concepts.findings import floor, reading, used
-from concepts.results import AuditResults
+from concepts.findings import SCORES, floor, predicted, used
+from concepts.results import AuditResults, CellRow
 from concepts.sections.plates import plate
 from probing.report import (
-    NONE,
     Block,
+    Heat,
     Paragraph,
     Section,
+    Square,
     Table,
     interval,
+    linked,
     number,
     p_value,
 )
 
 
 def scores_section(results: AuditResults, folder: Path) -> Section:
-    """Return the TCAV scores of all cells."""
+    """Return the TCAV scores and predicted effects of all cells, as a figure and as heat maps that can be read."""
     text = (
         "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where "
         "gradients hardly vary over inputs, any direction scores near 0 or 1, random ones too. So each score is compared "
-        "with those along directions fitted to the same images under other labels."
+        "with those along directions fitted to the same images under other labels. The predicted effect is in logits: by how "
+        "much the class should change, to first order, if the layer moved from one set's mean to the other's."
     )
     marked = sum(used(results, c) for c in results.cells)
     caption = (
         "TCAV score by class, concept and layer; white is one half. A dot marks corrected p below "
         f"{results.alpha:g}: {marked} of {len(results.cells)}. {floor(results)}"
     )
-    shown = plate(folder, "tcav", partial(figures.scores, results), "TCAV scores", caption)
+    draw = partial(figures.scores, results)
+    shown = plate(folder, "tcav", draw, "TCAV scores", caption, "classes_by_layer")
     tails = [f"{r.concept} at {r.layer}" for r in results.layer_rows if r.linear_tail]
     linear = (
         Paragraph(
@@ -39,34 +44,46 @@ def scores_section(results: AuditResults, folder: Path) -> Section:
             + "; ".join(tails) + "."
         ),
     )  # fmt: skip
-    blocks = (Paragraph(text), shown, *(linear if tails else ()), _cell_table(results))
-    return Section("What TCAV says", blocks)
+    blocks = (Paragraph(text), shown, *(linear if tails else ()), *_heat_maps(results))
+    return Section(SCORES, blocks)
 
 
-def _cell_table(results: AuditResults) -> Table:
-    rows = tuple(
-        (
-            c.target,
-            c.concept,
-            c.layer,
-            number(c.tcav),
-            interval(c.tcav_low, c.tcav_high, sign=False),
-            p_value(c.tcav_p),
-            p_value(c.tcav_p_corrected),
-            number(c.ties),
-            number(c.effect, sign=True),
-            interval(c.effect_low, c.effect_high),
-            p_value(c.effect_p_corrected),
-            reading(results, c) if results.of(c.concept).matched else NONE,
-        )
-        for c in results.cells
-    )
-    header = (
-        "class", "concept", "layer", "TCAV", "interval", "p", "p corrected", "ties", "effect", "interval", "p corrected",
-        "reading",
-    )  # fmt: skip
-    caption = "All classes, concepts and layers. Effects in logits; ties are inputs whose logit does not change at all."
-    return Table(caption, header, rows, text_columns=3, folded=True)
+def _heat_maps(results: AuditResults) -> Iterator[Heat]:
+    """Yield the scores and the effects of each concept, contrasts open and the others folded if there are contrasts."""
+    for concept in results.concepts:
+        folded = not concept.matched and bool(results.contrasts)
+        sure = f"a star marks corrected p below {results.alpha:g}, below each its {results.level:.0%} interval"
+        for what, square in (
+            (f"TCAV scores of {concept.name}", _score),
+            (f"Predicted effects of {concept.name} in logits", _effect(results, concept.name)),
+        ):
+            rows = tuple(
+                (
+                    target.name,
+                    tuple(square(results, results.cell(concept.name, layer, target.name)) for layer in results.layers),
+                )
+                for target in results.targets
+            )  # fmt: skip
+            yield Heat(
+                f"{what}, by class and layer; {sure}.", "class", results.layers, rows, folded
+            )
+
+
+def _score(results: AuditResults, cell: CellRow) -> Square:
+    low, high = cell.tcav_low, cell.tcav_high
+    said = number(cell.tcav), interval(low, high, sign=False)
+    return Square(*said, 2 * cell.tcav - 1, used(results, cell), results.at(cell))
+
+
+def _effect(results: AuditResults, concept: str) -> Callable[[AuditResults, CellRow], Square]:
+    """Return what shows an effect, on one scale for a concept's classes and layers."""
+    reach = max((abs(c.effect) for c in results.cells if c.concept == concept), default=0) or 1.0
+
+    def square(results: AuditResults, cell: CellRow) -> Square:
+        said = number(cell.effect, sign=True), interval(cell.effect_low, cell.effect_high)
+        return Square(*said, cell.effect / reach, predicted(results, cell), results.at(cell))
+
+    return square
 
 
 def directions_section(results: AuditResults, folder: Path) -> Section:
@@ -77,17 +94,20 @@ def directions_section(results: AuditResults, folder: Path) -> Section:
         f"that it was not fitted on{never_seen if results.contrasts else ''}."
     )
     caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
-    shown = plate(
-        folder, "accuracy", partial(figures.accuracy, results), "Accuracy by layer", caption
-    )
+    draw = partial(figures.accuracy, results)
+    shown = plate(folder, "accuracy", draw, "Accuracy by layer", caption, "layers")
     rows = tuple(
-        (
-            r.concept,
-            r.layer,
-            number(r.accuracy),
-            interval(r.accuracy_low, r.accuracy_high, sign=False),
-            p_value(r.accuracy_p),
-            number(r.cosine),
+        linked(
+            (
+                r.concept,
+                r.layer,
+                number(r.accuracy),
+                interval(r.accuracy_low, r.accuracy_high, sign=False),
+                p_value(r.accuracy_p),
+                number(r.cosine),
+            ),
+            results.at(r),
+            start=2,
         )
         for r in results.layer_rows
     )
@@ -115,7 +135,14 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
         )
         draw = partial(figures.likeness, results, contrast.name, pictures)
         blocks.append(
-            plate(folder, f"likeness_{i + 1}", draw, f"Images like {contrast.name}", caption)
+            plate(
+                folder,
+                f"likeness_{i + 1}",
+                draw,
+                f"Images like {contrast.name}",
+                caption,
+                "likeness",
+            )
         )
     if len(results.concepts) > len(results.contrasts):
         kind = "controls" if results.contrasts else "concepts"
@@ -125,7 +152,7 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             "eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, pictures)
-        blocks.append(plate(folder, kind, draw, f"Images like the {kind}", caption))
+        blocks.append(plate(folder, kind, draw, f"Images like the {kind}", caption, "likeness"))
     return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
 
 
@@ -140,5 +167,5 @@ def _positions(results: AuditResults, folder: Path) -> list[Block]:
         )
         draw = partial(figures.positions, results, contrast.name)
         label = f"Positions along {contrast.name}"
-        blocks.append(plate(folder, f"positions_{i + 1}", draw, label, caption))
+        blocks.append(plate(folder, f"positions_{i + 1}", draw, label, caption, "positions"))
     return blocks

@@ -4,16 +4,18 @@ from functools import partial
 from pathlib import Path
 
 from concepts import figures
-from concepts.findings import disagreements, reading
+from concepts.findings import SWAPS, TRUST, disagreements, reading
 from concepts.results import AuditResults, ConceptInfo
 from concepts.sections.plates import plate
 from probing.report import (
     NONE,
     Block,
+    Link,
     Paragraph,
     Section,
     Table,
     interval,
+    linked,
     number,
     p_value,
 )
@@ -38,21 +40,25 @@ def agreement_section(results: AuditResults, folder: Path) -> Section:
         )
         label = f"Predicted effects against measured swaps of {contrast.name}"
         draw = partial(figures.agreement, results, contrast.name)
-        blocks.append(plate(folder, f"agreement_{i + 1}", draw, label, caption))
-    return Section("Which layers may be trusted", (*blocks, _layer_table(results)))
+        blocks.append(plate(folder, f"agreement_{i + 1}", draw, label, caption, "classes_by_layer"))
+    return Section(TRUST, (*blocks, _layer_table(results)))
 
 
 def _layer_table(results: AuditResults) -> Table:
     rows = tuple(
-        (
-            r.concept,
-            r.layer,
-            number(r.r),
-            interval(r.r_low, r.r_high, sign=False),
-            interval(r.r_least, r.r_most, sign=False),
-            number(r.slope),
-            NONE if r.signs_right is None else f"{r.signs_right} of {len(results.targets)}",
-            "yes" if r.trusted else "no",
+        linked(
+            (
+                r.concept,
+                r.layer,
+                number(r.r),
+                interval(r.r_low, r.r_high, sign=False),
+                interval(r.r_least, r.r_most, sign=False),
+                number(r.slope),
+                NONE if r.signs_right is None else f"{r.signs_right} of {len(results.targets)}",
+                "yes" if r.trusted else "no",
+            ),
+            results.at(r),
+            start=2,
         )
         for r in results.layer_rows
         if results.of(r.concept).matched
@@ -83,11 +89,10 @@ def changes_section(results: AuditResults, folder: Path) -> Section:
         "grey band holds the middle 95% of the changes of all the model's classes: a class inside it moves no more than "
         "classes do that nobody asked about."
     )
-    shown = plate(
-        folder, "changes", partial(figures.changes, results), "Change of logits by class", caption
-    )
+    draw = partial(figures.changes, results)
+    shown = plate(folder, "changes", draw, "Change of logits by class", caption, "swaps")
     tables = tuple(_swap_table(results, contrast) for contrast in results.contrasts)
-    return Section("What a swap does to each class", (shown, *tables))
+    return Section(SWAPS, (shown, *tables))
 
 
 def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
@@ -98,18 +103,14 @@ def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
             results.swap(contrast.name, target.name),
             results.cell(contrast.name, layer, target.name),
         )
-        rows.append((
-            target.name,
-            target.group,
-            target.expected.get(contrast.name, NONE),
-            number(row.swap, sign=True),
-            interval(row.low, row.high),
-            p_value(row.p_corrected),
-            f"{row.larger:.0%}",
-            number(cell.effect, sign=True),
-            p_value(cell.effect_p_corrected),
-            reading(results, cell),
-        ))  # fmt: skip
+        named = (target.name, target.group, target.expected.get(contrast.name, NONE))
+        measured = (
+            number(row.swap, sign=True), interval(row.low, row.high), p_value(row.p_corrected), f"{row.larger:.0%}",
+        )  # fmt: skip
+        foretold = (number(cell.effect, sign=True), p_value(cell.effect_p_corrected), reading(results, cell))  # fmt: skip
+        rows.append(
+            (*named, *linked(measured, results.at(row), 0), *linked(foretold, results.at(cell), 0))
+        )
     header = (
         "class", "group", "expected", "swap", "interval", "p", "classes that move more", "predicted", "p", "reading"
     )  # fmt: skip
@@ -126,13 +127,17 @@ def picked_section(results: AuditResults) -> Section | None:
     if not results.picked:
         return None
     rows = tuple(
-        (
-            r.target,
-            r.concept,
-            number(r.picked_by, sign=True),
-            number(r.swap, sign=True),
-            interval(r.low, r.high),
-            p_value(r.p_corrected),
+        linked(
+            (
+                r.target,
+                r.concept,
+                number(r.picked_by, sign=True),
+                number(r.swap, sign=True),
+                interval(r.low, r.high),
+                p_value(r.p_corrected),
+            ),
+            results.at(r),
+            start=2,
         )
         for r in results.picked
     )
@@ -167,9 +172,9 @@ def disagreements_section(results: AuditResults) -> Section:
                 cell.concept,
                 cell.layer,
                 said,
-                number(row.swap, sign=True),
-                number(cell.effect, sign=True),
-                number(cell.tcav),
+                Link(number(row.swap, sign=True), results.at(row)),
+                Link(number(cell.effect, sign=True), results.at(cell)),
+                Link(number(cell.tcav), results.at(cell)),
             )
             for cell, row, said in found
             if results.layer(cell.concept, cell.layer).trusted is trusted
