@@ -21,6 +21,7 @@ from concepts.results import AuditResults
 from concepts.schema import SchemaError
 from concepts.statistics import TooFewError
 from probing.provenance import Result
+from probing.report import plain
 from probing.store import ActivationStore
 
 
@@ -171,13 +172,12 @@ def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: P
     results = replace(AuditResults.load(folder / "out"), alpha=0.1)
     finding = Units().findings(results, saved)[0]
     assert finding.claim.startswith("2 of 6 units tell woman against man on roles that they were")
-    assert "Largest on the other roles: unit 0 of" in finding.evidence
-    assert (
-        "Training did not make more of them"
-        in Units().findings(results, replace(saved, untrained=saved.shifts))[0].evidence
+    assert "Largest on the other roles: unit 0 of" in plain(finding.evidence)
+    assert "Training did not make more of them" in plain(
+        Units().findings(results, replace(saved, untrained=saved.shifts))[0].evidence
     )
     idle = replace(saved, untrained=replace(saved.untrained, p=torch.ones_like(saved.untrained.p)))
-    assert "Training did not" not in Units().findings(results, idle)[0].evidence
+    assert "Training did not" not in plain(Units().findings(results, idle)[0].evidence)
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Which units tell the attributes" in page
     assert "In 6 drawn scenes" in page
@@ -190,8 +190,8 @@ def test_units_of_noise_make_no_finding(folder: Path) -> None:
     results = AuditResults.load(folder / "out")
     finding = Units().findings(results, idle)[0]
     assert finding.claim.startswith("0 of 6 units")
-    assert "No p could be below 0.062: there are 5 roles to swap" in finding.evidence
-    assert "Largest" not in finding.evidence
+    assert "No p could be below 0.062: there are 5 roles to swap" in plain(finding.evidence)
+    assert "Largest" not in plain(finding.evidence)
     section = Units().section(results, replace(idle, names=None), folder / "drawn")
     assert len(section.blocks) == 4  # no points on scenes
 
