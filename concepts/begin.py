@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.drafts import UNSTATED, Draft, DraftTarget
+from concepts.drafts import Draft, DraftTarget
+from concepts.manifest import UNSTATED
 from concepts.material import class_name, divide
 from concepts.pictures import RANDOM, Choice, Pictures
 from concepts.sets import MINIMUM

@@ -8,9 +8,6 @@ import yaml
 from concepts.pictures import Pictures
 from concepts.synthetic import PATTERNS
 
-UNSTATED = "not stated"
-"""What stands in a manifest for what only its author knows."""
-
 
 @dataclass(frozen=True)
 class DraftTarget:

@@ -1,8 +1,7 @@
 """Manifests: where images come from, what they show and how they match, in YAML; the images stay where they are."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -31,6 +30,8 @@ class ChecksumError(ManifestError):
     """Images are missing, or are not the ones that the manifest was written for."""
 
 
+UNSTATED = "not stated"
+"""What stands for a licence or source that only the manifest's author knows."""
 Where = dict[str, str | list[str]]
 """Attributes and the value or values that they may have."""
 
@@ -82,14 +83,6 @@ class Pairs(NamedTuple):
     first: tuple[int, ...]
     second: tuple[int, ...]
     cluster: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong (`error`) or worth knowing (`warning`) about a manifest."""
-
-    level: Literal["error", "warning"]
-    message: str
 
 
 @dataclass(frozen=True)
@@ -250,7 +243,7 @@ class Manifest:
         return found
 
     def _verify_content(self) -> None:
-        found = [self._state(i) for i in range(len(self.items))]
+        found = self.states()
         if all(state == "sound" for state in found):
             return
         parts = [
@@ -268,6 +261,10 @@ class Manifest:
             f"of the {len(self.items)} images of {str(self.path)!r}, {' and '.join(parts)}: "
             "restore them, or write the manifest anew if the change is meant."
         )
+
+    def states(self) -> list[Literal["sound", "missing", "changed"]]:
+        """Return whether each image is there and what its checksum says; without one it counts as sound."""
+        return [self._state(i) for i in range(len(self.items))]
 
     def _state(self, index: int) -> Literal["sound", "missing", "changed"]:
         checksum = self.items[index].sha256
@@ -288,17 +285,26 @@ class Manifest:
         for name in self.file.groups:
             self.group(name)
         for matched in self.file.matched:
-            if matched.vary in matched.within or matched.cluster not in matched.within:
-                raise ManifestError(
-                    f"images matched over {matched.vary!r} must agree in their cluster {matched.cluster!r} and not in "
-                    f"{matched.vary!r} itself, got within: {matched.within}."
-                )
-            for name in matched.within:
-                self.attribute(name)
-            for value in set(self.attribute(matched.vary)):
-                self._keyed(matched, self.select({matched.vary: value}))
+            self.verify_matched(matched)
 
-    def _unreadable(self) -> dict[int, Skipped]:
+    def verify_matched(self, matched: Matched) -> None:
+        """Refuse a way of matching that does not fit the images.
+
+        Raises:
+            ManifestError: if it contradicts itself, names no attribute, or a partner is not unique.
+        """
+        if matched.vary in matched.within or matched.cluster not in matched.within:
+            raise ManifestError(
+                f"images matched over {matched.vary!r} must agree in their cluster {matched.cluster!r} and not in "
+                f"{matched.vary!r} itself, got within: {matched.within}."
+            )
+        for name in matched.within:
+            self.attribute(name)
+        for value in set(self.attribute(matched.vary)):
+            self._keyed(matched, self.select({matched.vary: value}))
+
+    def unreadable(self) -> dict[int, Skipped]:
+        """Return the images that cannot be decoded, by index, and why; each is tried."""
         bad = {}
         for i in range(len(self.items)):
             try:
@@ -308,7 +314,7 @@ class Manifest:
         return bad
 
     def _readable(self) -> "Manifest":
-        bad = self._unreadable()
+        bad = self.unreadable()
         kept = [i for i in range(len(self.items)) if i not in bad]
         if not kept:
             raise ManifestError(
@@ -321,37 +327,3 @@ class Manifest:
             images=ChosenImages(self.images, tuple(kept)),
             skipped=tuple(bad.values()),
         )
-
-
-def check(path: Path | str, *, root: Path | None = None) -> list[Finding]:
-    """Return what is wrong with a manifest or worth knowing about it; every image is decoded."""
-    try:
-        manifest = Manifest.load(path, root=root)
-    except (ValueError, LookupError, OSError, ImportError) as error:
-        return [Finding("error", str(error))]
-    unreadable = [
-        Finding("error", f"{bad.name!r}: {bad.reason}.") for bad in manifest._unreadable().values()
-    ]
-    return unreadable + [Finding("warning", message) for message in _remarks(manifest)]
-
-
-def _remarks(manifest: Manifest) -> Iterator[str]:
-    source = manifest.file.images
-    if isinstance(source, PackageImages) and manifest.version != source.version:
-        yield f"the package {source.package!r} is {manifest.version}, the manifest was written for {source.version}."
-    if isinstance(source, FolderImages | DatasetSource):
-        yield f"images of kind {source.kind!r} have no checksums: a change of them goes unnoticed."
-    if isinstance(source, DatasetSource) and source.format == "hub" and source.revision is None:
-        yield f"no revision of {source.path!r} is named: its next state will be read without notice."
-    contents = Counter(
-        hashlib.sha256(manifest.images.read(i)).digest() for i in range(len(manifest))
-    )
-    if repeated := sum(n - 1 for n in contents.values()):
-        yield f"{repeated} of {len(manifest)} images repeat another one byte for byte."
-    for matched in manifest.file.matched:
-        count = Counter(
-            tuple(item.attributes[k] for k in matched.within) for item in manifest.items
-        )
-        values = len(set(manifest.attribute(matched.vary)))
-        if partial := sum(n < values for n in count.values()):
-            yield f"{partial} of {len(count)} sets matched over {matched.vary!r} lack one of its {values} values."

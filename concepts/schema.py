@@ -1,5 +1,6 @@
 """YAML files that people write: read as data only, checked against a schema, refused in one sentence."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,15 @@ S = TypeVar("S", bound="Schema")
 
 
 class SchemaError(ValueError):
-    """A file is no YAML, or does not say what it must."""
+    """A file is no YAML, or does not say what it must.
+
+    Attributes:
+        faults: all that is wrong, where the message tells the first.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults) or (message,)
 
 
 class Schema(BaseModel):
@@ -31,23 +40,43 @@ def read(path: Path | str, schema: type[S]) -> S:
             breaks the schema; the message gives the place and, for an unknown key, the one that was probably meant.
         FileNotFoundError: if there is no such file.
     """
+    return validated(parse(path), path, schema)
+
+
+def parse(path: Path | str) -> Any:  # whatever YAML can say
+    """Return the plain values in a YAML file, checked against no schema.
+
+    Raises:
+        SchemaError: if the file is too large, or no plain YAML.
+        FileNotFoundError: if there is no such file.
+    """
     data = Path(path).read_bytes()
     if len(data) > MAX_BYTES:
         raise SchemaError(
             f"{str(path)!r} has {len(data)} bytes, over the limit of {MAX_BYTES}: split it."
         )
     try:
-        value = _plain(data)
+        return _plain(data)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         said = ", ".join(filter(None, [error.context, error.problem]))
         raise SchemaError(f"{str(path)!r} cannot be read: {said}{line}.") from None
     except (yaml.YAMLError, ValueError) as error:  # text that is no UTF-8 among them
         raise SchemaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}.") from None
+
+
+def validated(value: object, path: Path | str, schema: type[S]) -> S:
+    """Return the values of a file as its schema has them.
+
+    Raises:
+        SchemaError: if they break it.
+    """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise SchemaError(f"{str(path)!r}: {_sentence(error, schema)}.") from None
+        faults = [f"{str(path)!r}: {fault}" for fault in _faults(error, schema)]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise SchemaError(f"{faults[0]}{more}.", [f"{fault}." for fault in faults]) from None
 
 
 def _plain(data: bytes) -> Any:
@@ -84,20 +113,23 @@ def _refuse_repeats(node: yaml.Node | None) -> None:
             _refuse_repeats(value)
 
 
-def _sentence(error: ValidationError, schema: type[Schema]) -> str:
-    # an unknown key first: it is often a known one misspelt, which is then missing
-    first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        near = get_close_matches(key, sorted(_keys(schema)), n=2)
+def _faults(error: ValidationError, schema: type[Schema]) -> list[str]:
+    """Return all that breaks a schema, unknown keys first: they are often known ones misspelt, which are then missing."""
+    ordered = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    return [_fault(e["type"], e["loc"], e["msg"], e["input"], schema) for e in ordered]
+
+
+def _fault(
+    kind: str, loc: Sequence[int | str], said: str, got: object, schema: type[Schema]
+) -> str:
+    place = ".".join(map(str, loc))
+    if kind == "extra_forbidden":
+        near = get_close_matches(str(loc[-1]), sorted(_keys(schema)), n=2)
         hint = f"; did you mean {' or '.join(map(repr, near))}" if near else ""
-        return f"unknown key {place!r}{hint}{more}"
-    if first["type"] == "missing":
-        return f"the key {place!r} is missing{more}"
-    got = f", got {first['input']!r:.80}"
-    return f"{place or 'the file'!r}: {first['msg'][:1].lower()}{first['msg'][1:]}{got}{more}"
+        return f"unknown key {place!r}{hint}"
+    if kind == "missing":
+        return f"the key {place!r} is missing"
+    return f"{place or 'the file'!r}: {said[:1].lower()}{said[1:]}, got {got!r:.80}"
 
 
 def _keys(schema: type[Schema]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ import yaml
 from PIL import Image
 
 from concepts import schema
-from concepts.manifest import ChecksumError, Finding, Manifest, ManifestFile, check
+from concepts.manifest import ChecksumError, Manifest, ManifestFile
+from concepts.manifest_check import Finding, check
 from concepts.schema import Schema, SchemaError, read
 from concepts.sources import ManifestError
 from probing.examples import ChangedExampleError, ExampleError
@@ -227,7 +229,72 @@ def test_missing_and_changed_images_are_named(listed: Callable[..., Path], tmp_p
         Manifest.load(listed())
     with pytest.raises(ChecksumError, match="1 missing"):
         Manifest.load(listed(), on_error="skip")
-    assert "1 missing" in check(listed())[0].message
+    said = [f.message for f in check(listed())]
+    assert said[0] == "'cook-man.png' is missing: put the file back, or take its row out."
+    new = checksum(tmp_path / "images" / "pilot-man.png")
+    assert said[1].startswith("'pilot-man.png' has changed, its checksum is not ")
+    assert said[1].endswith(f"put the old file back, or write {new} if the change is meant.")
+    assert len(said) == 2
+
+
+def test_check_tells_all_that_is_wrong_in_one_go(
+    listed: Callable[..., Path], tmp_path: Path, table: list[list[str]]
+) -> None:
+    images, sha = tmp_path / "images", table[0][1]
+    table[0][1] = ""
+    (images / table[1][0]).unlink()
+    picture(99).save(images / table[2][0])
+    (images / table[3][0]).write_bytes(b"no picture")
+    table[3][1] = checksum(images / table[3][0])
+    table[5].pop()
+    groups = {"lost": {"files": ["x.png", "y.png"]}, "old": {"where": {"age": "old"}}}
+    matched = [{"vary": "gender", "within": ["role"], "cluster": "gender"}]
+    path = listed(groups=groups, matched=matched)
+    path.write_text("\n".join(path.read_text().replace("licence: CC0-1.0\n", "").splitlines()))
+    found = [f for f in check(path) if f.level == "error"]
+    said = "\n".join(f.message for f in found)
+    for part in (
+        "the key 'licence' is missing: add the licence or consent by which you hold the images, as in",
+        f"the checksum of 'cook-man.png' is missing (it is empty): write {sha}",
+        "'cook-woman.png' is missing: put the file back",
+        "'judge-man.png' has changed, its checksum is not",
+        "'judge-woman.png': it is no picture",
+        "has 3 values for the columns",
+        "the group 'lost' lists 'x.png', which is none of the images",
+        "the group 'lost' lists 'y.png', which is none of the images",
+        "have no attribute 'age'",
+        "must agree in their cluster 'gender'",
+    ):
+        assert part in said
+    assert len(found) == 10
+
+
+def test_where_every_image_is_missing_the_place_is_asked_for(
+    listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = listed()
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    [finding] = check(path)
+    assert "all 6 images are missing (cook-man.png, " in finding.message
+    assert "say where by --root" in finding.message
+
+
+def test_a_licence_that_is_not_stated_is_remarked(
+    listed: Callable[..., Path], table: list[list[str]]
+) -> None:
+    path = listed(licence="not stated")
+    assert [f.level for f in check(path)] == ["warning"]
+    assert "the licence is not stated, and the report will say so" in check(path)[0].message
+
+
+def test_masks_that_are_missing_are_told_one_by_one(
+    listed: Callable[..., Path], table: list[list[str]]
+) -> None:
+    rows = [[*row, f"{i}.png"] for i, row in enumerate(table[:3])]
+    masks = {"planes": {"object": "mask"}, "labels": {"object": {"cup": 1}}}
+    found = check(listed(rows=rows, columns=[*COLUMNS, "mask"], masks=masks))
+    assert len(found) == 3
+    assert all("there is no mask" in f.message for f in found)
 
 
 def test_an_image_changed_after_loading_is_not_served(
@@ -500,7 +567,9 @@ def test_a_file_that_breaks_the_schema_is_refused_in_one_sentence(
         Manifest.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert check(path) == [Finding("error", str(caught.value))]
+    first = check(path)[0]
+    assert first.level == "error"
+    assert re.search(message, first.message) or "is missing: add" in first.message
 
 
 def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:

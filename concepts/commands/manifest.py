@@ -22,10 +22,10 @@ def check(
         Path | None, typer.Option(help="Where relative paths start; the file's folder by default.")
     ] = None,
 ) -> None:
-    """Say whether a manifest's images are there, unchanged and readable, and its groups and pairs sound."""
-    from concepts import manifest
+    """Say all that is wrong with a manifest, or worth knowing, and how to mend it: images, checksums, groups, licence."""
+    from concepts import manifest_check
 
-    findings = manifest.check(file, root=root)
+    findings = manifest_check.check(file, root=root)
     faults = [finding for finding in findings if finding.level == "error"]
     for finding in findings:
         typer.echo(
@@ -33,5 +33,8 @@ def check(
             err=finding in faults,
         )
     if faults:
+        if len(findings) > 1:
+            counts = f"{len(faults)} errors, {len(findings) - len(faults)} warnings"
+            typer.echo(f"{file}: {counts}.", err=True)
         raise typer.Exit(2)
     typer.echo(f"{file}: every image is there and readable.")
