@@ -27,6 +27,7 @@ from concepts.tabulate import (
 )
 from probing.fingerprint import content_id, model_id
 from probing.jobs import Request
+from probing.places import Place
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
 from probing.scores import Score
@@ -45,7 +46,7 @@ def run_audit(
     file: Path,
     out: Path,
     *,
-    store_root: Path | None = None,
+    store_root: Place | None = None,
     device: str | torch.device = "cpu",
     disk_budget_bytes: int | None = None,
     progress: bool | None = None,

@@ -1,12 +1,12 @@
 """Work that engines deal out: rows of a store, filled share by share."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from probing.jobs import Request
+from probing.places import Place
 from probing.precision import Precision
 from probing.shares import Share
 from probing.store import ActivationStore
@@ -29,7 +29,7 @@ class Fill:
     """
 
     requests: tuple[Request, ...]
-    root: Path
+    root: Place | str
     device: torch.device | str | None = None
     precision: Precision = field(default_factory=Precision)
     batch_size: int | Literal["auto"] = "auto"

@@ -3,12 +3,11 @@
 A shard holds rows of one space (one layer, quantity, pooling and precision of one model). Its file is written under
 a temporary name, synced and renamed; then its record follows the same way. A process killed at any point leaves
 whole shards and rubbish that is overwritten, never half a shard. Each row has a checksum that is compared whenever
-the row is read.
+the row is read. Where files lie on an object store, each is written at once and the record still last.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -23,6 +22,19 @@ import xxhash
 from torch import Tensor
 
 from probing.fingerprint import bytes_id, tensor_bytes
+from probing.places import (
+    Address,
+    Place,
+    beside,
+    each,
+    listed,
+    located,
+    locked,
+    move,
+    read_head,
+    read_pieces,
+    write_whole,
+)
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -62,7 +74,7 @@ class Space:
 class Shard:
     """A committed file of rows."""
 
-    path: Path
+    path: Place
     space: Space
     ids: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -77,7 +89,7 @@ class Shard:
         return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
     @property
-    def record(self) -> Path:
+    def record(self) -> Place:
         """The commit record beside the file."""
         return self.path.with_suffix(".json")
 
@@ -90,13 +102,12 @@ class Shard:
         out = torch.empty((len(rows), *self.shape), dtype=_DTYPES[self.dtype])
         view, size = tensor_bytes(out), self.row_bytes
         try:
-            with self.path.open("rb", buffering=0) as file:
-                for start, stop in _runs(rows):
-                    part = view[start * size : stop * size]
-                    if os.preadv(file.fileno(), [part], self.offset + rows[start] * size) != len(
-                        part
-                    ):
-                        raise DamagedShardError(f"{self.path} is shorter than its record says")
+            pieces = [
+                (self.offset + rows[start] * size, view[start * size : stop * size])
+                for start, stop in _runs(rows)
+            ]
+            if not read_pieces(self.path, pieces):
+                raise DamagedShardError(f"{self.path} is shorter than its record says")
         except OSError as error:
             raise _read_error(self.path, error) from None
         for i, row in enumerate(rows):
@@ -123,7 +134,7 @@ def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
 class ShardWriter:
     """Streams rows of known number into a shard, then commits it."""
 
-    folder: Path
+    folder: Place
     space: Space
     ids: tuple[str, ...]
     checksums: list[str] = field(default_factory=list)
@@ -134,7 +145,7 @@ class ShardWriter:
 
     def __post_init__(self) -> None:
         self.path = self.folder / f"{_shard_name(self.ids)}.safetensors"
-        self.temporary = self.path.with_suffix(".tmp")
+        self.temporary = beside(self.path)
         self.file: int | None = None
 
     def append(self, rows: Tensor, inputs: Sequence[str]) -> None:
@@ -158,7 +169,7 @@ class ShardWriter:
         with writing(self.folder):
             os.fsync(self.file)
             self._close()
-            self.temporary.replace(self.path)
+            move(self.temporary, self.path)
             shard = Shard(self.path, self.space, self.ids, tuple(self.inputs), tuple(self.checksums), self.shape,
                           self.dtype, self.offset)  # fmt: skip
             _write_record(shard)
@@ -199,7 +210,7 @@ def _shard_name(ids: Sequence[str]) -> str:
     return bytes_id("\0".join(ids).encode())
 
 
-def _read_error(path: Path, error: OSError) -> OSError | DamagedShardError:
+def _read_error(path: Place, error: OSError) -> OSError | DamagedShardError:
     """Return what a failed read says of a shard: damage only where its bytes can't be had at any other time either."""
     if isinstance(error, FileNotFoundError):
         return DamagedShardError(f"{path} is gone")
@@ -228,24 +239,10 @@ def _write_record(shard: Shard) -> None:
         "checksums": shard.checksums,
     }
     body = json.dumps(fields).encode()
-    temporary = shard.path.with_suffix(".json.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(bytes_id(body).encode() + b"\n" + body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(shard.record)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(shard.path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the renames themselves
-    finally:
-        os.close(folder)
+    write_whole(shard.record, bytes_id(body).encode() + b"\n" + body)
 
 
-def read_record(record: Path) -> Shard:
+def read_record(record: Place) -> Shard:
     """Return the shard that a commit record describes.
 
     Raises:
@@ -267,16 +264,22 @@ def read_record(record: Path) -> Shard:
         if path.stat().st_size != shard.offset + shard.row_bytes * len(shard.ids):
             raise DamagedShardError(f"{path} is not as long as its record says")
         header = _header(shard.space, len(shard.ids), shard.shape, shard.dtype)
-        with path.open("rb", buffering=0) as file:
-            if (
-                shard.offset != len(header) or file.read(shard.offset) != header
-            ):  # no row's checksum covers it
-                raise DamagedShardError(f"{path} does not begin as it was written")
+        if shard.offset != len(header) or read_head(path, shard.offset) != header:
+            raise DamagedShardError(
+                f"{path} does not begin as it was written"
+            )  # no row's checksum covers it
     except OSError as error:
         raise _read_error(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedShardError(str(error)) from None
     return shard
+
+
+def _read_or_none(record: Place) -> Shard | None:
+    try:
+        return read_record(record)
+    except DamagedShardError:
+        return None
 
 
 def _refuse_contradictions(shard: Shard) -> None:
@@ -291,7 +294,7 @@ def _refuse_contradictions(shard: Shard) -> None:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Place) -> Iterator[None]:
     """Say of an error what can't be written, and how to mend it."""
     try:
         yield
@@ -301,7 +304,7 @@ def writing(folder: Path) -> Iterator[None]:
                 f"the disk of the cache folder {str(folder)!r} is full; free space, choose another root, or pool the rows."
             ) from None
         raise StoreWriteError(
-            f"can't write to the cache folder {str(folder)!r} ({error.strerror}); choose another root, "
+            f"can't write to the cache folder {str(folder)!r} ({error.strerror or error}); choose another root, "
             "or root=None to keep rows in memory."
         ) from None
 
@@ -309,14 +312,14 @@ def writing(folder: Path) -> Iterator[None]:
 class Disk:
     """The shards under one root, found by space and example id."""
 
-    def __init__(self, root: Path, budget: int | None = None) -> None:
+    def __init__(self, root: Place, budget: int | None = None) -> None:
         self.root = root / "rows-v1"
         self.budget = budget
         self.dropped = 0
         self._records: dict[str, dict[str, Shard]] = {}
         self._rows: dict[str, dict[str, tuple[Shard, int]]] = {}
 
-    def folder(self, space: Space) -> Path:
+    def folder(self, space: Space) -> Place:
         """Return where a space's shards lie."""
         return self.root / space.id
 
@@ -325,9 +328,10 @@ class Disk:
         known = self._records.setdefault(space.id, {})
         rows = self._rows.setdefault(space.id, {})
         if refresh or not known:
-            for record in sorted(self.folder(space).glob("*.json")):
-                if record.name not in known:
-                    self._load(record)
+            found = listed(self.folder(space), "*.json")
+            new = [record for record in found if record.name not in known]
+            for record, shard in zip(new, each(_read_or_none, new, self.root), strict=True):
+                self._take(record, shard)
         return rows
 
     def add(self, shard: Shard) -> None:
@@ -356,6 +360,8 @@ class Disk:
                     f"this job writes {size / 1e9:,.2f} GB to {str(self.root)!r}, which holds {held / 1e9:,.2f} GB of a "
                     f"budget of {self.budget / 1e9:,.2f} GB; pool the rows, read fewer layers, or raise the budget."
                 )
+        if isinstance(self.root, Address):
+            return
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
         free = shutil.disk_usage(folder).free
         if size > free:
@@ -364,22 +370,29 @@ class Disk:
                 "pool the rows, read fewer layers, or choose another root."
             )
 
-    def _load(self, record: Path) -> None:
-        try:
-            self.add(read_record(record))
-        except DamagedShardError:
-            with writing(self.root):
-                record.unlink(missing_ok=True)
-                record.with_suffix(".safetensors").unlink(missing_ok=True)
-            self.dropped += 1
+    def _take(self, record: Place, shard: Shard | None) -> None:
+        """Take up what a record tells, or remove one that tells nothing."""
+        if shard is not None:
+            self.add(shard)
+            return
+        with writing(self.root):
+            record.unlink(missing_ok=True)
+            record.with_suffix(".safetensors").unlink(missing_ok=True)
+        self.dropped += 1
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got."""
+        """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got.
+
+        An object store has none: there two workers on one chunk write the same bytes twice.
+        """
+        if isinstance(self.root, Address):
+            yield True
+            return
         path = self.root / "locks" / name
         with writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked(path, wait)
+            file = locked(path, wait=wait)
         try:
             yield file is not None
         finally:
@@ -388,26 +401,9 @@ class Disk:
                 os.close(file)
 
 
-def _locked(path: Path, wait: bool) -> int | None:
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file).st_ino == path.stat().st_ino:
-                return file
-        except BlockingIOError:
-            os.close(file)
-            return None
-        except FileNotFoundError:
-            pass
-        os.close(
-            file
-        )  # the holder before us removed the file we locked: lock the one that others see
-
-
-def default_root() -> Path:
+def default_root() -> Place:
     """Return the cache folder that commands use: `$PROBING_CACHE`, or `~/.cache/probing`."""
-    return Path(os.environ.get("PROBING_CACHE") or Path.home() / ".cache" / "probing")
+    return located(os.environ.get("PROBING_CACHE") or Path.home() / ".cache" / "probing")
 
 
 @dataclass(frozen=True)
@@ -419,10 +415,10 @@ class SpaceInfo:
     bytes: int
 
 
-def cache_info(root: Path) -> list[SpaceInfo]:
+def cache_info(root: Place) -> list[SpaceInfo]:
     """Return what a cache folder holds, largest first; damaged shards count as nothing."""
     totals: dict[Space, tuple[int, int]] = {}
-    for record in sorted((root / "rows-v1").glob("*/*.json")):
+    for record in listed(root / "rows-v1", "*/*.json"):
         try:
             shard = read_record(record)
         except DamagedShardError:
@@ -433,10 +429,10 @@ def cache_info(root: Path) -> list[SpaceInfo]:
     return sorted(found, key=lambda info: (-info.bytes, info.space.layer))
 
 
-def clear_cache(root: Path) -> int:
+def clear_cache(root: Place) -> int:
     """Remove all stored rows under a root, and nothing else that lies there; return the bytes freed."""
     freed = 0
-    for path in sorted((root / "rows-v1").glob("*/*")):
+    for path in listed(root / "rows-v1", "*/*"):
         if path.suffix in {".json", ".safetensors", ".tmp"} or path.parent.name == "locks":
             freed += path.stat().st_size
             path.unlink()

@@ -7,7 +7,6 @@ other rows, and sets that share images share rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from probing.examples import ExampleSet, Subset
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
+from probing.places import Place, located
 from probing.precision import Precision
 from probing.scores import Score
 from probing.shards import Disk
@@ -32,7 +32,7 @@ class ActivationStore:
     Several processes may use one root at once: each takes chunks that no other is at work on and reads the others'.
 
     Attributes:
-        root: folder of the disk tier; None keeps rows in memory only.
+        root: folder of the disk tier, or an address such as `s3://bucket/cache`; None keeps rows in memory only.
         device: where passes run and rows are returned; None: passes run where the model is, rows come to the CPU.
         precision: of activations; gradients are computed at `precision.gradients`.
         batch_size: examples per pass; `auto` suits the machine. Results depend on it only by rounding.
@@ -42,7 +42,7 @@ class ActivationStore:
         progress: a bar on stderr while rows are computed; None shows it on a terminal.
     """
 
-    root: Path | None = None
+    root: Place | str | None = None
     device: torch.device | str | None = None
     precision: Precision = field(default_factory=Precision)
     batch_size: int | Literal["auto"] = "auto"
@@ -56,7 +56,7 @@ class ActivationStore:
         if home != host:
             tiers.insert(0, MemoryTier(self.budget_bytes, home, below=tiers[0]))
         self._engine = Engine(
-            disk=None if self.root is None else Disk(Path(self.root), self.disk_budget_bytes),
+            disk=None if self.root is None else Disk(located(self.root), self.disk_budget_bytes),
             tiers=tiers,
             device=None if self.device is None else home,
             precision=self.precision,

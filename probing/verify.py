@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from probing.places import Place, inside, listed
 from probing.progress import Progress
 from probing.shards import DamagedShardError, Shard, read_record, writing
 
@@ -56,7 +56,7 @@ class Verification:
     unfinished_bytes: int
 
 
-def verify_cache(root: Path, *, keep: bool = False, progress: bool | None = None) -> Verification:
+def verify_cache(root: Place, *, keep: bool = False, progress: bool | None = None) -> Verification:
     """Read every byte of a store and compare it with its checksum.
 
     Damaged shards are dropped, so that the next job computes their rows again, as it would when it met them. Jobs may
@@ -74,7 +74,7 @@ def verify_cache(root: Path, *, keep: bool = False, progress: bool | None = None
     folder = root / _ROWS
     if not folder.is_dir():
         raise NoStoreError(f"{str(root)!r} holds no store: name the folder that --cache named.")
-    records = sorted(folder.glob("*/*.json"))
+    records = listed(folder, "*/*.json")
     sound: list[Shard] = []
     damaged: list[Damage] = []
     with Progress(len(records), "Shards", progress) as bar:
@@ -87,24 +87,24 @@ def verify_cache(root: Path, *, keep: bool = False, progress: bool | None = None
                 if not keep:
                     _drop(record)
             bar.advance(1, computed=True)
-    left = sorted(_unfinished(folder))
+    left = sorted(_unfinished(folder), key=str)
     return Verification(
         shards=len(sound),
         rows=sum(len(shard.ids) for shard in sound),
         bytes=sum(shard.offset + shard.row_bytes * len(shard.ids) for shard in sound),
         damaged=tuple(damaged),
         dropped=not keep,
-        unfinished=tuple(path.relative_to(root).as_posix() for path, _ in left),
+        unfinished=tuple(inside(path, root) for path, _ in left),
         unfinished_bytes=sum(size for _, size in left),
     )
 
 
-def _examined(record: Path, root: Path) -> Shard | Damage | None:
+def _examined(record: Place, root: Place) -> Shard | Damage | None:
     """Return a shard that is sound, or what is wrong with it; None where it is gone, as another process dropped it."""
     for _ in range(
         2
     ):  # damaged only if it is so twice: another process may have written it anew meanwhile
-        name = record.relative_to(root).as_posix()
+        name = inside(record, root)
         try:
             shard = read_record(record)
         except DamagedShardError as error:
@@ -129,15 +129,15 @@ def _fault(shard: Shard) -> str:
     return ""
 
 
-def _drop(record: Path) -> None:
+def _drop(record: Place) -> None:
     with writing(record.parent):
         record.unlink(missing_ok=True)  # first: no moment leaves a record without its file
         record.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def _unfinished(folder: Path) -> Iterator[tuple[Path, int]]:
+def _unfinished(folder: Place) -> Iterator[tuple[Place, int]]:
     """Yield files that no record stands for, and their sizes."""
-    for path in folder.glob("*/*"):
+    for path in listed(folder, "*/*"):
         alone = path.suffix == ".safetensors" and not path.with_suffix(".json").exists()
         if alone or path.suffix == ".tmp":
             with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from probing.places import located
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from probing.examples import ImageExamples, OnError
     from probing.jobs import Request
     from probing.models import LoadedModel
+    from probing.places import Place
     from probing.precision import Kind
 
 ModelArgument = Annotated[
@@ -33,9 +36,12 @@ DeviceOption = Annotated[
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, …; auto is a GPU if there is one."),
 ]
 CacheOption = Annotated[
-    Path | None,
+    Any,  # a Path or an Address; typer takes no unions
     typer.Option(
-        "--cache", help="Stored activations; $PROBING_CACHE or ~/.cache/probing by default."
+        "--cache",
+        metavar="DIR|URL",
+        parser=located,
+        help="Stored activations; $PROBING_CACHE or ~/.cache/probing by default.",
     ),
 ]
 
@@ -112,7 +118,7 @@ def have_done(engine: str, work: "Work") -> bool:
 def filled(
     engine: str,
     requests: "Callable[[], tuple[Request, ...]]",
-    root: Path,
+    root: "Place",
     disk_budget: float | None = None,
     precision: "Kind" = "float32",
 ) -> bool:
