@@ -106,7 +106,9 @@ def test_requirements_have_lower_bounds_and_no_caps() -> None:
     extras = [r for extra in project["optional-dependencies"].values() for r in extra]
     for requirement in [*project["dependencies"], *extras]:
         own = requirement.startswith(project["name"])
-        assert own or re.fullmatch(r"[A-Za-z0-9-]+(\[[a-z0-9,]+\])?>=[0-9.]+", requirement), requirement
+        assert own or re.fullmatch(r"[A-Za-z0-9-]+(\[[a-z0-9,]+\])?>=[0-9.]+", requirement), (
+            requirement
+        )
 
 
 # Tests against closed forms, and regression tests of faults found elsewhere: `test_sal_1_…` to `test_sal_5_…` …
