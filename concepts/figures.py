@@ -13,6 +13,7 @@ from concepts.results import AuditResults, CellRow, LikenessRow, SwapRow, Target
 from concepts.units import UnitShifts
 from probing.embedding import AtlasResult
 from probing.figures import (
+    COLUMN_WIDTH,
     DIVERGING,
     FAINT,
     FULL_WIDTH,
@@ -240,18 +241,23 @@ def scores(results: AuditResults) -> "Figure":
     return figure
 
 
+_LETTER = 0.046
+"""Inches of a letter of a heading."""
+
+
 def _score_axes(axes: "Axes", results: AuditResults, targets: Sequence[str]) -> None:
     depth = len(results.layers)
     axes.set_yticks(range(len(targets)), targets)
     axes.set_xticks(
         range(depth * len(results.concepts)), list(results.layers) * len(results.concepts),
-        rotation=90, fontsize=5,
+        rotation=90, fontsize=6,
     )  # fmt: skip
     for i, concept in enumerate(results.concepts):
+        name = concept.name.replace(" against ", "\nagainst\n")
+        longest = max(map(len, name.split("\n")))
+        fits = longest * _LETTER < (FULL_WIDTH - 1.7) / len(results.concepts)
         axes.text(
-            i * depth + (depth - 1) / 2, -0.9, concept.name.replace(" against ", "\nagainst "),
-            ha="center", va="bottom", fontsize=6,
-            rotation=0 if len(results.concepts) < 5 else 90,
+            i * depth + (depth - 1) / 2, -0.7, name, ha="center", va="bottom", fontsize=6, rotation=0 if fits else 90,
         )  # fmt: skip
         if i:
             axes.axvline(i * depth - 0.5, color=PAPER, lw=2)
@@ -263,7 +269,7 @@ def _score_axes(axes: "Axes", results: AuditResults, targets: Sequence[str]) -> 
 def accuracy(results: AuditResults) -> "Figure":
     """Draw how well each concept's classifier tells held-out images apart, layer by layer."""
     with style():
-        figure = new_figure(4.6, 2.3)
+        figure = new_figure(COLUMN_WIDTH, 2.3 + 0.09 * len(results.concepts))
         axes = figure.add_subplot()
         axes.axhline(0.5, color=FAINT, lw=0.7, ls=(0, (4, 3)))
         axes.text(-0.35, 0.505, "chance", color=FAINT, fontsize=6, va="bottom")
@@ -283,7 +289,7 @@ def accuracy(results: AuditResults) -> "Figure":
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.4, len(results.layers) - 0.6), ylim=(0.4, 1.02))
         axes.set_ylabel("accuracy on held-out images")
-        figure.legend(loc="outside right center")
+        figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 
@@ -297,7 +303,7 @@ def positions(results: AuditResults, concept: str) -> "Figure":
     order = sorted(means, key=lambda cluster: means[cluster])
     contrast = results.of(concept)
     with style():
-        figure = new_figure(4.6, 0.65 + 0.19 * len(order))
+        figure = new_figure(COLUMN_WIDTH, 0.5 + 0.17 * len(order))
         axes = figure.add_subplot()
         for x in (-1, 0, 1):
             axes.axvline(x, color=RULE if x else INK, lw=0.6, zorder=0)

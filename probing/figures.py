@@ -111,6 +111,39 @@ def logarithmic(axes: "Axes") -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def for_print(figure: "Figure", width: float) -> "Figure":
+    """Return a figure made as wide as a column, without its title, which belongs in the caption.
+
+    Titles that tell panels apart stay. What is put in inches instead of laid out keeps its size, with space at its right.
+
+    Raises:
+        ValueError: if that is wider already, or for a width that is not one of a journal's.
+    """
+    if width not in {COLUMN_WIDTH, FULL_WIDTH}:
+        raise ValueError(f"figures are {COLUMN_WIDTH} or {FULL_WIDTH} inches wide, got {width}.")
+    if figure.get_layout_engine() is None:
+        _widen(figure, width)
+    figure.set_figwidth(width)
+    if figure.get_suptitle():
+        figure.suptitle("")
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    if len(panels) == 1:
+        for place in ("left", "center", "right"):
+            panels[0].set_title("", loc=place)
+    return figure
+
+
+def _widen(figure: "Figure", width: float) -> None:
+    """Add space at the right of a figure whose one panel is measured in inches."""
+    has = figure.get_figwidth()
+    if width < has - 1e-6:
+        raise ValueError(
+            f"the figure is {has:.2f} inches wide and can't be laid out anew: draw it {width} wide."
+        )
+    [axes] = figure.axes
+    axes.set_xlim(0, axes.get_xlim()[1] * width / has)
+
+
 def figure_of(drawn: "Axes | Figure") -> "Figure":
     """Return the figure that axes are part of; a figure itself."""
     figure = drawn.get_figure(root=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from probing.figures import FAINT, FULL_WIDTH, RULE, new_figure, style
+from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, RULE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +198,7 @@ class _Line:
 
 _GAP, _SMALL, _LETTER, _TITLE, _FOOT = 0.06, 0.1, 0.044, 0.18, 0.32
 """Inches between pictures; of a line and a letter of small print; of a title; of the key."""
-_NARROWEST = 3.4
+_NARROWEST = COLUMN_WIDTH
 
 
 def side_by_side(

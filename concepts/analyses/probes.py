@@ -72,6 +72,8 @@ class AttributeProbes(Result):
                 axes.get_legend().remove()
             for axes in panels[1:]:
                 axes.set_ylabel("")
+            panels[0].autoscale(axis="y")
+            panels[0].set_ylim(bottom=0)
             handles, names = panels[0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside upper left", ncols=len(names))
         return figure

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from chart import growth_figure, samples_figure
+from chart import BIAS, growth_figure, samples_figure
 from networks import Net, logits, train
 from pictures import KINDS, NO_WORD, Pictures, draw
 from readings import CUE, Effort, divided, local_readings, network_readings, probe_accuracy, tcav
 from verdicts import column, ordered, paired_difference, write_document, write_rows
 
 from probing.attribution import METHODS
+from probing.figures import save_figure
 
 VEHICLE = KINDS.index("vehicle")
 PLANTED, OTHER = 0, 1
@@ -166,15 +167,7 @@ def run(out: Path, sizes: Sizes) -> dict[str, list[dict[str, float]]]:
         out / "results.json",
         {"by net": rows, "rank correlation": found, "biased less balanced": grown},
     )
-    growth_figure(
-        out / "bias_growth",
-        rows,
-        grown,
-        (
-            "swap of the photograph", "tcav (effect)", "tcav (score)", "concept attribution",
-            "saliency", "ig", "gradcam", "lime",
-        ),
-    )  # fmt: skip
+    save_figure(growth_figure(rows, grown, BIAS), out / "bias_growth")
     samples = [(f"rate {r:g}", biased("train", 8, r, 0)) for r in sizes.rates]
     samples_figure(out / "bias_pictures", samples, lambda s, i: KINDS[s.kinds[i]])
     for name, steps in grown.items():

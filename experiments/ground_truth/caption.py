@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chart import order_figure, samples_figure
+from chart import CAPTION, order_figure, samples_figure
 from jaxtyping import Int
 from networks import Net, logits, train
 from pictures import KINDS, NO_WORD, PHOTOS, WORDS, Pictures, draw
@@ -36,6 +36,7 @@ from verdicts import column, ordered, spearman, write_document, write_rows
 
 from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS
+from probing.figures import save_figure
 
 LEVELS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """How often the word is drawn anew; 0, 0.3 and 1 are the paper's."""
@@ -246,10 +247,8 @@ def run(out: Path, sizes: Sizes) -> dict[str, dict[str, float]]:
         out / "results.json",
         {"truth": "use of the word", "by net": rows, "rank correlation": found},
     )
-    order_figure(
-        out / "caption_order", rows, found, "use of the word", "noise",
-        ("tcav (effect)", "tcav (score)", "saliency"),
-    )  # fmt: skip
+    order = order_figure(rows, found, "use of the word", "noise", CAPTION)
+    save_figure(order, out / "caption_order")
     samples = [(f"p = {p:g}", captioned("train", 8, p, 0)) for p in sizes.levels]
     samples_figure(out / "caption_pictures", samples, lambda s, i: f"{KINDS[s.kinds[i]]}")
     for name, verdict in sorted(

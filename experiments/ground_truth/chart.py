@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pictures import Pictures
@@ -23,6 +23,7 @@ from probing.figures import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -43,14 +44,50 @@ def samples_figure(
     save_figure(montage(strips, columns=len(groups[0][1])), stem)
 
 
+NAMES = {
+    "ig": "integrated gradients", "layer_ig": "IG at a layer", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++",
+    "guided_gradcam": "guided Grad-CAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "ablationcam": "Ablation-CAM",
+    "cam": "CAM", "lrp": "LRP", "lime": "LIME", "smoothgrad": "SmoothGrad", "guided_backprop": "guided backprop",
+    "gradient_times_input": "gradient times input", "expected_gradients": "expected gradients", "tcav (effect)": "TCAV, effect",
+    "tcav (score)": "TCAV, score", "tcav (smooth)": "TCAV, smooth score", "dissection (units)": "dissection, units",
+    "dissection (ablation)": "dissection, ablation",
+}  # fmt: skip
+LOGITS = {"swap of the photograph", "tcav (effect)", "concept attribution"}
+"""Readings in logits; the others shown are shares."""
+CAPTION = ("tcav (effect)", "tcav (score)", "saliency")
+BIAS = (
+    "swap of the photograph", "tcav (effect)", "tcav (score)", "concept attribution", "saliency", "ig", "gradcam", "lime",
+)  # fmt: skip
+"""Readings that are shown net by net."""
+
+
+def figures_of(document: Mapping[str, Any]) -> dict[str, Callable[[], "Figure"]]:
+    """Return how the figures of either experiment are drawn from its `results.json`."""
+    known: Any = _with_nan(document)
+    if "biased less balanced" in known:
+        return {
+            "growth": lambda: growth_figure(known["by net"], known["biased less balanced"], BIAS)
+        }
+    parts = known["by net"], known["rank correlation"], known["truth"]
+    return {"order": lambda: order_figure(*parts, "noise", CAPTION)}
+
+
+def _with_nan(value: object) -> object:
+    """Return a document in which null is NaN, as it was before it became JSON."""
+    if isinstance(value, Mapping):
+        return {name: _with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return np.nan if value is None else value
+
+
 def order_figure(
-    stem: Path,
     rows: Rows,
     verdicts: Mapping[str, Mapping[str, float]],
     truth: str,
     group: str,
     shown: Sequence[str],
-) -> None:
+) -> "Figure":
     """Draw each method's rank correlation with the truth, and the readings of a few methods net by net."""
     order = sorted(verdicts, key=lambda name: np.nan_to_num(verdicts[name]["rho"], nan=-2))
     with style():
@@ -69,9 +106,10 @@ def order_figure(
                 continue
             left.plot([found["low"], found["high"]], [y, y], color=colour, lw=0.9)
             left.plot(found["rho"], y, marker, color=colour)
-        left.set_yticks(range(len(order)), order)
+        left.set_yticks(range(len(order)), [NAMES.get(name, name) for name in order])
         left.axvline(0, color=RULE, zorder=0)
-        left.set(xlim=(-1.05, 1.05), ylim=(-0.7, len(order) - 0.3))
+        lows = [found["low"] for found in verdicts.values() if not np.isnan(found["low"])]
+        left.set(xlim=(min([-0.05, *lows]) - 0.05, 1.05), ylim=(-0.7, len(order) - 0.3))
         left.set_xlabel(f"rank correlation with the {truth}, over {len(rows)} nets")
         left.plot([], [], "s-", color=PALETTE[1], label="network level")
         left.plot([], [], "o-", color=PALETTE[0], label="local")
@@ -85,7 +123,7 @@ def order_figure(
         for axes in right[:-1]:
             axes.tick_params(labelbottom=False)
         right[-1].set_xlabel(truth)
-    save_figure(figure, stem)
+    return figure
 
 
 def _readings(axes: "Axes", rows: Rows, name: str, truth: str, group: str) -> None:
@@ -96,19 +134,24 @@ def _readings(axes: "Axes", rows: Rows, name: str, truth: str, group: str) -> No
             [row[truth] for row in own], [row[name] for row in own], "o", label=f"{level:g}",
             color=str(0.8 * i / max(len(levels) - 1, 1)), markeredgecolor=INK, markeredgewidth=0.4,
         )  # fmt: skip
-    axes.set_ylabel(name)
+    axes.set_ylabel(f"{NAMES.get(name, name)}\n{_unit(name)}")
+
+
+def _unit(name: str) -> str:
+    return "(logits)" if name in LOGITS else "(share)"
 
 
 def growth_figure(
-    stem: Path,
     rows: Rows,
     grown: Mapping[str, Sequence[Mapping[str, float]]],
     names: Sequence[str],
-) -> None:
+) -> "Figure":
     """Draw readings of some methods by the rate, one point per net, with the intervals of biased less balanced."""
+    from matplotlib.lines import Line2D
+
     rates = sorted({float(row["rate"]) for row in rows})  # type: ignore[arg-type]
     with style():
-        figure = new_figure(FULL_WIDTH, 3.6)
+        figure = new_figure(FULL_WIDTH, 3.4)
         for axes, name in zip(figure.subplots(2, 4, sharex=True).flat, names, strict=True):
             level = [np.mean([r[name] for r in rows if r["rate"] == rate]) for rate in rates]
             axes.plot([r["rate"] for r in rows], [r[name] for r in rows], "o", color=FAINT, ms=2.5)
@@ -117,7 +160,15 @@ def growth_figure(
                 ends = [level[0] + step["low"], level[0] + step["high"]]
                 axes.plot([step["rate"]] * 2, ends, color=PALETTE[1], lw=1.2)
             axes.axhline(level[0], color=RULE, zorder=0)
-            axes.set_title(name)
+            axes.set_title(f"{NAMES.get(name, name)} {_unit(name)}", loc="left", fontsize=7)
             axes.set_xticks(rates)
         figure.supxlabel("share of vehicles in front of the planted photograph", fontsize=8)
-    save_figure(figure, stem)
+        figure.legend(
+            handles=[
+                Line2D([], [], marker="o", ls="none", color=FAINT, ms=2.5, label="one network"),
+                Line2D([], [], color=PALETTE[0], label="mean"),
+                Line2D([], [], color=PALETTE[1], lw=1.2, label=f"95 % interval of the change from {rates[0]:g}"),
+            ],
+            loc="outside upper left", ncols=3,
+        )  # fmt: skip
+    return figure
