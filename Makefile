@@ -1,6 +1,7 @@
 # make audit   installs what is needed and runs the default audit into results/occupations
 # make test    the same for the tests
 # make lint    the same for style, types and import layers
+# make experiments   every experiment and benchmark, small
 # make chaos   random disasters on a store, 200 trials
 #
 # Another Python:  make test PYTHON=python3.12      Start over:  make clean
@@ -11,7 +12,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
 WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
-.PHONY: audit test lint chaos clean
+.PHONY: audit test lint experiments chaos clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
@@ -29,6 +30,9 @@ lint: $(READY)
 	.venv/bin/ruff format --check
 	.venv/bin/mypy --strict
 	.venv/bin/lint-imports
+
+experiments: $(READY)
+	.venv/bin/python experiments/tiny.py
 
 chaos: $(READY)
 	.venv/bin/python tests/chaos.py --trials 200

@@ -6,7 +6,7 @@ of the logit when an ordinary word is exchanged for this one, and can be told ap
 directions that are fitted on other templates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from concepts.draws import Relabelled
 from concepts.sets import Concept
-from concepts.statistics import ClusteredMean, clustered_mean, holm, spearman
+from concepts.statistics import clustered_mean, holm, spearman
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from concepts.word_result import SWAP, WordResult
@@ -32,6 +32,7 @@ from probing.store import ActivationStore
 from probing.texts import TextClassifier
 
 Grid = Float[Tensor, "words templates"]
+_CELLS = ("value", "low", "high", "p", "beyond")
 _TEXTS = 128  # explained by integrated gradients at a time
 
 
@@ -136,38 +137,33 @@ class WordReader:
     ) -> WordResult:
         """Put everything side by side; `explained` has what local methods say of every sentence."""
         wording, statistics = self.wording, self.file.statistics
-        terms, ordinary, reference = (
-            list(x) for x in (wording.terms, wording.ordinary, wording.reference)
-        )
-        grids = {SWAP: self._against_reference(logits)}
-        grids |= {name: self._against_reference(grid) for name, grid in explained.items()}
-        clusters = torch.arange(len(wording.templates))
-        means = {n: clustered_mean(g.T, clusters, statistics.level) for n, g in grids.items()}
-        corrected = {name: holm(found.p[terms]) for name, found in means.items()}
-        beyond = {n: _larger(f.mean[terms], f.mean[ordinary]) for n, f in means.items()}
-        local = {name: _rows(found, terms) for name, found in means.items()}
-        at_layers = {f"TCAV {layer}": _of_layer(tcav, i) for i, layer in enumerate(tcav.layers)}
-        methods = (*local, *at_layers)
-        by_method = {name: {**rows, "p": corrected[name], "beyond": beyond[name]} for name, rows in local.items()} | at_layers  # fmt: skip
-        cells = {key: torch.stack([by_method[m][key] for m in methods]) for key in ("value", "low", "high", "p", "beyond")}  # fmt: skip
+        terms, reference = list(wording.terms), list(wording.reference)
+        grids = {SWAP: logits, **explained}
+        grids = {name: grid - grid[reference].mean(0) for name, grid in grids.items()}
+        local = {name: self._local(grid) for name, grid in grids.items()}
+        by_method = {name: rows for name, (rows, _) in local.items()}
+        by_method |= {f"TCAV {layer}": _of_layer(tcav, i) for i, layer in enumerate(tcav.layers)}
+        cells = {name: torch.stack([rows[name] for rows in by_method.values()]) for name in _CELLS}
         swap = cells["value"][0]
         found = [spearman(row, swap, statistics.level) for row in cells["value"]]
         probability = logits.sigmoid()
         return WordResult(
-            provenance=Provenance.collect(model=self.classifier.model, examples=content_id(wording)),
+            provenance=Provenance.collect(
+                model=self.classifier.model, examples=content_id([wording.words, wording.templates])
+            ),
             label=self.file.label,
-            methods=methods,
+            methods=tuple(by_method),
             listed=(SWAP, *explained, f"TCAV {self.file.read_at}"),
             words=tuple(wording.words[w] for w in terms),
             kinds=tuple(wording.kinds[w] for w in terms),
-            ordinary_words=tuple(wording.words[w] for w in ordinary),
-            reference_words=tuple(wording.words[w] for w in wording.reference),
+            ordinary_words=tuple(wording.words[w] for w in wording.ordinary),
+            reference_words=tuple(wording.words[w] for w in reference),
             templates=wording.templates,
             template_kinds=wording.template_kinds,
             level=statistics.level,
             alpha=statistics.alpha,
             **cells,
-            ordinary=torch.stack([means[n].mean[ordinary] for n in local]),
+            ordinary=torch.stack([others for _, others in local.values()]),
             by_template=grids[SWAP][terms],
             probability=probability[terms],
             reference_probability=probability[reference].mean(0),
@@ -175,13 +171,26 @@ class WordReader:
             agreement=torch.tensor([[r.r, r.low, r.high] for r in found], dtype=torch.float64),
             slope=(cells["value"] * swap).sum(1) / cells["value"].square().sum(1),
             completeness_gap=gap,
-        )  # fmt: skip
+        )
+
+    def _local(self, grid: Grid) -> tuple[dict[str, Tensor], Float[Tensor, " others"]]:
+        """Return a measure's cells of the terms, in the mean over templates, and the means of ordinary words."""
+        terms, ordinary = list(self.wording.terms), list(self.wording.ordinary)
+        found = clustered_mean(
+            grid.T, torch.arange(len(self.wording.templates)), self.file.statistics.level
+        )
+        value, others = found.mean[terms], found.mean[ordinary]
+        rows = {
+            "value": value,
+            "low": found.low[terms],
+            "high": found.high[terms],
+            "p": holm(found.p[terms]),
+            "beyond": (others.abs() >= value.abs().unsqueeze(1)).double().mean(1),
+        }
+        return rows, others
 
     def _grid(self, values: Tensor) -> Grid:
         return values.reshape(len(self.wording.words), len(self.wording.templates))
-
-    def _against_reference(self, grid: Grid) -> Grid:
-        return grid - grid[list(self.wording.reference)].mean(0)
 
 
 def _once(logits: Callable[[list[str]], Tensor]) -> Callable[[list[str]], Tensor]:
@@ -194,16 +203,6 @@ def _once(logits: Callable[[list[str]], Tensor]) -> Callable[[list[str]], Tensor
         return torch.stack([known[t] for t in texts])
 
     return predict
-
-
-def _larger(values: Float[Tensor, " words"], null: Float[Tensor, " others"]) -> Float[Tensor, " words"]:  # fmt: skip
-    """Return the share of other words that move as far as each of these, in either direction."""
-    return (null.abs() >= values.abs().unsqueeze(1)).double().mean(1)
-
-
-def _rows(found: ClusteredMean, words: Sequence[int]) -> dict[str, Tensor]:
-    places = list(words)
-    return {"value": found.mean[places], "low": found.low[places], "high": found.high[places]}
 
 
 def _of_layer(tcav: TcavResult, layer: int) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def _file(**changes: object) -> WordingFile:
         "name": "planted", "title": "Planted", "question": "Found?", "label": "toxic", "embedding": "embedding",
         "layers": ["embedding", "total"], "read_at": "total", "terms": {"group": list(TERMS)},
         "reference": list(REFERENCE), "ordinary": list(ORDINARY), "templates": TEMPLATES,
-        "statistics": {"lime_samples": 200, "steps": 2, "pseudo_concepts": 79, "runs": 2, "relabellings": 4096},
+        "statistics": {"lime_samples": 200, "steps": 2, "pseudo_concepts": 19, "runs": 2, "relabellings": 4096},
     }  # fmt: skip
     return WordingFile.model_validate(parts | changes)
 

@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = reader.result(reader.logits(), explained, tcav, gap)
     for name, found in {"words": result, "tcav": tcav, "probes": probes}.items():
         found.save(out / name)
+    (out / "audit.json").write_text(file.model_dump_json(indent=1), encoding="utf-8")
     for finding in write_page(out, file, classifier.reference).findings:
         print(f"- {finding.claim} {finding.evidence}")
     print(f"Report: {out / 'report.html'}")
