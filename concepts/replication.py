@@ -104,19 +104,26 @@ class Replication(Result):
         return tuple(t for t, value in zip(self.targets, p.tolist(), strict=True) if value < self.alpha)  # fmt: skip
 
     def statement(self, contrast: str) -> str:
-        """Say in plain words whether what was found on the first set replicates on the second."""
+        """Say in plain words whether what was found on the first set replicates on the second.
+
+        It replicates if all logits moved for sure on the first are moved for sure to the same side on the second, and in
+        part if more of them are than are moved to the other; in both cases only if the correlation of the two sets'
+        changes over targets is above 0 for sure.
+        """
         found, differing = self.outcomes(contrast), self.differing(contrast)
-        names = [t for outcome in (BOTH, OPPOSITE, FIRST) for t in found.get(outcome, ())]
-        same, opposite = len(found.get(BOTH, ())), len(found.get(OPPOSITE, ()))
-        first, second = self.sets
-        if not names:
-            return f"On {first} {contrast} moves no logit for sure: there is nothing to replicate."
-        verdict = "replicates" if same == len(names) else "replicates in part"
+        same, opposite, first = (len(found.get(o, ())) for o in (BOTH, OPPOSITE, FIRST))
+        moved = same + opposite + first
+        one, two = self.sets
+        if not moved:
+            return f"On {one} {contrast} moves no logit for sure: there is nothing to replicate."
+        verdict = "is not found again"
+        if self.correlation(contrast).low > 0 and same > opposite:
+            verdict = "replicates" if same == moved else "replicates in part"
         lost = sum(t in differing for t in found.get(FIRST, ()))
         return (
-            f"What {contrast} does to logits on {first} {verdict if same else 'is not found again'} on {second}: of the "
-            f"{len(names)} that it moves for sure on {first}, {same} move for sure to the same side on {second}, {opposite} to "
-            f"the other, and {len(names) - same - opposite} are undecided, of which {lost} differ for sure from {first}."
+            f"What {contrast} does to logits on {one} {verdict} on {two}: of {moved} logits that it moves for sure on {one}, "
+            f"it moves {same} for sure to the same side on {two} and {opposite} to the other; {first} are undecided there, and "
+            f"{lost} of these differ for sure from {one}."
         )
 
     def to_pandas(self) -> "pd.DataFrame":

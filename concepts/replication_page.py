@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING
 
 from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, SECOND, Replication
 from probing.figures import FAINT, PALETTE, inline_svg, new_figure, save_figure, style
-from probing.report import Block, Finding, Plate, Report, Section, Table, interval, number, p_value
+from probing.report import (
+    MINUS,
+    Block,
+    Finding,
+    Plate,
+    Report,
+    Section,
+    Table,
+    interval,
+    number,
+    p_value,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +35,7 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
     plate = Plate(
         inline_svg(figure, f"Changes of logits on {a} and on {b}"),
         f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled: told "
-        f"from none on both. Right: whether the same {found.cluster_by}s move a logit most on both, by class.",
+        f"from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on both, by class.",
         "figures/replication",
     )
     page = Report(
@@ -61,10 +72,10 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
     r = found.over_clusters[c]
     above = int((r[:, 1] > 0).sum())
     rest = (
-        f"Over {len(found.targets)} classes the two sets' changes correlate with {found.correlation(contrast)}. Over "
+        f"Over {len(found.targets)} classes the two sets' changes correlate with {_r(found, contrast)}. Over "
         f"{len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r = {number(float(r[:, 0].nanmedian()))} in the "
         f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above} classes the interval is "
-        f"above 0. The amounts differ for sure for {len(differ)} classes{': ' + ', '.join(differ) if differ else ''}."
+        f"above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
     )  # fmt: skip
     told = [Finding(found.statement(contrast), f"{named} {rest}")]
     if expected := found.expected.get(contrast):
@@ -148,4 +159,13 @@ def _against(found: Replication, contrast: str, axes: "Axes") -> None:
     for axis in (axes.axhline, axes.axvline):
         axis(0, color=FAINT, lw=0.6, zorder=0)
     axes.set(xlabel=f"{found.sets[0]} (logits)", ylabel=f"{found.sets[1]} (logits)")
-    axes.set_title(f"{contrast}\n{found.correlation(contrast)}")
+    axes.axline((0, 0), slope=1, color=FAINT, lw=0.6, ls=":", zorder=0)
+    for k, named in enumerate(sure):
+        if named:
+            axes.annotate(found.targets[k], (x[k], y[k]), (4, 4), textcoords="offset points", fontsize=6)  # fmt: skip
+    axes.locator_params(nbins=5)
+    axes.set_title(f"{contrast}\n{_r(found, contrast)}")
+
+
+def _r(found: Replication, contrast: str) -> str:
+    return str(found.correlation(contrast)).replace("-", MINUS)

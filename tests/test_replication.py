@@ -62,7 +62,7 @@ def test_on_the_same_images_everything_replicates_without_a_difference(audits):
     assert found.differing(CONTRAST) == ()
     assert found.correlation(CONTRAST).r == pytest.approx(1)
     assert found.over_clusters[0, :3, 0].tolist() == pytest.approx([1, 1, 1])
-    assert "replicates on second: of the 3 that it moves for sure on first, 3 move" in found.statement(CONTRAST)  # fmt: skip
+    assert "replicates on second: of 3 logits that it moves for sure on first, it moves 3 for sure" in found.statement(CONTRAST)  # fmt: skip
     assert sum(found.effect_outcomes(CONTRAST, "features").values()) == 6
 
 
@@ -80,7 +80,7 @@ def test_a_bias_that_is_turned_round_is_called_opposite(audits):
     assert found.correlation(CONTRAST).r < -0.9
     said = found.statement(CONTRAST)
     assert "is not found again on second" in said
-    assert "0 move for sure to the same side on second, 3 to the other" in said
+    assert "it moves 0 for sure to the same side on second and 3 to the other" in said
 
 
 def test_what_is_undecided_on_the_second_set_is_not_called_a_difference(audits):
@@ -90,7 +90,7 @@ def test_what_is_undecided_on_the_second_set_is_not_called_a_difference(audits):
     p[1] = 1.0
     unsure = replace(found, p=p)
     assert unsure.outcomes(CONTRAST)[FIRST] == list(RED)
-    assert "3 are undecided, of which 0 differ for sure" in unsure.statement(CONTRAST)
+    assert "3 are undecided there, and 0 of these differ for sure" in unsure.statement(CONTRAST)
     p[0] = 1.0
     assert "there is nothing to replicate" in replace(found, p=p).statement(CONTRAST)
 
