@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, SECOND, Replication
-from probing.figures import FAINT, PALETTE, inline_svg, new_figure, save_figure, style
+from probing.figures import FAINT, PALETTE, inline_svg, new_figure, save_figure, spread, style
 from probing.report import (
     MINUS,
     Block,
@@ -147,10 +147,10 @@ def draw(found: Replication) -> "Figure":
 def _against(found: Replication, contrast: str, axes: "Axes") -> None:
     c = found.contrasts.index(contrast)
     x, y = (found.swap[s, c].numpy() for s in (0, 1))
-    spread = [
+    reach = [
         (found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)
     ]
-    bars = [[side.nan_to_num().numpy() for side in each] for each in spread]
+    bars = [[side.nan_to_num().numpy() for side in each] for each in reach]
     axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=FAINT, lw=0.5)
     sure = [found.outcome(contrast, t) in {BOTH, OPPOSITE} for t in found.targets]
     for filled, face in ((True, PALETTE[0]), (False, "white")):
@@ -160,10 +160,12 @@ def _against(found: Replication, contrast: str, axes: "Axes") -> None:
         axis(0, color=FAINT, lw=0.6, zorder=0)
     axes.set(xlabel=f"{found.sets[0]} (logits)", ylabel=f"{found.sets[1]} (logits)")
     axes.axline((0, 0), slope=1, color=FAINT, lw=0.6, ls=":", zorder=0)
-    for k, named in enumerate(sure):
-        if named:
-            axes.annotate(found.targets[k], (x[k], y[k]), (4, 4), textcoords="offset points", fontsize=6)  # fmt: skip
     axes.locator_params(nbins=5)
+    named = [k for k, s in enumerate(sure) if s]
+    low, high = axes.get_ylim()
+    gap = 0.055 * (high - low)
+    for k, height in zip(named, spread(y[named].tolist(), gap, low, high), strict=True):
+        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)  # fmt: skip
     axes.set_title(f"{contrast}\n{_r(found, contrast)}")
 
 
