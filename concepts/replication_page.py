@@ -14,9 +14,11 @@ from probing.report import (
     Section,
     Table,
     interval,
+    linked,
     number,
     p_value,
 )
+from probing.tables import DataTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +30,10 @@ OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
 def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) -> Report:
     """Write table, figure and `report.html` of the replication saved in a folder; no model is run."""
     found = Replication.load(folder)
-    found.to_pandas().to_csv(folder / "replication.csv", index=False)
+    data = DataTable.of_frame(
+        "replication", "each logit's change on both sets", found.to_pandas(), 2
+    )
+    data.write(folder / "tables")
     figure = draw(found)
     save_figure(figure, folder / "figures" / "replication")
     a, b = found.sets
@@ -37,6 +42,7 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
         f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled: told "
         f"from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on both, by class.",
         "figures/replication",
+        data.name,
     )
     page = Report(
         title=title,
@@ -49,8 +55,9 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
             "difference is tested by itself.",
             f"Two sets of drawings of the same {found.cluster_by}s are two cases, not a sample of all drawings.",
         ),
+        data=(data,),
         sections=(
-            Section("Both sets", (plate, *(_table(found, c) for c in found.contrasts))),
+            Section("Both sets", (plate, *(_table(found, c, data) for c in found.contrasts))),
             Section("Effects predicted in the layers", (_layer_table(found),)),
         ),
         colophon=(
@@ -98,7 +105,7 @@ def _expectation(found: Replication, contrast: str, expected: dict[str, str]) ->
     )  # fmt: skip
 
 
-def _table(found: Replication, contrast: str) -> Table:
+def _table(found: Replication, contrast: str, data: DataTable) -> Table:
     c = found.contrasts.index(contrast)
     rows = []
     for k, target in enumerate(found.targets):
@@ -107,11 +114,12 @@ def _table(found: Replication, contrast: str) -> Table:
             for s in (0, 1)
         ]  # fmt: skip
         r = found.over_clusters[c, k].tolist()
-        rows.append((
+        cells = (
             target, found.expected.get(contrast, {}).get(target, ""), found.outcome(contrast, target), *sides,
             f"{number(float(found.difference[c, k]), sign=True)} (p {p_value(float(found.difference_p[c, k]))})",
             f"{number(r[0])} ({interval(r[1], r[2])})",
-        ))  # fmt: skip
+        )  # fmt: skip
+        rows.append(linked(cells, data.at(contrast, target), 3))
     header = ("class", "expected", "told from none on", *found.sets, "difference", f"r over {found.cluster_by}s")  # fmt: skip
     return Table(f"Change of logits by {contrast}", header, tuple(rows), text_columns=3)
 

@@ -4,19 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from concepts.statistics import spearman
 from concepts.tcav_result import TcavResult
+from concepts.word_figures import agreement_figure, middle, ranked, word_figure
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
 from concepts.wording import WordingFile
 from probing.figures import (
-    FAINT,
-    MARKERS,
-    PALETTE,
-    RULE,
     inline_svg,
-    new_figure,
     save_figure,
     style,
 )
@@ -31,14 +25,19 @@ from probing.report import (
     Section,
     Table,
     interval,
+    linked,
     number,
     p_value,
 )
+from probing.tables import DataTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAMED = 8
+_SWAPS = "What a word does to the score"
+_PARTED = "Where explanations part from the measured change"
+_LAYERS = "Directions in hidden layers"
 
 
 def write_page(folder: Path, file: WordingFile, model: str) -> Report:
@@ -51,9 +50,15 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
     """
     words = WordResult.load(folder / "words")
     tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
-    words.to_pandas().to_csv(folder / "words.csv", index=False)
-    tcav.to_pandas().to_csv(folder / "tcav.csv", index=False)
-    probes.to_pandas().to_csv(folder / "probes.csv", index=False)
+    data = (
+        DataTable.of_frame(
+            "words", "each word's change, measured and predicted", words.to_pandas()
+        ),
+        DataTable.of_frame("tcav", "TCAV of each word at each layer", tcav.to_pandas(), 3),
+        DataTable.of_frame("probes", "probes of each layer", probes.to_pandas()),
+    )
+    for table in data:
+        table.write(folder / "tables")
     page = Report(
         title=file.title,
         subject=f"Audit “{file.name}” of {model}",
@@ -61,11 +66,12 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
         findings=(*_swap_findings(words), *(_method_finding(words, m) for m in words.listed[1:]), _tcav_finding(words, tcav)),
         limits=(*file.limits, *_limits(words)),
         sections=(
-            Section("What a word does to the score", tuple(_swap_blocks(words, folder))),
-            Section("Where explanations part from the measured change", tuple(_relation_blocks(words, folder))),
-            Section("Directions in hidden layers", tuple(_layer_blocks(words, tcav, probes, folder))),
+            Section(_SWAPS, tuple(_swap_blocks(words, folder, data[0]))),
+            Section(_PARTED, tuple(_relation_blocks(words, folder, data[0]))),
+            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, folder, data[1]))),
             Section("Words and templates", tuple(_material_blocks(words))),
         ),
+        data=data,
         colophon=(
             ("Model", model),
             ("Made", f"{words.provenance.created} by {' '.join(words.provenance.command)}"),
@@ -80,9 +86,9 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
 def _swap_findings(words: WordResult) -> list[Finding]:
     moved, out = words.moves()[0], words.stands_out()
     swap, label = words.value[0], words.label
-    up = [w for w in _ranked(swap) if out[w] and swap[w] > 0]
-    down = [w for w in _ranked(-swap) if out[w] and swap[w] < 0]
-    low, high = _middle(words.ordinary[0])
+    up = [w for w in ranked(swap) if out[w] and swap[w] > 0]
+    down = [w for w in ranked(-swap) if out[w] and swap[w] < 0]
+    low, high = middle(words.ordinary[0])
     claim = (
         f"Put in place of an ordinary adjective, {int(moved.sum())} of {len(words.words)} words for groups of people move "
         f"the logit of “{label}” for sure, {int((moved & (swap > 0)).sum())} of them up; {len(up)} raise it and "
@@ -96,7 +102,7 @@ def _swap_findings(words: WordResult) -> list[Finding]:
         f"{number(low, sign=True)} and {number(high, sign=True)}; a word for a group raises the logit more than one of them "
         f"with probability {number(test.superiority)} (p {p_value(test.p)}, words taken as independent)."
     )  # fmt: skip
-    return [Finding(claim, evidence), *(_flagged_finding(words, w) for w in up[:1])]
+    return [Finding(claim, evidence, see=_SWAPS), *(_flagged_finding(words, w) for w in up[:1])]
 
 
 def _flagged_finding(words: WordResult, word: int) -> Finding:
@@ -111,6 +117,7 @@ def _flagged_finding(words: WordResult, word: int) -> Finding:
         f"{float(words.reference_flagged.mean()):.0%}.",
         f"By kind of sentence: {', '.join(shares)}. Mean probability {number(float(words.probability[word].mean()))} "
         f"against {number(float(words.reference_probability.mean()))}.",
+        see=_SWAPS,
     )
 
 
@@ -133,6 +140,7 @@ def _method_finding(words: WordResult, method: str) -> Finding:
     return Finding(
         f"{_capital(method)} ranks the words as the measured change does with {_rank(words, method)}; {_amount(slope)}.",
         " ".join([agreed, *parts]),
+        see=_PARTED,
     )
 
 
@@ -162,19 +170,24 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
         f"By TCAV's sign score {int(tcav.significant.sum())} of {cells} words by layer differ from pseudo-concepts after "
         f"correction; the t-test of the TCAV paper would call {int((tcav.p_paper < words.alpha).sum())} significant.",
         " ".join(["By layer, against the measured change:", *told]),
+        see=_LAYERS,
     )
 
 
-def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
+def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
     svg = inline_svg(
-        _kept(_word_figure(words), folder / "figures" / "words"), "Changes of the logit by word"
+        _kept(word_figure(words), folder / "figures" / "words"), "Changes of the logit by word"
     )
-    order = _ranked(words.value[0])
+    order = ranked(words.value[0])
     rows = tuple(
-        (
-            words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
-            interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
-            f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w].mean())), f"{float(words.flagged[w].double().mean()):.0%}",
+        linked(
+            (
+                words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
+                interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
+                f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w].mean())),
+                f"{float(words.flagged[w].double().mean()):.0%}",
+            ),
+            data.at(words.words[w]), 2,
         )
         for w in order
     )  # fmt: skip
@@ -186,6 +199,7 @@ def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
             "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
             "Filled: told from no change after correction.",
             "figures/words",
+            data.name,
         ),
         Table(
             "Measured change of the logit by word",
@@ -196,9 +210,10 @@ def _swap_blocks(words: WordResult, folder: Path) -> list[Block]:
     ]  # fmt: skip
 
 
-def _relation_blocks(words: WordResult, folder: Path) -> list[Block]:
+def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
     svg = inline_svg(
-        _kept(_scatter(words), folder / "figures" / "agreement"), "Predicted and measured changes"
+        _kept(agreement_figure(words), folder / "figures" / "agreement"),
+        "Predicted and measured changes",
     )
     rows = []
     for m, method in enumerate(words.methods):
@@ -213,7 +228,10 @@ def _relation_blocks(words: WordResult, folder: Path) -> list[Block]:
     listed = [m for m in words.listed if m != SWAP]
     parted = [w for w in words.words if {words.relation(m, w) for m in listed} - {AGREE, QUIET}]
     table = tuple(
-        (w, number(float(words.value[0, words.words.index(w)]), sign=True), *(_said(words, m, w) for m in listed))
+        linked(
+            (w, number(float(words.value[0, words.words.index(w)]), sign=True), *(_said(words, m, w) for m in listed)),
+            data.at(w),
+        )
         for w in parted
     )  # fmt: skip
     return [
@@ -222,14 +240,14 @@ def _relation_blocks(words: WordResult, folder: Path) -> list[Block]:
             "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
             "predicted change."
         ),
-        Plate(svg, "Predicted against measured change, a point a word; on the line the two are equal.", "figures/agreement"),
+        Plate(svg, "Predicted against measured change, a point a word; on the line the two are equal.", "figures/agreement", data.name),
         Table("How far methods follow the measured change", ("method", "rank correlation", "interval", "slope", AGREE, QUIET, OPPOSITE, MISSES, ALONE), tuple(rows)),
         Table("Words on which a method parts from the measured change", ("word", "measured", *listed), table, text_columns=1),
     ]  # fmt: skip
 
 
 def _layer_blocks(
-    words: WordResult, tcav: TcavResult, probes: ProbeResult, folder: Path
+    tcav: TcavResult, probes: ProbeResult, folder: Path, data: DataTable
 ) -> list[Block]:
     with style():
         axes = probes.plot()
@@ -237,11 +255,14 @@ def _layer_blocks(
     assert figure is not None
     svg = inline_svg(_kept(figure, folder / "figures" / "probes"), "Probe error by layer")  # type: ignore[arg-type]
     rows = tuple(
-        (
-            layer, concept, number(float(tcav.mean[i, c, 0])), p_value(float(tcav.p_max_t[i, c, 0])),
-            f"{float(tcav.p_controls[i, c, 0]):.2f}", number(float(tcav.effect[i, c, 0]), sign=True),
-            interval(float(tcav.effect_low[i, c, 0]), float(tcav.effect_high[i, c, 0])),
-            p_value(float(tcav.effect_p_max_t[i, c, 0])), number(float(tcav.accuracy[i, c].mean())),
+        linked(
+            (
+                layer, concept, number(float(tcav.mean[i, c, 0])), p_value(float(tcav.p_max_t[i, c, 0])),
+                f"{float(tcav.p_controls[i, c, 0]):.2f}", number(float(tcav.effect[i, c, 0]), sign=True),
+                interval(float(tcav.effect_low[i, c, 0]), float(tcav.effect_high[i, c, 0])),
+                p_value(float(tcav.effect_p_max_t[i, c, 0])), number(float(tcav.accuracy[i, c].mean())),
+            ),
+            data.at(layer, concept, tcav.targets[0]), 2,
         )
         for i, layer in enumerate(tcav.layers)
         for c, concept in enumerate(tcav.concepts)
@@ -250,14 +271,17 @@ def _layer_blocks(
         f"{layer} {number(e)} ({interval(a, b, sign=False)})"
         for layer, e, a, b in zip(probes.layers, probes.error.tolist(), probes.low.tolist(), probes.high.tolist(), strict=True)
     )  # fmt: skip
-    said = tuple(dict.fromkeys(s for s in tcav.sentences() if "evidence of a direction" not in s))
+    said = (
+        *_no_direction(tcav),
+        *(s for s in tcav.sentences() if "no evidence of a direction" not in s),
+    )
     return [
         Paragraph(
             "Probes tell sentences with a word for a group of people from those with an ordinary adjective, judged on "
             f"words that no probe was fitted on. Error: {errors}; naming the larger class errs in "
             f"{number(probes.majority_error)}. It says what a layer holds, not what the score uses."
         ),
-        Plate(svg, "Error of the probes by layer, beside random weights and a control task.", "figures/probes"),
+        Plate(svg, "Error of the probes by layer, beside random weights and a control task.", "figures/probes", "probes"),
         *([Points(said)] if said else []),
         Table(
             "TCAV of each word in each layer",
@@ -265,6 +289,18 @@ def _layer_blocks(
             rows, text_columns=2, folded=True,
         ),
     ]  # fmt: skip
+
+
+def _no_direction(tcav: TcavResult) -> list[str]:
+    """Return by layer the words that no direction tells from ordinary ones, in a line instead of one each."""
+    found = []
+    for layer, row in zip(tcav.layers, tcav.exists.tolist(), strict=True):
+        if lost := [c for c, there in zip(tcav.concepts, row, strict=True) if not there]:
+            found.append(
+                f"At {layer!r} there is no evidence of a direction for {', '.join(lost)}: scores along theirs are not "
+                "called significant."
+            )
+    return found
 
 
 def _material_blocks(words: WordResult) -> list[Block]:
@@ -281,7 +317,7 @@ def _limits(words: WordResult) -> list[str]:
     return [
         "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text; both "
         "are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect is to "
-        "first order and moves all positions of a text alike.",
+        "first order, and in layers that keep the text's positions it moves all of them alike.",
         f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
         "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only, and "
@@ -304,11 +340,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _ranked(values: torch.Tensor) -> list[int]:
-    found: list[int] = values.argsort(descending=True, stable=True).tolist()
-    return found
-
-
 def _named(words: WordResult, places: Sequence[int]) -> str:
     named = [
         f"{words.words[w]} {number(float(words.value[0, w]), sign=True)} "
@@ -322,64 +353,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
-def _middle(values: torch.Tensor) -> tuple[float, float]:
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
-
-
 def _kept(figure: "Figure", stem: Path) -> "Figure":
     save_figure(figure, stem)
-    return figure
-
-
-def _word_figure(words: WordResult) -> "Figure":
-    """Draw the measured change of each word, and what the listed methods predict."""
-    order = _ranked(-words.value[0])
-    places = range(len(order))
-    with style():
-        figure = new_figure(7.0, 1.0 + 0.16 * len(order))
-        panels = figure.subplots(1, len(words.listed), sharex=True, sharey=True, squeeze=False)[0]
-        for i, (axes, method) in enumerate(zip(panels, words.listed, strict=True)):
-            m = words.methods.index(method)
-            value, low, high = (t[m][order].numpy() for t in (words.value, words.low, words.high))
-            sure = words.moves()[m][order].numpy()
-            if m < len(words.ordinary):
-                axes.axvspan(*_middle(words.ordinary[m]), color=RULE, alpha=0.5, lw=0)
-            axes.axvline(0, color=FAINT, lw=0.6)
-            if i:
-                axes.plot(words.value[0][order].numpy(), places, ls="", marker="s", ms=2.5, color=FAINT, alpha=0.7)  # fmt: skip
-            axes.hlines(places, low, high, color=PALETTE[0], lw=0.8)
-            for filled, face in ((True, PALETTE[0]), (False, "white")):
-                rows = [k for k in places if sure[k] == filled]
-                axes.plot(value[rows], rows, ls="", marker="o", ms=3.5, color=PALETTE[0], mfc=face)
-            axes.set(xlabel="logits", title="measured" if method == SWAP else method)
-        panels[0].set_yticks(list(places), [words.words[w] for w in order])
-        panels[0].set_ylim(-0.7, len(order) - 0.3)
-    return figure
-
-
-def _scatter(words: WordResult) -> "Figure":
-    """Draw predicted against measured change, one panel per method."""
-    methods = [m for m in words.methods if m != SWAP]
-    columns = min(3, len(methods))
-    rows = -(-len(methods) // columns)
-    kinds = list(dict.fromkeys(words.kinds))
-    with style():
-        figure = new_figure(7.0, 2.4 * rows + 0.4)
-        for i, method in enumerate(methods):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            m = words.methods.index(method)
-            for k, kind in enumerate(kinds):
-                own = [w for w, of in enumerate(words.kinds) if of == kind]
-                axes.plot(
-                    words.value[m][own].numpy(), words.value[0][own].numpy(), ls="", ms=3.5, label=kind,
-                    marker=MARKERS[k % len(MARKERS)], color=PALETTE[k % len(PALETTE)],
-                )  # fmt: skip
-            reach = [float(words.value[0].min()), float(words.value[0].max())]
-            axes.plot(reach, reach, color=FAINT, lw=0.7, zorder=0)
-            r, low, high = words.agreement[m].tolist()
-            axes.set(title=f"{method}\nrho {number(r)} ({interval(low, high, sign=False)})", xlabel="predicted (logits)")  # fmt: skip
-            axes.set_ylabel("measured (logits)" if i % columns == 0 else "")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure

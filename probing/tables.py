@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 if TYPE_CHECKING:
+    import pandas as pd
     from _typeshed import DataclassInstance
 
 Value = None | bool | int | float | str
@@ -58,6 +59,15 @@ class DataTable:
             for i, row in enumerate(rows)
         )
         return cls(name, about, (*names, *extra) if rows else (), values, keys)
+
+    @classmethod
+    def of_frame(cls, name: str, about: str, frame: "pd.DataFrame", keys: int = 1) -> "DataTable":
+        """Return a table of a data frame; NaN becomes an empty cell."""
+        rows = tuple(
+            tuple(known(v) if isinstance(v, float) else v for v in row)
+            for row in frame.astype(object).itertuples(index=False, name=None)
+        )
+        return cls(name, about, tuple(map(str, frame.columns)), rows, keys)
 
     @cached_property
     def _places(self) -> dict[tuple[Value, ...], str]:

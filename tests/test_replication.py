@@ -107,7 +107,7 @@ def test_the_page_is_made_of_the_saved_result_alone(audits, tmp_path):
         "1 are borne out on both" not in page
     )  # purse was expected up, drill down: up on one set only
     assert (tmp_path / "figures" / "replication.pdf").exists()
-    assert (tmp_path / "replication.csv").read_text().count("\n") == 1 + 2 * 6
+    assert (tmp_path / "tables" / "replication.csv").read_text().count("\n") == 1 + 2 * 6
 
 
 def test_audits_that_ask_different_things_are_refused(audits):

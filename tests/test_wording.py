@@ -140,7 +140,7 @@ def test_the_page_is_made_of_the_saved_results_alone(audited):
     assert first in page
     names = {f.name for f in (out / "figures").iterdir()}
     assert {f"{n}.{k}" for n in ("words", "agreement", "probes") for k in ("png", "pdf")} == names
-    assert (out / "words.csv").read_text().count("\n") == 1 + len(TERMS)
+    assert (out / "tables" / "words.csv").read_text().count("\n") == 1 + len(TERMS)
     assert WordResult.load(out / "words").words == tuple(TERMS)
 
 
