@@ -271,12 +271,12 @@ class Manifest:
         if checksum is None:
             return "sound"
         try:
-            data = self._bytes(index)
+            data = self.original(index)
         except FileNotFoundError:
             return "missing"
         return "sound" if hashlib.sha256(data).hexdigest() == checksum else "changed"
 
-    def _bytes(self, index: int) -> bytes:
+    def original(self, index: int) -> bytes:
         """Return what the manifest's checksum is of: a drawing itself, not how it was drawn."""
         source = self.images
         return source.original(index) if isinstance(source, VectorFiles) else source.read(index)

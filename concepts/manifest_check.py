@@ -142,7 +142,7 @@ def _content(manifest: Manifest) -> Iterator[str]:
 
 
 def _sha256(manifest: Manifest, index: int) -> str:
-    return hashlib.sha256(manifest.images.read(index)).hexdigest()
+    return hashlib.sha256(manifest.original(index)).hexdigest()
 
 
 def _unreadable(manifest: Manifest, missing: set[int]) -> dict[int, str]:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from concepts.manifest import ChecksumError, Manifest, check
+from concepts.manifest import ChecksumError, Manifest
+from concepts.manifest_check import check
 from concepts.sources import ManifestError
 from probing.drawings import VectorFiles, rendered
 from probing.images import ImageError, Preprocess
