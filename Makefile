@@ -2,6 +2,7 @@
 # make test    the same for the tests
 # make lint    the same for style, types and import layers
 # make experiments   every experiment and benchmark, small
+# make docs    the site: how-to pages and the reference of every module, in site/
 # make chaos   random disasters on a store, 200 trials
 #
 # Another Python:  make test PYTHON=python3.12      Start over:  make clean
@@ -12,7 +13,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
 WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
-.PHONY: audit test lint experiments chaos clean
+.PHONY: audit test lint docs experiments chaos clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
@@ -34,6 +35,9 @@ lint: $(READY)
 experiments: $(READY)
 	.venv/bin/python experiments/tiny.py
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
 chaos: $(READY)
 	.venv/bin/python tests/chaos.py --trials 200
 
@@ -51,4 +55,4 @@ $(READY): pyproject.toml
 	@pwd > $@
 
 clean:
-	rm -rf .venv results
+	rm -rf .venv results site
