@@ -1,5 +1,6 @@
 """The main job: one audit file in, one folder of results and one report out."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from concepts.likeness import likeness_rows, picture_name, position_rows
 from concepts.material import Material
 from concepts.measure import Meter
 from concepts.page import write_report
-from concepts.results import AuditResults, TargetInfo, shown_layer
+from concepts.results import AuditResults, TargetInfo, made_of, shown_layer
 from concepts.seal import Seal
 from concepts.tabulate import (
     backdrops,
@@ -25,6 +26,7 @@ from concepts.tabulate import (
     picked_rows,
     swap_rows,
 )
+from concepts.verdict import verdict
 from probing.fingerprint import content_id, model_id
 from probing.jobs import Request
 from probing.places import Place
@@ -90,28 +92,35 @@ def run_audit(
     }
     seal = Seal.of(results, found, audit, model_id(material.loaded.model))
     if seal.holds(out):
-        say(f"{done} What the report is made of is unchanged, and so is it: {out / 'report.html'}")
+        say(
+            f"{done} What the report is made of is unchanged, and so is it.\n{summary(results, out)}"
+        )
         return results
     for name, result in found.items():
         result.save(out / "analyses" / name)
     results.save(out)
     _save_pictures(meter, results, out / "images")
-    _save_provenance(material, done, out)
+    _save_provenance(material, file, done, out)
     rebuild(out)
     seal.write(out)
-    say(f"{done} Report: {out / 'report.html'}")
+    say(f"{done}\n{summary(results, out)}")
     return results
+
+
+def summary(results: AuditResults, out: Path) -> str:
+    """Return the main findings, and last where the report is."""
+    claims = [f"  {i}. {f.claim}" for i, f in enumerate(verdict(results), 1)]
+    return "\n".join(["Main findings:", *claims, f"Report: {out / 'report.html'}"])
 
 
 def rebuild(out: Path) -> AuditResults:
     """Make tables, figures and the report again from what was saved; no model is loaded or run.
 
     Raises:
-        concepts.results.ResultsError: if the folder holds no readable results.
+        concepts.results.ResultsError: if the folder holds no readable audit.
         probing.provenance.SavedResultError: if those of an analysis can't be read.
     """
-    document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
-    return write_report(out, document)
+    return write_report(out, made_of(out))
 
 
 def requests(material: Material) -> tuple[Request, ...]:
@@ -236,12 +245,29 @@ def _save_pictures(meter: Meter, results: AuditResults, folder: Path) -> None:
             picture.save(folder / name)
 
 
-def _save_provenance(material: Material, done: str, out: Path) -> None:
+def _save_provenance(material: Material, file: Path, done: str, out: Path) -> None:
     provenance = Provenance.collect(
         model=material.loaded.model, examples=content_id(list(material.examples.ids))
     )
     document = asdict(provenance) | {"audit": material.file.model_dump(), "rows": done}
+    document["file"] = {"name": file.name, "sha256": _sha256(file)}
+    document["manifests"] = [
+        {
+            "name": m.file.name,
+            "file": m.path.name,
+            "sha256": _sha256(m.path),
+            "images": len(m.items),
+            "content": content_id(
+                [[i.name, i.sha256 or "", *i.attributes.items()] for i in m.items]
+            ),
+        }
+        for m in material.manifests
+    ]
     document["weights"] = material.loaded.weights
     del document["method"]
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (out / "provenance.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,6 +22,7 @@ from concepts.commands import (
     manifest,
     maximize,
     probe,
+    report,
     tcav,
 )
 from probing import __version__
@@ -34,6 +35,7 @@ app = typer.Typer(
 for command, example in (
     (init.init, init.EXAMPLE),
     (audit.audit, audit.EXAMPLE),
+    (report.report, report.EXAMPLE),
     (tcav.tcav, tcav.EXAMPLE),
     (attribute.attribute, attribute.EXAMPLE),
     (dissect.dissect, dissect.EXAMPLE),

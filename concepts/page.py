@@ -5,6 +5,7 @@ from pathlib import Path
 
 from concepts.analyses import ANALYSES
 from concepts.results import AuditResults
+from concepts.scorecard_page import LIMITS, scorecard_sections
 from concepts.sections.data import audit_tables
 from concepts.sections.directions import directions_section, likeness_section, scores_section
 from concepts.sections.effects import (
@@ -13,20 +14,46 @@ from concepts.sections.effects import (
     disagreements_section,
     picked_section,
 )
-from concepts.sections.method import colophon, limits, method_section, targets_section
+from concepts.sections.method import limits, method_section, targets_section
+from concepts.sections.origin import origin_section, reproduction_section
 from concepts.verdict import verdict
+from probing import __version__
+from probing.evaluation.scorecard import Scorecard
 from probing.provenance import Result
-from probing.report import Report, Section
+from probing.report import Paragraph, Report, Section
 
 
 def _swapped(results: AuditResults, folder: Path) -> tuple[Section | None, ...]:
     """Return the sections on what exchanging matched images does."""
     return (
-        agreement_section(results, folder),
         changes_section(results, folder),
         picked_section(results),
+        agreement_section(results, folder),
         disagreements_section(results),
     )
+
+
+SCORECARD = "scorecard/result"
+_NUMBERS = ("probes", "dissection")  # analyses that come before pictures
+
+
+def _scorecard(folder: Path, provenance: Mapping[str, object]) -> Section | None:
+    """Return what `probing evaluate --out DIR/scorecard` measured of explanations of the audited model, if it was run."""
+    if not (folder / SCORECARD).exists():
+        return None
+    card = Scorecard.load(folder / SCORECARD)
+    title = "Which explanations of this model to trust"
+    if card.provenance.model != provenance.get("model"):
+        text = (
+            f"The folder {SCORECARD} holds a scorecard of another model than the audited one (content "
+            f"{card.provenance.model}): it is left out."
+        )
+        return Section(title, (Paragraph(text),))
+    said = Paragraph(
+        "How methods that explain single inputs, and whole networks, stand on this model. "
+        + LIMITS[0]
+    )
+    return Section(title, (said, *scorecard_sections(card)))
 
 
 def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults:
@@ -47,14 +74,19 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
     )
     for table in data:
         table.write(folder / "tables")
+    analysed = {n: ANALYSES[n].section(results, r, folder) for n, r in found.items()}
     sections = [
-        *(_swapped(results, folder) if results.contrasts else ()),
         scores_section(results, folder),
+        *(_swapped(results, folder) if results.contrasts else ()),
         directions_section(results, folder),
+        *(analysed.pop(name) for name in _NUMBERS if name in analysed),
         likeness_section(results, folder),
-        *(ANALYSES[name].section(results, result, folder) for name, result in found.items()),
+        *analysed.values(),
+        _scorecard(folder, provenance),
         targets_section(results),
         method_section(results),
+        origin_section(results, provenance),
+        reproduction_section(results, provenance, folder),
     ]
     page = Report(
         title=results.title,
@@ -71,7 +103,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
         data=data,
         limits=(*results.limits, *limits(results)),
         sections=tuple(s for s in sections if s is not None),
-        colophon=(*colophon(provenance), *results.sources),
+        colophon=(("Made", f"{provenance.get('created', '')} by probing-concepts {__version__}"),),
     )
     page.save(folder / "report.html")
     return results

@@ -324,3 +324,23 @@ def shown_layer(concept: str, rows: Sequence[LayerRow]) -> str:
     """Return the layer whose effects follow the swap best; without a swap, the first that tells the concept best."""
     own = [r for r in rows if r.concept == concept]
     return max(own, key=lambda r: r.accuracy if r.r_low is None else r.r_low).layer
+
+
+def made_of(folder: Path) -> dict[str, object]:
+    """Return what made the results in a folder, as `provenance.json` has it.
+
+    Raises:
+        ResultsError: if the folder holds none, or a damaged one.
+    """
+    path = folder / "provenance.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{str(folder)!r} holds no provenance.json: run the audit first."
+        ) from None
+    except ValueError as error:
+        raise ResultsError(f"{str(path)!r} can't be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise ResultsError(f"{str(path)!r} can't be read: it holds a {type(found).__name__}.")
+    return found

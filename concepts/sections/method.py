@@ -1,7 +1,5 @@
 """What was asked, and how it was measured."""
 
-from collections.abc import Mapping
-
 from concepts.results import AuditResults
 from probing.report import (
     Points,
@@ -110,25 +108,3 @@ def _limits_unmatched(results: AuditResults) -> tuple[str, ...]:
         "as a sample of others like them.",
         "A predicted effect is a first-order statement about one layer at these pictures.",
     )
-
-
-def colophon(provenance: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    """Return what made the results, as pairs of name and value."""
-    found = []
-    for name in (
-        "created",
-        "command",
-        "model",
-        "weights",
-        "examples",
-        "machine",
-        "versions",
-        "rows",
-    ):
-        value = provenance.get(name, "")
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{package} {version}" for package, version in value.items())
-        elif isinstance(value, list | tuple):
-            value = " ".join(map(str, value))
-        found.append((name.capitalize(), str(value)))
-    return tuple(found)
