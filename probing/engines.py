@@ -122,14 +122,14 @@ class RayActors:
             num_cpus=1, num_gpus=self.gpus, max_restarts=self.restarts, max_task_retries=self.restarts
         )(_Actor)  # fmt: skip
         sent = ray.put(work)
-        idle = [kind.remote(sent) for _ in range(min(count, len(shares)))]
+        idle = [kind.remote() for _ in range(min(count, len(shares)))]
         busy: dict[Any, tuple[Any, Share]] = {}
         waiting = iter(shares)
         with Progress(len(shares), f"Shares, {len(idle)} actors") as bar:
             while True:
                 while idle and (share := next(waiting, None)) is not None:
                     actor = idle.pop()
-                    busy[actor.do.remote(share)] = (actor, share)
+                    busy[actor.do.remote([sent], share)] = (actor, share)
                 if not busy:
                     return
                 [done], _ = ray.wait(list(busy), num_returns=1)
@@ -154,10 +154,16 @@ class RayActors:
 class _Actor:
     """Does shares in a process of its own."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self) -> None:
+        self._work: Work | None = None
 
-    def do(self, share: Share) -> None:
+    def do(self, sent: list[Any], share: Share) -> None:
+        """Do a share of work that the driver holds, fetched with the first."""
+        if self._work is None:
+            import ray
+
+            self._work = ray.get(sent[0])
+        assert self._work is not None
         self._work(share)
 
 
@@ -172,9 +178,14 @@ ENGINES: Mapping[str, Callable[[], Engine]] = {
 def _join(ray: "ModuleType") -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level="error")
     else:
-        ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            _node_ip_address="127.0.0.1",
+        )
 
 
 def _meet(share: Share) -> None:
