@@ -71,6 +71,8 @@ class Replication(Result):
     """Pearson's r over targets of the two sets' mean swaps, and its interval, which takes targets as independent."""
     expected: dict[str, dict[str, str]]
     """By contrast and target, the direction written down beforehand."""
+    trusted: dict[str, dict[str, tuple[str, ...]]]
+    """By set and contrast, the layers whose predicted effects follow the measured swap."""
 
     def outcome(self, contrast: str, target: str) -> str:
         """Say on which set the swap moves a logit for sure, and whether to the same side."""
@@ -207,6 +209,7 @@ def replicate(
         over_clusters=torch.tensor([[_r(a, b, first.level) for a, b in zip(x, y, strict=True)] for x, y in zip(*by_cluster, strict=True)], dtype=torch.float64),
         over_targets=torch.tensor([_r(a, b, first.level) for a, b in zip(*swap, strict=True)], dtype=torch.float64),
         expected={c: {t.name: t.expected[c] for t in first.targets if c in t.expected} for c in contrasts},
+        trusted={name: {c: r.trusted(c) for c in contrasts} for name, r in zip(names, results, strict=True)},
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LAYERS = "Effects predicted in the layers"
 OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
 
 
@@ -58,7 +59,7 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
         data=(data,),
         sections=(
             Section("Both sets", (plate, *(_table(found, c, data) for c in found.contrasts))),
-            Section("Effects predicted in the layers", (_layer_table(found),)),
+            Section(_LAYERS, (_layer_table(found),)),
         ),
         colophon=(
             ("Made", f"{found.provenance.created} by {' '.join(found.provenance.command)}"),
@@ -81,13 +82,27 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
     rest = (
         f"Over {len(found.targets)} classes the two sets' changes correlate with {_r(found, contrast)}. Over "
         f"{len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r = {number(float(r[:, 0].nanmedian()))} in the "
-        f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above} classes the interval is "
-        f"above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
+        f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of "
+        f"them the interval is above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
     )  # fmt: skip
     told = [Finding(found.statement(contrast), f"{named} {rest}")]
     if expected := found.expected.get(contrast):
         told.append(_expectation(found, contrast, expected))
-    return told
+    return [*told, _trust(found, contrast)]
+
+
+def _trust(found: Replication, contrast: str) -> Finding:
+    one, two = (set(found.trusted[name][contrast]) for name in found.sets)
+    both = [layer for layer in found.layers if layer in one & two]
+    each = "; ".join(
+        f"{name}: {', '.join(found.trusted[name][contrast]) or 'none'}" for name in found.sets
+    )
+    return Finding(
+        f"Effects predicted for {contrast} follow the measured change on both sets at {len(both)} of {len(found.layers)} "
+        "layers.",
+        f"By the bound that the audit names: {each}.",
+        see=_LAYERS,
+    )
 
 
 def _expectation(found: Replication, contrast: str, expected: dict[str, str]) -> Finding:

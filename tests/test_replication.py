@@ -63,6 +63,7 @@ def test_on_the_same_images_everything_replicates_without_a_difference(audits):
     assert found.correlation(CONTRAST).r == pytest.approx(1)
     assert found.over_clusters[0, :3, 0].tolist() == pytest.approx([1, 1, 1])
     assert "replicates on second: of 3 logits that it moves for sure on first, it moves 3 for sure" in found.statement(CONTRAST)  # fmt: skip
+    assert found.trusted["first"] == found.trusted["second"]
     assert sum(found.effect_outcomes(CONTRAST, "features").values()) == 6
 
 
