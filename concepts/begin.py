@@ -203,9 +203,18 @@ class Begin:
         self, pictures: Pictures, random: Pictures | None, share: float, stages: Stages, targets: tuple[DraftTarget, ...]
     ) -> Draft:  # fmt: skip
         where = self.images.removeprefix(HUB).rstrip("/").rpartition("/")[2] or self.images
+        check = [
+            "probing",
+            "manifest",
+            "check",
+            f"{self.out / 'images.yaml'}",
+            "--root",
+            f"{pictures.root}",
+        ]
         local = self.weights is not None and Path(self.weights).is_file()
         return Draft(
             command=self.command,
+            check=_one_line(shlex.join(check)),
             name=re.sub(r"[^A-Za-z0-9._]+", "-", self.out.absolute().name).strip("-._") or "audit",
             about=f"pictures of “{where}”",
             model=self.model,
@@ -223,6 +232,10 @@ class Begin:
             licence=self.licence,
             source=self.source,
         )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _claim(out: Path, *, force: bool) -> bool:

@@ -24,6 +24,7 @@ class Draft:
 
     Attributes:
         command: that writes it.
+        check: the command that checks the manifest of the pictures.
         name: of the audit, as files take it.
         about: what the pictures are, in words.
         root: where the names of pictures start, as seen from the audit file's folder; `random_root` the same for random ones.
@@ -33,6 +34,7 @@ class Draft:
     """
 
     command: str
+    check: str
     name: str
     about: str
     model: str
@@ -81,6 +83,7 @@ class Draft:
     def images(self) -> str:
         """Return the manifest of the pictures that concepts are shown by."""
         lines = self._manifest(f"{self.name}-images", self.about, self.pictures)
+        lines.insert(1, f"# Check it by: {self.check}")
         if self.matched:
             lines += [
                 "# Pictures that differ in the concept alone, and which of them are not independent of each other.",

@@ -196,7 +196,9 @@ class Choice:
         return [f for f in found if isinstance(f, Picture)], [f"Left out {b}." for b in bad]
 
 
-_LAYOUT = "put those of each concept into one, as in striped/1.jpg and dotted/1.jpg."
+_LAYOUT = (
+    "put those of each concept into a folder of its own, as in striped/1.jpg and dotted/1.jpg."
+)
 
 
 def _walk(root: Path, *, grouped: bool) -> tuple[list[Picture], list[str]]:

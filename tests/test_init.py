@@ -1,6 +1,7 @@
 """`probing init`: what a folder of someone's own pictures becomes, and what is refused."""
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,9 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_a_report(
     results = tmp_path / "the results"
     assert cli.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
     assert (results / "report.html").stat().st_size > 40_000
+    check = (out / "images.yaml").read_text(encoding="utf-8").splitlines()[1]
+    command = shlex.split(check.removeprefix("# Check it by: probing "))
+    assert cli.main(command) == 0
     assert "Reused 28 of 28 rows of images" in capsys.readouterr().out
     told = {
         c.target for c in AuditResults.load(results).cells if (c.effect_p_corrected or 1) < 0.05
@@ -237,7 +241,7 @@ def test_odd_names_survive(photos: Callable[..., Path], tmp_path: Path) -> None:
     ("counts", "more", "said"),
     [
         ({}, [], "is no folder: name one that holds a folder of pictures for each concept"),
-        ({".": 10}, [], "holds pictures, but not in folders: put those of each concept into one"),
+        ({".": 10}, [], "holds pictures, but not in folders: put those of each concept into a folder"),
         ({"plain": 12, "reddish": 1}, [], "'reddish' holds 1 picture: 10 or more are needed"),
         ({"plain": 12}, [], "is the only folder of pictures"),
         ({"plain": 12, "reddish": 12, "random": 5}, [], "there are 5 random pictures: give 27 or more"),
