@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -48,7 +49,6 @@ def _moves(results: AuditResults) -> Finding:
     return Finding(
         f"Of {len(results.targets)} logits, exchanges of matched images move {named(counts)}.",
         parts=parts,
-        see=SWAPS,
     )
 
 
@@ -59,12 +59,13 @@ def _expected(results: AuditResults) -> Finding:
             "No direction was written down beforehand: nothing here confirms an expectation.",
             "Which classes move was found by looking, and is to be confirmed on other data.",
         )
-    parts = tuple(f for contrast in results.contrasts for f in _expectations(results, contrast))
-    if len(parts) == 1:
-        return parts[0]
+    each = [found for c in results.contrasts if (found := _expectations(results, c))]
+    if len(each) == 1:
+        [first, *rest] = each[0]
+        return replace(first, parts=tuple(rest), see=SWAPS)
     counts = Counter(kind for c in results.contrasts for kind in _outcomes(results, c).values())
     claim = f"Of {counts.total()} directions written down beforehand, {_told(counts)}."
-    return Finding(claim, parts=parts, see=SWAPS)
+    return Finding(claim, parts=tuple(finding for found in each for finding in found))
 
 
 def _inside(results: AuditResults) -> Finding:

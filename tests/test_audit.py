@@ -97,7 +97,8 @@ def test_the_verdict_names_what_was_expected_and_what_came(first: Run) -> None:
     assert claims[0].startswith("Of 6 logits, exchanges of matched images move 3 with “woman” in")
     assert "Exchanging “man” for “woman” moves 3 of 6 logits on these images." in claims
     assert any(
-        c.startswith("Of 2 directions written down beforehand, 2 are borne out") for c in claims
+        c.startswith("Of 2 directions written down beforehand for woman against man, 2 are borne")
+        for c in claims
     )
     assert any("may be read at features and mix" in claim for claim in claims)
 

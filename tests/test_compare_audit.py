@@ -23,7 +23,7 @@ from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.gradient import GradientTimesInput
 from probing.geometry import RefusedError
 from probing.provenance import Result
-from probing.report import Plate, Points
+from probing.report import Plate, Points, plain
 from probing.scores import Score
 from probing.store import ActivationStore
 
@@ -112,7 +112,12 @@ def test_the_report_says_what_is_hidden_and_shows_it_from_what_was_saved(folder:
     assert finding.claim.startswith("Heat maps (gxi) show 3 of ")
     assert "vase (dark against light)" in finding.evidence
     section = HeatMaps().section(results, found, folder / "out")
-    texts = [line for block in section.blocks if isinstance(block, Points) for line in block.items]
+    texts = [
+        line
+        for block in section.blocks
+        if isinstance(block, Points)
+        for line in map(plain, block.items)
+    ]
     assert any(line.startswith("vase, dark against light: found by") for line in texts)
     assert any(line.startswith("Dark against light changes 100% of the pixels") for line in texts)
     assert "other is left out: this network has no such thing." in texts

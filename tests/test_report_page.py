@@ -8,12 +8,27 @@ from pathlib import Path
 import audits
 import browser
 import pytest
+import torch
 
-from concepts.page import write_report
+from concepts.page import SCORECARD, _scorecard, write_report
 from concepts.sections import plates
+from probing.evaluation.cost import Cost
+from probing.evaluation.scorecard import Row, Scorecard
+from probing.provenance import Provenance
 from probing.report import Finding, Paragraph, Report, Section, Table
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=1</script>"\'>'
+
+
+def scorecard(model: str) -> Scorecard:
+    facts = replace(Provenance.collect(), model=model)
+    cost = Cost(1, 0, 0.1, 1.0, 0.0, 1, 0)
+    values = (
+        {"abpc": torch.tensor([3.0, 1.0]).double()},
+        {"abpc": torch.tensor([2.0, 2.5]).double()},
+    )
+    rows = [Row(facts, name, "Saliency", "backprop", "", v, cost) for name, v in zip((HOSTILE, "ig"), values, strict=True)]  # fmt: skip
+    return Scorecard.of(rows, facts)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +39,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "<b>&amp;"
     audits.save_pictures(folder / "images")
     replace(made_up, likeness=rows, title=f"Audit of {HOSTILE}").save(folder)
+    scorecard("audited").save(folder / SCORECARD)
+    about = {
+        "created": "today",
+        "command": [HOSTILE],
+        "audit": {"name": HOSTILE},
+        "model": "audited",
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plates, "save_figure", lambda *_: None)  # the page does not need them
-        write_report(folder, {"created": "today", "command": [HOSTILE], "audit": {"name": HOSTILE}})
+        write_report(folder, about)
     return folder / "report.html"
 
 
@@ -55,6 +77,25 @@ def test_nothing_keeps_people_out(
     chromium.media(scheme)
     chromium.run("document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
     assert chromium.faults() == []
+
+
+def test_a_scorecard_beside_is_shown_if_it_is_of_the_audited_model(
+    chromium: browser.Browser, page: Path, tmp_path: Path
+) -> None:
+    chromium.open(page)
+    title = "Which explanations of this model to trust"
+    parts = "[...document.querySelectorAll('section section > h3')].map((h) => h.textContent)"
+    assert (
+        chromium.run("document.body.textContent").count(title) >= 2
+    )  # the heading and the contents
+    assert "The table, measured" in chromium.run(parts)
+    assert _scorecard(tmp_path, {"model": "audited"}) is None
+    scorecard("another").save(tmp_path / SCORECARD)
+    section = _scorecard(tmp_path, {"model": "audited"})
+    assert section is not None
+    [block] = section.blocks
+    assert isinstance(block, Paragraph)
+    assert "of another model than the audited one" in block.text
 
 
 def test_the_checks_see_what_keeps_people_out(chromium: browser.Browser, tmp_path: Path) -> None:

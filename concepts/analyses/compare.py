@@ -10,12 +10,18 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from concepts.analyses.readings import (
+    agreement_table,
+    agreements,
+    division_table,
+    readings,
+    readings_table,
+)
 from concepts.compare import Compare
 from concepts.compare_result import (
     CLAIMED,
     EFFECT,
     HIDDEN,
-    OWN,
     REVERSED,
     SWAP,
     TCAV,
@@ -36,18 +42,17 @@ from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_
 from probing.jobs import Request
 from probing.provenance import Provenance, Result
 from probing.report import (
-    NONE,
     Block,
-    Cell,
     Finding,
     Link,
     Paragraph,
     Points,
     Section,
-    Table,
+    Words,
     interval,
-    linked,
+    listed,
     number,
+    words,
 )
 from probing.scores import Score
 from probing.store import ActivationStore
@@ -149,7 +154,7 @@ class HeatMaps:
     def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
         """Return a row for each reading, contrast and class, and one for each reading's agreement."""
         assert isinstance(found, HeatMapComparison)
-        return (_numbers(found.comparison), _agreements(found.comparison))
+        return (readings(found.comparison), agreements(found.comparison))
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return the agreement of all readings, where they part, and the images that show it."""
@@ -184,7 +189,7 @@ class HeatMaps:
         blocks += [Points(refused)] if refused else []
         return Section(
             TITLE,
-            (*blocks, _agreement_table(c), _division(c), _cells(c)),
+            (*blocks, agreement_table(c), division_table(c), readings_table(c)),
         )
 
 
@@ -282,13 +287,14 @@ def _names(found: Comparison, partings: list[Parting]) -> str:
     return text + (f" and {len(order) - _NAMED} more" if len(order) > _NAMED else "")
 
 
-def _parted(found: Comparison) -> tuple[str, ...]:
+def _parted(found: Comparison) -> tuple[Words, ...]:
     """Return where readings part, a line for each contrast and class, largest exchange first."""
     maps: dict[tuple[str, str, str], list[Parting]] = {}
     for p in found.partings():
         maps.setdefault((p.kind, p.concept, p.target), []).append(p)
     groups = sorted(maps.values(), key=lambda own: -abs(value(found, SWAP, own[0])))
-    lines = [_line(found, own) for own in groups[:_LISTED]]
+    numbers = readings(found)
+    lines: list[Words] = [_line(found, own, numbers) for own in groups[:_LISTED]]
     if len(groups) > _LISTED:
         lines.append(f"And {len(groups) - _LISTED} more; the table has them all.")
     lines += [
@@ -300,39 +306,17 @@ def _parted(found: Comparison) -> tuple[str, ...]:
     return tuple(lines) or ("Heat maps and network-level readings part nowhere.",)
 
 
-def _line(found: Comparison, own: list[Parting]) -> str:
+def _line(found: Comparison, own: list[Parting], numbers: DataTable) -> Words:
     p = own[0]
-    maps = ", ".join(f"{q.heat_map} {number(value(found, q.heat_map, q), sign=True)}" for q in own)
-    return (
-        f"{p.target}, {p.concept}: {p.kind}. Exchange {number(value(found, SWAP, p), sign=True)}, TCAV "
-        f"{number(value(found, TCAV, p))}, effect {number(value(found, EFFECT, p), sign=True)}; evidence of {maps}."
-    )
 
+    def said(measure: str, *, sign: bool = True) -> Link:
+        return Link(number(value(found, measure, p), sign=sign), numbers.at(measure, p.concept, p.target))  # fmt: skip
 
-def _numbers(found: Comparison) -> DataTable:
-    rows = tuple(
-        (
-            name, concept, target,
-            *(known(v[i, c, t]) for v in (found.value, found.low, found.high, found.p_corrected)), bool(found.told[i, c, t]),
-        )
-        for i, name in enumerate(found.measures)
-        for c, concept in enumerate(found.concepts)
-        for t, target in enumerate(found.targets)
-        if not found.value[i, c, t].isnan()
+    maps = listed([words(f"{q.heat_map} ", said(q.heat_map)) for q in own])
+    return words(
+        f"{p.target}, {p.concept}: {p.kind}. Exchange ", said(SWAP), ", TCAV ", said(TCAV, sign=False), ", effect ",
+        said(EFFECT), "; evidence of ", maps, ".",
     )  # fmt: skip
-    columns = ("reading", "contrast", "class", "value", "low", "high", "p_corrected", "told")
-    about = "each reading of each contrast for each class, heat maps among them"
-    return DataTable("readings", about, columns, rows, 3)
-
-
-def _agreements(found: Comparison) -> DataTable:
-    rows = tuple(
-        (name, known(r.r), r.low, r.high, r.n)
-        for name in found.measures
-        if name != SWAP and (r := found.agreement(name, SWAP)).n
-    )
-    columns = ("reading", "rank_correlation", "low", "high", "cells")
-    return DataTable("agreement", "rank agreement of each reading with the exchange", columns, rows)
 
 
 def _agreement(found: Comparison) -> "Figure":
@@ -352,56 +336,3 @@ def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
         images = [Image.fromarray(image) for image in one.images.numpy()]
         strips.append(Strip(title, images, ("before", "after", "what differs", p.heat_map)))
     return montage(strips, columns=6)
-
-
-def _agreement_table(found: Comparison) -> Table:
-    rows, numbers = [], _agreements(found)
-    for name in found.measures:
-        r = found.agreement(name, SWAP)
-        if name != SWAP and r.n:
-            cells = name, number(known(r.r)), interval(r.low, r.high), str(r.n)
-            rows.append(linked(cells, numbers.at(name)))
-    header = ("reading", "rank correlation", "interval", "pairs of contrast and class")
-    return Table("Agreement of every reading with the measured exchange.", header, tuple(rows))
-
-
-def _division(found: Comparison) -> Table:
-    """Return how the change of the logits divides at the layer, as sizes of means over pairs, averaged over classes."""
-    own, swap = (found.by_pair[found.measures.index(name)] for name in (OWN, SWAP))
-    change = torch.where(own.isnan(), torch.nan, swap)  # of the pairs that were divided
-    parts = (change, own, found.others, found.remainder, found.gap)
-    rows = tuple(
-        (concept, *(number(float(part[c].nanmean(1).abs().mean())) for part in parts))
-        for c, concept in enumerate(found.concepts)
-    )
-    header = (
-        "contrast", "change", "own direction", "other contrasts' directions", "remainder", "missed by the integral",
-    )  # fmt: skip
-    caption = (
-        f"How exchanges' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes. "
-        "For each pair the parts add up to the change."
-    )
-    return Table(caption, header, rows)
-
-
-def _cells(found: Comparison) -> Table:
-    names = [m for m, v in zip(found.measures, found.value, strict=True) if not v.isnan().all()]
-    rows, numbers = [], _numbers(found)
-    for c, concept in enumerate(found.concepts):
-        for t, target in enumerate(found.targets):
-            cells: list[Cell] = []
-            for name in names:
-                i = found.measures.index(name)
-                star = "*" if bool(found.told[i, c, t]) else ""
-                value = known(found.value[i, c, t])
-                text = f"{number(value)}{star}"
-                cells.append(
-                    NONE if value is None else Link(text, numbers.at(name, concept, target))
-                )
-            rows.append((concept, target, *cells))
-    caption = (
-        f"Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "
-        f"{', '.join(f'{name} {float(a):.0%}' for name, a in zip(found.concepts, found.area, strict=True))}."
-    )
-    header = ("contrast", "class", *names)
-    return Table(caption, header, tuple(rows), text_columns=2, folded=True)

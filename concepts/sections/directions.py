@@ -44,7 +44,11 @@ def scores_section(results: AuditResults, folder: Path) -> Section:
             + "; ".join(tails) + "."
         ),
     )  # fmt: skip
-    blocks = (Paragraph(text), shown, *(linear if tails else ()), *_heat_maps(results))
+    legend = Paragraph(
+        f"The same by concept, and the predicted effects: below each number its {results.level:.0%} interval, a star where the "
+        f"corrected p is below {results.alpha:g}."
+    )
+    blocks = (Paragraph(text), shown, *(linear if tails else ()), legend, *_heat_maps(results))
     return Section(SCORES, blocks)
 
 
@@ -52,10 +56,9 @@ def _heat_maps(results: AuditResults) -> Iterator[Heat]:
     """Yield the scores and the effects of each concept, contrasts open and the others folded if there are contrasts."""
     for concept in results.concepts:
         folded = not concept.matched and bool(results.contrasts)
-        sure = f"a star marks corrected p below {results.alpha:g}, below each its {results.level:.0%} interval"
         for what, square in (
-            (f"TCAV scores of {concept.name}", _score),
-            (f"Predicted effects of {concept.name} in logits", _effect(results, concept.name)),
+            (f"TCAV scores of {concept.name}.", _score),
+            (f"Predicted effects of {concept.name}, in logits.", _effect(results, concept.name)),
         ):
             rows = tuple(
                 (
@@ -64,9 +67,7 @@ def _heat_maps(results: AuditResults) -> Iterator[Heat]:
                 )
                 for target in results.targets
             )  # fmt: skip
-            yield Heat(
-                f"{what}, by class and layer; {sure}.", "class", results.layers, rows, folded
-            )
+            yield Heat(what, "class", results.layers, rows, folded)
 
 
 def _score(results: AuditResults, cell: CellRow) -> Square:
