@@ -2,32 +2,43 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
-import numpy as np
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from concepts.dissection.masks import Upsampling
-from concepts.dissection.null import blocks_of, shuffles
+from concepts.dissection.passes import (
+    FirstShare,
+    Passes,
+    SecondShare,
+    Shown,
+    counts_parts,
+    levels_parts,
+)
 from concepts.dissection.protocols import PAPER, DissectionError, Protocol
 from concepts.dissection.reading import Lens, Levels, Reading
-from concepts.dissection.relation import average_precision, correlation
+from concepts.dissection.relation import correlation
 from concepts.dissection.result import DissectionResult, NullScores, assemble
 from concepts.dissection.rotation import Rotation
 from concepts.dissection.sanity import Judged, label_tests
 from concepts.dissection.tally import Counts
-from concepts.segmentation.labels import ImageLabels, Scenes, present
-from probing.examples import Subset
-from probing.fingerprint import bytes_id, tensor_bytes
+from concepts.segmentation.labels import Scenes
+from probing.engines import Engine
+from probing.fingerprint import content_id, model_id
 from probing.geometry import Layout, layers_run
 from probing.jobs import Request
 from probing.layers import expand
-from probing.provenance import Provenance
+from probing.partials import Parts, accumulated
+from probing.precision import Precision
+from probing.provenance import Provenance, describe
+from probing.shares import Share
 from probing.store import ActivationStore
 
-_BLOCK = 256
-"""Images whose masks are held at once."""
+_FLOAT32 = Precision()
+_CHECKED = 16
+"""Images whose labels are looked at again before counts that were left in a folder are believed."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +98,68 @@ class Dissection:
         self, store: ActivationStore, model: nn.Module, scenes: Scenes
     ) -> DissectionResult:
         """Dissect some layers of a model."""
+        passes = self._passes(model, scenes)
+        levels = passes.first(store, Share())
+        return self._result(model, scenes, *passes.second(store, levels, Share()))
+
+    def in_shares(
+        self,
+        engine: Engine,
+        folder: Path,
+        model: nn.Module,
+        scenes: Scenes,
+        precision: Precision = _FLOAT32,
+    ) -> DissectionResult | None:
+        """Dissect without storing maps: workers pass the images and leave their counts in a folder.
+
+        The images are passed twice; in a SLURM array the two passes are two runs of it. Counts are those of one process,
+        correlations equal to rounding.
+
+        Args:
+            engine: who does the shares.
+            folder: reached by all workers; a part that is there already is not made again.
+            model: in evaluation mode.
+            scenes: images and labels.
+            precision: of the passes.
+
+        Returns:
+            The result, or None where this process's part ends before it.
+
+        Raises:
+            DissectionError: as a call, and if labels are no longer those that were counted.
+        """
+        passes = self._passes(model, scenes)
+        key = self._parts_key(model, scenes, precision)
+        first = accumulated(
+            engine, Parts(folder, f"{key}-levels"), FirstShare(passes, precision),
+            lambda: levels_parts(passes.nothing_seen()),
+        )  # fmt: skip
+        if first is None:
+            return None
+        levels = [cast("Levels", first[f"{name}: range"]) for name in passes.names]
+        second = accumulated(
+            engine, Parts(folder, f"{key}-counts"), SecondShare(passes, precision, levels),
+            lambda: counts_parts(*passes.nothing_counted(levels)),
+        )  # fmt: skip
+        if second is None or not engine.leads():
+            return None
+        shown = cast("Shown", second["shown"])
+        _check_labels(scenes, shown)
+        readings = [cast("Reading", second[f"{name}: extremes"]) for name in passes.names]
+        return self._result(model, scenes, readings, shown)
+
+    def _passes(self, model: nn.Module, scenes: Scenes) -> Passes:
         if len(scenes) < 2:
             raise DissectionError(
                 f"dissection needs at least two images, one to choose a concept on and one to judge it, got {len(scenes)}."
             )
-        lenses = self.lenses(model, scenes)
-        names = [lens.layer for lens in lenses]
-        levels: dict[str, Levels] = {}
-        for positions, rows in store.batches(model, names, scenes.examples):
-            for lens in lenses:
-                if lens.layer not in levels:
-                    units = lens.layout.maps(rows[lens.layer][:1]).shape[1]
-                    levels[lens.layer] = Levels.of(lens, units, len(scenes))
-                levels[lens.layer].add(positions, rows[lens.layer])
-        readings = [Reading.of(levels[name], scenes.vocabulary, self.draws) for name in names]
-        found = self._second_pass(store, model, scenes, readings)
-        if not found.shown.any():
-            raise DissectionError(
-                f"none of the {len(scenes)} images has a label: check that masks and images belong together."
-            )
-        return self._result(model, scenes, readings, found)
+        return Passes(model, scenes, tuple(self.lenses(model, scenes)), self.draws, self.seed)
+
+    def _parts_key(self, model: nn.Module, scenes: Scenes, precision: Precision) -> str:
+        words = scenes.vocabulary
+        named = [list(words.names), list(words.categories), str(describe(self)), precision.kind]
+        frame = [scenes.size, scenes.frame, scenes.colours]
+        return content_id([model_id(model), list(scenes.examples.ids), *named, *frame])
 
     def requests(self, model: nn.Module, scenes: Scenes) -> tuple[Request, ...]:
         """Return what a call asks of the store, so that engines can fill it before."""
@@ -130,29 +183,13 @@ class Dissection:
             lenses.append(Lens(layer, layout, upsampling, self.protocol, self.rotation))
         return lenses
 
-    def _second_pass(
-        self, store: ActivationStore, model: nn.Module, scenes: Scenes, readings: Sequence[Reading]
-    ) -> "_Shown":
-        names = [reading.lens.layer for reading in readings]
-        half = halves(scenes.examples.ids, self.seed)
-        orders = shuffles(len(scenes), self.draws, self.seed, _BLOCK)
-        shown = _Shown.empty(scenes)
-        for block, order in zip(blocks_of(len(scenes), _BLOCK), orders, strict=True):
-            labels = [scenes.labels(i) for i in block]
-            shown.add(block, labels)
-            part = Subset(scenes.examples, block)
-            for places, rows in store.batches(model, names, part):
-                for reading in readings:
-                    some = [labels[place] for place in places]
-                    which = [half[block[place]] for place in places]
-                    reading.add(places, rows[reading.lens.layer], some, which)
-            for reading in readings:
-                reading.shuffle(labels, torch.from_numpy(order))
-        return shown
-
     def _result(
-        self, model: nn.Module, scenes: Scenes, readings: Sequence[Reading], found: "_Shown"
+        self, model: nn.Module, scenes: Scenes, readings: Sequence[Reading], found: Shown
     ) -> DissectionResult:
+        if not found.shown.any():
+            raise DissectionError(
+                f"none of the {len(scenes)} images has a label: check that masks and images belong together."
+            )
         first, second = ([reading.halves[i].value() for reading in readings] for i in range(2))
         counts = [one.plus(other) for one, other in zip(first, second, strict=True)]
         moments = [reading.moments for reading in readings]
@@ -193,14 +230,6 @@ class Dissection:
         )
 
 
-def halves(ids: Sequence[str], seed: int) -> list[int]:
-    """Return which half each image belongs to; images of equal content belong to one."""
-    distinct = list(dict.fromkeys(ids))
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    half = {distinct[i]: place % 2 for place, i in enumerate(order)}
-    return [half[i] for i in ids]
-
-
 def joined(counts: Sequence[Counts]) -> Counts:
     """Return the counts of several layers' units as one; labels are the same for all."""
     return Counts(
@@ -211,47 +240,11 @@ def joined(counts: Sequence[Counts]) -> Counts:
     )
 
 
-@dataclass
-class _Shown:
-    """Which concepts each image shows, and a fingerprint of its labels."""
-
-    shown: Bool[Tensor, "images concepts"]
-    labels: list[str]
-
-    @classmethod
-    def empty(cls, scenes: Scenes) -> "_Shown":
-        shape = (len(scenes), len(scenes.vocabulary))
-        return cls(torch.zeros(shape, dtype=torch.bool), [""] * len(scenes))
-
-    def add(self, block: Sequence[int], labels: Sequence[ImageLabels]) -> None:
-        for i, found in zip(block, labels, strict=True):
-            self.shown[i] = torch.from_numpy(present(found, self.shown.shape[1]))
-            data = bytes(tensor_bytes(torch.from_numpy(found.planes))) + repr(found.whole).encode()
-            self.labels[i] = bytes_id(data)
-
-    def id(self, scenes: Scenes) -> str:
-        """Return a content id of the images and all that is said about them."""
-        words = repr((scenes.vocabulary.names, scenes.vocabulary.categories))
-        return bytes_id("\0".join([*scenes.examples.ids, *self.labels, words]).encode())
-
-    def counted(self, scenes: Scenes, kind: int) -> Bool[Tensor, " images"]:
-        """Return which images have a label of a category."""
-        return self.shown[:, torch.from_numpy(scenes.vocabulary.kind_of) == kind].any(1)
-
-    def average_precision(self, maxima: Tensor, scenes: Scenes) -> Tensor:
-        """Return how well each unit's highest activation finds the images of each concept."""
-        found = torch.full((maxima.shape[1], self.shown.shape[1]), torch.nan, dtype=torch.float64)
-        kind_of = torch.from_numpy(scenes.vocabulary.kind_of)
-        for kind in range(len(scenes.vocabulary.kinds)):
-            rows, columns = self.counted(scenes, kind), (kind_of == kind).nonzero()[:, 0]
-            if rows.any():
-                found[:, columns] = average_precision(maxima[rows], self.shown[rows][:, columns])
-        return found
-
-    def base_rate(self, scenes: Scenes) -> Tensor:
-        """Return the share of images that show each concept, of those labelled in its category."""
-        counted = torch.stack(
-            [self.counted(scenes, k) for k in range(len(scenes.vocabulary.kinds))], 1
-        )
-        totals = counted.sum(0)[torch.from_numpy(scenes.vocabulary.kind_of)]
-        return self.shown.sum(0).double() / totals.clamp(min=1)
+def _check_labels(scenes: Scenes, shown: Shown) -> None:
+    """Raise unless some images, evenly spread, still have the labels that were counted."""
+    count = len(scenes)
+    for i in sorted({k * (count - 1) // (_CHECKED - 1) for k in range(_CHECKED)}):
+        if not shown.holds(i, scenes.labels(i)):
+            raise DissectionError(
+                f"image {i} has other labels than when its share was counted: remove the folder of parts and count anew."
+            )

@@ -5,6 +5,7 @@ shares may be done in any order, by anyone and more than once, and whoever reads
 process alone would have got. No worker talks to another while it works.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -194,11 +195,9 @@ def _meet(share: Share) -> None:
 
     if share.count == 1:
         return
-    own = not distributed.is_initialized()
-    if own:
+    if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        distributed.barrier()
-    finally:
-        if own:
-            distributed.destroy_process_group()
+        atexit.register(
+            distributed.destroy_process_group
+        )  # not before: a group can't be made twice
+    distributed.barrier()

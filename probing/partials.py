@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -30,7 +31,7 @@ class PartError(RuntimeError):
 
 @runtime_checkable
 class Mergeable(Protocol):
-    """An accumulator whose data are attributes that are tensors, lists of tensors or whole numbers."""
+    """An accumulator whose data are attributes that are tensors, arrays, lists of tensors or whole numbers."""
 
     def merge(self, other: Any) -> None:
         """Take in what another accumulator of the same settings has seen."""
@@ -48,7 +49,9 @@ def packed(accumulators: Mapping[str, Mergeable]) -> bytes:
     for name, accumulator in accumulators.items():
         for attribute, value in vars(accumulator).items():
             path = f"{name}\0{attribute}"
-            if isinstance(value, Tensor):
+            if isinstance(value, np.ndarray):
+                tensors[path] = torch.from_numpy(value).clone()
+            elif isinstance(value, Tensor):
                 tensors[path] = value.detach().cpu().contiguous().clone()
             elif isinstance(value, int):
                 numbers[path] = value
@@ -72,7 +75,9 @@ def unpacked(data: bytes, make: Make[A]) -> dict[str, A]:
         for name, accumulator in found.items():
             for attribute, value in vars(accumulator).items():
                 path = f"{name}\0{attribute}"
-                if isinstance(value, Tensor):
+                if isinstance(value, np.ndarray):
+                    setattr(accumulator, attribute, tensors[path].numpy().copy())
+                elif isinstance(value, Tensor):
                     setattr(accumulator, attribute, tensors[path])
                 elif isinstance(value, int):
                     setattr(accumulator, attribute, numbers[path])
@@ -165,7 +170,7 @@ class Accumulation:
 
 
 def accumulated(
-    engine: Engine, parts: Parts, compute: Callable[[Share], dict[str, A]], make: Make[A]
+    engine: Engine, parts: Parts, compute: Callable[[Share], Mapping[str, A]], make: Make[A]
 ) -> dict[str, A] | None:
     """Have an engine accumulate, and return the whole; None where this process's part ends before it is there.
 

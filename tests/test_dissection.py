@@ -11,17 +11,19 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from concepts.dissect import Dissection
-from concepts.dissection import kernels
+from concepts.dissection import kernels, passes
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.null import NullTally
-from concepts.dissection.protocols import LITE, PAPER, PNAS, PROTOCOLS, Protocol
+from concepts.dissection.protocols import LITE, PAPER, PNAS, PROTOCOLS, DissectionError, Protocol
 from concepts.dissection.relation import average_precision
 from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation, haar, power
 from concepts.dissection.tally import Tally
 from concepts.segmentation import Scenes, Vocabulary
 from probing.compiled import compiled
+from probing.engines import Local, SlurmArray, Work
 from probing.geometry import Geometry, Layout, layers_run
+from probing.shares import Share
 from probing.store import ActivationStore
 from probing.streaming import UpperQuantile
 
@@ -374,3 +376,61 @@ def test_streaming_equals_all_at_once_and_a_second_analysis_passes_nothing(tmp_p
     for name in ("shared", "unit_area", "label_area", "threshold", "top_images", "p", "held_out"):
         assert torch.equal(getattr(found, name), getattr(streamed, name)), name
     assert torch.allclose(found.correlation, streamed.correlation, atol=1e-12, equal_nan=True)
+
+
+def test_counts_left_by_shares_make_the_result_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "BLOCK", 3)
+    scenes, net = mixed_scenes(), given_units(4)
+    method = Dissection(("units",), protocol=Protocol(0.1), draws=9)
+    single = method(ActivationStore(progress=False), net, scenes)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for run in range(2):  # thresholds, then counts
+        for task in "10":
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+            assert method.in_shares(SlurmArray(), tmp_path, net, scenes) is None, run
+    monkeypatch.setattr(passes.Passes, "second", lambda *_: pytest.fail("counted already"))
+    found = method.in_shares(Local(), tmp_path, net, scenes)
+    assert found is not None
+    assert found.provenance.examples == single.provenance.examples
+    for name in (
+        "shared",
+        "unit_area",
+        "label_area",
+        "threshold",
+        "top_images",
+        "p",
+        "held_out",
+        "auprc",
+    ):
+        assert torch.equal(getattr(found, name).nan_to_num(), getattr(single, name).nan_to_num()), (
+            name
+        )
+    assert torch.allclose(found.correlation, single.correlation, atol=1e-12, equal_nan=True)
+
+    monkeypatch.setattr(passes, "_labels_id", lambda _: "0" * 32)
+    with pytest.raises(DissectionError, match="image 0 has other labels than when its share was"):
+        method.in_shares(Local(), tmp_path, net, scenes)
+
+
+def test_more_shares_than_blocks_leave_the_last_without_work(tmp_path: Path) -> None:
+    scenes, net = mixed_scenes(), given_units(4)
+    method = Dissection(("units",), protocol=Protocol(0.1), draws=0)
+    single = method(ActivationStore(progress=False), net, scenes)
+    found = method.in_shares(_Three(), tmp_path, net, scenes)
+    assert found is not None
+    assert torch.equal(found.shared, single.shared)
+    assert torch.equal(found.threshold, single.threshold)
+
+
+class _Three:
+    """An engine of three shares, done one after the other."""
+
+    def leads(self) -> bool:
+        return True
+
+    def run(self, work: Work) -> bool:
+        for index in range(3):
+            work(Share(index, 3))
+        return True

@@ -11,7 +11,8 @@ from test_dissection import as_planes, dissected, mixed_scenes, random_masks
 from torch import Tensor, nn
 
 from concepts.ablation import Ablation, AblationError
-from concepts.dissect import Dissection, halves
+from concepts.dissect import Dissection
+from concepts.dissection.passes import halves
 from concepts.dissection.protocols import DissectionError, Protocol
 from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation

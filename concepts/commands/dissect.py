@@ -76,12 +76,20 @@ def dissect(
     cache: CacheOption = None,
     engine: EngineOption = "local",
     disk_budget: DiskOption = None,
+    counts: Annotated[
+        bool,
+        typer.Option(
+            "--counts",
+            help="Leave counts in DIR/parts and store no maps; the images are passed twice.",
+        ),
+    ] = False,
 ) -> None:
     """Find the units of a network that single out objects, parts, scenes, textures or colours."""
     from concepts.dissect import Dissection
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
     from probing import models
+    from probing.engines import ENGINES
     from probing.shards import default_root
     from probing.store import ActivationStore
 
@@ -100,10 +108,18 @@ def dissect(
         seed=seed,
     )
     root = cache or default_root()
-    if not filled(engine, lambda: method.requests(loaded.model, scenes), root, disk_budget):
-        return
     store = ActivationStore(root, disk_budget_bytes=budget_bytes(disk_budget))
-    result = method(store, loaded.model, scenes)
+    if counts:
+        found = method.in_shares(ENGINES[engine](), out / "parts", loaded.model, scenes)
+        if found is None:
+            if engine == "slurm":
+                typer.echo("This share is counted. The array counts in two runs; then --engine local reads.", err=True)  # fmt: skip
+            return
+        result = found
+    elif filled(engine, lambda: method.requests(loaded.model, scenes), root, disk_budget):
+        result = method(store, loaded.model, scenes)
+    else:
+        return
     result.save(out)
     result.to_pandas().to_csv(out / "units.csv", index=False)
     subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (

@@ -78,11 +78,7 @@ class NullTally:
             labels: of each image.
             orders: whose labels each image gets, by draw.
         """
-        self._cells += sum(found.planes.shape[1] * found.planes.shape[2] for found in labels)
-        if self._cells > np.iinfo(np.int32).max:
-            raise DissectionError(
-                f"{self._cells} label cells are too many to shuffle: leave draws at 0, or take fewer images."
-            )
+        self._count_cells(sum(found.planes.shape[1] * found.planes.shape[2] for found in labels))
         packed = _Packed.of(masks, labels, self._vocabulary)
         touched = np.zeros_like(self._area[0])
         for draw, order in enumerate(orders):
@@ -94,6 +90,23 @@ class NullTally:
             if self._union != "touched":
                 counted = packed.labelled if self._union == "category" else packed.labelled | True
                 self._area[draw] += _product(packed.areas, counted[order])
+
+    def merge(self, other: "NullTally") -> None:
+        """Take in the counts of other images.
+
+        Raises:
+            DissectionError: past 2³¹ label cells.
+        """
+        self._count_cells(other._cells)
+        self._shared += other._shared
+        self._area += other._area
+
+    def _count_cells(self, cells: int) -> None:
+        self._cells += cells
+        if self._cells > np.iinfo(np.int32).max:
+            raise DissectionError(
+                f"{self._cells} label cells are too many to shuffle: leave draws at 0, or take fewer images."
+            )
 
     def best(
         self, counts: Counts

@@ -62,7 +62,7 @@ class Levels:
             cells = len(lens.upsampling.rows.cell) * len(lens.upsampling.columns.cell)
         return cls(
             lens,
-            torch.empty(images, units),
+            torch.full((images, units), torch.nan),
             UpperQuantile(lens.protocol.q, cells * images),
             torch.full((units,), torch.inf),
             torch.full((units,), -torch.inf),
@@ -78,6 +78,17 @@ class Levels:
         self.maxima[list(positions)] = maps.amax((2, 3)).cpu()
         self.low = torch.minimum(self.low, maps.amin((0, 2, 3)).cpu())
         self.high = torch.maximum(self.high, maps.amax((0, 2, 3)).cpu())
+
+    def merge(self, other: "Levels") -> None:
+        """Take in ranges and maxima of other images; the quantile is merged by itself."""
+        self.maxima = torch.where(self.maxima.isnan(), other.maxima, self.maxima)
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
+
+    @property
+    def parts(self) -> dict[str, "Levels | UpperQuantile"]:
+        """What is merged, by name."""
+        return {f"{self.lens.layer}: range": self, f"{self.lens.layer}: quantile": self.quantile}
 
 
 @dataclass
@@ -132,6 +143,22 @@ class Reading:
             masks = self.lens.upsampling.active(one, self.thresholds.threshold)
             self.halves[which].add(masks, found)
             self.block[place] = masks
+
+    def merge(self, other: "Reading") -> None:
+        """Take in how many extremes other images have; what has an accumulator of its own is merged by itself."""
+        self.extremes += other.extremes
+
+    @property
+    def parts(self) -> "dict[str, Reading | Tally | Moments | NullTally]":
+        """What is merged, by name."""
+        found: dict[str, Reading | Tally | Moments | NullTally] = {
+            "extremes": self,
+            "moments": self.moments,
+            "null": self.null,
+            "half 0": self.halves[0],
+            "half 1": self.halves[1],
+        }
+        return {f"{self.lens.layer}: {name}": part for name, part in found.items()}
 
     def shuffle(self, labels: Sequence[ImageLabels], orders: Tensor) -> None:
         """Close a block: count its masks with the labels of other images."""
