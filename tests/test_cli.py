@@ -311,7 +311,7 @@ def test_tcav_takes_sets_that_overlap_only_when_told(
             "the concept 'few' has 6 examples: 9 or more are needed",
         ),
         (["--out", "{tmp}/pool/00.png"], "choose another"),
-        (["--cache", "{tmp}/pool/00.png"], "choose another"),
+        (["--cache", "{tmp}/pool/00.png"], "name another by --cache"),
     ],
 )
 def test_a_mistake_in_a_tcav_command_is_one_line(
