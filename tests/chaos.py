@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -85,10 +86,12 @@ def flat(rows: Rows) -> list[Tensor]:
     return [part[name] for part in (rows.activations, *rows.gradients) for name in sorted(part)]
 
 
-def work(root: Path, fate: Fate, expected: list[Tensor]) -> None:
-    """Fill a store as a worker with a fate, and compare what it serves."""
-    _prepare(*fate)
+def work(root: Path, fate: Fate, expected: list[Tensor], parent: Connection) -> None:
+    """Fill a store as a worker with a fate, from when the parent says so, and compare what it serves."""
     try:
+        parent.send("ready")
+        parent.recv()
+        _prepare(*fate)
         rows, _ = read(root)
     except StoreWriteError:
         sys.exit(DISK)
@@ -148,11 +151,19 @@ def _fail(name: str, number: int, step: int) -> None:
     setattr(owner, name, call)
 
 
-def begin(fate: Fate, root: Path, expected: list[Tensor]) -> BaseProcess:
-    """Start a worker in a process forked from a server that has never computed anything."""
-    process = _context().Process(target=work, args=(root, fate, expected))
-    process.start()
-    return process
+def begin(fates: Sequence[Fate], root: Path, expected: list[Tensor]) -> list[BaseProcess]:
+    """Start workers at one moment, in processes forked from a server that has never computed anything."""
+    context, workers, pipes = _context(), [], []
+    for fate in fates:
+        ours, theirs = context.Pipe()
+        workers.append(context.Process(target=work, args=(root, fate, expected, theirs)))
+        pipes.append(ours)
+        workers[-1].start()
+    for pipe in pipes:
+        pipe.recv()
+    for pipe in pipes:
+        pipe.send("go")
+    return list(workers)
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
@@ -206,7 +217,7 @@ class Trial:
         fates = [(draw.choice(FATES), draw.random()) for _ in range(draw.choice((1, 1, 2, 3)))]
         meanwhile = [draw.random() for _ in range(draw.choice((0, 0, 1, 2)))]
         self.log.append(f"fates {fates}")
-        workers = [begin(fate, self.root, self.expected) for fate in fates]
+        workers = begin(fates, self.root, self.expected)
         started = time.monotonic()
         for moment, event in sorted(self._events(fates, workers) + self._under(meanwhile, draw)):
             time.sleep(max(0.0, started + moment - time.monotonic()))
@@ -227,7 +238,7 @@ class Trial:
                 "interrupted": [(0.0, signal.SIGINT)],
                 "stopped for a while": [(0.0, signal.SIGSTOP), (0.15, signal.SIGCONT)],
             }.get(kind, [])
-            found += [(share * 0.25 + later, _signaller(worker, s)) for later, s in signals]
+            found += [(share * 0.15 + later, _signaller(worker, s)) for later, s in signals]
         return found
 
     def _under(
@@ -236,7 +247,7 @@ class Trial:
         kinds = [
             k for k in DAMAGES if k != "half a copy"
         ]  # nothing is copied under a writer's hands
-        return [(moment * 0.2, lambda: self._damage(draw, kinds)) for moment in moments]
+        return [(moment * 0.15, lambda: self._damage(draw, kinds)) for moment in moments]
 
     def _judge(self, kind: str, worker: BaseProcess, damaged: bool) -> None:
         self.happened[f"{kind}: {worker.exitcode}"] += 1
