@@ -4,6 +4,8 @@
 # make experiments   every experiment and benchmark, small
 # make docs    the site: how-to pages and the reference of every module, in site/
 # make chaos   random disasters on a store, 200 trials
+# make fuzz    some thousand hostile manifests, pictures, weights and texts
+# make licences  what users install, and under which licence
 #
 # Another Python:  make test PYTHON=python3.12      Start over:  make clean
 
@@ -13,7 +15,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
 WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
-.PHONY: audit test lint docs experiments chaos clean
+.PHONY: audit test lint docs experiments chaos fuzz licences clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
@@ -40,6 +42,12 @@ docs: $(READY)
 
 chaos: $(READY)
 	.venv/bin/python tests/chaos.py --trials 200
+
+fuzz: $(READY)
+	FUZZ=8 .venv/bin/python -m pytest -q tests/test_fuzz.py
+
+licences: $(READY)
+	.venv/bin/python tests/licences.py
 
 $(READY): pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

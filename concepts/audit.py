@@ -4,12 +4,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from concepts.analyses import ANALYSES
+from concepts.analyses import ANALYSES, NOT_ADMITTED
 from concepts.auditfile import read_audit
 from concepts.likeness import likeness_rows, picture_name, position_rows
 from concepts.material import Material
@@ -87,9 +87,10 @@ def run_audit(
     meter, done = _read(material, store)
     with one_thread():
         results = _results(meter)
-    found: dict[str, Result] = {
-        name: ANALYSES[name].measure(material, store) for name in audit.further
-    }
+    found, left_out = _further(material, store)
+    results = replace(results, analyses=tuple(found), limits=(*results.limits, *left_out))
+    for sentence in left_out:
+        say(sentence)
     seal = Seal.of(results, found, audit, model_id(material.loaded.model))
     if seal.holds(out):
         say(
@@ -224,6 +225,18 @@ def _results(meter: Meter) -> AuditResults:
         analyses=audit.further,
         by_cluster=tuple(cluster_rows(material, measured)),
     )
+
+
+def _further(material: Material, store: ActivationStore) -> tuple[dict[str, Result], list[str]]:
+    """Return what the file's analyses find, and of those that this data do not admit why not: the rest is kept."""
+    found: dict[str, Result] = {}
+    left_out = []
+    for name in material.file.further:
+        try:
+            found[name] = ANALYSES[name].measure(material, store)
+        except NOT_ADMITTED as error:
+            left_out.append(f"The analysis {name!r} is left out: {error}")
+    return found, left_out
 
 
 def _targets(material: Material) -> list[TargetInfo]:

@@ -3,6 +3,7 @@
 Only what a command needs is imported, and only when it runs, so that help comes at once.
 """
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from concepts.commands import (
     report,
     tcav,
 )
+from concepts.commands.common import forget_folders, one_line
 from probing import __version__
 
 app = typer.Typer(
@@ -53,11 +55,14 @@ app.add_typer(cache.app, name="cache")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    debug = False
+    debug, context, failed = False, None, True
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with typer.main.get_command(app).make_context("probing", given) as context:
             debug = context.params["debug"]
             context.command.invoke(context)
+        failed = False
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -69,9 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_users(error):
             raise
-        typer.echo(f"Error: {_sentence(error)}", err=True)
+        typer.echo(f"Error: {one_line(_sentence(error, _options_of(context)))}", err=True)
         return 2
+    finally:
+        forget_folders(remove=failed)
     return 0
+
+
+def _options_of(context: object) -> frozenset[str]:
+    """Return the options of the command that was called."""
+    commands = getattr(getattr(context, "command", None), "commands", {})
+    called = commands.get(getattr(context, "invoked_subcommand", None))
+    return frozenset(option for p in getattr(called, "params", ()) for option in p.opts)
 
 
 def _version(show: bool) -> bool:
@@ -102,12 +116,14 @@ _HINTS: Mapping[type[OSError], str] = {
 }
 
 
-# Errors name what mends them in Python.
+# Errors name what mends them in Python; where a command has no such option, the rest of the sentence has to do.
+_SKIP = ", or leave such out by on_error='skip'"
 _AS_OPTIONS = {
     "by on_error='skip'": "by --skip-unreadable",
     "pass allow_overlap=True": "give --allow-overlap",
     "choose another root, or root=None to keep rows in memory": "name another by --cache",
     "choose another root": "name another folder by --cache",
+    "pass a larger size": "give a larger --size",
     "use another root": "name another folder by --cache",
 }
 
@@ -119,9 +135,9 @@ def _is_users(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in {"probing", "concepts"}
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, options: frozenset[str]) -> str:
     """Return an error in one line: what, where, and how to mend it."""
-    text = str(error)
+    text = str(error) if "--skip-unreadable" in options else str(error).replace(_SKIP, "")
     if hasattr(error, "format_message"):
         path = getattr(getattr(error, "ctx", None), "command_path", "probing")
         text = f"{error.format_message().rstrip('.')}; see '{path} --help'."
@@ -130,4 +146,4 @@ def _sentence(error: Exception) -> str:
         text = hint.format(str(error.filename)) + "."
     for argument, option in _AS_OPTIONS.items():
         text = text.replace(argument, option)
-    return " ".join(text.split()) or type(error).__name__
+    return text.strip() or type(error).__name__

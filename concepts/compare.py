@@ -26,7 +26,7 @@ from concepts.compare_result import (
 )
 from concepts.effect import Clusters, LogitEffect
 from concepts.matched import MatchedConcept, Sides, evidence, silenced
-from concepts.projection import ConceptGradients
+from concepts.projection import ConceptGradients, refuse_alike
 from concepts.sign_score import SignTest
 from concepts.statistics import clustered_mean, codes, holm
 from probing.attribution.base import AttributionMethod
@@ -113,6 +113,7 @@ class Compare:
 
         Raises:
             ComparisonError: if a concept has no clusters on one side of the division.
+            DirectionError: if one concept's direction is a combination of the others'.
         """
         parts = [Sides.of(c, fitted_on, self.fit_share, self.seed) for c in concepts]
         readers = [
@@ -120,6 +121,7 @@ class Compare:
         ]
         directions = torch.stack([reader.direction() for reader in readers])
         names = tuple(c.name for c in concepts)
+        refuse_alike(directions, names)  # before the maps, which take long
         found = [reader.read(directions, names, c) for c, reader in enumerate(readers)]
         measures = (SWAP, OWN, TCAV, EFFECT, WEIGHT, ABLATED, *self.heat_maps)
         width = max(len(side.judge) for side in parts)

@@ -175,7 +175,8 @@ class Manifest:
                 raise ManifestError(
                     f"the group {name!r} lists {absent[0]!r}, which is none of the images."
                 )
-            chosen = tuple(i for i in chosen if self.items[i].name in group.files)
+            listed = set(group.files)
+            chosen = tuple(i for i in chosen if self.items[i].name in listed)
         if not chosen:
             raise ManifestError(f"the group {name!r} of {self.file.name!r} holds no image.")
         return chosen
@@ -274,6 +275,8 @@ class Manifest:
             data = self.original(index)
         except FileNotFoundError:
             return "missing"
+        except ImageError:  # a pipe, or larger than any picture
+            return "changed"
         return "sound" if hashlib.sha256(data).hexdigest() == checksum else "changed"
 
     def original(self, index: int) -> bytes:

@@ -12,6 +12,7 @@ from concepts.manifest import UNSTATED, Manifest, ManifestFile
 from concepts.schema import SchemaError, parse, validated
 from concepts.segmentation import MaskedManifest
 from concepts.sources import DatasetSource, FolderImages, ManifestError, PackageImages, find, some
+from probing.examples import ImageFiles
 from probing.images import ImageError, decode
 from probing.packages import package_path, path_under
 
@@ -80,7 +81,7 @@ def _mend_rows(value: Any, root: Path) -> Iterator[Finding]:
     columns, rows = images.get("columns"), images.get("rows")
     if not isinstance(columns, list) or not isinstance(rows, list):
         return
-    if not {"file", "sha256"} <= set(map(str, columns)):
+    if not all(isinstance(c, str) for c in columns) or not {"file", "sha256"} <= set(columns):
         return
     sound = []
     for row in rows:
@@ -102,7 +103,7 @@ def _row_fault(columns: list[str], row: Any, images: Mapping[str, Any], root: Pa
     if re.fullmatch("[0-9a-f]{64}", sha256):
         return ""
     try:
-        data = (_base(images, root) / name).read_bytes()
+        data = ImageFiles((path_under(_base(images, root), name),)).read(0)
     except _FAULTS:
         how = "put the file in its place, and check again to be told it"
     else:

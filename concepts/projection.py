@@ -240,6 +240,13 @@ def _coordinates(
     concepts: Sequence[str],
 ) -> tuple[Float[Tensor, "n places concepts"], Float[Tensor, "n places m"]]:
     """Return changes as combinations of directions, and what is left over."""
+    refuse_alike(directions, concepts)
+    share = moved @ torch.linalg.pinv(directions)
+    return share, moved - share @ directions
+
+
+def refuse_alike(directions: Float[Tensor, "concepts m"], concepts: Sequence[str]) -> None:
+    """Raise `DirectionError` if one direction is a combination of the others."""
     lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
     unit = directions / torch.where(lengths > 0, lengths, 1)
     spread = torch.linalg.svdvals(unit)
@@ -248,8 +255,6 @@ def _coordinates(
             f"the directions of {list(concepts)} do not differ enough to tell their parts apart: leave one out that is "
             "a combination of the others."
         )
-    share = moved @ torch.linalg.pinv(directions)
-    return share, moved - share @ directions
 
 
 def _places(path: LayerPath, rows: Float[Tensor, "concepts m"]) -> tuple[int, ...]:

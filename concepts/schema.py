@@ -1,7 +1,9 @@
 """YAML files that people write: read as data only, checked against a schema, refused in one sentence."""
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 MAX_BYTES = 16 << 20  # a line an image: more than a hundred thousand images
 MAX_DEPTH = 20
+MAX_FAULTS = 100  # that are told one by one
+MAX_VALUES = (
+    600_000  # a hundred thousand images of four columns; bounds the time that reading takes
+)
 
 S = TypeVar("S", bound="Schema")
 
@@ -50,11 +56,10 @@ def parse(path: Path | str) -> Any:  # whatever YAML can say
         SchemaError: if the file is too large, or no plain YAML.
         FileNotFoundError: if there is no such file.
     """
-    data = Path(path).read_bytes()
+    with Path(path).open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise SchemaError(
-            f"{str(path)!r} has {len(data)} bytes, over the limit of {MAX_BYTES}: split it."
-        )
+        raise SchemaError(f"{str(path)!r} has more bytes than the limit of {MAX_BYTES}: split it.")
     try:
         return _plain(data)
     except yaml.MarkedYAMLError as error:
@@ -74,26 +79,42 @@ def validated(value: object, path: Path | str, schema: type[S]) -> S:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
+        count = error.error_count()
         faults = [f"{str(path)!r}: {fault}" for fault in _faults(error, schema)]
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        more = f" (and {count - 1} more)" if count > 1 else ""
         raise SchemaError(f"{faults[0]}{more}.", [f"{fault}." for fault in faults]) from None
 
 
 def _plain(data: bytes) -> Any:
     """Parse YAML whose size in memory is that of its text."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    for event in yaml.parse(data, Loader=loader):
+    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    _refuse_bombs(yaml.parse(data, Loader=kind))
+    loader = kind(data)
+    try:
+        node = loader.get_single_node()
+        _refuse_repeats(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_bombs(events: Iterator[yaml.Event]) -> None:
+    depth = values = 0
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        values += 1
         depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.NodeEvent) and event.anchor:
+        if event.anchor:
             raise ValueError(
                 f"the anchor or alias {event.anchor!r} is refused, write it out{_line(event)}"
             )
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels{_line(event)}")
-    _refuse_repeats(yaml.compose(data, Loader=loader))
-    return yaml.load(data, Loader=loader)
+        if values > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values: split it")
 
 
 def _line(place: yaml.Event | yaml.Node) -> str:
@@ -114,9 +135,9 @@ def _refuse_repeats(node: yaml.Node | None) -> None:
 
 
 def _faults(error: ValidationError, schema: type[Schema]) -> list[str]:
-    """Return all that breaks a schema, unknown keys first: they are often known ones misspelt, which are then missing."""
-    ordered = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    return [_fault(e["type"], e["loc"], e["msg"], e["input"], schema) for e in ordered]
+    """Return what breaks a schema, unknown keys first: they are often known ones misspelt, which are then missing."""
+    ordered = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    return [_fault(e["type"], e["loc"], e["msg"], e["input"], schema) for e in ordered[:MAX_FAULTS]]
 
 
 def _fault(
@@ -124,16 +145,27 @@ def _fault(
 ) -> str:
     place = ".".join(map(str, loc))
     if kind == "extra_forbidden":
-        near = get_close_matches(str(loc[-1]), sorted(_keys(schema)), n=2)
+        near = get_close_matches(str(loc[-1]), _keys(schema), n=2)
         hint = f"; did you mean {' or '.join(map(repr, near))}" if near else ""
         return f"unknown key {place!r}{hint}"
     if kind == "missing":
         return f"the key {place!r} is missing"
-    return f"{place or 'the file'!r}: {said[:1].lower()}{said[1:]}, got {got!r:.80}"
+    return f"{place or 'the file'!r}: {said[:1].lower()}{said[1:]}, got {_shown(got)}"
 
 
-def _keys(schema: type[Schema]) -> set[str]:
+def _shown(value: object) -> str:
+    """Return the beginning of a value."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)[:80]
+    except ValueError:  # Python prints no whole number of thousands of digits
+        return "a huge number"
+
+
+@cache
+def _keys(schema: type[Schema]) -> list[str]:
     """Return all keys that a schema and its parts know."""
     definitions = schema.model_json_schema()
     parts = [definitions, *definitions.get("$defs", {}).values()]
-    return {key for part in parts for key in part.get("properties", {})}
+    return sorted({key for part in parts for key in part.get("properties", {})})

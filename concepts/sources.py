@@ -1,6 +1,7 @@
 """Where a manifest's images come from: folders, lists of files, installed packages, Hugging Face data sets."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -189,8 +190,7 @@ def _table(source: Table, root: Path) -> Found:
         )
     items = [_item(dict(zip(columns, row, strict=False)), row, columns) for row in source.rows]
     names = [item.name for item in items]
-    if len(set(names)) < len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ManifestError(f"'rows' lists some files twice: {some(twice)}.")
     paths = tuple(path_under(root, name) for name in names)
     vector = [name for name in names if name.lower().endswith(".svg")]
@@ -237,7 +237,7 @@ def open_dataset(source: DatasetSource, root: Path) -> Any:  # datasets ships no
 
 def _dataset(source: DatasetSource, root: Path) -> Found:
     data = open_dataset(source, root)
-    images = DatasetImages(data, source.column)
+    images = DatasetImages(data, source.column, None if source.format == "hub" else root)
     absent = [name for name in source.attributes if name not in data.column_names]
     if absent:
         raise ManifestError(

@@ -1,6 +1,7 @@
 """Examples have content ids: what is read is named by what it is, never by a path or a name someone chose."""
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Transform = Callable[[Image.Image], Tensor]
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+MAX_FILE_BYTES = 1 << 30  # of an encoded picture
 _THUMBNAIL = 256  # pixels: enough for a montage
 
 
@@ -137,7 +139,7 @@ class ImageFiles:
         return str(self.paths[index])
 
     def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        return _read(self.paths[index])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,9 +153,12 @@ class DatasetImages:
     Args:
         dataset: a `datasets.Dataset`, one split with random access.
         column: the one that holds pictures.
+        root: the folder that files named by the data set must lie in; None for one whose maker is trusted.
     """
 
-    def __init__(self, dataset: Any, column: str = "image") -> None:  # datasets ships no types
+    def __init__(
+        self, dataset: Any, column: str = "image", root: Path | None = None
+    ) -> None:  # datasets ships no types
         features = getattr(dataset, "features", None)
         if (
             features is None
@@ -171,7 +176,7 @@ class DatasetImages:
             )
         from datasets import Image as ImageFeature
 
-        self.column = column
+        self.column, self._root = column, root
         self._rows = dataset.select_columns([column]).cast_column(
             column, ImageFeature(decode=False)
         )
@@ -184,7 +189,12 @@ class DatasetImages:
         if not record:
             raise ImageError("it is an empty cell")
         data: bytes | None = record["bytes"]
-        return Path(record["path"]).read_bytes() if data is None else data
+        if data is not None:
+            return data
+        path = Path(record["path"])
+        if self._root is not None and not path.resolve().is_relative_to(self._root.resolve()):
+            raise ImageError(f"it is the file {str(path)!r}, outside of the data set's folder")
+        return _read(path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -271,7 +281,9 @@ class ImageExamples:
     def _examine(self, position: int, *, whole: bool) -> str | Skipped:
         try:
             data = self._source.read(position)
-            decode(data) if whole else check_header(data)
+            size = decode(data).size if whole else check_header(data)
+            if isinstance(self.preprocess, Preprocess):
+                self.preprocess.check(*size)
         except ImageError as error:
             return Skipped(self._source.name(position), str(error))
         return self._id(data)
@@ -280,12 +292,12 @@ class ImageExamples:
         return bytes_id(f"{bytes_id(data)}{self._settings}".encode())
 
     def _decoded(self, index: int) -> Image.Image:
-        data = self._source.read(self.kept[index])
-        if self._id(data) != self.ids[index]:
-            raise ChangedExampleError(
-                f"{self.name(index)!r} has changed since it was first read: list the files anew."
-            )
         try:
+            data = self._source.read(self.kept[index])
+            if self._id(data) != self.ids[index]:
+                raise ChangedExampleError(
+                    f"{self.name(index)!r} has changed since it was first read: list the files anew."
+                )
             return decode(data)
         except ImageError as error:
             raise ImageError(_unusable([Skipped(self.name(index), str(error))])) from None
@@ -366,6 +378,23 @@ class Concatenation:
 def concat(*parts: ExampleSet) -> Concatenation:
     """Return the examples of several sets as one."""
     return Concatenation(parts)
+
+
+def _read(path: Path) -> bytes:
+    """Return a file's bytes, unless they may have no end."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError("it is a pipe or a device, not a file")
+        if facts.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"it has {facts.st_size} bytes, over the limit of {MAX_FILE_BYTES}")
+        return file.read()
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(
+        name, flags | getattr(os, "O_NONBLOCK", 0)
+    )  # opening a pipe would wait for its other end
 
 
 def _picture(examples: ExampleSet, index: int) -> Image.Image:

@@ -6,6 +6,7 @@ an inline SVG whose ink, rules and paper follow the page, light or dark.
 
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,10 +168,29 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
 
 
 def _settle(figure: "Figure") -> None:
-    """Lay a figure out once: every format would do it again."""
+    """Lay a figure out once: every format would do it again. What no font can draw is replaced."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if (drawn := drawable(text.get_text())) != text.get_text():
+            text.set_text(drawn)
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+
+
+def drawable(text: str) -> str:
+    """Return a text without characters that only steer, and with a sign for each that is none or half of one."""
+    kinds = [(c, unicodedata.category(c)) for c in text]
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if kind in {"Cc", "Cs", "Co", "Cn"} and c != "\n" else c
+        for c, kind in kinds
+        if kind != "Cf" or c in _JOINERS
+    )
+
+
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 def inline_svg(figure: "Figure", label: str) -> str:

@@ -73,6 +73,7 @@ class Preprocess:
 
     def crop(self, image: Image.Image) -> Image.Image:
         """Return the square of the picture that the model sees, as 8-bit RGB."""
+        self.check(*image.size)
         image = flatten(image, self.background)
         resample = Image.Resampling[self.interpolation.upper()]
         if self.resize is None:
@@ -81,6 +82,21 @@ class Preprocess:
         if (width, height) != image.size:
             image = image.resize((width, height), resample)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def check(self, width: int, height: int) -> None:
+        """Raise `ImageError` for a picture so narrow that it would be huge once its shorter side is as asked for.
+
+        Sides are those before EXIF rotation, or after: it makes no difference.
+        """
+        if self.resize is None:
+            return
+        high, wide = self._placed(height, width)[0]
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and high * wide > limit:
+            raise ImageError(
+                f"it has {width} x {height} pixels, which are {wide} x {high} with a shorter side of {self.resize}, over "
+                f"the limit of {limit}: cut out the part you mean"
+            )
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Return which part of a picture the model sees: top, left, bottom and right in shares of its sides."""
@@ -124,10 +140,10 @@ def decode(data: bytes) -> Image.Image:
         return _eight_bit(ImageOps.exif_transpose(image))
 
 
-def check_header(data: bytes) -> None:
-    """Raise `ImageError` where `decode` would, as far as a picture's header tells."""
+def check_header(data: bytes) -> tuple[int, int]:
+    """Return a picture's width and height; raise `ImageError` where `decode` would, as far as its header tells."""
     with _decoding():
-        _open(data)
+        return _open(data).size
 
 
 def flatten(image: Image.Image, background: Colour = WHITE) -> Image.Image:
@@ -182,7 +198,8 @@ def _open(data: bytes) -> Image.Image:
         )
     # an MPO is a JPEG with a second view or a preview behind the picture meant
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        frames = getattr(image, "n_frames", "several")
+        # a TIFF is walked through to count them, in a time that grows with their square
+        frames = "several" if image.format == "TIFF" else getattr(image, "n_frames", "several")
         raise ImageError(f"it holds {frames} frames: save the one you mean as a picture of its own")
     wide = image.mode == "I" and image.format == "PNG"  # how older Pillow opens 16-bit grey PNG
     if not (wide or image.mode in _SIXTEEN_BIT | _EIGHT_BIT):

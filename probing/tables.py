@@ -1,13 +1,13 @@
 """Tables of raw numbers: a CSV file, and a place on a page for each of its lines."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
+
+from probing.csvs import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,18 +89,13 @@ class DataTable:
 
     def csv(self) -> str:
         """Return the CSV file's text, numbers with all their digits."""
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer)
-        if self.columns:
-            writer.writerow(self.columns)
-        writer.writerows(self.rows)
-        return buffer.getvalue()
+        return csv_text(self.columns, self.rows)
 
     def write(self, folder: Path) -> Path:
         """Write the CSV file into a folder and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.csv"
-        path.write_text(self.csv(), encoding="utf-8", newline="")
+        path.write_text(self.csv(), encoding="utf-8", errors="backslashreplace", newline="")
         return path
 
 

@@ -1,6 +1,9 @@
 """Weights from files: read as data, and refused unless every tensor finds its place."""
 
 import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -47,6 +50,7 @@ def load_weights(model: nn.Module, file: Path, *, keys: Keys = "name") -> None:
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
+    _refuse_kinds(file, state, own)
     if missing or extra or reshaped:
         hint = "" if keys == "order" or not _same_order(state, own) else _ORDER_HINT
         raise WeightsError(
@@ -54,6 +58,24 @@ def load_weights(model: nn.Module, file: Path, *, keys: Keys = "name") -> None:
             f"{_listed(extra, 'unexpected')}, {_listed(reshaped, 'of another shape')}{hint}."
         )
     model.load_state_dict(state, strict=False)  # checked above, up to BatchNorm's counter
+
+
+def _refuse_kinds(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise for tensors that would be converted in silence, or that hold no numbers."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise WeightsError(
+                f"{name!r} of {file.name!r} is no plain tensor ({tensor.layout}, {tensor.device}, {tensor.dtype}): save it "
+                "dense and with its numbers."
+            )
+        if name in own and _kind(tensor) != _kind(own[name]):
+            raise WeightsError(
+                f"{name!r} of {file.name!r} holds {tensor.dtype} where the model has {own[name].dtype}: save it as that."
+            )
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 _ORDER_HINT = (
@@ -92,6 +114,36 @@ def _listed(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{shown}"
 
 
+# What torch.load raises on damaged files, in one version or another; MemoryError is none of them.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+def _refuse_bomb(file: Path) -> None:
+    """Raise for an archive that holds more than its own size: torch.save never compresses."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = sum(item.file_size for item in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, LookupError, struct.error, NotImplementedError):
+        return  # no archive, or a damaged one
+    if inside > file.stat().st_size:
+        raise WeightsError(
+            f"{str(file)!r} is compressed and would take {inside} bytes, which torch.save never does: save it anew."
+        )
+
+
 def _read(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -99,19 +151,24 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError) as error:
             raise WeightsError(
                 f"{str(file)!r} is no readable safetensors file ({error})."
             ) from None
+    _refuse_bomb(file)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{str(file)!r} holds more than tensors, or is damaged, and is not unpickled, since that could run code "
             f"({reason}): where you trust it, load it yourself and save its state_dict() as safetensors."
         ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         holds = list(state)[:6] if isinstance(state, Mapping) else type(state).__name__
         raise WeightsError(
             f"{str(file)!r} is no state dict but holds {holds}: save the model's state_dict() alone."

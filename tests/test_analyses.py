@@ -220,3 +220,24 @@ def test_neighbours_share_what_a_layer_groups_by() -> None:
     by_role = neighbours(noise + 50 * torch.nn.functional.one_hot(role, 12)[:, :8], labels, 0.95)
     assert by_role.mean[2] > 0.6
     assert by_role.low[0] < chance(labels)[0] < by_role.high[0]  # a role's own images do not count
+
+
+def test_an_analysis_that_the_data_do_not_admit_is_left_out_and_the_rest_is_kept(
+    tmp_path: Path,
+) -> None:
+    contrasts = [
+        {"positive": a, "negative": b, "vary": "gender", "swaps": [[b, a]]}
+        for a, b in (("woman", "man"), ("man", "woman"))  # one direction and its opposite
+    ]
+    said: list[str] = []
+    file = audits.audit_file(
+        tmp_path, {"analyses": ["heat_maps"], "contrasts": contrasts, "concepts": [],
+                   "targets": [{"name": n, "group": "g", "reason": "r"} for n in audits.CLASSES]}
+    )  # fmt: skip
+    found = run_audit(file, tmp_path / "out", store_root=tmp_path / "store", say=said.append)
+    reason = "The analysis 'heat_maps' is left out: the directions of ['woman against man', 'man against woman'] do not differ"
+    assert any(line.startswith(reason) for line in said)
+    assert found.analyses == ()
+    assert found.limits[-1].startswith(reason)
+    assert "is left out: the directions of" in (tmp_path / "out" / "report.html").read_text()
+    assert rebuild(tmp_path / "out") == found

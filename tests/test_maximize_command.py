@@ -214,3 +214,21 @@ def test_a_cav_of_whole_maps_becomes_a_direction_of_whole_maps() -> None:
     flattened = cav_objective("a", torch.ones(4, 2, 2), "x")
     assert isinstance(flattened, TensorDirection)
     assert float(flattened.tensor.norm()) == pytest.approx(1)
+
+
+def test_images_too_small_to_have_a_gradient_are_said_to_be_and_no_folder_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(net: nets.ConvNet) -> nets.ConvNet:
+        torch.nn.init.zeros_(net.features[0].weight)
+        return net
+
+    loaded = LoadedModel(dead(nets.seeded(nets.ConvNet())), TRANSFORM)
+    monkeypatch.setattr("probing.models.load", lambda *_, **__: loaded)
+    out = tmp_path / "new" / "out"
+    arguments = ("--layer", "features.2", "--unit", "0", "--out", str(out), "--size")
+    assert run(*arguments, "1") == 2
+    assert "images of 1 x 1 pixels may be too small for a model made for 32; give a larger --size." in capsys.readouterr().err  # fmt: skip
+    assert run(*arguments, "32") == 2
+    assert "the unit is dead" in capsys.readouterr().err
+    assert not out.parent.exists()

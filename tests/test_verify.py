@@ -283,10 +283,14 @@ def test_no_module_looks_at_times_of_files() -> None:
 def test_a_read_only_cache_is_one_line_with_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*_: object) -> int:
-        raise OSError(errno.EROFS, "Read-only file system")
+    opened = os.open
 
-    monkeypatch.setattr(shards.os, "open", refused)
+    def refused(path: str | Path, *options: int) -> int:
+        if "cache" in str(path) and options[0] & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", refused)
     monkeypatch.setenv("PROBING_CACHE", str(tmp_path / "cache"))
     assert cli.main(probe(tmp_path, "nets_of_verify:quick")) == 2
     said = capsys.readouterr().err

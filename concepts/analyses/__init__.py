@@ -6,6 +6,9 @@ from concepts.analyses.compare import HeatMaps
 from concepts.analyses.dissection import Units
 from concepts.analyses.dreams import Dreams
 from concepts.analyses.probes import Probes
+from concepts.projection import DirectionError
+from concepts.statistics import TooFewError
+from probing.geometry import RefusedError
 
 ANALYSES: dict[str, Analysis] = {
     "probes": Probes(),
@@ -14,3 +17,6 @@ ANALYSES: dict[str, Analysis] = {
     "heat_maps": HeatMaps(),
     "dreams": Dreams(),
 }
+
+NOT_ADMITTED = (DirectionError, TooFewError, RefusedError)
+"""What an analysis raises where data or model do not admit it: it is left out then, and the audit says why."""

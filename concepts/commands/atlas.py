@@ -11,7 +11,9 @@ from concepts.commands.common import (
     KeysOption,
     ModelArgument,
     WeightsOption,
+    output_folder,
     pictures,
+    say,
 )
 
 EXAMPLE = "probing atlas torchvision:resnet18 --images photos --layer layer4 --out results/atlas"
@@ -55,7 +57,7 @@ def atlas(
     from probing.shards import default_root
     from probing.store import ActivationStore
 
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     examples = pictures(images, loaded, "skip" if skip_unreadable else "raise")
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
@@ -66,8 +68,8 @@ def atlas(
     result = method(ActivationStore(cache or default_root()), loaded.model, examples, labels)
     result.save(out)
     save_figure(result.figure(examples if thumbnails else None), out / "atlas")
-    typer.echo(
+    say(
         f"{len(result.ids)} points at {layer!r}, {len(result.filled())} of {grid * grid} cells hold {result.least} or more; "
         f"trustworthiness {result.trustworthiness:.2f} (1: no neighbour on the plane is a stranger)."
     )
-    typer.echo(f"Saved in {out}; AtlasResult.load({str(out)!r}) reads it back, atlas.png and atlas.pdf show it.")  # fmt: skip
+    say(f"Saved in {out}; AtlasResult.load({str(out)!r}) reads it back, atlas.png and atlas.pdf show it.")  # fmt: skip

@@ -14,7 +14,9 @@ from concepts.commands.common import (
     WeightsOption,
     class_index,
     new_table,
+    output_folder,
     pictures,
+    say,
     show,
 )
 
@@ -96,7 +98,7 @@ def attribute(
         raise CommandError("give picture files after MODEL, or a text by --text.")
     choice = _Choice(method, target, background, steps, output, channels)
     choice.check()
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     from probing import models
 
     loaded = models.load(model, weights=weights, keys=keys, device=device)
@@ -207,7 +209,7 @@ def _explain_images(
     _draw(out, names, found, shown, [_class_name(loaded, t) for t in targets], choice.channels)
     show(table)
     first = str(out / names[0] / choice.names[0])
-    typer.echo(f"Saved in {out}; Attribution.load({first!r}) reads one back.")
+    say(f"Saved in {out}; Attribution.load({first!r}) reads one back.")
 
 
 def _explained(
@@ -293,9 +295,7 @@ def _draw(
     for name, results in found.items():
         if results[0].values.ndim != 4:
             shape = tuple(results[0].values.shape)
-            typer.echo(
-                f"{name}: values of shape {shape} are no map; saved without figure.", err=True
-            )
+            say(f"{name}: values of shape {shape} are no map; saved without figure.", err=True)
             continue
         own = [column(r, name, channels=channels, notes=checks(r)) for r in results]
         for i, alone in enumerate(own):
@@ -326,7 +326,8 @@ def _explain_text(model: str, text: str, method: Sequence[str], target: str, out
     _known(method, TEXT_METHODS)
     if target != TOP and not target.isdecimal():
         raise CommandError(f"with --text, --target takes a class's number or top, got {target!r}.")
-    out.mkdir(parents=True, exist_ok=True)
+    _refuse_text(text)
+    output_folder(out)
     predict = load_function(model)
     for name in method:
         result = TEXT_METHODS[name]()(predict, text, None if target == TOP else int(target))
@@ -335,7 +336,19 @@ def _explain_text(model: str, text: str, method: Sequence[str], target: str, out
         page = f'<!doctype html><meta charset="utf-8"><title>{name}</title>{result.html()}\n'
         (out / f"{name}.html").write_text(page, encoding="utf-8")
         _show_words(result)
-        typer.echo(f"Saved in {out}; TextAttribution.load({str(out / name)!r}) reads it back.")
+        say(f"Saved in {out}; TextAttribution.load({str(out / name)!r}) reads it back.")
+
+
+_LONGEST = 100_000
+
+
+def _refuse_text(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise CommandError(
+            f"--text has {len(text)} characters, over the limit of {_LONGEST}: give the passage you mean."
+        )
+    if broken := [i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"]:
+        raise CommandError(f"--text is no UTF-8 at character {broken[0] + 1}: write it in UTF-8.")
 
 
 def _show_words(result: "TextAttribution") -> None:
@@ -346,7 +359,7 @@ def _show_words(result: "TextAttribution") -> None:
         table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
     show(table)
     facts = result.diagnostics
-    typer.echo(
+    say(
         f"class {result.target}, score {result.score:.4g}; the linear model gives "
         f"{facts['prediction']:.4g}, R\N{SUPERSCRIPT TWO} {facts['r2']:.2f} over {result.n_forward:,} texts"
     )

@@ -13,6 +13,8 @@ from concepts.commands.common import (
     EngineOption,
     budget_bytes,
     filled,
+    output_folder,
+    say,
 )
 
 EXAMPLE = "probing audit experiments/audits/occupations.yaml --out results/occupations"
@@ -36,6 +38,7 @@ def audit(
     from concepts.material import Material
     from probing.shards import default_root
 
+    output_folder(out)
     root = cache or default_root()
     if engine != "local":
         parts = read_audit(file)
@@ -45,5 +48,5 @@ def audit(
             return
     limit = budget_bytes(disk_budget)
     run_audit(
-        file, out, store_root=root, device=device, disk_budget_bytes=limit, say=typer.echo
+        file, out, store_root=root, device=device, disk_budget_bytes=limit, say=say
     )  # fmt: skip

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CacheOption, CommandError, new_table, show
+from concepts.commands.common import (
+    CacheOption,
+    CommandError,
+    new_table,
+    say,
+    show,
+)
 
 app = typer.Typer(
     help="The folder of stored activations: $PROBING_CACHE, or ~/.cache/probing.",
@@ -21,7 +27,7 @@ def info(cache: CacheOption = None) -> None:
     root = cache or shards.default_root()
     held = shards.cache_info(root)
     total = sum(info.bytes for info in held)
-    typer.echo(f"{root}: {sum(info.rows for info in held):,} rows, {total / 1e6:,.1f} MB")
+    say(f"{root}: {sum(info.rows for info in held):,} rows, {total / 1e6:,.1f} MB")
     table = new_table("model", "weights", "layer", "what", "pooling", "precision", "rows", "MB")
     for info in held:
         space = info.space
@@ -46,7 +52,7 @@ def clear(
     if not yes and not sys.stdin.isatty():
         raise CommandError(f"to remove {size:,.1f} MB of rows from {root}, say --yes.")
     if yes or typer.confirm(f"Remove {size:,.1f} MB of rows from {root}?"):
-        typer.echo(f"Freed {shards.clear_cache(root) / 1e6:,.1f} MB in {root}.")
+        say(f"Freed {shards.clear_cache(root) / 1e6:,.1f} MB in {root}.")
 
 
 @app.command("verify", epilog="Example: probing cache verify --cache results/cache --keep")
@@ -69,13 +75,13 @@ def verify(
     for damage in found.damaged:
         lost = "" if damage.rows is None else f" ({damage.what}: {damage.rows:,} rows)"
         action = "Dropped" if found.dropped else "Damaged, kept"
-        typer.echo(f"{action}: {damage.file}{lost}: {damage.reason}.")
+        say(f"{action}: {damage.file}{lost}: {damage.reason}.")
     size = f"{found.rows:,} rows, {found.bytes / 1e6:,.1f} MB"
-    typer.echo(f"{root}: {found.shards:,} shards are what was written ({size}).")
+    say(f"{root}: {found.shards:,} shards are what was written ({size}).")
     if found.damaged:
-        typer.echo(f"{len(found.damaged):,} are not: a job that asks for their rows computes them again.")  # fmt: skip
+        say(f"{len(found.damaged):,} are not: a job that asks for their rows computes them again.")  # fmt: skip
     if found.unfinished:
-        typer.echo(
+        say(
             f"{len(found.unfinished):,} unfinished files ({found.unfinished_bytes / 1e6:,.1f} MB), of jobs cut short or at "
             "work now, are never read: the same job overwrites them, `probing cache clear` removes them."
         )

@@ -1,6 +1,8 @@
 """What commands share: options, pictures and classes as users name them, tables."""
 
+import contextlib
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -75,7 +77,7 @@ def pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "Image
 
     examples = ImageExamples(ImageFiles.in_folder(folder), loaded.preprocess, on_error=on_error)
     for left_out in examples.skipped:
-        typer.echo(f"Left out {left_out.name}: {left_out.reason}", err=True)
+        say(f"Left out {left_out.name}: {left_out.reason}", err=True)
     return examples
 
 
@@ -108,7 +110,7 @@ def have_done(engine: str, work: "Work") -> bool:
     chosen = ENGINES[engine]()
     done = chosen.run(work)
     if not chosen.leads() and not done:
-        typer.echo(
+        say(
             "This share is stored. When all tasks have ended, run the same command with --engine local.",
             err=True,
         )
@@ -141,11 +143,65 @@ def filled(
     return have_done(engine, work)
 
 
-def new_table(*columns: str) -> "Table":
-    """Return an empty table for the terminal."""
-    from rich.table import Table
+_made: list[Path] = []
 
-    table = Table(box=None, pad_edge=False)
+
+def output_folder(folder: Path) -> Path:
+    """Make the folder that a command writes to, so that one that can't be written is told before the work."""
+    _made.extend(p for p in (folder, *folder.parents) if not p.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def forget_folders(*, remove: bool) -> None:
+    """Forget which folders were made; of a command that failed, remove those that it left empty."""
+    for path in _made if remove else ():
+        with contextlib.suppress(OSError):  # something was written
+            path.rmdir()
+    _made.clear()
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that steer a terminal or turn the direction of reading are written out.
+
+    Names of files, classes and concepts come from elsewhere: they must not move a cursor or hide a part of a line.
+    """
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character in "\n\t" or not (
+        unicodedata.category(character) in {"Cc", "Cs"}
+        or unicodedata.bidirectional(character) in _TURNS
+    )
+
+
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_LONGEST = 1000
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line; the middle of a very long one is left out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return " ".join(printable(text).split())
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold names from elsewhere."""
+    typer.echo(printable(text), err=err)
+
+
+def new_table(*columns: str) -> "Table":
+    """Return an empty table for the terminal; what is put into it is text, not markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    class Plain(Table):
+        def add_row(self, *cells: object, **options: Any) -> None:
+            super().add_row(*(Text(one_line(str(cell))) for cell in cells), **options)
+
+    table = Plain(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

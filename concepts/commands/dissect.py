@@ -17,6 +17,8 @@ from concepts.commands.common import (
     budget_bytes,
     filled,
     new_table,
+    output_folder,
+    say,
     show,
 )
 
@@ -89,6 +91,7 @@ def dissect(
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
     from probing import models
+    from probing.csvs import write_frame
     from probing.engines import ENGINES
     from probing.shards import default_root
     from probing.store import ActivationStore
@@ -97,7 +100,7 @@ def dissect(
         raise CommandError(
             "--dreams draws units, and --rotate dissects mixtures of them: leave one out."
         )
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
     method = Dissection(
@@ -121,15 +124,15 @@ def dissect(
     else:
         return
     result.save(out)
-    result.to_pandas().to_csv(out / "units.csv", index=False)
+    write_frame(out / "units.csv", result.to_pandas())
     subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (
         ", rotated" if rotate else ""
     )
     _write_pages(result, method, store, loaded, scenes, subject, units, dreams, out)
     show(_table(result))
     for sentence in result.sentences():
-        typer.echo(sentence)
-    typer.echo(
+        say(sentence)
+    say(
         f"Saved in {out}: index.html, units.csv; DissectionResult.load({str(out)!r}) reads it back."
     )
 

@@ -17,7 +17,9 @@ from concepts.commands.common import (
     have_done,
     named_folders,
     new_table,
+    output_folder,
     pictures,
+    say,
     show,
 )
 
@@ -105,7 +107,7 @@ def evaluate(
     names = tuple(method or DEFAULT)
     _check(names, background)
     given = _given_concepts(concept, random)
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     inputs = ImageExamples(images, loaded.preprocess).load(range(len(images))).clone()
     score = Score(loaded.model, 0 if target == TOP else class_index(loaded, target))
@@ -118,7 +120,7 @@ def evaluate(
     with Progress(len(methods) + 2 * network, "Methods") as bar:
 
         def done(name: str, computed: bool) -> None:
-            typer.echo(f"{name}: {'measured' if computed else 'kept from before'}", err=True)
+            say(f"{name}: {'measured' if computed else 'kept from before'}", err=True)
             bar.advance(1, computed=computed)
 
         rows = scoring.rows(methods, score, inputs, folder=out / "rows", done=done)
@@ -133,7 +135,7 @@ def evaluate(
     subject = f"{loaded.reference}, {len(inputs)} pictures, {len(card.rows)} methods"
     page = scorecard_page(card, subject).save(out / "scorecard.html")
     _show(card)
-    typer.echo(f"Saved {', '.join(p.name for p in (*written, page))} in {out}.")
+    say(f"Saved {', '.join(p.name for p in (*written, page))} in {out}.")
 
 
 def _check(names: Sequence[str], background: Path | None) -> None:
@@ -229,4 +231,4 @@ def _show(card: "Scorecard") -> None:
     table.caption = "Mean rank among these methods, 0 to 1, 95 %; +, 0, -: thirds. Time in forward passes of one picture."
     show(table)
     for disagreement in card.disagreements:
-        typer.echo(str(disagreement))
+        say(str(disagreement))

@@ -5,10 +5,16 @@ from typing import Annotated
 
 import typer
 
+from concepts.commands.common import one_line, say
+
 app = typer.Typer(
     help="Data manifests: where images come from.",
     epilog="Example: probing manifest check data_manifests/occupations.yaml",
 )
+
+
+MOST = 200
+"""Findings that are printed; the rest are counted."""
 
 
 @app.command("check", epilog="Example: probing manifest check data_manifests/occupations.yaml")
@@ -27,14 +33,12 @@ def check(
 
     findings = manifest_check.check(file, root=root)
     faults = [finding for finding in findings if finding.level == "error"]
-    for finding in findings:
-        typer.echo(
-            f"{finding.level.capitalize()}: {' '.join(finding.message.split())}",
-            err=finding in faults,
-        )
+    for finding in findings[:MOST]:
+        is_error = finding.level == "error"
+        say(f"{finding.level.capitalize()}: {one_line(finding.message)}", err=is_error)
     if faults:
         if len(findings) > 1:
             counts = f"{len(faults)} errors, {len(findings) - len(faults)} warnings"
-            typer.echo(f"{file}: {counts}.", err=True)
+            say(f"{file}: {counts}.", err=True)
         raise typer.Exit(2)
-    typer.echo(f"{file}: every image is there and readable.")
+    say(f"{file}: every image is there and readable.")

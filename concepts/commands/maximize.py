@@ -1,6 +1,5 @@
 """`probing maximize`."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,9 @@ from concepts.commands.common import (
     ModelArgument,
     WeightsOption,
     class_index,
+    output_folder,
     pictures,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def maximize(
     from probing import models
     from probing.maximize.presets import PRESETS
 
-    out.mkdir(parents=True, exist_ok=True)
+    output_folder(out)
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     settings = replace(PRESETS[preset], steps=steps, size=size, seed=seed, batch=batch)
     goals = _goals(loaded, layer, units, target or [])
@@ -76,12 +77,12 @@ def maximize(
     found, reused = run.all(goals)
     _save(found, out)
     made = f"Made {len(goals) - reused} images" + (f", {reused} were there." if reused else ".")
-    typer.echo(f"{made} {out / 'contact.png'} shows all.")
+    say(f"{made} {out / 'contact.png'} shows all.")
     for name, gone in zip(found.names, found.dead.tolist(), strict=True):
         if gone:
-            typer.echo(f"{name} has no gradient at any step: it has no image.", err=True)
+            say(f"{name} has no gradient at any step: it has no image.", err=True)
     for note in dict.fromkeys(found.notes):
-        typer.echo(note, err=True)
+        say(note, err=True)
 
 
 def _units(layer: str | None, unit: str | None, target: list[str] | None) -> list[int]:
@@ -181,6 +182,7 @@ def _slug(name: str) -> str:
 
 
 def _save(found: "Maximization", out: Path) -> None:
+    from probing.csvs import write_csv
     from probing.figures import save_figure
     from probing.maximize.sheet import contact_sheet
 
@@ -189,7 +191,5 @@ def _save(found: "Maximization", out: Path) -> None:
         if not gone:
             picture.save(out / f"{_slug(name)}.png")
     save_figure(contact_sheet(found), out / "contact")
-    with (out / "traces.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", *found.names])
-        writer.writerows([step, *row] for step, row in enumerate(found.trace.T.tolist()))
+    rows = ([step, *row] for step, row in enumerate(found.trace.T.tolist()))
+    write_csv(out / "traces.csv", ["step", *found.names], rows)

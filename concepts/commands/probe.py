@@ -17,6 +17,8 @@ from concepts.commands.common import (
     budget_bytes,
     filled,
     new_table,
+    output_folder,
+    say,
     show,
 )
 
@@ -80,7 +82,7 @@ def probe(
     from probing.shards import default_root
     from probing.store import ActivationStore
 
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     examples = _examples(images, loaded, skip=skip_unreadable)
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
@@ -104,8 +106,8 @@ def probe(
     save_figure(figure, out / "probes")
     show(_table(result))
     for note in result.sentences():
-        typer.echo(note)
-    typer.echo(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
+        say(note)
+    say(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
 
 
 def _examples(folder: Path, loaded: "LoadedModel", *, skip: bool) -> "ImageExamples":

@@ -14,7 +14,9 @@ from concepts.commands.common import (
     class_index,
     named_folders,
     new_table,
+    output_folder,
     pictures,
+    say,
     show,
 )
 
@@ -68,7 +70,7 @@ def tcav(
     from probing.shards import default_root
     from probing.store import ActivationStore
 
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is told before the work
     named = named_folders(concept)
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}
@@ -88,8 +90,8 @@ def tcav(
     result.save(out)
     show(_tcav_table(result))
     for sentence in result.sentences():
-        typer.echo(sentence)
-    typer.echo(f"Saved in {out}; TcavResult.load({str(out)!r}) reads it back.")
+        say(sentence)
+    say(f"Saved in {out}; TcavResult.load({str(out)!r}) reads it back.")
 
 
 def _tcav_table(result: "TcavResult") -> "Table":

@@ -4,7 +4,6 @@ One row per method and one column per desideratum; never one number for all. Eac
 measured quantities among the methods compared, with an interval over inputs; the quantities stand beside it.
 """
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.csvs import write_csv
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.cost import Cost
 from probing.evaluation.quantities import (
@@ -210,7 +210,7 @@ class Scorecard(Result):
         folder.mkdir(parents=True, exist_ok=True)
         tables = {"scorecard.csv": self.table(), "evidence.csv": self.evidence()}
         for name, lines in tables.items():
-            _write_csv(folder / name, lines)
+            write_csv(folder / name, list(lines[0]), (list(line.values()) for line in lines))
         text = json.dumps(_finite(self._document()), indent=1, ensure_ascii=False, allow_nan=False)
         document = folder / "scorecard.json"
         document.write_text(text + "\n", encoding="utf-8")
@@ -234,13 +234,6 @@ class Scorecard(Result):
 def sign(mark: Mark) -> str:
     """Return a mark as it is printed."""
     return "\N{MINUS SIGN}" if mark == "-" else mark
-
-
-def _write_csv(path: Path, lines: Sequence[Record]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def _finite(value: object) -> object:

@@ -443,7 +443,8 @@ def _refuse_nothing(found: Maximization) -> None:
             f"the objective {found.names[i]!r} became NaN or infinite {when}: lower the rate."
         )
     if found.dead.all():
-        raise ZeroGradientError(
-            f"the gradient of {found.names[0]!r} is zero at every step, redirected rectifiers included: the unit is "
-            "dead, or does not depend on the image; read the layer before its rectifier."
-        )
+        height, width = found.images.shape[-2:]
+        why = "redirected rectifiers included: the unit is dead, or does not depend on the image; read the layer before its rectifier."
+        if found.space.size and min(height, width) < found.space.size / 4:
+            why = f"images of {height} x {width} pixels may be too small for a model made for {found.space.size}; pass a larger size."
+        raise ZeroGradientError(f"the gradient of {found.names[0]!r} is zero at every step, {why}")

