@@ -30,11 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for picture in pictures:
         files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
     for module in modules():
-        files.append(
-            File.generated(
-                config, page(module), content=f"---\ntitle: {module}\n---\n\n::: {module}\n"
-            )
-        )
+        files.append(File.generated(config, page(module), content=reference(module)))
     return files
 
 
@@ -58,6 +54,17 @@ def home(readme: str) -> tuple[str, list[str]]:
         return words
 
     return _LINK.sub(at_home, readme), pictures
+
+
+def reference(module: str) -> str:
+    """Return a module's page; of classes without a signature, such as schemas, it shows every field."""
+    path = ROOT.joinpath(*module.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(
+        encoding="utf-8"
+    )
+    fields = bool(re.search(r"\((Schema|Table|NamedTuple)\):", source))
+    options = "    options:\n      show_if_no_docstring: true\n" if fields else ""
+    return f"---\ntitle: {module}\n---\n\n::: {module}\n{options}"
 
 
 def modules() -> Iterator[str]:
