@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -178,6 +179,7 @@ def _bomb(levels: int = 12) -> str:
     return "\n".join(lines)
 
 
+@cache
 def yaml_bombs() -> Mapping[str, bytes]:
     """Return whole files that are meant ill, by name."""
     head = "name: x\nlicence: x\nsource: x\nimages:\n  kind: files\n  columns: [file, sha256]\n  rows:\n"
@@ -283,6 +285,7 @@ def _many_directories(count: int) -> bytes:
     )  # fmt: skip
 
 
+@cache
 def pictures() -> Mapping[str, bytes]:
     """Return pictures of all kinds, sound, odd and meant ill, by name with a suffix."""
     exif = Image.Exif()
@@ -364,6 +367,7 @@ def pictures() -> Mapping[str, bytes]:
 # Weights
 
 
+@cache
 def weights() -> Mapping[str, bytes]:
     """Return weight files for `nets.ConvNet`, sound, odd and meant ill, by name with a suffix."""
     state = dict(nets.seeded(nets.ConvNet()).state_dict())

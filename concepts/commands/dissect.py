@@ -116,7 +116,7 @@ def dissect(
         found = method.in_shares(ENGINES[engine](), out / "parts", loaded.model, scenes)
         if found is None:
             if engine == "slurm":
-                typer.echo("This share is counted. The array counts in two runs; then --engine local reads.", err=True)  # fmt: skip
+                say("This share is counted. The array counts in two runs; then --engine local reads.", err=True)  # fmt: skip
             return
         result = found
     elif filled(engine, lambda: method.requests(loaded.model, scenes), root, disk_budget):

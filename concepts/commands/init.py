@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CacheOption, DeviceOption, KeysOption, WeightsOption
+from concepts.commands.common import CacheOption, DeviceOption, KeysOption, WeightsOption, say
 
 EXAMPLE = "probing init my_audit --images photos --model torchvision:resnet18"
 
@@ -110,4 +110,4 @@ def init(
         device=device,
         cache=cache,
     )
-    begin(typer.echo)
+    begin(say)

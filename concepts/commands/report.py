@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CommandError
+from concepts.commands.common import CommandError, say
 
 EXAMPLE = "probing report results/occupations"
 
@@ -37,10 +37,10 @@ def report(
         from concepts.side_by_side_page import write_side_by_side
 
         for line in write_side_by_side(folders[0], folders[1], out or Path("comparison.html")):
-            typer.echo(line)
+            say(line)
         return
     if out is not None:
         raise CommandError("--out is for two folders: one audit's report stands in its own.")
     from concepts.audit import rebuild, summary
 
-    typer.echo(summary(rebuild(folders[0]), folders[0]))
+    say(summary(rebuild(folders[0]), folders[0]))
