@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from probing.partials import all_merged, packed
+from probing.engines import Torchrun
+from probing.partials import Parts, accumulated, all_merged, packed
 from probing.shares import Share, ranks_share
 from probing.streaming import CountedQuantile, Moments, PairwiseIou, TopK, UpperQuantile
 
@@ -39,14 +40,14 @@ def compute(share: Share) -> dict[str, Any]:
 
 
 def merged_by_ranks(folder: Path) -> None:
-    """Accumulate this rank's share, merge with the others', and write the whole."""
-    from torch import distributed
-
-    found = compute(ranks_share())
-    distributed.init_process_group("gloo")
-    whole = all_merged(found, make)
-    distributed.destroy_process_group()
-    (folder / f"rank-{ranks_share().index}").write_bytes(packed(whole))
+    """Accumulate this rank's share twice by files, then in the process group, and write the whole."""
+    rank = ranks_share().index
+    for key in ("first", "second"):  # ranks meet after each
+        whole = accumulated(Torchrun(), Parts(folder, key), compute, make)
+        assert whole is not None
+        (folder / f"{key}-{rank}").write_bytes(packed(whole))
+    whole = all_merged(compute(ranks_share()), make)
+    (folder / f"group-{rank}").write_bytes(packed(whole))
 
 
 if __name__ == "__main__":

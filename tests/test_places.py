@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -110,6 +111,17 @@ def test_a_store_in_any_file_system_holds_the_bytes_of_one_on_disk(
     root: str, net: nn.Module, tmp_path: Path
 ) -> None:
     check_store(root, net, tmp_path)
+
+
+def test_two_workers_on_one_share_without_locks_leave_the_bytes_of_one(
+    root: str, net: nn.Module, tmp_path: Path
+) -> None:
+    ActivationStore(tmp_path).activations(net, LAYERS, IMAGES)
+    stores = [ActivationStore(root) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda s: s.fill([Request(net, LAYERS, IMAGES)], Share(0, 1)), stores))
+    assert objects(root) == local(tmp_path)
+    assert all(store.stats.dropped_shards == 0 for store in stores)
 
 
 def test_a_budget_holds_where_no_disk_tells_its_room(root: str, net: nn.Module) -> None:
