@@ -3,6 +3,7 @@
 # make lint    the same for style, types and import layers
 # make experiments   every experiment and benchmark, small
 # make docs    the site: how-to pages and the reference of every module, in site/
+# make notebooks   runs the notebooks, each within five minutes
 # make chaos   random disasters on a store, 200 trials
 # make fuzz    some thousand hostile manifests, pictures, weights and texts
 # make licences  what users install, and under which licence
@@ -15,7 +16,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
 WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
-.PHONY: audit test lint docs experiments chaos fuzz licences clean
+.PHONY: audit test lint docs experiments notebooks chaos fuzz licences clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
@@ -39,6 +40,9 @@ experiments: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+notebooks: $(READY)
+	.venv/bin/python -m pytest --nbmake --nbmake-timeout=300 -W default -o addopts= experiments/notebooks
 
 chaos: $(READY)
 	.venv/bin/python tests/chaos.py --trials 200

@@ -22,6 +22,7 @@ from probing.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 BOTH = "both, same sign"
 OPPOSITE = "both, opposite signs"
@@ -148,8 +149,22 @@ class Replication(Result):
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
+    def sentences(self) -> tuple[str, ...]:
+        """Return whether what was found on the first set replicates, for each contrast."""
+        return tuple(self.statement(contrast) for contrast in self.contrasts)
+
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return the swaps on both sets, with the outcome."""
+        first, second = self.sets
+        return self.to_pandas()[
+            ["contrast", "target", f"{first} swap", f"{second} swap", "outcome", "difference_p"]
+        ]
+
+    def plot(self) -> "Figure":
+        """Draw the swaps on one set against those on the other."""
+        from concepts.replication_page import draw
+
+        return draw(self)
 
 
 def replicate(

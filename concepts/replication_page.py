@@ -4,7 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, SECOND, Replication
-from probing.figures import FAINT, PALETTE, inline_svg, new_figure, save_figure, spread, style
+from probing.figures import (
+    FAINT,
+    FULL_WIDTH,
+    PALETTE,
+    inline_svg,
+    new_figure,
+    save_figure,
+    spread,
+    style,
+)
 from probing.report import (
     MINUS,
     Block,
@@ -153,7 +162,7 @@ def draw(found: Replication) -> "Figure":
     """Draw both sets' changes against each other, and the correlation over clusters by class."""
     with style():
         rows = len(found.contrasts)
-        figure = new_figure(7.0, 3.1 * rows)
+        figure = new_figure(FULL_WIDTH, 3.1 * rows)
         for c, contrast in enumerate(found.contrasts):
             left, right = (figure.add_subplot(rows, 2, 2 * c + i) for i in (1, 2))
             _against(found, contrast, left)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from concepts.word_result import SWAP, WordResult
-from probing.figures import FAINT, MARKERS, PALETTE, RULE, new_figure, style
+from probing.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
 from probing.report import interval, number
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def word_figure(words: WordResult) -> "Figure":
     order = ranked(-words.value[0])
     places = range(len(order))
     with style():
-        figure = new_figure(7.0, 1.0 + 0.16 * len(order))
+        figure = new_figure(FULL_WIDTH, 1.0 + 0.16 * len(order))
         panels = figure.subplots(1, len(words.listed), sharex=True, sharey=True, squeeze=False)[0]
         for i, (axes, method) in enumerate(zip(panels, words.listed, strict=True)):
             m = words.methods.index(method)
@@ -57,7 +57,7 @@ def agreement_figure(words: WordResult) -> "Figure":
     rows = -(-len(methods) // columns)
     kinds = list(dict.fromkeys(words.kinds))
     with style():
-        figure = new_figure(7.0, 2.4 * rows + 0.4)
+        figure = new_figure(FULL_WIDTH, 2.4 * rows + 0.4)
         for i, method in enumerate(methods):
             axes = figure.add_subplot(rows, columns, i + 1)
             m = words.methods.index(method)

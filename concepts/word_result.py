@@ -11,6 +11,7 @@ from probing.provenance import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 SWAP = "swap"
 """The measured change of the logit when reference words are exchanged for a word: what explanations are held against."""
@@ -131,5 +132,14 @@ class WordResult(Result):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(float_format="{:.3f}".format, index=False))
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return each word's measured change, and how the listed methods relate to it."""
+        told = [f"{method} relation" for method in self.listed]
+        table = self.to_pandas()
+        return table[["word", "kind", "probability", *(n for n in (SWAP, *told) if n in table)]]
+
+    def plot(self) -> "Figure":
+        """Draw each word's change, measured and as methods predict it."""
+        from concepts.word_figures import word_figure
+
+        return word_figure(self)

@@ -1,19 +1,18 @@
 """What a notebook shows of a result: a figure, the first rows of a table, and what must be said beside them."""
 
 import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from probing.figures import PAPER, PNG_DPI, figure_of, style
+from probing.figures import figure_of, shown_png
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 12
-"""Of a table; the rest is counted."""
+MOST_ROWS, MOST_SENTENCES = 12, 8
+"""That are shown; the rest is counted."""
 
 
 def page(
@@ -39,7 +38,10 @@ def page(
     if table is not None:
         parts.append(table_html(table))
     if sentences:
-        parts.append(f"<ul>{''.join(f'<li>{escape(s)}</li>' for s in sentences)}</ul>")
+        listed = "".join(f"<li>{escape(s)}</li>" for s in sentences[:MOST_SENTENCES])
+        more = len(sentences) - MOST_SENTENCES
+        rest = f"<li>and {more} more: see <code>sentences()</code></li>" if more > 0 else ""
+        parts.append(f"<ul>{listed}{rest}</ul>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -58,9 +60,6 @@ def picture_html(figure: "Figure", label: str) -> str:
     """Return a figure as an `img` element that holds its own pixels."""
     from markupsafe import escape
 
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    wide = round(figure.get_figwidth() * 100)
-    return f'<img width="{wide}" alt="{escape(label)}" src="data:image/png;base64,{data}">'
+    data, size = shown_png(figure)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<img width="{size["width"]}" alt="{escape(label)}" src="{source}">'

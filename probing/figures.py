@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,8 @@ def _settings() -> dict[Any, Any]:
 def new_figure(width: float, height: float, *, fitted: bool = True) -> "Figure":
     """Return an empty figure of so many inches that belongs to no window; draw inside `style`.
 
+    A notebook shows it where it is the last value of a cell, whatever backend is in use.
+
     Args:
         width: of the figure; `FULL_WIDTH` fills a page.
         height: of the figure.
@@ -100,7 +103,17 @@ def new_figure(width: float, height: float, *, fitted: bool = True) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
+    figure = Figure(figsize=(width, height), layout="constrained" if fitted else None)
+    figure.__dict__["_repr_png_"] = partial(shown_png, figure)
+    return figure
+
+
+def shown_png(figure: "Figure") -> tuple[bytes, dict[str, int]]:
+    """Return a figure's pixels, on white, and how wide they are to be shown."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
+    return buffer.getvalue(), {"width": round(figure.get_figwidth() * 100)}
 
 
 def logarithmic(axes: "Axes") -> None:
@@ -289,7 +302,7 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
     if not lines:
         raise ValueError("a montage needs at least one image, got none.")
     cell = width / columns
-    height = sum(_LINE * cell + _TITLE * (shown[0] == 0) for _, shown in lines)
+    height = sum(_line(s) * cell + _TITLE * (shown[0] == 0) for s, shown in lines)
     with style():
         figure = new_figure(width, height, fitted=False)
         axes = figure.add_axes((0, 0, 1, 1))  # one for all: each would cost as much as a plot
@@ -304,16 +317,20 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
                 _cell(axes, strip.images[i], (column + 0.5) * cell, top - 0.5 * cell, 0.9 * cell)
                 at = ((column + 0.5) * cell, top - 1.0 * cell)
                 axes.text(*at, strip.captions[i], fontsize=6, ha="center", va="top")
-            top -= _LINE * cell
+            top -= _line(strip) * cell
         axes.set(xlim=(0, width), ylim=(0, height))
         axes.set_axis_off()
     return figure
 
 
-_LINE = 1.46
-"""Height of an image with its caption, as a share of its width."""
+_LINE, _BARE = 1.46, 1.06
+"""Height of an image with its caption and without one, as a share of its width."""
 _TITLE = 0.28
 """Inches above a strip."""
+
+
+def _line(strip: Strip) -> float:
+    return _LINE if any(strip.captions) else _BARE
 
 
 def _cell(axes: "Axes", image: Image.Image, x: float, y: float, size: float) -> None:

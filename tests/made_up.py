@@ -26,6 +26,7 @@ SIZES = {
     "steps": 2,
     "features": 5,
     "contrasts": 1,
+    "sets": 2,
 }
 """Of named axes; others have `OTHER`. Fields of names are as long as the axis that they are called as."""
 OTHER = 3
@@ -51,6 +52,8 @@ _FIXED: dict[tuple[str, str], object] = {
     ("AblationResult", "counts"): (1, 2, 4),
     ("Retrained", "fractions"): (0.0, 0.1, 0.3),
     ("Retrained", "rankings"): ("a", "b", "random"),
+    ("WordResult", "methods"): ("swap", "lime", "tcav"),
+    ("WordResult", "listed"): ("swap", "lime"),
     ("ConceptDreams", "layers"): ("a", "b", "c"),
     ("HeatMapComparison", "refused"): (("lrp", "this network has a gate."),),
     ("HeatMapComparison", "shown"): (),
@@ -93,7 +96,10 @@ def _value(cls: type, name: str, kind: Any, generator: torch.Generator, empty: b
     if (cls.__name__, name) in _FIXED:
         return _FIXED[cls.__name__, name]
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
-        return _tensor(kind, generator, empty)
+        made = _tensor(kind, generator, empty)
+        return made + (
+            name.endswith("high") - float(name.endswith("low")) if made.is_floating_point() else 0
+        )
     if kind is Provenance:
         return Provenance.collect()
     if get_origin(kind) in {Union, types.UnionType}:

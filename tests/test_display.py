@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probing.display import MOST_ROWS, page, table_html
+from probing.evaluation.curves import Curves
 from probing.figures import FULL_WIDTH, figure_of
 from probing.provenance import Result
 
@@ -56,7 +57,14 @@ def test_a_long_table_is_cut_and_the_rest_is_counted() -> None:
     assert "<th>0</th>" not in table_html(long)
 
 
+def test_a_notebook_shows_a_figure_whatever_the_backend_is() -> None:
+    data, size = made_up.result(Curves).plot()._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert size == {"width": 330}
+
+
 def test_sentences_stand_beside_the_numbers_and_are_escaped() -> None:
-    html = page("<i>", sentences=["a < b"])
+    html = page("<i>", sentences=["a < b", *map(str, range(9))])
+    assert "and 2 more" in html
     assert "&lt;i&gt;" in html
     assert "<li>a &lt; b</li>" in html

@@ -12,6 +12,8 @@ import audits
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from probing.figures import (
     COLUMN_WIDTH,
@@ -21,10 +23,13 @@ from probing.figures import (
     for_print,
     montage,
     new_figure,
+    save_figure,
     style,
 )
 from probing.figures import Strip as Row
 
+SMALLEST = 4.5
+"""Points, of anything said in a figure."""
 FOLDER = Path(__file__).parent.parent / "experiments" / "figures"
 
 
@@ -40,8 +45,26 @@ def drawn(paper: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[P
     out = tmp_path_factory.mktemp("paper")
     audits.results().save(out / "audit")
     audits.save_pictures(out / "audit" / "images")
-    written: list[Path] = paper.main(["--tiny", "--from", str(out / "audit"), "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "save_figure", _saved_whole)
+        written: list[Path] = paper.main(
+            ["--tiny", "--from", str(out / "audit"), "--out", str(out)]
+        )
     return written
+
+
+def _saved_whole(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Save a figure none of whose words is cut off, and none of which is too small to read."""
+    paths = save_figure(figure, stem)
+    page = figure.bbox.padded(0.02 * figure.dpi)
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and text.axes is not None:
+            box = text.get_window_extent()
+            assert page.containsx(box.x0), (stem.name, text)
+            assert page.containsx(box.x1), (stem.name, text)
+            assert page.containsy(box.y1), (stem.name, text)
+            assert text.get_fontsize() >= SMALLEST, (stem.name, text)
+    return paths
 
 
 @pytest.mark.slow

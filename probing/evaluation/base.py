@@ -93,6 +93,9 @@ class Measurement(Result):
         """Return the mean with its interval."""
         return (f"{self}.",)
 
+    def notebook_table(self) -> None:
+        """Return nothing: the figure shows each input."""
+
     def plot(self) -> "Figure":
         """Return a figure of each input's value, their mean and its interval."""
         from probing.evaluation.figures import measurements_figure

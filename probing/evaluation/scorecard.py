@@ -191,6 +191,9 @@ class Scorecard(Result):
 
         return pd.DataFrame(self.evidence())
 
+    def notebook_table(self) -> None:
+        """Return nothing: the figure is the table."""
+
     def plot(self) -> "Figure":
         """Return the lecture's table, measured, with its opinion beside it."""
         from probing.evaluation.scorecard_figures import table_figure

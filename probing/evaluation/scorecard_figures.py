@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINE, _HEAD, _FOOT = 0.27, 0.5, 0.62
-_NAMES, _COLUMN = 1.3, 0.88
+_NAMES, _COLUMN = 1.25, 0.87
 _BAR, _RANK, _DECK = (0.17, 0.45), 0.55, 0.75
 _MARKS = {"+": "+", "0": "0", "-": "\N{MINUS SIGN}", None: "\N{EN DASH}"}
 _COLOURS = {"+": PALETTE[0], "0": FAINT, "-": PALETTE[1], None: FAINT}
@@ -65,7 +65,7 @@ def _heads(axes: "Axes", height: float) -> None:
 
 
 def _cost_at(column: int) -> float:
-    return _NAMES + _COLUMN * len(DESIDERATA) + (0.48, 0.87, 1.23)[column]
+    return _NAMES + _COLUMN * len(DESIDERATA) + (0.5, 0.88, 1.22)[column]
 
 
 def _cell(
