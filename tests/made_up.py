@@ -97,9 +97,7 @@ def _value(cls: type, name: str, kind: Any, generator: torch.Generator, empty: b
         return _FIXED[cls.__name__, name]
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         made = _tensor(kind, generator, empty)
-        return made + (
-            name.endswith("high") - float(name.endswith("low")) if made.is_floating_point() else 0
-        )
+        return made + _beside(name) if _beside(name) else made
     if kind is Provenance:
         return Provenance.collect()
     if get_origin(kind) in {Union, types.UnionType}:
@@ -118,6 +116,11 @@ def _value(cls: type, name: str, kind: Any, generator: torch.Generator, empty: b
     if is_dataclass(kind):
         return result(kind, empty=empty)
     return {str: f"{name}<b>", int: 1, float: 0.5, bool: True}[kind]
+
+
+def _beside(name: str) -> int:
+    """Return how far the bounds of an interval lie from what is made up, which lies between 0 and 1."""
+    return int(name.endswith("high")) - int(name.endswith("low"))
 
 
 def _tensor(kind: Any, generator: torch.Generator, empty: bool) -> Tensor:
