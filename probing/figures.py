@@ -39,7 +39,6 @@ PNG_DPI = 200
 
 _FOLLOWS_PAGE = {
     INK: "currentColor",
-    FAINT: "var(--muted)",
     RULE: "var(--rule)",
     PAPER: "var(--paper)",
     PALETTE[0]: "var(--first)",

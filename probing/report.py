@@ -255,7 +255,7 @@ class Report:
     def save(self, path: Path) -> Path:
         """Write the page."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
+        path.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
         return path
 
 
@@ -325,7 +325,10 @@ def _short(value: object) -> str:
 
 def _as_url(table: DataTable) -> str:
     """Return a table's CSV file as an address that holds it."""
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(table.csv().encode()).decode()
+    return (
+        "data:text/csv;charset=utf-8;base64,"
+        + base64.b64encode(table.csv().encode(errors="backslashreplace")).decode()
+    )
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
