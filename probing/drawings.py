@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers.expat import ExpatError, ParserCreate
 
-from probing.images import ImageError
+from probing.images import ImageError, read_file
 from probing.packages import require
 
 _REFERS = re.compile(rb"""(?:href\s*=\s*["'](?!\s*\#)|url\(\s*["']?(?!\s*["']?\#)|<!ENTITY|@import)""", re.I)  # fmt: skip
@@ -32,7 +33,7 @@ class VectorFiles:
 
     def original(self, index: int) -> bytes:
         """Return the drawing itself."""
-        return self.paths[index].read_bytes()
+        return read_file(self.paths[index])
 
     def read(self, index: int) -> bytes:
         return rendered(self.original(index), self.size)
@@ -56,9 +57,37 @@ def rendered(svg: bytes, size: int) -> bytes:
         raise ImageError(
             "it is a drawing with text, whose fonts differ by machine: make paths of it"
         )
+    _refuse_traps(svg)
     draw = require("resvg_py").svg_to_bytes
     try:
         text = svg.decode()
         return bytes(draw(svg_string=text, width=size, height=size, skip_system_fonts=True))
     except ValueError as error:  # not text, or no SVG
         raise ImageError(f"it cannot be drawn ({str(error).splitlines()[0]})") from None
+
+
+def _refuse_traps(svg: bytes) -> None:
+    """Raise for a drawing that would take any time, as filters may, or that is nested so deep that drawing it crashes."""
+    depth = 0
+
+    def begin(name: str, _: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ImageError(f"it is a drawing nested deeper than {_MAX_DEPTH} levels")
+        if name.rpartition(":")[2] == "filter":
+            raise ImageError("it is a drawing with filters, which may take any time: make paths of it")  # fmt: skip
+
+    def end(_: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    try:
+        parser.Parse(svg, True)
+    except ExpatError as error:
+        raise ImageError(f"it cannot be drawn ({error})") from None
+
+
+_MAX_DEPTH = 100

@@ -1,7 +1,6 @@
 """Examples have content ids: what is read is named by what it is, never by a path or a name someone chose."""
 
 import os
-import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from probing.fingerprint import bytes_id, content_id, tensor_id
-from probing.images import ImageError, Preprocess, check_header, decode, flatten
+from probing.images import ImageError, Preprocess, check_header, decode, flatten, read_file
 
 Transform = Callable[[Image.Image], Tensor]
 """From an upright picture to model space: a `Preprocess`, or a callable that gets 8-bit RGB, white where transparent."""
@@ -22,7 +21,6 @@ Transform = Callable[[Image.Image], Tensor]
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
-MAX_FILE_BYTES = 1 << 30  # of an encoded picture
 _THUMBNAIL = 256  # pixels: enough for a montage
 
 
@@ -139,7 +137,7 @@ class ImageFiles:
         return str(self.paths[index])
 
     def read(self, index: int) -> bytes:
-        return _read(self.paths[index])
+        return read_file(self.paths[index])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -194,7 +192,7 @@ class DatasetImages:
         path = Path(record["path"])
         if self._root is not None and not path.resolve().is_relative_to(self._root.resolve()):
             raise ImageError(f"it is the file {str(path)!r}, outside of the data set's folder")
-        return _read(path)
+        return read_file(path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -378,23 +376,6 @@ class Concatenation:
 def concat(*parts: ExampleSet) -> Concatenation:
     """Return the examples of several sets as one."""
     return Concatenation(parts)
-
-
-def _read(path: Path) -> bytes:
-    """Return a file's bytes, unless they may have no end."""
-    with open(path, "rb", opener=_without_waiting) as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise ImageError("it is a pipe or a device, not a file")
-        if facts.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"it has {facts.st_size} bytes, over the limit of {MAX_FILE_BYTES}")
-        return file.read()
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(
-        name, flags | getattr(os, "O_NONBLOCK", 0)
-    )  # opening a pipe would wait for its other end
 
 
 def _picture(examples: ExampleSet, index: int) -> Image.Image:

@@ -1,10 +1,13 @@
 """From an encoded picture to model space: decoding that refuses what it cannot show faithfully, then preprocessing."""
 
 import io
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch import Tensor
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
+MAX_FILE_BYTES = 1 << 30  # of an encoded picture
 
 
 class ImageError(ValueError):
@@ -138,6 +142,28 @@ def decode(data: bytes) -> Image.Image:
         image = _open(data)
         image.load()
         return _eight_bit(ImageOps.exif_transpose(image))
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ImageError: if they may have no end, or are more than any picture has.
+        OSError: if it can't be read.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError("it is a pipe or a device, not a file")
+        if facts.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"it has {facts.st_size} bytes, over the limit of {MAX_FILE_BYTES}")
+        return file.read()
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(
+        name, flags | getattr(os, "O_NONBLOCK", 0)
+    )  # opening a pipe would wait for its other end
 
 
 def check_header(data: bytes) -> tuple[int, int]:

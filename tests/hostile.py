@@ -364,6 +364,46 @@ def pictures() -> Mapping[str, bytes]:
     }
 
 
+@cache
+def drawings() -> Mapping[str, bytes]:
+    """Return SVG drawings that are meant ill, by name; `sound` is not."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 9 9">'
+    all_over = '<rect width="9" height="9" '
+    uses = "".join(
+        f'<g id="a{i}">{f"""<use xlink:href="#a{i - 1}"/>""" * 10}</g>' for i in range(1, 9)
+    )
+    filters = {
+        "blur": '<feGaussianBlur stdDeviation="1000000"/>',
+        "turbulence": '<feTurbulence numOctaves="1000000" baseFrequency="0.5"/>',
+        "dilation": '<feMorphology operator="dilate" radius="100000"/>',
+    }
+    bodies = {
+        name: f'<filter id="f">{f}</filter>{all_over}filter="url(#f)"/>'
+        for name, f in filters.items()
+    } | {
+        "sound": f'{all_over}fill="red"/>',
+        "uses": f'<defs><rect id="a0" width="1" height="1"/>{uses}</defs><use xlink:href="#a8"/>',
+        "pattern": f'<pattern id="p" width="1e-5" height="1e-5">{all_over}/></pattern>{all_over}fill="url(#p)"/>',
+        "dashes": '<path d="M0 0L1e9 0" stroke="red" stroke-dasharray="0.0001"/>',
+        "deep": "<g>" * 100_000 + "</g>" * 100_000,
+        "file": '<image href="file:///etc/hostname" width="9" height="9"/>',
+        "address": '<image xlink:href="http://127.0.0.1:9/x.png" width="9" height="9"/>',
+        "style": '<style>@import url("http://127.0.0.1:9/x");</style>',
+        "script": "<script>alert(1)</script>",
+        "open": "<g><g>",
+    }
+    found = {name: f"{head}{body}</svg>".encode() for name, body in bodies.items()}
+    entity = (
+        f'<!DOCTYPE svg [<!ENTITY e SYSTEM "file:///etc/passwd">]>{head}<title>&e;</title></svg>'
+    )
+    return found | {
+        "entity": entity.encode(),
+        "none": b"",
+        "zeros": bytes(100),
+        "huge": b" " * (5 << 20),
+    }
+
+
 # Weights
 
 

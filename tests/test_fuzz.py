@@ -19,7 +19,9 @@ import pytest
 import yaml
 
 from concepts import cli
+from probing.drawings import rendered
 from probing.examples import ExampleError, ImageExamples, ImageFiles
+from probing.images import ImageError, decode
 
 for slow in (
     "torchvision",
@@ -208,6 +210,14 @@ def test_a_picture_that_has_no_end_is_refused(
         assert status == 2
         assert said in error
         assert not out.exists()
+
+
+@pytest.mark.parametrize("name", hostile.drawings())
+def test_a_drawing_is_drawn_or_refused(name: str) -> None:
+    pytest.importorskip("resvg_py")
+    with hostile.watched(), contextlib.suppress(ImageError):
+        assert decode(rendered(hostile.drawings()[name], 72)).size == (72, 72)
+        assert name in {"sound", "pattern", "dashes", "script"}
 
 
 # Weights
