@@ -188,7 +188,7 @@ class AtlasResult(Result):
         for k, name in enumerate(self.names or ("",)):
             mine = (self.labels == (k if self.names else -1)).numpy()
             colour = PALETTE[k % len(PALETTE)] if self.names else FAINT
-            marker = MARKERS[(k // len(PALETTE)) % len(MARKERS)]
+            marker = MARKERS[k % len(MARKERS)]
             size, edge = (12, 0.0) if pictures is None else (6, 0.3)
             if self.names or pictures is None:  # points that say nothing would only hide pictures
                 ax.scatter(

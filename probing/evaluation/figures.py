@@ -83,7 +83,10 @@ def _similarity_line(
 
 def _name_layers(panel: "Axes", layers: Sequence[str]) -> None:
     shown = range(len(layers)) if len(layers) <= 8 else [0, len(layers) // 2, len(layers) - 1]
-    panel.set_xticks([i + 1 for i in shown], [layers[i] for i in shown], rotation=30, ha="right")
+    turned = sum(len(layers[i]) for i in shown) > 24
+    panel.set_xticks(
+        [i + 1 for i in shown], [layers[i] for i in shown], rotation=30 if turned else 0, ha="right" if turned else "center",
+    )  # fmt: skip
 
 
 def curves_figure(found: Mapping[str, "Curves"], substrate: int = 0) -> "Figure":
@@ -98,7 +101,8 @@ def curves_figure(found: Mapping[str, "Curves"], substrate: int = 0) -> "Figure"
             mean, low, high = (t[substrate, 0].tolist() for t in curves.summary)
             colour = PALETTE[number % len(PALETTE)]
             x = [100 * s for s in curves.shares.tolist()]
-            panel.plot(x, mean, color=colour, label=name)
+            marker, every = MARKERS[number % len(MARKERS)], max(1, len(x) // 6)
+            panel.plot(x, mean, color=colour, marker=marker, markevery=every, ms=3, label=name)
             panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             if number == 0 and "random" in curves.orders:
                 chance = curves.summary[0][substrate, curves.orders.index("random")].tolist()
