@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from concepts import figures
+from concepts.analyses import figures
 from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.sections.plates import plate

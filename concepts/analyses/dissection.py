@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from concepts import figures
+from concepts.analyses import figures
 from concepts.dissect import Dissection
 from concepts.dissection.result import DissectionResult
 from concepts.material import Material
