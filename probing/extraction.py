@@ -159,7 +159,9 @@ class Engine:
             return
         name = bytes_id("\0".join([job.weights, *chunk]).encode())
         with self.disk.lock(name, wait=wait) as held:
-            if held:
+            if (
+                held and self.disk.has_locks
+            ):  # without locks others' rows are no sooner there than ours
                 self._refresh(job)
             yield held
 

@@ -318,6 +318,12 @@ class Disk:
         self.dropped = 0
         self._records: dict[str, dict[str, Shard]] = {}
         self._rows: dict[str, dict[str, tuple[Shard, int]]] = {}
+        self._listed: set[str] = set()
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether processes can keep each other from computing the same rows."""
+        return isinstance(self.root, Path)
 
     def folder(self, space: Space) -> Place:
         """Return where a space's shards lie."""
@@ -327,7 +333,8 @@ class Disk:
         """Return where each stored row of a space is; `refresh` sees what other processes committed."""
         known = self._records.setdefault(space.id, {})
         rows = self._rows.setdefault(space.id, {})
-        if refresh or not known:
+        if refresh or space.id not in self._listed:
+            self._listed.add(space.id)
             found = listed(self.folder(space), "*.json")
             new = [record for record in found if record.name not in known]
             for record, shard in zip(new, each(_read_or_none, new, self.root), strict=True):
@@ -386,7 +393,7 @@ class Disk:
 
         An object store has none: there two workers on one chunk write the same bytes twice.
         """
-        if isinstance(self.root, Address):
+        if not isinstance(self.root, Path):
             yield True
             return
         path = self.root / "locks" / name

@@ -113,6 +113,19 @@ def test_a_store_in_any_file_system_holds_the_bytes_of_one_on_disk(
     check_store(root, net, tmp_path)
 
 
+def test_a_folder_elsewhere_is_listed_once_for_a_whole_job(
+    root: str, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = []
+    glob = Address.glob
+    monkeypatch.setattr(Address, "glob", lambda s, p: listings.append(str(s)) or glob(s, p))
+    store = ActivationStore(root)
+    store.fill([Request(net, LAYERS, IMAGES)], Share(0, 1))
+    assert len(listings) == len(LAYERS)  # whatever the number of shards
+    ActivationStore(root).activations(net, LAYERS, IMAGES)
+    assert len(listings) == 2 * len(LAYERS)
+
+
 def test_two_workers_on_one_share_without_locks_leave_the_bytes_of_one(
     root: str, net: nn.Module, tmp_path: Path
 ) -> None:
