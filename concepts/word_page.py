@@ -138,7 +138,7 @@ def _method_finding(words: WordResult, method: str) -> Finding:
         f"{len(groups.get(QUIET, ()))} neither is."
     )
     return Finding(
-        f"{_capital(method)} ranks the words as the measured change does with {_rank(words, method)}; {_amount(slope)}.",
+        f"By {method} words rank as by the measured change, {_rank(words, method)}; {_amount(slope)}.",
         " ".join([agreed, *parts]),
         see=_PARTED,
     )
@@ -334,10 +334,6 @@ def _said(words: WordResult, method: str, word: str) -> str:
 
 def _rank(words: WordResult, method: str) -> str:
     return str(words.correlation(method)).replace("r = ", "rho = ")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _named(words: WordResult, places: Sequence[int]) -> str:
