@@ -165,7 +165,7 @@ class DatasetImages:
         ):
             raise ExampleError(
                 f"a data set of one split with random access is needed, got {type(dataset).__name__}: "
-                "choose a split and do not stream."
+                "choose a split, and keep one that streams by probing.gathered.SpooledImages."
             )
         images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
         if column not in images:
