@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.drafts import Draft, DraftTarget
+from concepts.enough import (
+    LEAST_RANDOM,
+    BeginError,
+    check_concepts,
+    check_pairs,
+    clusters_of,
+    listed,
+    names_in_common,
+    too_few,
+)
 from concepts.manifest import UNSTATED
 from concepts.material import class_name, divide
 from concepts.pictures import RANDOM, Choice, Pictures
-from concepts.sets import MINIMUM
-from concepts.sources import ChosenImages, DatasetSource, some
+from concepts.sources import ChosenImages, DatasetSource
 from probing import models
 from probing.examples import ImageExamples
 from probing.models import LoadedModel
@@ -32,13 +41,8 @@ HUB = "hub:"
 """Before the name of a data set of the hub."""
 _CLASSES = 5
 _SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
-_LEAST_RANDOM = 3 * MINIMUM
 _SEED = 0
 _FILES = ("audit.yaml", "images.yaml", "random.yaml")
-
-
-class BeginError(ValueError):
-    """What is asked for makes no audit."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Begin:
         pictures, random = self._pictures()
         for line in dict.fromkeys([*pictures.left_out, *(random.left_out if random else ())]):
             say(line)
-        for line in _names_in_common(pictures, matched=self.matched):
+        for line in names_in_common(pictures, matched=self.matched):
             say(line)
         share = self._share(pictures)
         loaded = models.load(
@@ -127,7 +131,7 @@ class Begin:
         for line in _summary(pictures, random, stages, targets):
             say(line)
         audit = self.out / "audit.yaml"
-        say(f"Wrote {_listed(list(texts))} in {self.out}. Read them, then run:")
+        say(f"Wrote {listed(list(texts))} in {self.out}. Read them, then run:")
         say(f"  probing audit {shlex.quote(str(audit))} --out results")
         return audit
 
@@ -140,12 +144,12 @@ class Begin:
         else:
             random = found.of(RANDOM) if RANDOM in found.concepts else None
             found = found.of(*(name for name in found.concepts if name != RANDOM))
-        if random is not None and len(random.pictures) < _LEAST_RANDOM:
+        if random is not None and len(random.pictures) < LEAST_RANDOM:
             raise BeginError(
-                f"there are {len(random.pictures)} random pictures: give {_LEAST_RANDOM} or more, or leave them out; then "
+                f"there are {len(random.pictures)} random pictures: give {LEAST_RANDOM} or more, or leave them out; then "
                 "each concept is told from the others."
             )
-        _check_concepts(found, alone=random is None or self.matched)
+        check_concepts(found, alone=random is None or self.matched)
         return found, random
 
     def _found(self) -> Pictures:
@@ -164,13 +168,13 @@ class Begin:
     def _share(self, pictures: Pictures) -> float:
         """Return the least share of clusters to fit on that leaves each concept enough pictures on both sides."""
         if self.matched:
-            _check_pairs(pictures)
+            check_pairs(pictures)
             return _SHARES[0]
-        of_concept = _clusters_of(pictures)
+        of_concept = clusters_of(pictures)
         few = ""
         for share in _SHARES:
             fit, _ = divide(pictures.clusters, of_concept, share, _SEED)
-            if not (few := _too_few(pictures, fit)):
+            if not (few := too_few(pictures, fit)):
                 return share
         raise BeginError(few)
 
@@ -275,100 +279,6 @@ def _examples(pictures: Pictures, loaded: LoadedModel) -> ImageExamples:
     return ImageExamples(ChosenImages(pictures.source, rows), loaded.preprocess)
 
 
-def _clusters_of(pictures: Pictures) -> dict[str, set[str]]:
-    """Return the clusters that each concept has pictures of."""
-    found: dict[str, set[str]] = {name: set() for name in pictures.concepts}
-    for picture, cluster in zip(pictures.pictures, pictures.clusters, strict=True):
-        found[picture.concept].add(cluster)
-    return found
-
-
-def _check_concepts(pictures: Pictures, *, alone: bool) -> None:
-    """Refuse concepts that are too few to be told from each other, or have too few pictures."""
-    for name, count in pictures.concepts.items():
-        if count <= MINIMUM:
-            raise BeginError(
-                f"{name!r} holds {count} {'picture' if count == 1 else 'different pictures'}: {MINIMUM + 1} or more are "
-                f"needed, {MINIMUM} to fit a direction on and others to judge it at. Add some, or take it out of "
-                f"{str(pictures.root)!r}."
-            )
-    if alone and len(pictures.concepts) < 2:
-        raise BeginError(
-            f"{_listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is told from others, so add one, "
-            f"or a folder {RANDOM!r} of {_LEAST_RANDOM} pictures of anything."
-        )
-
-
-def _too_few(pictures: Pictures, fit: Collection[str]) -> str:
-    """Say which concept is left too little on one side of a division, or nothing."""
-    for name, own in _clusters_of(pictures).items():
-        count = sum(
-            c in fit
-            for p, c in zip(pictures.pictures, pictures.clusters, strict=True)
-            if p.concept == name
-        )
-        if min(len(own & set(fit)), count) < MINIMUM or own <= set(fit):
-            return (
-                f"{name!r} holds pictures of {len(own)} groups ({some(sorted(own))}), which count as one observation each: "
-                f"{MINIMUM + 1} or more are needed. Add groups, or leave --grouped out if each picture stands alone."
-            )
-    return ""
-
-
-def _check_pairs(pictures: Pictures) -> None:
-    """Refuse folders that have too few names of pictures in common."""
-    first, *others = pictures.concepts
-    items = _items(pictures)
-    for name in others:
-        common = items[first] & items[name]
-        if len(common) <= MINIMUM:
-            raise BeginError(
-                f"{first!r} and {name!r} have {len(common)} names of pictures in common ({some(sorted(common)) or 'none'}): "
-                f"--matched needs {MINIMUM + 1} or more, as {first}/ann.jpg and {name}/ann.jpg."
-            )
-    groups = {p.group for p in pictures.pictures if p.group}
-    if groups and len(groups) <= MINIMUM:
-        raise BeginError(
-            f"the matched pictures are of {len(groups)} groups ({some(sorted(groups))}), which count as one observation each: "
-            f"{MINIMUM + 1} or more are needed."
-        )
-
-
-def _items(pictures: Pictures) -> dict[str, set[str]]:
-    """Return what the pictures of each concept are called.
-
-    Raises:
-        BeginError: if two of one concept differ by their suffix alone.
-    """
-    found: dict[str, set[str]] = {name: set() for name in pictures.concepts}
-    for picture in pictures.pictures:
-        if picture.item in found[picture.concept]:
-            raise BeginError(
-                f"{picture.name!r} and another picture differ in their suffix alone: rename one."
-            )
-        found[picture.concept].add(picture.item)
-    return found
-
-
-def _names_in_common(pictures: Pictures, *, matched: bool) -> Iterator[str]:
-    """Say which pictures have no partner; or, where pairs were not asked for, that there may be some."""
-    if pictures.dataset is not None:
-        return
-    names: dict[str, set[str]] = {name: set() for name in pictures.concepts}
-    for picture in pictures.pictures:
-        names[picture.concept].add(picture.item)
-    first, *others = names
-    for name in others:
-        if (alone := len(names[first] ^ names[name])) and matched:
-            yield f"{alone} pictures of {first!r} and {name!r} have no partner of the same name."
-    common = set.intersection(*names.values())
-    if not matched and others and len(common) > MINIMUM:
-        yield (
-            f"All folders have {len(common)} names of pictures in common. If those of one name differ in the concept alone, "
-            "--matched measures what exchanging them does; if not, all is well."
-        )
-
-
 def _guesses(loaded: LoadedModel, logits: Float[Tensor, "n classes"]) -> Iterator[DraftTarget]:
     """Yield the classes that are the best guess most often.
 
@@ -402,7 +312,3 @@ def _summary(
     beside = f", told from {len(random.pictures)} random ones" if random else ""
     yield f"{len(pictures.pictures)} pictures ({counts}){beside}."
     yield f"Layers: {', '.join(stages.layers)}. Classes: {', '.join(str(t.name) for t in targets)}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -244,6 +244,7 @@ def test_odd_names_survive(photos: Callable[..., Path], tmp_path: Path) -> None:
         ({".": 10}, [], "holds pictures, but not in folders: put those of each concept into a folder"),
         ({"plain": 12, "reddish": 1}, [], "'reddish' holds 1 picture: 10 or more are needed"),
         ({"plain": 12}, [], "is the only folder of pictures"),
+        ({"random": 30}, [], "holds no pictures but random ones: add a folder for each concept"),
         ({"plain": 12, "reddish": 12, "random": 5}, [], "there are 5 random pictures: give 27 or more"),
         ({"plain/a": 12, "reddish/a": 12}, [], "'plain/a' is a folder inside the folder of a concept"),
         ({"plain/a": 12, "reddish/b": 12}, ["--grouped"], "holds pictures of 1 groups (a), which count as one observation each"),
