@@ -163,7 +163,7 @@ class Comparison(Result):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the rank agreement of every two measures; a star marks an interval that leaves out zero."""
-        from probing.figures import DIVERGING, FULL_WIDTH, INK, new_figure, style
+        from probing.figures import DIVERGING, FULL_WIDTH, ON_DARK, ON_LIGHT, new_figure, style
 
         if ax is None:
             side = min(FULL_WIDTH, 1.6 + 0.42 * len(self.measures))
@@ -183,7 +183,7 @@ class Comparison(Result):
                 if i == j or math.isnan(cell.r):
                     continue
                 star = "*" if cell.low > 0 or cell.high < 0 else ""
-                colour = "white" if abs(cell.r) > 0.6 else INK
+                colour = ON_DARK if abs(cell.r) > 0.6 else ON_LIGHT
                 text = f"{cell.r:.2f}{star}".replace("-", "\N{MINUS SIGN}")
                 ax.text(j, i, text, ha="center", va="center", fontsize=6, color=colour)
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right")

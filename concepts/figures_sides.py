@@ -51,6 +51,6 @@ def _legend(figure: "Figure", found: SideBySide) -> None:
         for k, label in enumerate(found.labels)
     ]
     handles.append(
-        Line2D([], [], marker="$*$", color=INK, ls="none", ms=4, label="differ for sure")
+        Line2D([], [], marker="*", color=INK, ls="none", mew=0, ms=5.5, label="differ for sure")
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

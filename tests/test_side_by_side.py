@@ -108,7 +108,7 @@ def test_a_change_told_in_one_audit_only_is_no_difference(tmp_path: Path) -> Non
     b = saved(tmp_path / "b", replace(results, swaps=second), made("m2"))
     finding = side_by_side_page(side_by_side(a, b)).findings[0]
     assert finding.claim.startswith("For no class is it shown that the change")
-    assert "8 classes are moved in one of the two only; of these the two differ for sure in 0." in plain(finding.evidence)  # fmt: skip
+    assert "moved in one of the two only: 8, of which 0 differ for sure" in plain(finding.evidence)
 
 
 def _other_contrast(about: Made) -> None:
@@ -161,7 +161,6 @@ def test_the_command_rebuilds_one_report_and_says_what_it_found(
     assert said[0] == "Main findings:"
     assert [line[:4] for line in said[1:4]] == ["  1.", "  2.", "  3."]
     assert said[4] == f"Report: {pair[0] / 'report.html'}"
-    assert "By cluster" not in said[1]
     assert (pair[0] / "tables" / "swaps_by_cluster.csv").exists()
     assert "torch==1" in (pair[0] / "report.html").read_text(encoding="utf-8")
 
