@@ -30,6 +30,7 @@ from probing.report import (
 )
 from probing.tables import DataTable
 
+_SCALES = 1.5  # times apart, from which on a reader is warned
 CHANGES = "What the same exchanges do in both"
 
 
@@ -64,7 +65,7 @@ def side_by_side_page(found: SideBySide) -> Report:
             Section("TCAV scores and predicted effects of both", (_cells(found),)),
             Section("What differs between the audits", (_facts(found),)),
         ),
-        colophon=(("Made", f"by probing-concepts {__version__} from {found.first.folder} and {found.second.folder}"),),
+        colophon=(("Made", f"by probing-concepts {__version__} from {found.first.folder.name} and {found.second.folder.name}"),),
         data=(numbers,),
     )  # fmt: skip
 
@@ -83,9 +84,29 @@ def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
     rest = (
         f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, told by a corrected p below "
         f"{found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these} differ for "
-        "sure between the two. Where no difference is shown there may still be one."
+        f"sure between the two. Where no difference is shown there may still be one. {_scales(found, contrast)}"
     )
     return Finding(claim, words(told, rest), see=CHANGES)
+
+
+def _scales(found: SideBySide, contrast: str) -> str:
+    """Say on what scale each model's logits change, and warn where these are far apart."""
+    rows = [
+        next(b for b in side.results.backdrops if b.concept == contrast)
+        for side in (found.first, found.second)
+    ]
+    widths = [max(row.high - row.low, 1e-12) for row in rows]
+    told = " and ".join(
+        f"{number(row.low, sign=True)} and {number(row.high, sign=True)} in {label}"
+        for row, label in zip(rows, found.labels, strict=True)
+    )
+    ratio = max(widths) / min(widths)
+    warning = (
+        f": scales {ratio:.1f} times apart, by which alone amounts differ; compare the shares of classes that move more."
+        if ratio > _SCALES
+        else "."
+    )
+    return f"For scale: the middle 95% of the changes of all classes lie between {told}{warning}"
 
 
 def _told(d: Difference, numbers: DataTable) -> Words:
@@ -127,19 +148,10 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
             for d in found.differences
             if d.contrast == contrast
         )
-        header = (
-            "class",
-            a,
-            "move more",
-            b,
-            "move more",
-            "difference",
-            "p corrected",
-            "differ for sure",
-        )
+        header = ("class", a, "move more", b, "move more", "difference", "p corrected")
         caption = (
-            f"Changes by {contrast}, in logits, with intervals; a star: told from none by itself. Move more: the share of all the "
-            "model's classes that do."
+            f"Changes by {contrast}, in logits, with intervals; a star: told from none, changes in their own audit. Move more: the "
+            "share of all the model's classes that do."
         )
         yield Table(caption, header, rows)
 
@@ -150,7 +162,7 @@ def _line(found: SideBySide, d: Difference) -> tuple[str, ...]:
         d.target,
         f"{_change(d.first, d.first_low, d.first_high)}{star[0]}", f"{d.first_larger:.0%}",
         f"{_change(d.second, d.second_low, d.second_high)}{star[1]}", f"{d.second_larger:.0%}",
-        _change(d.difference, d.low, d.high), p_value(d.p_corrected), "yes" if found.told(d) else "not shown",
+        f"{_change(d.difference, d.low, d.high)}{'*' if found.told(d) else ''}", p_value(d.p_corrected),
     )  # fmt: skip
 
 

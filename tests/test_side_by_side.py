@@ -111,6 +111,16 @@ def test_a_change_told_in_one_audit_only_is_no_difference(tmp_path: Path) -> Non
     assert "moved in one of the two only: 8, of which 0 differ for sure" in plain(finding.evidence)
 
 
+def test_logits_on_other_scales_are_warned_of(pair: tuple[Path, Path]) -> None:
+    results = AuditResults.load(pair[1])
+    wide = tuple(replace(b, low=3 * b.low, high=3 * b.high) for b in results.backdrops)
+    for backdrops, warned in ((results.backdrops, False), (wide, True)):
+        replace(results, backdrops=backdrops).save(pair[1])
+        said = plain(side_by_side_page(side_by_side(*pair)).findings[0].evidence)
+        assert "For scale: the middle 95% of the changes of all classes lie between" in said
+        assert ("scales 3.0 times apart, by which alone amounts differ" in said) == warned
+
+
 def _other_contrast(about: Made) -> None:
     about["audit"]["contrasts"][0]["swaps"] = [["person", "woman"]]  # type: ignore[index]
 
