@@ -7,7 +7,18 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
+from probing.figures import (
+    DIVERGING,
+    FAINT,
+    FULL_WIDTH,
+    INK,
+    PALETTE,
+    PAPER,
+    RULE,
+    figure_of,
+    new_figure,
+    style,
+)
 from probing.provenance import Result
 
 if TYPE_CHECKING:
@@ -19,6 +30,7 @@ LINEAR_TAIL = 1e-5
 UNSTABLE = 0.2
 """Below this mean cosine between CAVs of different runs a direction is not identified."""
 
+_MOST_BARS = 8
 _TOLD = (
     "layer", "concept", "target", "mean", "low", "high", "p_max_t", "effect", "effect_low", "effect_high", "effect_p_max_t",
     "accuracy", "stability", "linear_tail",
@@ -183,13 +195,20 @@ class TcavResult(Result):
         """Draw the scores of one target (the first by default), bars by layer and concept.
 
         Whiskers are intervals, grey bands the scores of pseudo-concepts; a star marks a significant score, a hatched bar
-        a direction that does not exist.
+        a direction that does not exist. Many concepts are a grid of colours instead, where a cross marks such a direction.
         """
+        many = len(self.concepts) > _MOST_BARS
         if ax is None:
-            width = 1.6 + 0.32 * self.mean[..., 0].numel()
+            size = (
+                (1.9 + 0.35 * len(self.layers), 1.0 + 0.14 * len(self.concepts))
+                if many
+                else (min(FULL_WIDTH, 1.6 + 0.32 * self.mean[..., 0].numel()), 2.4)
+            )
             with style():
-                return self.plot(target, new_figure(min(FULL_WIDTH, width), 2.4).add_subplot())
+                return self.plot(target, new_figure(*size).add_subplot())
         k = 0 if target is None else self.targets.index(target)
+        if many:
+            return self._grid(ax, k)
         for c in range(len(self.concepts)):
             self._bars(ax, c, k)
         ax.axhline(0.5, color=FAINT, lw=0.7, ls=(0, (4, 3)))
@@ -197,6 +216,22 @@ class TcavResult(Result):
         ax.set_title(self.targets[k], loc="left")
         ax.set_xticks(range(len(self.layers)), self.layers)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return ax
+
+    def _grid(self, ax: "Axes", k: int) -> "Axes":
+        picture = ax.imshow(
+            self.mean[:, :, k].T.numpy(), cmap=DIVERGING, vmin=0, vmax=1, aspect="auto"
+        )
+        for i in range(len(self.layers)):
+            for c in range(len(self.concepts)):
+                mark = "*" if self.significant[i, c, k] else "" if self.exists[i, c] else "×"  # noqa: RUF001
+                pale = abs(float(self.mean[i, c, k]) - 0.5) < 0.3
+                colour = INK if pale else PAPER
+                ax.text(i, c, mark, ha="center", va="center", fontsize=7, color=colour)
+        ax.set_xticks(range(len(self.layers)), self.layers, rotation=40, ha="right")
+        ax.set_yticks(range(len(self.concepts)), self.concepts, fontsize=6)
+        ax.set_title(self.targets[k], loc="left")
+        figure_of(ax).colorbar(picture, ax=ax, label="TCAV score", shrink=0.5)
         return ax
 
     def _bars(self, ax: "Axes", c: int, k: int) -> None:

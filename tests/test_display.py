@@ -9,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from concepts.tcav_result import TcavResult
 from probing.display import MOST_ROWS, page, table_html
 from probing.evaluation.curves import Curves
 from probing.figures import FULL_WIDTH, figure_of
@@ -55,6 +56,17 @@ def test_a_long_table_is_cut_and_the_rest_is_counted() -> None:
     assert "<th>row</th>" in table_html(named)
     assert ">1.23<" in table_html(named)
     assert "<th>0</th>" not in table_html(long)
+
+
+def test_many_concepts_are_a_grid_that_says_which_directions_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(made_up.SIZES, "concepts", 12)
+    found = made_up.result(TcavResult)
+    axes = found.plot()
+    assert axes.get_images()[0].get_array().shape == (12, 3)
+    marks = [text.get_text() for text in axes.texts]
+    assert marks.count("") == int((found.exists & ~found.significant[..., 0]).sum()) < 36
 
 
 def test_a_notebook_shows_a_figure_whatever_the_backend_is() -> None:

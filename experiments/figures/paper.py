@@ -34,25 +34,17 @@ HERE = Path(__file__).parent
 for _folder in (HERE.parent, HERE.parent / "ground_truth"):
     sys.path.append(str(_folder))
 
-WIDE = {
-    "EffectResult",
-    "Scorecard",
-    "Row",
-    "Maximization",
-    "DissectionResult",
-    "Attribution",
-    "Randomisation",
-}
-"""Results whose figures need both columns; those of an audit's analyses do too."""
+COLUMN_UP_TO = 4.0
+"""Inches: what is drawn wider than this for a screen takes both columns in print."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure to be drawn: its name, how wide it is, and how."""
+    """A figure to be drawn: its name, how wide it is (None: by its own width), and how."""
 
     name: str
-    width: float
+    width: float | None
     draw: Callable[[], "Figure"]
 
 
@@ -73,13 +65,16 @@ def plates(folder: Path) -> Iterator[Plate]:
 def _audit(name: str, folder: Path) -> Iterator[Plate]:
     results = AuditResults.load(folder)
     drawings: dict[str, tuple[float, Callable[[], Figure]]] = {
-        "changes": (FULL_WIDTH, partial(figures.changes, results)),
         "tcav": (FULL_WIDTH, partial(figures.scores, results)),
         "accuracy": (COLUMN_WIDTH, partial(figures.accuracy, results)),
     }
+    images = folder / "images"
+    if results.contrasts:
+        drawings["changes"] = FULL_WIDTH, partial(figures.changes, results)
+    if len(results.concepts) > len(results.contrasts):
+        drawings["controls"] = FULL_WIDTH, partial(figures.controls, results, images)
     for i, contrast in enumerate(results.contrasts, 1):
         drawings[f"agreement_{i}"] = FULL_WIDTH, partial(figures.agreement, results, contrast.name)
-        images = folder / "images"
         drawings[f"likeness_{i}"] = (
             FULL_WIDTH,
             partial(figures.likeness, results, contrast.name, images),
@@ -103,17 +98,17 @@ def _ground_truth(name: str, document: Mapping[str, object]) -> Iterator[Plate]:
 def _result(name: str, found: Result) -> Iterator[Plate]:
     from probing.evaluation.scorecard import Scorecard
 
-    kind = type(found).__name__
-    wide = kind in WIDE or kind.startswith(("Attribute", "HeatMap", "ConceptDreams"))
     plot: Callable[[], Figure] = lambda: figure_of(found.plot())  # type: ignore[attr-defined]  # noqa: E731
-    yield Plate(name, FULL_WIDTH if wide else COLUMN_WIDTH, plot)
+    yield Plate(name, None, plot)
     if isinstance(found, Scorecard):
         yield Plate(f"{name}_evidence", FULL_WIDTH, found.plot_evidence)
 
 
 def draw(plate: Plate, out: Path) -> Path:
     """Draw a figure for print, and return the PDF; a PNG to look at lies beside it."""
-    return save_figure(for_print(plate.draw(), plate.width), out / plate.name)[1]
+    figure = plate.draw()
+    width = COLUMN_WIDTH if figure.get_figwidth() <= COLUMN_UP_TO else FULL_WIDTH
+    return save_figure(for_print(figure, plate.width or width), out / plate.name)[1]
 
 
 def readme(folders: list[Path], out: Path) -> Iterator[Path]:
