@@ -508,7 +508,9 @@ def test_data_sets_that_cannot_be_read_at_random_or_have_no_images_are_refused()
     data = datasets.Dataset.from_dict({"label": [1]})
     with pytest.raises(ExampleError, match=r"no image column 'image'; image columns: \[\]"):
         DatasetImages(data)
-    with pytest.raises(ExampleError, match="got IterableDataset: choose a split, and keep one that streams by"):
+    with pytest.raises(
+        ExampleError, match="got IterableDataset: choose a split, and keep one that streams by"
+    ):
         DatasetImages(data.to_iterable_dataset())
     with pytest.raises(ExampleError, match="got DatasetDict"):
         DatasetImages(datasets.DatasetDict(train=data))
