@@ -179,6 +179,10 @@ def test_an_audits_report_holds_every_section_and_figure(hostile_report: str) ->
     assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 9
     titles = re.findall(r'<h2 id="s-[^"]*">([^<]*)</h2>', hostile_report)
     assert titles[:2] == ["Concepts by class and layer", "What a swap does to each class"]
+    assert (
+        'aria-label="Images like woman against man: most like woman among neutral figures are'
+        in hostile_report
+    )
     assert titles[-3:-1] == ["How it was done", "Where the model and the images come from"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from concepts import figures
 from concepts.findings import SCORES, floor, predicted, used
-from concepts.results import AuditResults, CellRow
+from concepts.results import AuditResults, CellRow, ConceptInfo
 from concepts.sections.plates import plate
 from probing.report import (
     Block,
@@ -20,6 +20,9 @@ from probing.report import (
     number,
     p_value,
 )
+
+_TOLD = 3
+"""Images of a row named to readers that do not see it."""
 
 
 def scores_section(results: AuditResults, folder: Path) -> Section:
@@ -135,16 +138,8 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             "not show the concept to the eye, the direction stands for something else there."
         )
         draw = partial(figures.likeness, results, contrast.name, pictures)
-        blocks.append(
-            plate(
-                folder,
-                f"likeness_{i + 1}",
-                draw,
-                f"Images like {contrast.name}",
-                caption,
-                "likeness",
-            )
-        )
+        label = f"Images like {contrast.name}: {_seen(results, contrast)}"
+        blocks.append(plate(folder, f"likeness_{i + 1}", draw, label, caption, "likeness"))
     if len(results.concepts) > len(results.contrasts):
         kind = "controls" if results.contrasts else "concepts"
         caption = (
@@ -153,8 +148,22 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             "eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, pictures)
-        blocks.append(plate(folder, kind, draw, f"Images like the {kind}", caption, "likeness"))
+        seen = [_seen(results, c) for c in results.concepts if not c.matched]
+        label = f"Images like the {kind}: {'; '.join(seen)}"
+        blocks.append(plate(folder, kind, draw, label, caption, "likeness"))
     return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
+
+
+def _seen(results: AuditResults, concept: ConceptInfo) -> str:
+    """Return in words which images come first in a montage, for readers that do not see it."""
+    sides = {"most": concept.positive} | ({"least": concept.negative} if concept.matched else {})
+    rows = [r for r in results.likeness if r.concept == concept.name]
+    return "; ".join(
+        f"most like {name} among {among} are {', '.join(chosen)}"
+        for among in dict.fromkeys(r.among for r in rows)
+        for side, name in sides.items()
+        if (chosen := [r.caption for r in rows if (r.among, r.side) == (among, side)][:_TOLD])
+    )
 
 
 def _positions(results: AuditResults, folder: Path) -> list[Block]:

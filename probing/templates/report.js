@@ -40,7 +40,7 @@
     button.type = "button";
     button.className = "enlarge";
     button.textContent = "Enlarge";
-    const name = holder.querySelector("svg").getAttribute("aria-label");
+    const name = holder.querySelector("svg").getAttribute("aria-label").split(":")[0];
     button.setAttribute("aria-label", `Enlarge: ${name}`);
     button.addEventListener("click", () => {
       dialog.setAttribute("aria-label", name);
