@@ -40,7 +40,7 @@ def test_an_audit_in_shares_reads_what_one_process_reads(
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
         assert main([*shared, "--engine", "slurm"]) == 0
         assert "--engine local" in capsys.readouterr().err
-    assert not (tmp_path / "two").exists()
+    assert not (tmp_path / "two" / "results.json").exists()
     assert main(shared) == 0
     assert "; 0 forward and 0 backward passes" in capsys.readouterr().out
     assert files(tmp_path / "shared") == files(tmp_path / "single")

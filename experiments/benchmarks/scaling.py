@@ -164,6 +164,9 @@ class Next(nn.Module):
 
 def shard_cost(shards: int) -> dict[str, float]:
     """Return seconds a shard of 128 × 512 rows costs beside the network, and the memory that its index takes."""
+    torch.set_num_threads(
+        1
+    )  # as in a worker: on more, threads that wait for so little work burn CPU time
     examples, net = Drawn(shards * SHARD, 16, channels=2), nn.Sequential(Next()).eval()
     with tempfile.TemporaryDirectory() as folder:
         begun, before = time.perf_counter(), time.process_time()
