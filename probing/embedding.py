@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probing.examples import ExampleSet
-from probing.figures import FAINT, MARKERS, PALETTE, PAPER, new_figure, style
+from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.fingerprint import content_id
 from probing.provenance import Provenance, Result
 from probing.store import ActivationStore
@@ -187,8 +187,7 @@ class AtlasResult(Result):
             self._thumbnails(ax, pictures)
         for k, name in enumerate(self.names or ("",)):
             mine = (self.labels == (k if self.names else -1)).numpy()
-            colour = PALETTE[k % len(PALETTE)] if self.names else FAINT
-            marker = MARKERS[k % len(MARKERS)]
+            colour, marker = look(k) if self.names else (FAINT, "o")
             size, edge = (12, 0.0) if pictures is None else (6, 0.3)
             if self.names or pictures is None:  # points that say nothing would only hide pictures
                 ax.scatter(

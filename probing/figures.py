@@ -250,6 +250,12 @@ def _own_ids(body: str, label: str) -> str:
     return re.sub(r'(href="|url\()#', rf"\1#{own}-", body)
 
 
+def look(number: int) -> tuple[str, str]:
+    """Return colour and marker of a group; more groups than colours still differ in one of the two."""
+    turn = number // len(PALETTE)
+    return PALETTE[number % len(PALETTE)], MARKERS[(number + turn) % len(MARKERS)]
+
+
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return positions moved as little as needed to stand `gap` apart, in their order, within `low` to `high`.
 

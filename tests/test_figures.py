@@ -14,7 +14,7 @@ from PIL import Image
 
 from concepts import figures
 from concepts.results import AuditResults
-from probing.figures import Strip, inline_svg, montage, new_figure, save_figure, spread, style
+from probing.figures import Strip, inline_svg, look, montage, new_figure, save_figure, spread, style
 
 
 def small_figure(text: str = "a") -> Figure:
@@ -35,6 +35,12 @@ def test_labels_are_spread_in_their_order_with_room_between_them() -> None:
         )
         assert np.diff(sorted(placed)).min() >= 0.2 - 1e-9
         assert -1 <= min(placed) <= max(placed) <= 1
+
+
+def test_more_groups_than_colours_still_look_different() -> None:
+    looks = [look(number) for number in range(30)]
+    assert len(set(looks)) == 30
+    assert len({colour for colour, _ in looks[:6]}) == len({marker for _, marker in looks[:6]}) == 6
 
 
 def test_labels_with_room_stay_where_they_are() -> None:

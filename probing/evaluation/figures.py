@@ -10,10 +10,10 @@ from probing.figures import (
     FAINT,
     FULL_WIDTH,
     INK,
-    MARKERS,
     PALETTE,
     RULE,
     logarithmic,
+    look,
     new_figure,
     style,
 )
@@ -69,13 +69,13 @@ def _similarity_line(
     m = result.measures.index(measure)
     mean, (low, high) = result.mean[:, m], result.interval
     steps = range(1, len(result.layers) + 1)
-    colour = PALETTE[number % len(PALETTE)]
+    colour, marker = look(number)
     panel.errorbar(
         list(steps),
         mean.tolist(),
         yerr=[(mean - low[:, m]).tolist(), (high[:, m] - mean).tolist()],
         color=colour,
-        marker=MARKERS[number % len(MARKERS)],
+        marker=marker,
         elinewidth=0.5,
         label=name,
     )
@@ -95,22 +95,26 @@ def curves_figure(found: Mapping[str, "Curves"], substrate: int = 0) -> "Figure"
     Bars are 95 % intervals over inputs.
     """
     with style():
-        figure = new_figure(COLUMN_WIDTH, 2.4)
+        figure = new_figure(COLUMN_WIDTH, 2.3 + 0.12 * len(found))
         panel = figure.subplots()
         for number, (name, curves) in enumerate(found.items()):
             mean, low, high = (t[substrate, 0].tolist() for t in curves.summary)
-            colour = PALETTE[number % len(PALETTE)]
+            colour, marker = look(number)
             x = [100 * s for s in curves.shares.tolist()]
-            marker, every = MARKERS[number % len(MARKERS)], max(1, len(x) // 6)
+            every = max(1, len(x) // 6)
             panel.plot(x, mean, color=colour, marker=marker, markevery=every, ms=3, label=name)
-            panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            shade = 0.15 if len(found) < 4 else 0.06
+            panel.fill_between(x, low, high, color=colour, alpha=shade, linewidth=0)
             if number == 0 and "random" in curves.orders:
                 chance = curves.summary[0][substrate, curves.orders.index("random")].tolist()
                 panel.plot(x, chance, color=INK, linestyle="--", label="random order")
         first = next(iter(found.values()))
         panel.set_xlabel(f"{first.changed}, %")
         panel.set_ylabel(first.unit)
-        panel.legend(loc="best")
+        if len(found) > 1:
+            figure.legend(loc="outside upper left", ncols=3, columnspacing=1.0)
+        else:
+            panel.legend(loc="best")
     return figure
 
 
@@ -176,7 +180,7 @@ def retrained_figure(found: "Retrained") -> "Figure":
         figure = new_figure(COLUMN_WIDTH, 2.6)
         panel = figure.subplots()
         for i, name in enumerate(found.rankings):
-            colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            colour, marker = look(i)
             panel.plot(x, mean[i], color=colour, marker=marker, label=name)
             panel.fill_between(x, low[i], high[i], color=colour, alpha=0.15, linewidth=0)
             panel.plot(x, found.mask_only[i], color=colour, lw=0.6, ls=":")
