@@ -117,9 +117,10 @@ def readme(folders: list[Path], out: Path) -> Iterator[Path]:
     browser = next((found for b in BROWSERS if (found := shutil.which(b))), None)
     if reports and browser:
         yield photograph(reports[0], browser, out / "report.png")
-    made = {(p.parent.parent.name, p.parent.name): p.parent for f in folders for p in sorted(f.rglob("*/fourier/result.json"))}  # fmt: skip
-    if made:
-        yield _grid(next(iter(made.values())).parent.parent, out / "maximization.png")
+    grids = {p.parents[2] for f in folders for p in f.rglob("*/fourier/result.json")}
+    whole = [g for g in sorted(grids) if len(list(g.glob("*/fourier"))) == 2]
+    if whole:
+        yield _grid(whole[0], out / "maximization.png")
 
 
 def photograph(page: Path, browser: str, path: Path) -> Path:
