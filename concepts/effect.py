@@ -40,13 +40,13 @@ from concepts.statistics import (
 )
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
-from probing.linear import RowProducts, SharedRows
+from probing.linear import SharedRows
 from probing.passes import Pool
 from probing.provenance import Provenance
+from probing.rows import grouped_products, sums
 from probing.scores import Score
 from probing.store import ActivationStore
 
-_DENSE = 1 << 20  # elements of a table of who belongs to which group
 _PART = 1000  # relabellings looked at together
 
 
@@ -192,11 +192,16 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
     Raises:
         TooFewError: if an input's cluster holds all positives, or all negatives.
     """
+    cross = torch.stack(
+        [sums(sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products]
+    )
+    return effect_of(cross, design)
+
+
+def effect_of(cross: Float[Tensor, "targets input_units units"], design: Design) -> LayerEffect:
+    """Return the effect in logits at one layer from `grouped_products`; raises as `layer_effect`."""
     sizes = torch.bincount(design.unit_of).double()
     weight = torch.bincount(design.input_unit_of).double()
-    cross = torch.stack(
-        [_sums(_sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products]
-    )
     sides = torch.stack([design.positive, ~design.positive]).double()
     every = torch.ones(1, len(weight), dtype=torch.float64)
     effect = _effects(cross, weight, sizes, design.allowed, every, sides[:1], sides[1:])[0]
@@ -210,7 +215,7 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
     )  # fmt: skip
     # Inputs that may meet the same units need not be told apart once they are no longer resampled.
     patterns, group = torch.unique(design.allowed, dim=0, return_inverse=True)
-    grouped = torch.stack([_sums(c, group) for c in cross])
+    grouped = torch.stack([sums(c, group) for c in cross])
     group_weight = torch.zeros(len(patterns), dtype=torch.float64).index_add_(0, group, weight)
     null = [
         _effects(
@@ -225,14 +230,6 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
         for part in map(Tensor.double, torch.split(design.relabelled.labels, _PART))
     ]
     return LayerEffect(effect, torch.cat(null), draws)
-
-
-def _sums(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"]) -> Float[Tensor, "groups m"]:
-    groups = int(group.max()) + 1
-    if groups * len(group) > _DENSE:
-        return rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
-    # A product of matrices is several times faster than adding row by row.
-    return torch.nn.functional.one_hot(group, groups).to(rows.dtype).T @ rows
 
 
 def _effects(
@@ -322,10 +319,12 @@ class LogitEffect:
         found = []
         for layer in sides[0]:
             rows = SharedRows(torch.cat([side[layer].flatten(1) for side in sides]))
-            products = RowProducts(
-                rows, torch.cat([by_layer[layer].flatten(1) for by_layer in slopes])
-            ).weighted(0)
-            found.append(layer_effect(products.reshape(len(slopes), len(inputs), -1), design))
+            gradients = [by_layer[layer].flatten(1) for by_layer in slopes]
+            found.append(
+                effect_of(
+                    grouped_products(rows, gradients, design.unit_of, design.input_unit_of), design
+                )
+            )
         if swap is None and design.matched:
             swap = measure_swap(
                 store, targets, positive, negative, names.positive, names.negative, self.level
@@ -371,7 +370,7 @@ def measured_swap(
         raise ValueError(
             "a swap needs matched examples: every cluster must hold positives and negatives."
         )
-    negatives = _sums(scores[~positive].double(), clusters[~positive])
+    negatives = sums(scores[~positive].double(), clusters[~positive])
     counts = torch.bincount(clusters[~positive]).unsqueeze(1)
     differences = scores[positive].double() - (negatives / counts)[clusters[positive]]
     return clustered_mean(differences, clusters[positive], level)

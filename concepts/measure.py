@@ -27,6 +27,9 @@ _UNMATCHED_RELABELLINGS = (
     999  # of hundreds of images, where swaps of a few clusters are drawn more often
 )
 
+_AT_ONCE = 1024
+"""Rows that are judged at once: bounds memory, without effect on results but for rounding."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -155,8 +158,9 @@ class Meter:
         """Return by how much the share of right answers on clusters never seen exceeds one half."""
         fits = self.direction(layer, sets.fit.first, sets.fit.second)
         right = torch.cat([
-            side * fits.decision(self.features[layer][list(rows)])[0].sign()
+            side * fits.decision(part)[0].sign()
             for side, rows in ((1, sets.judge.first), (-1, sets.judge.second))
+            for part in torch.split(self.features[layer][list(rows)], _AT_ONCE)
         ])  # fmt: skip
         clusters = codes([*sets.judge.cluster, *sets.judge.cluster])
         return clustered_mean(right / 2, clusters, self.material.file.statistics.level)

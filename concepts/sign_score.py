@@ -27,6 +27,9 @@ from probing.linear import RowProducts, SharedRows, fit_pairs
 
 Cells = Float[Tensor, "layers targets"]
 
+_PRODUCTS = 1 << 20
+"""Products of gradients with rows that are made at once: memory grows with neither number."""
+
 
 @dataclass(frozen=True, eq=False)
 class SignScore:
@@ -126,11 +129,13 @@ class SignTest:
         weights: Float[Tensor, "draws inputs"],
     ) -> dict[str, Tensor]:
         rows = SharedRows(features)
-        products = RowProducts(rows, slopes.flatten(0, 1))
         fits = [fit_pairs(rows, plan.positive, plan.negative, self.estimator) for plan in plans]
-        own, null, drawn = (
-            fit.project(products).reshape(-1, *slopes.shape[:2]).sign() for fit in fits
-        )
+        signs: list[list[Tensor]] = [[] for _ in fits]
+        for part in torch.split(slopes.flatten(0, 1), max(1, _PRODUCTS // len(rows))):
+            products = RowProducts(rows, part)
+            for of_one, fit in zip(signs, fits, strict=True):
+                of_one.append(fit.project(products).sign())
+        own, null, drawn = (torch.cat(of_one, 1).reshape(-1, *slopes.shape[:2]) for of_one in signs)
         rising = ((drawn > 0).double() * weights.unsqueeze(1)).sum(2)
         low, high = percentile_interval(rising, self.level)
         return {

@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 SMALLEST_SCALE = 1e-2
 """A feature's standard deviation counts as at least this share of the root mean square over features:
 else a unit that is nearly dead over the rows would rule every normal, which carries its inverse."""
+_DENSE = 1 << 20  # elements of a table of who belongs to which group
 BLOCK = 1 << 19
 """Elements of a working block: bounds memory, without effect on results but for rounding."""
 
@@ -152,6 +153,40 @@ class RowProducts:
     @cached_property
     def _known(self) -> dict[int, Tensor]:
         return {}
+
+
+def grouped_products(
+    rows: SharedRows,
+    vectors: Sequence[Float[Tensor, "k m"]],
+    groups: Int[Tensor, " n"],
+    vector_groups: Int[Tensor, " k"],
+) -> Float[Tensor, "sets vector_groups groups"]:
+    """Return sets of vectors' products with the centred rows, summed over groups of vectors and of rows.
+
+    Both are summed before they are multiplied, so that memory grows with the number of groups, not of rows.
+
+    Raises:
+        ValueError: if a vector is not finite.
+    """
+    shape = (len(vectors), int(vector_groups.max()) + 1, int(groups.max()) + 1)
+    total = torch.zeros(shape, dtype=torch.float64, device=rows.features.device)
+    for start, block in rows.blocks(0):
+        features = sums(block, groups)
+        for one, own in zip(total, vectors, strict=True):
+            part = own[:, start : start + block.shape[1]].double()
+            one.addmm_(sums(part, vector_groups), features.mT)
+    if not total.isfinite().all():
+        raise ValueError("vectors must be finite, got NaN or infinity: check the gradients.")
+    return total
+
+
+def sums(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"]) -> Float[Tensor, "groups m"]:
+    """Return the sums of rows over groups, which are numbered from 0."""
+    groups = int(group.max()) + 1
+    if groups * len(group) > _DENSE:
+        return rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
+    # A product of matrices is several times faster than adding row by row.
+    return torch.nn.functional.one_hot(group, groups).to(rows.dtype).T @ rows
 
 
 def _at_least_float32(features: Tensor) -> torch.dtype:

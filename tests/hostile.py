@@ -13,10 +13,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
 
+import audits
 import nets
 import numpy as np
 import torch
@@ -80,21 +82,21 @@ sys.addaudithook(_hook)  # for good; it does nothing unless something is watched
 
 
 @contextmanager
-def watched(*writable: Path) -> Iterator[None]:
+def watched(*writable: Path, limit: float = LIMIT_S) -> Iterator[None]:
     """Fail if what runs inside writes elsewhere, connects, starts a process, unpickles a class, or hangs."""
 
     def hang(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"longer than {LIMIT_S} s")
+        raise Hang(f"longer than {limit} s")
 
     clocks = (
-        (signal.SIGPROF, signal.ITIMER_PROF, LIMIT_S),
-        (signal.SIGALRM, signal.ITIMER_REAL, 6 * LIMIT_S),
+        (signal.SIGPROF, signal.ITIMER_PROF, limit),
+        (signal.SIGALRM, signal.ITIMER_REAL, 6 * limit),
     )
     before = [signal.signal(number, hang) for number, _, _ in clocks]
     _seen.clear()
     _roots.append(tuple(str(path) for path in writable))
-    for _, clock, limit in clocks:
-        signal.setitimer(clock, limit)
+    for _, clock, most in clocks:
+        signal.setitimer(clock, most)
     try:
         yield
     finally:
@@ -520,3 +522,8 @@ def net() -> LoadedModel:
 def feeling(given: list[str]) -> Tensor:
     """Return scores of texts: how often `good` stands in each, and `bad`."""
     return torch.tensor([[float(t.count("good")), float(t.count("bad")), len(t) % 7.0] for t in given])  # fmt: skip
+
+
+def biased() -> LoadedModel:
+    """Return the planted net of `audits` with classes whose names are meant ill."""
+    return replace(audits.planted(), classes=EVIL[: len(audits.CLASSES)])

@@ -335,3 +335,17 @@ def test_clusters_are_split_by_name_with_a_seed() -> None:
     assert split_clusters(names, 0.4, 1) != (first, second)
     with pytest.raises(TooFewError, match="1 clusters can't be split"):
         split_clusters(["a"], 0.5, 0)
+
+
+def test_sums_over_clusters_before_the_product_are_those_after_it() -> None:
+    from concepts.effect import effect_of
+    from probing.rows import SharedRows, grouped_products
+
+    clusters = Clusters(tuple("aabbccdd"), tuple("abcdabcd"), tuple("abcdabcdee"))
+    design = Design.of(clusters, draws=99, bootstraps=20, seed=0)
+    rows, slopes = normal(16, 5), normal(30, 5, seed=1).reshape(3, 10, 5)
+    whole = layer_effect(slopes @ (rows - rows.mean(0)).T, design)
+    summed = grouped_products(SharedRows(rows), list(slopes), design.unit_of, design.input_unit_of)
+    parts = effect_of(summed, design)
+    for name in ("effect", "null", "draws"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))

@@ -5,15 +5,19 @@ multiplies the number of mutated inputs; `make fuzz` does.
 """
 
 import contextlib
+import csv
 import importlib
 import itertools
 import os
 import random
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
+import audits
 import hostile
 import pytest
 import yaml
@@ -269,3 +273,61 @@ def test_a_text_with_anything_in_it_is_explained_or_refused(
         page = (out / "lime.html").read_text(encoding="utf-8")
         assert "<script" not in page
         assert "<img" not in page
+
+
+# From end to end
+
+
+class Harmless(HTMLParser):
+    """Fails for elements and attributes that run or fetch anything, but for the report's own script."""
+
+    in_script = False
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_script = self.in_script and tag != "script"
+
+    def handle_data(self, data: str) -> None:
+        assert not (self.in_script and "alert" in data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.in_script = tag == "script"
+        assert not (self.in_script and attrs)
+        assert tag not in {"iframe", "object", "embed", "base", "link", "form"}, tag
+        for name, value in attrs:
+            assert not name.startswith("on"), (tag, name, value)
+            if name in {"src", "href", "xlink:href"}:
+                assert re.match(r"data:|#|[\w./-]+$", value or ""), (tag, name, value)
+
+
+def test_names_that_are_meant_ill_are_text_in_an_audits_report_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audits.write_drawings(tmp_path, roles=10)
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    evil = [e for e in hostile.EVIL if not set(e) & set("/\\\0") and e.isprintable()][:10]
+    for i, row in enumerate(data["images"]["rows"]):
+        name = f"{evil[i % 10]}{i}.png"[-80:]
+        (tmp_path / row[0]).rename(tmp_path / name)
+        row[0], row[2] = name, evil[i // 6]
+    (tmp_path / "data.yaml").write_bytes(hostile.plain_text(data))
+    names = hostile.EVIL[: len(audits.CLASSES)]
+    file = audits.audit_file(
+        tmp_path,
+        {
+            "title": hostile.EVIL[0], "question": hostile.EVIL[1], "limits": list(names),
+            "model": {"reference": "hostile:biased", "layers": ["features", "mix"]},
+            "inputs": {"about": names[0], "where": {"gender": "person"}},
+            "targets": [{"name": n, "group": names[1], "reason": n} for n in names],
+        },
+    )  # fmt: skip
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    with hostile.watched(out, cache, limit=60):
+        assert cli.main(["audit", str(file), "--out", str(out), "--cache", str(cache)]) == 0
+    capsys.readouterr()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page
+    Harmless().feed(page)
+    tables = sorted((out / "tables").glob("*.csv"))
+    cells = [c for t in tables for line in csv.reader(t.open(encoding="utf-8", newline="")) for c in line]  # fmt: skip
+    assert any(c.startswith("'=cmd") for c in cells)
+    assert not [c for c in cells if c[:1] in {"=", "+", "-", "@"} and not re.fullmatch(r"[-+][\d.e-]+", c)]  # fmt: skip
