@@ -14,6 +14,7 @@ What is drawn repeats with the seed; moments in real time, of kills for one, do 
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -341,7 +342,8 @@ class Trial:
 def _signaller(worker: BaseProcess, number: int) -> Callable[[], object]:
     def send() -> None:
         if worker.is_alive() and worker.pid is not None:
-            os.kill(worker.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment
+                os.kill(worker.pid, number)
 
     return send
 
