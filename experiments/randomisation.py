@@ -79,7 +79,9 @@ def last(found: dict[str, Randomisation]) -> pd.DataFrame:
         for row in table[table["step"] == table["step"].max()].to_dict("records"):
             low, high = result.band("strangers", row["measure"])
             kept = {key: row[key] for key in ("measure", "mean", "low", "high", "excluded")}
-            lines.append({"method": name} | kept | {"strangers low": low, "strangers high": high})
+            lines.append({"method": name} | kept | {
+                "strangers low": low, "strangers high": high, "trace": result.traces[row["measure"]],
+            })  # fmt: skip
     return pd.DataFrame(lines).sort_values("measure", kind="stable")
 
 

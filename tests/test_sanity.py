@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nets
@@ -307,9 +308,12 @@ def test_sc_2_an_edge_detector_does_not_care() -> None:
 def test_a_random_map_passes_and_the_input_does_not() -> None:
     random = checked(RandomMap())
     assert abs(float(random.mean[-1, 0])) < 0.15
-    assert random.passed["spearman"]
+    assert random.traces["spearman"] == "none"
     same = checked(InputSize())
     torch.testing.assert_close(same.mean, torch.ones_like(same.mean))
+    assert set(same.traces.values()) == {"architecture"}
+    apart = replace(same, strangers=torch.full_like(same.strangers, 0.2))
+    assert set(apart.traces.values()) == {"training"}  # more alike than strangers are
 
 
 def test_sc_3_a_linear_model_drawn_anew_has_unrelated_gradients() -> None:

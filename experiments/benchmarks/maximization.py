@@ -5,7 +5,8 @@
 Both make images of 128 px by Fourier spectra, the same transforms and Adam, for as many steps. Lucent resizes views to
 224 px and runs the whole network; ours ends the pass after the layer, at the views' own size. `floor` is forward and
 backward, truncated after the layer, of the same batch of views, without weight gradients. The case of 16 channels
-counts seconds per image; its floor runs in bfloat16 too. Without lucent its rows are missing;
+counts seconds per image; its floor runs in bfloat16 too. `floor, compiled` is the floor by `torch.compile`, where there
+is a C++ compiler. Without lucent its rows are missing;
 `pip install -e '.[lucent]'` brings it with the kornia of 2020 that it needs.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 import torchvision
@@ -52,14 +54,19 @@ def lucent(net: nn.Module, steps: int) -> Callable[[], object]:
     return run
 
 
-def floor(net: nn.Module, channels: int, steps: int, *, fast: bool) -> Callable[[], object]:
-    """Return the passes alone."""
+def floor(
+    net: nn.Module, channels: int, steps: int, *, fast: bool, compiled: bool = False
+) -> Callable[[], object]:
+    """Return the passes alone; compiled, they are made once before any is timed."""
     body = nn.Sequential(*list(copy.deepcopy(net).children())[:7]).requires_grad_(False)
     side = SIZE + growth(STANDARD)
     views = torch.randn(channels, 3, side, side)
     if fast:
         body = Precision("fast").prepare(body, ["6"], torch.device("cpu"))
         views = views.to(memory_format=torch.channels_last)
+
+    if compiled:
+        body.compile()
 
     def run() -> object:
         for _ in range(steps):
@@ -69,7 +76,18 @@ def floor(net: nn.Module, channels: int, steps: int, *, fast: bool) -> Callable[
             torch.autograd.grad(output[:, 0].float().mean(), leaf)
         return None
 
+    if compiled:
+        run()
     return run
+
+
+def compiled(
+    net: nn.Module, channels: int, steps: int, *, fast: bool, tiny: bool
+) -> dict[str, Callable[[], object]]:
+    """Return the compiled floor by its name, where it can be made; it takes up to half a minute to compile."""
+    if tiny or which("g++") is None:
+        return {}
+    return {"floor, compiled": floor(net, channels, steps, fast=fast, compiled=True)}
 
 
 def climbs(mine: object, theirs: object) -> str:
@@ -102,7 +120,12 @@ def main() -> None:
     plain, fast = Precision(), Precision("fast")
     rows = race(
         f"1 channel, {steps} steps",
-        {"floor": floor(net, 1, steps, fast=False), "ours": ours(net, 1, steps, plain), **peers},
+        {
+            "floor": floor(net, 1, steps, fast=False),
+            "ours": ours(net, 1, steps, plain),
+            **compiled(net, 1, steps, fast=False, tiny=options.tiny),
+            **peers,
+        },
         options.rounds,
         dict.fromkeys(peers, climbs),
     )
@@ -112,6 +135,7 @@ def main() -> None:
         {
             "floor": floor(net, many, steps, fast=True),
             "ours": ours(net, many, steps, fast),
+            **compiled(net, many, steps, fast=True, tiny=options.tiny),
             **peers,
         },
         options.rounds,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MEASURES = ("spearman", "spearman_abs", "ssim", "hog", "top_iou")
 PRIMARY = ("spearman", "spearman_abs")
 Features = dict[str, Tensor]
+Trace = Literal["none", "architecture", "training"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,21 @@ class Randomisation(Result):
         return float(means.nanmean()) - half, float(means.nanmean()) + half
 
     @property
-    def passed(self) -> dict[str, bool]:
-        """For signed and absolute rank correlation: whether it is inside or below the strangers' band at the last step."""
+    def traces(self) -> dict[str, Trace]:
+        """What signed and absolute rank correlation have left at the last step, where everything was drawn anew.
+
+        `training` if above the strangers' band: something learned survived. `architecture` if not, but above the band
+        of shuffled maps: input and architecture alone make maps alike. `none` if inside or below both.
+        """
         last = self.mean[-1]
-        found = {}
+        found: dict[str, Trace] = {}
         for measure in PRIMARY:
             if measure in self.measures:
-                high = self.band("strangers", measure)[1]
-                found[measure] = bool(last[self.measures.index(measure)] <= high)
+                value = float(last[self.measures.index(measure)])
+                learned, alike = (
+                    value > self.band(k, measure)[1] for k in ("strangers", "shuffled")
+                )
+                found[measure] = "training" if learned else "architecture" if alike else "none"
         return found
 
     def to_pandas(self) -> "pd.DataFrame":
