@@ -346,7 +346,11 @@ def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Pa
     environment = os.environ | {
         "PROBING_CACHE": str(cache), "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
     }  # fmt: skip
-    code = "import sys; from concepts.cli import main; sys.exit(main())"
+    code = (
+        "import signal, sys; from concepts.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # shells let jobs in the background ignore it
+        "sys.exit(main())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *probe(tmp_path, "nets_of_verify:slow", 300)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
