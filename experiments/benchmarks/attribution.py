@@ -1,6 +1,6 @@
 """Local explanations of eight images against captum and against the least passes that each of them needs.
 
-    python experiments/benchmarks/attribution.py --out attribution.json [--tiny]
+    python experiments/benchmarks/attribution.py --out attribution.json [--tiny] [--device cuda]
 
 `floor` is the model as given, in float32 and in batches of 32 or fewer: for gradients a forward and a backward pass
 without weight gradients for every point that the method asks for, for class activation maps a forward pass. Ours
@@ -205,7 +205,7 @@ def cam_cases(
 
 def lrp_cases(images: Tensor) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Yield composites of LRP on a VGG-16 against captum (ε) and zennit."""
-    net = frozen(torchvision.models.vgg16())
+    net = frozen(torchvision.models.vgg16().to(images.device))
     score = Score(net, TARGET)
     low, high = float(images.min()), float(images.max())
 
@@ -324,11 +324,12 @@ def lime_package(
         from lime.lime_image import LimeImageExplainer
     except ImportError:
         return None
-    pixels = image[0].permute(1, 2, 0).double().numpy()
+    pixels = image[0].permute(1, 2, 0).double().cpu().numpy()
 
     def classify(batch: Any) -> Any:
         with torch.no_grad():
-            return model(torch.as_tensor(batch).float().permute(0, 3, 1, 2)).softmax(1).numpy()
+            inputs = torch.as_tensor(batch).float().permute(0, 3, 1, 2).to(image.device)
+            return model(inputs).softmax(1).cpu().numpy()
 
     def run() -> object:
         with redirect_stderr(io.StringIO()):  # its progress bar
@@ -339,7 +340,7 @@ def lime_package(
                 top_labels=None,
                 num_samples=samples,
                 batch_size=32,
-                segmentation_fn=lambda _: labels.numpy(),
+                segmentation_fn=lambda _: labels.cpu().numpy(),
             )
 
     return run
@@ -347,7 +348,7 @@ def lime_package(
 
 def calibrated(name: str, images: Tensor) -> nn.Module:
     """Return a torchvision network with activations of ordinary size: BatchNorm's statistics are of these images."""
-    net: nn.Module = getattr(torchvision.models, name)()
+    net: nn.Module = getattr(torchvision.models, name)().to(images.device)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of the one batch
@@ -368,8 +369,9 @@ def main() -> list[Row]:
     """Run all cases."""
     args = arguments("Local explanations of images.")
     count, size, steps, samples = (2, 64, 4, 40) if args.tiny else (8, 224, 50, 1000)
-    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    net = frozen(torchvision.models.resnet18())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, size, size, generator=generator).to(args.device)
+    net = frozen(torchvision.models.resnet18().to(args.device))
     rows: list[Row] = []
     every = chain(
         gradient_cases(net, images, steps),

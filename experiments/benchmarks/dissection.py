@@ -180,7 +180,7 @@ def compare(mine: object, theirs: object) -> str:
 
 def main() -> list[Row]:
     """Run all cases."""
-    args = arguments("Network dissection of 512 units and 200 concepts.")
+    args = arguments("Network dissection of 512 units and 200 concepts.", on_device=False)
     images, units, concepts = (24, 32, 20) if args.tiny else (500, 512, 200)
     data = Data.drawn(images, units, concepts)
     layout = Layout("channels_first", CELLS, CELLS, Geometry.tiles((CELLS, CELLS), (INPUT, INPUT)))

@@ -1,6 +1,6 @@
 """Pixel flipping and parameter randomisation against Quantus and against the least passes that they need.
 
-    python experiments/benchmarks/evaluation.py --out evaluation.json [--tiny]
+    python experiments/benchmarks/evaluation.py --out evaluation.json [--tiny] [--device cuda]
 
 Without Quantus (the extra `peers`, and OpenCV, which it imports) its rows are missing. Inputs have one channel, of which the network sees three
 copies: Quantus flips single channels, and only so do both flip the same pixels. `floor` is the model as given, in
@@ -95,7 +95,7 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
     places = x[0].numel()
     steps = places // per_step
     maps = Saliency()(score, x).values
-    grey, classes, arrays = x.numpy(), score.target.numpy(), maps.numpy()
+    grey, classes, arrays = x.cpu().numpy(), score.target.cpu().numpy(), maps.cpu().numpy()
 
     def floor() -> None:
         with torch.no_grad():
@@ -107,15 +107,15 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
             features_in_step=per_step, perturb_baseline=0.0, normalise=False, abs=False, disable_warnings=True
         )  # fmt: skip
         with quietly(), torch.no_grad():
-            return metric(model, grey, classes, a_batch=arrays, device="cpu", batch_size=64)
+            return metric(model, grey, classes, a_batch=arrays, device=str(x.device), batch_size=64)
 
     def ours(precision: Precision = Precision()) -> Curves:  # noqa: B008
         return Deletion((ZERO,), steps, precision=precision)(maps, score, x)
 
     def agrees(mine: object, other: object) -> str:
         assert isinstance(mine, Curves)
-        curve = mine.values[0, 0]
-        found = other.values[0, 0] if isinstance(other, Curves) else torch.tensor(np.array(other)).double()  # fmt: skip
+        curve = mine.values[0, 0].cpu()
+        found = other.values[0, 0].cpu() if isinstance(other, Curves) else torch.tensor(np.array(other)).double()  # fmt: skip
         return f"curves within {float((curve[:, -found.shape[1] :] - found).abs().max()):.1e}"
 
     contenders: dict[str, Callable[[], object]] = {
@@ -131,14 +131,16 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
 def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
     """Yield cascading randomisation of every layer, with gradients as maps."""
     score = predicted(Score(model, 0), x)
-    grey, classes = x.numpy(), score.target.numpy()
+    grey, classes = x.cpu().numpy(), score.target.cpu().numpy()
+    device = str(x.device)
     layers = sum(hasattr(m, "reset_parameters") for m in model.modules())
 
     def gradient(
         model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: object
     ) -> np.ndarray:
-        target = torch.from_numpy(np.asarray(targets)).long()
-        return input_gradient(Score(model, target), torch.from_numpy(inputs))[1].detach().numpy()
+        target = torch.from_numpy(np.asarray(targets)).long().to(device)
+        found = input_gradient(Score(model, target), torch.from_numpy(inputs).to(device))[1]
+        return found.detach().cpu().numpy()
 
     def floor() -> None:
         for _ in range(layers + 2):
@@ -149,7 +151,9 @@ def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
             layer_order="top_down", abs=False, normalise=False, disable_warnings=True
         )
         with quietly():
-            found = metric(model, grey, classes, explain_func=gradient, device="cpu", batch_size=64)
+            found = metric(
+                model, grey, classes, explain_func=gradient, device=device, batch_size=64
+            )
         return dict(found)
 
     def agrees(_: object, other: object) -> str:
@@ -173,23 +177,25 @@ def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
     yield f"randomisation, {name}, {layers} layers", contenders, {PEER: agrees}
 
 
-def cases(*, tiny: bool) -> Cases:
+def cases(device: torch.device, *, tiny: bool) -> Cases:
     """Yield the name of each case, its contenders, and how their results compare."""
     count = 2 if tiny else 8
-    yield from flipping("32 px", drawn(small), inputs(2 * count, 32), 128 if tiny else 4)
-    yield from randomisation("32 px", drawn(small), inputs(count, 32))
+
+    def on(net: Callable[[], nn.Module], count: int, side: int) -> tuple[nn.Module, Tensor]:
+        return drawn(net).to(device), inputs(count, side).to(device)
+
+    yield from flipping("32 px", *on(small, 2 * count, 32), 128 if tiny else 4)
+    yield from randomisation("32 px", *on(small, count, 32))
     if not tiny:
-        yield from flipping("224 px", drawn(torchvision.models.resnet18), inputs(count, 224), 1792)
-        yield from randomisation(
-            "224 px", drawn(torchvision.models.squeezenet1_1), inputs(count, 224)
-        )
+        yield from flipping("224 px", *on(torchvision.models.resnet18, count, 224), 1792)
+        yield from randomisation("224 px", *on(torchvision.models.squeezenet1_1, count, 224))
 
 
 def main() -> None:
     """Run all cases and print them."""
     options = arguments("Pixel flipping and parameter randomisation against Quantus")
     rows: list[Row] = []
-    for name, contenders, agrees in cases(tiny=options.tiny):
+    for name, contenders, agrees in cases(options.device, tiny=options.tiny):
         if options.only in name:
             rows += race(name, contenders, 1 if options.tiny else options.rounds, agrees)
     report(rows, options.out)

@@ -33,8 +33,8 @@ class Row:
     agrees: str
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Parse what every benchmark takes."""
+def arguments(description: str, *, on_device: bool = True) -> argparse.Namespace:
+    """Parse what every benchmark takes; `--device` only where the work can be done on an accelerator."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument(
@@ -42,7 +42,8 @@ def arguments(description: str) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="run the cases whose name holds this")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    if on_device:
+        parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
@@ -118,6 +119,22 @@ def report(rows: list[Row], out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         document = {"machine": machine(), "rows": [asdict(row) for row in rows]}
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return rows as a table for a page: seconds, and ratios of wall seconds."""
+
+    def cell(ratio: float | None) -> str:
+        return "" if ratio is None else f"{ratio:.3g}"
+
+    lines = [
+        "| case | who | seconds | time ÷ floor | ours ÷ it | agrees |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratios = f"{cell(row.floor_ratio)} | {cell(row.peer_ratio)}"
+        lines.append(f"| {row.case} | {row.who} | {row.seconds:.3g} | {ratios} | {row.agrees} |")
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Activation maximisation of ResNet-18's layer3 against lucent and against the passes that it needs.
 
-    python experiments/benchmarks/maximization.py --out maximization.json [--tiny]
+    python experiments/benchmarks/maximization.py --out maximization.json [--tiny] [--device cuda]
 
 Both make images of 128 px by Fourier spectra, the same transforms and Adam, for as many steps. Lucent resizes views to
 224 px and runs the whole network; ours ends the pass after the layer, at the views' own size. `floor` is forward and
@@ -58,11 +58,12 @@ def floor(
     net: nn.Module, channels: int, steps: int, *, fast: bool, compiled: bool = False
 ) -> Callable[[], object]:
     """Return the passes alone; compiled, they are made once before any is timed."""
+    device = next(net.parameters()).device
     body = nn.Sequential(*list(copy.deepcopy(net).children())[:7]).requires_grad_(False)
     side = SIZE + growth(STANDARD)
-    views = torch.randn(channels, 3, side, side)
+    views = torch.randn(channels, 3, side, side, device=device)
     if fast:
-        body = Precision("fast").prepare(body, ["6"], torch.device("cpu"))
+        body = Precision("fast").prepare(body, ["6"], device)
         views = views.to(memory_format=torch.channels_last)
 
     if compiled:
@@ -71,7 +72,7 @@ def floor(
     def run() -> object:
         for _ in range(steps):
             leaf = views.detach().requires_grad_()
-            with torch.autocast("cpu", torch.bfloat16) if fast else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16) if fast else nullcontext():
                 output = body(leaf)
             torch.autograd.grad(output[:, 0].float().mean(), leaf)
         return None
@@ -113,7 +114,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     steps, many = (2, 2) if options.tiny else (24, 16)
     torch.manual_seed(0)
-    net = torchvision.models.resnet18(weights=None).eval()
+    net = torchvision.models.resnet18(weights=None).eval().to(options.device)
     peers = {}
     if find_spec("lucent") is not None:
         peers = {"lucent 0.1.8": lucent(net, steps)}
@@ -129,7 +130,7 @@ def main() -> None:
         options.rounds,
         dict.fromkeys(peers, climbs),
     )
-    name = "bf16" if has_bf16() else "bf16, emulated"
+    name = "bf16" if has_bf16() or options.device.type == "cuda" else "bf16, emulated"
     batch = race(
         f"{many} channels at once ({name}), per image",
         {

@@ -159,7 +159,7 @@ def cases(classes: int, n: int, features: int, threads: int) -> Iterator[Case]:
 
 def main() -> list[Row]:
     """Run the benchmark."""
-    args = arguments("Linear probes against scikit-learn.")
+    args = arguments("Linear probes against scikit-learn.", on_device=False)
     torch.set_num_threads(1)
     n, features, sizes = (300, 16, (3,)) if args.tiny else (10_000, 512, (10, 100))
     rows: list[Row] = []

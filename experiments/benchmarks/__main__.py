@@ -1,0 +1,55 @@
+"""Run every benchmark, one after the other, and print what they found as one table.
+
+    python experiments/benchmarks [NAME …] [--out results/benchmarks] [--device cuda] [--rounds 3] [--limit SECONDS] [--tiny]
+
+Each writes its own JSON file into the folder. One that fails, or takes longer than the limit, is named at the end and
+makes the exit status 1; the others run all the same. On an accelerator those run that have something to do there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import Row, markdown
+
+HERE = Path(__file__).parent
+ON_DEVICE = ("extraction", "tcav", "attribution", "maximization", "evaluation")
+ON_CPU = ("dissection", "probes", "scaling")
+
+
+def main() -> None:
+    """Run the benchmarks named, or all."""
+    parser = argparse.ArgumentParser(description="Every benchmark of the suite.")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, help="seconds that one benchmark may take")
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    if unknown := set(args.names) - {*ON_DEVICE, *ON_CPU}:
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}.")
+    names = args.names or [*ON_DEVICE, *(ON_CPU if args.device == "cpu" else ())]
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
+    rows: list[Row] = []
+    for name in names:
+        out = args.out / f"{name}.json"
+        command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(out), "--rounds", str(args.rounds)]  # fmt: skip
+        command += ["--tiny"] if args.tiny else []
+        command += ["--device", args.device] if name in ON_DEVICE else []
+        print(f"{name} …", flush=True)
+        try:
+            subprocess.run(command, check=True, timeout=args.limit)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            failed.append(f"{name}: {error}")
+            continue
+        rows += [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))["rows"]]
+    print(markdown(rows), flush=True)
+    sys.exit("\n".join(failed) or 0)
+
+
+if __name__ == "__main__":
+    main()
