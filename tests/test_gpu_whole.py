@@ -74,7 +74,7 @@ def test_rows_of_the_scorecard_are_those_of_the_cpu() -> None:
         assert own.values.keys() == other.values.keys()
         for name in own.values.keys() - COSTS:
             mine, its = own.values[name], other.values[name]
-            torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
 
 
 def test_rows_of_whole_networks_are_those_of_the_cpu() -> None:
@@ -89,7 +89,7 @@ def test_rows_of_whole_networks_are_those_of_the_cpu() -> None:
     for own, other in zip(*rows, strict=True):
         for name in own.values.keys() - COSTS:
             mine, its = own.values[name], other.values[name]
-            torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-4, msg=name)
+            torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
 
 
 GOALS: dict[str, Objective] = {
