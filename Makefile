@@ -6,7 +6,7 @@
 # make notebooks   runs the notebooks, each within five minutes
 # make chaos   random disasters on a store, 200 trials
 # make fuzz    some thousand hostile manifests, pictures, weights and texts
-# make licences  what users install, and under which licence
+# make licences  what users install, under which licence, and whether a version has a known vulnerability
 #
 # Another Python:  make test PYTHON=python3.12      Start over:  make clean
 

