@@ -109,9 +109,10 @@ SOURCES = (
 
 @pytest.mark.parametrize("seed", seeds(25))
 def test_a_manifest_with_anything_in_it_is_checked_or_refused(
-    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = random.Random(seed)
+    rng, hub = random.Random(seed), tmp_path / "hub"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", hub)  # the cache of that library
     sound = manifest(tmp_path)
     if seed % 5 == 0:
         sound |= {"images": dict(rng.choice(SOURCES)), "groups": {}, "matched": []}
@@ -124,7 +125,7 @@ def test_a_manifest_with_anything_in_it_is_checked_or_refused(
         with contextlib.suppress(yaml.YAMLError):
             data = hostile.plain_text(tree)
     (tmp_path / "m.yaml").write_bytes(data)
-    judged(["manifest", "check", str(tmp_path / "m.yaml")], capsys)
+    judged(["manifest", "check", str(tmp_path / "m.yaml")], capsys, hub)
 
 
 @pytest.mark.parametrize("name", hostile.yaml_bombs())
