@@ -5,7 +5,8 @@
 Both make images of 128 px by Fourier spectra, the same transforms and Adam, for as many steps. Lucent resizes views to
 224 px and runs the whole network; ours ends the pass after the layer, at the views' own size. `floor` is forward and
 backward, truncated after the layer, of the same batch of views, without weight gradients. The case of 16 channels
-counts seconds per image; its floor runs in bfloat16 too. `floor, compiled` is the floor by `torch.compile`, where there
+counts seconds per image; its floor runs in bfloat16 too. `ours, images alone` is all that ours does but for the network, in
+its place one that costs nothing: rendering, views, Adam, and gradients through them. `floor, compiled` is the floor by `torch.compile`, where there
 is a C++ compiler. Without lucent its rows are missing;
 `pip install -e '.[lucent]'` brings it with the kornia of 2020 that it needs.
 """
@@ -13,6 +14,7 @@ is a C++ compiler. Without lucent its rows are missing;
 import copy
 import io
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
@@ -36,6 +38,17 @@ def ours(net: nn.Module, channels: int, steps: int, precision: Precision) -> Cal
     settings = Maximize(size=SIZE, steps=steps, precision=precision)
     goals = [Channel(LAYER, k) for k in range(channels)]
     return lambda: settings(net, goals, space=Space(), progress=False)
+
+
+def images_alone(
+    net: nn.Module, channels: int, steps: int, precision: Precision
+) -> Callable[[], object]:
+    """Return the work of this suite with a network that costs nothing, so that images are what is left."""
+    free = nn.Sequential(OrderedDict({LAYER: nn.Identity()})).eval()
+    settings = Maximize(size=SIZE, steps=steps, precision=precision)
+    goals = [Channel(LAYER, k % 3) for k in range(channels)]
+    free.register_buffer("place", torch.zeros(1, device=next(net.parameters()).device))
+    return lambda: settings(free, goals, space=Space(), progress=False)
 
 
 def lucent(net: nn.Module, steps: int) -> Callable[[], object]:
@@ -124,6 +137,7 @@ def main() -> None:
         {
             "floor": floor(net, 1, steps, fast=False),
             "ours": ours(net, 1, steps, plain),
+            "ours, images alone": images_alone(net, 1, steps, plain),
             **compiled(net, 1, steps, fast=False, tiny=options.tiny),
             **peers,
         },
@@ -136,6 +150,7 @@ def main() -> None:
         {
             "floor": floor(net, many, steps, fast=True),
             "ours": ours(net, many, steps, fast),
+            "ours, images alone": images_alone(net, many, steps, fast),
             **compiled(net, many, steps, fast=True, tiny=options.tiny),
             **peers,
         },

@@ -199,6 +199,7 @@ class _Run:
         self, start: Tensor | None, progress: bool | None
     ) -> tuple[list[Maximization], tuple[str, ...]]:
         """Run all objectives, in as many batches as memory asks for."""
+        _keep_freed_memory()
         goals = self.reader.objectives
         starts = _starts(start, sum(goal.images for goal in goals))
         parts: list[Maximization] = []
@@ -362,6 +363,14 @@ class _Climb:
 
 
 _UNKNOWN = Provenance("", (), {}, "")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a pass frees for the next one, where it would give it back and fetch it anew.
+
+    It keeps twice the largest block that was freed, if that is no larger than 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _interleaved(
