@@ -16,7 +16,7 @@ from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Sal
 from probing.attribution.path import IntegratedGradients
 from probing.evaluation.base import EvaluationError, Tally, mean_interval
 from probing.evaluation.controls import EdgeDetector, InputSize, RandomMap
-from probing.evaluation.randomise import Block, UnchangedError, plan_of, randomised
+from probing.evaluation.randomise import Block, UnchangedError, plan_of, randomised, redraw
 from probing.evaluation.sanity import (
     CascadingRandomisation,
     IndependentRandomisation,
@@ -268,10 +268,9 @@ def test_a_cascade_step_by_step_is_one_draw_of_all_its_blocks(
     model, x = nets.seeded(make()), nets.images(8)
     blocks = plan_of(model, x).blocks
     whole = randomised(model, blocks, 5, calibrate=x).state_dict()
-    step = model
     for k, block in enumerate(blocks):
-        step = randomised(step, [block], 5, x, blocks[:k])
-    assert all(torch.equal(step.state_dict()[name], whole[name]) for name in whole)
+        redraw(model, [block], 5, x, blocks[:k])
+    assert all(torch.equal(model.state_dict()[name], whole[name]) for name in whole)
 
 
 def test_sc_4_the_model_is_left_as_found_and_a_cascade_builds_on_its_steps() -> None:

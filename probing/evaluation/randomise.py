@@ -118,9 +118,21 @@ def randomised(
     blocks: Sequence[Block],
     seed: int,
     calibrate: Float[Tensor, "n *shape"] | None = None,
-    drawn: Sequence[Block] = (),
 ) -> nn.Module:
-    """Return a copy with the parameters of some blocks drawn anew; the model is left as found.
+    """Return a copy with the parameters of some blocks drawn anew, as by `redraw`; the model is left as found."""
+    clone = copy.deepcopy(model)
+    redraw(clone, blocks, seed, calibrate)
+    return clone
+
+
+def redraw(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    seed: int,
+    calibrate: Float[Tensor, "n *shape"] | None = None,
+    drawn: Sequence[Block] = (),
+) -> None:
+    """Draw the parameters of some blocks of a model anew, in place.
 
     A module that has an initialiser is drawn by it. What that leaves as it was (a bias that starts at zero), or what
     has none (a class token), is drawn from a normal distribution with the tensor's own mean and deviation; buffers
@@ -139,23 +151,23 @@ def randomised(
     Raises:
         UnchangedError: if a tensor of the blocks is what it was.
     """
-    clone = copy.deepcopy(
-        model
-    ).cpu()  # where all draw the same numbers, and the generator is known
-    old, new = {n: t.cpu() for n, t in _named(model).items()}, _named(clone)
+    device = device_of(model)
+    model.cpu()  # where all draw the same numbers, and the generator is known
+    own = {name for block in blocks for name in block.tensors}
+    new = _named(model)
+    old = {name: tensor.detach().clone() for name, tensor in new.items() if name in own}
     with torch.inference_mode(False), torch.no_grad():
         for block in blocks:
-            _draw(clone, old, block, seed)
+            _draw(model, old, block, seed)
     same = [n for block in blocks for n in block.tensors if torch.equal(old[n], new[n])]
     if same:
         raise UnchangedError(
             f"{len(same)} tensors are what they were, the first {same[0]!r}: a randomised network must keep nothing."
         )
-    clone.to(device_of(model))
+    model.to(device)
     if calibrate is not None:
         with torch.inference_mode(False), torch.no_grad():
-            _calibrate(clone, (*drawn, *blocks), calibrate)
-    return clone
+            _calibrate(model, (*drawn, *blocks), calibrate)
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

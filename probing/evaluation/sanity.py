@@ -4,6 +4,7 @@ Adebayo et al. 2018, sec. 3. The class explained is the trained network's at eve
 network's own favourite would mix a change of class into it, as the authors' notebooks do.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from probing.evaluation.base import (
     mean_interval,
     pixels,
 )
-from probing.evaluation.randomise import Plan, plan_of, randomised
+from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
 from probing.heatmaps import Channels
 from probing.precision import device_of
@@ -291,18 +292,16 @@ def _networks(
     seed: int,
     calibrate: Tensor | None,
 ) -> Iterator[nn.Module]:
-    """Yield the network of each step; a cascade's step draws only what the one before has not."""
+    """Yield the network of each step; a cascade's is one network that is drawn further."""
     if order == "independent":
         for depth in depths:
             yield randomised(model, plan.blocks[depth : depth + 1], seed, calibrate)
         return
-    done = 0
+    net, done = copy.deepcopy(model), 0
     for depth in depths:
-        model = randomised(
-            model, plan.blocks[done : depth + 1], seed, calibrate, plan.blocks[:done]
-        )
+        redraw(net, plan.blocks[done : depth + 1], seed, calibrate, plan.blocks[:done])
         done = depth + 1
-        yield model
+        yield net
 
 
 def _features(measures: tuple[str, ...], maps: Tensor) -> Features:
