@@ -32,6 +32,7 @@ from probing.maximize import (
     presets,
 )
 from probing.maximize.ascent import Adam, Normalized, Plain, Progress
+from probing.maximize.climb import ZeroGradientError
 from probing.maximize.images import (
     Canvas,
     ImageOptionError,
@@ -54,7 +55,7 @@ from probing.maximize.regularizers import (
     TotalVariation,
     blurred,
 )
-from probing.maximize.run import NotFiniteError, ZeroGradientError
+from probing.maximize.run import NotFiniteError
 from probing.maximize.space import SpaceError
 from probing.maximize.transforms import (
     STANDARD,

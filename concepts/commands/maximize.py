@@ -126,8 +126,8 @@ class _Run:
 
     def all(self, goals: Sequence["Objective"]) -> tuple["Maximization", int]:
         """Return images of all objectives, and how many were there already."""
+        from probing.maximize.climb import ZeroGradientError
         from probing.maximize.result import joined
-        from probing.maximize.run import ZeroGradientError
 
         known = {goal.name: self._known(goal) for goal in goals}
         parts: dict[str, Maximization] = {n: part for n, part in known.items() if part is not None}

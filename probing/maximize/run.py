@@ -1,6 +1,6 @@
 """Activation maximisation: many images climb at once, each by itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,13 +11,14 @@ from probing.examples import ExampleSet
 from probing.fingerprint import content_id
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
-from probing.maximize.images import Canvas, Fourier, ImageOptionError, ImageParameters, Plan
+from probing.maximize.climb import Climb, ZeroGradientError
+from probing.maximize.images import Fourier, ImageOptionError, ImageParameters, Plan
 from probing.maximize.objective import Objective
 from probing.maximize.reader import Reader, out_of_memory
 from probing.maximize.regularizers import Operator, Penalty
 from probing.maximize.result import Maximization, joined
 from probing.maximize.space import Space, SpaceError
-from probing.maximize.transforms import Pad, Transform, draw, growth, standard, viewed
+from probing.maximize.transforms import Pad, Transform, growth, standard, viewed
 from probing.models import LoadedModel
 from probing.precision import Precision, device_of
 from probing.progress import Progress
@@ -25,10 +26,6 @@ from probing.provenance import Provenance, describe
 from probing.remembered import identity
 from probing.scores import refuse_training
 from probing.store import ActivationStore
-
-
-class ZeroGradientError(RuntimeError):
-    """No objective has a gradient: there is nothing to climb."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -231,138 +228,19 @@ class _Run:
         groups = [goal.images for goal in goals]
         plan = Plan(seeds, groups, self.size, self.space, reader.device, start)
         canvas = settings.image.begin(plan)
-        climb = _Climb(settings, reader, self.space, canvas, seeds, self.views)
-        for step in climb.steps():
+        operators = [r for r in settings.regularizers if isinstance(r, Operator)]
+        if operators and canvas.levels is None:
+            raise ImageOptionError(
+                f"{type(operators[0]).__name__} works on pixels, and {type(settings.image).__name__} images are made "
+                "of something else: use Pixels, or a penalty."
+            )
+        climb = Climb(
+            reader, self.space, canvas, [s + 1 for s in seeds], self.views,
+            settings.regularizers, settings.ascent, settings.steps, settings.redirect,
+        )  # fmt: skip
+        for step in climb:
             bar.advance(len(goals), computed=step >= 0)
         return climb.result()
-
-
-class _Climb:
-    """One batch on its way up."""
-
-    def __init__(
-        self,
-        settings: Maximize,
-        reader: Reader,
-        space: Space,
-        canvas: Canvas,
-        seeds: Sequence[int],
-        views: Sequence[Transform],
-    ) -> None:
-        self._settings, self._reader, self._space, self._canvas = settings, reader, space, canvas
-        self._transforms = views
-        self._operators = [r for r in settings.regularizers if isinstance(r, Operator)]
-        self._penalties = [r for r in settings.regularizers if isinstance(r, Penalty)]
-        if self._operators and canvas.levels is None:
-            raise ImageOptionError(
-                f"{type(self._operators[0]).__name__} works on pixels, and {type(settings.image).__name__} "
-                "images are made of something else: use Pixels, or a penalty."
-            )
-        self._draws = draw(views, [s + 1 for s in seeds], settings.steps)
-        self._index, pictures = reader.rows()
-        self._pictures = torch.stack(pictures).to(reader.device) if pictures else None
-        self._move = settings.ascent.begin(canvas.parameters)
-        self._traces: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._best_value: Tensor | None = None
-        self._best = torch.empty(0)
-
-    def steps(self) -> Iterator[int]:
-        """Climb, yielding the number of each step done."""
-        last = self._settings.steps - 1
-        for step in range(last + 1):
-            image = self._canvas.render()
-            value, slope = self._slope(image, step)
-            self._keep(image.detach(), value, slope)
-            if step < last:
-                self._climb(image, slope, step)
-            yield step
-
-    def _slope(self, image: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the objectives' values at a random view, and their gradient with respect to the image.
-
-        In the first steps, images without a gradient get one through closed rectifiers.
-        """
-        value, slope = self._pulled(image, step)
-        if step < min(self._settings.redirect, self._settings.steps - 1):
-            asleep = (slope == 0).flatten(1).all(1)
-            if asleep.any():
-                _, through = self._pulled(image, step, redirect=True)
-                slope = torch.where(asleep[:, None, None, None], through, slope)
-        return value, slope
-
-    def _pulled(self, image: Tensor, step: int, *, redirect: bool = False) -> tuple[Tensor, Tensor]:
-        leaf = image.detach().requires_grad_()
-        views = self._views(leaf, self._draws[step], self._transforms)
-        value = self._reader.values(views, redirect=redirect)
-        if not value.requires_grad:
-            raise ZeroGradientError(
-                f"no path leads from the image to {self._reader.objectives[0].name!r}."
-            )
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), slope
-
-    def _views(self, images: Tensor, draws: Tensor, transforms: Sequence[Transform]) -> Tensor:
-        rows = images
-        if self._pictures is not None:
-            rows = _interleaved(images, self._pictures, self._reader.objectives)
-            draws = draws[self._index]
-        return viewed(rows, transforms, draws, self._space)
-
-    def _keep(self, image: Tensor, value: Tensor, slope: Tensor) -> None:
-        norms = [t.flatten(1).norm(dim=1) for t in (image, slope)]
-        self._traces.append((value, norms[0], norms[1]))
-        if self._best_value is None:
-            self._best_value, self._best = value, image
-            return
-        better = value > self._best_value
-        self._best_value = torch.where(better, value, self._best_value)
-        self._best = torch.where(better[:, None, None, None], image, self._best)
-
-    def _climb(self, image: Tensor, slope: Tensor, step: int) -> None:
-        total = slope
-        if self._penalties:
-            leaf = image.detach().requires_grad_()
-            amount = torch.stack([p.amount(leaf) for p in self._penalties]).sum()
-            total = slope - torch.autograd.grad(amount, leaf)[0]
-        gradients = torch.autograd.grad(image, self._canvas.parameters, total)
-        levels = self._canvas.levels
-        with torch.no_grad():
-            self._move(gradients)
-            if levels is None:
-                return
-            contribution = slope * self._space.levels(slope)
-            for operator in self._operators:
-                levels.copy_(operator.after(levels, contribution, step, self._space))
-
-    def result(self) -> Maximization:
-        """Return what came of it; names and provenance are filled in by the caller."""
-        with torch.no_grad():
-            image = self._canvas.render().detach()
-            margins = [t for t in self._transforms if isinstance(t, Pad)]
-            still = self._views(image, self._draws[0], margins)
-            with torch.enable_grad():  # the reader keeps a graph
-                value = self._reader.values(still).detach()
-        values, norms, slopes = (torch.stack(trace, 1) for trace in zip(*self._traces, strict=True))
-        plain = slopes[:, min(self._settings.redirect, self._settings.steps - 1) :]
-        dead = (plain == 0).all(1)
-        gone = dead[:, None, None, None]
-        return Maximization(
-            provenance=_UNKNOWN,
-            images=image.masked_fill(gone, 0).cpu(),
-            best=self._best.masked_fill(gone, 0).cpu(),
-            names=(),
-            objective=(),
-            activation=value.cpu(),
-            trace=values.cpu(),
-            norms=norms.cpu(),
-            gradient_norms=slopes.cpu(),
-            dead=dead.cpu(),
-            space=self._space,
-            batch=len(image),
-        )
-
-
-_UNKNOWN = Provenance("", (), {}, "")
 
 
 def _keep_freed_memory() -> None:
@@ -371,23 +249,6 @@ def _keep_freed_memory() -> None:
     It keeps twice the largest block that was freed, if that is no larger than 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
-
-def _interleaved(
-    images: Tensor, pictures: Tensor, objectives: Sequence[Objective]
-) -> Float[Tensor, "rows c h w"]:
-    """Return images with the pictures that each objective refers to behind its own."""
-    if pictures.shape[1:] != images.shape[1:]:
-        raise ImageOptionError(
-            f"the picture of {objectives[0].name!r} has shape {tuple(pictures.shape[1:])}, the images have "
-            f"{tuple(images.shape[1:])}: give it their size."
-        )
-    rows: list[Tensor] = []
-    shown = used = 0
-    for goal in objectives:
-        rows += [images[shown : shown + goal.images], pictures[used : used + len(goal.references)]]
-        shown, used = shown + goal.images, used + len(goal.references)
-    return torch.cat(rows)
 
 
 def _fitting(goals: Sequence[Objective], limit: int) -> Sequence[Objective]:
