@@ -271,8 +271,7 @@ class Engine:
                 f"layer {space.layer!r} returns rows of differing shape, {shape} and {tuple(rows.shape[1:])}; "
                 "use pool='mean', or examples of one size."
             )
-        home = rows.to(self.tiers[0].device)
-        self.tiers[0].put(space.id, ids, home)
+        home = self.tiers[0].put(space.id, ids, rows)
         return {e: (home, i) for i, e in enumerate(ids)}
 
     def _rows(self, job: Job, ids: list[str], found: _Found) -> Rows:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 
 import torch
@@ -11,8 +12,34 @@ Place = tuple[Tensor, int]
 """Where a row is: a block of rows, and its position there."""
 
 
+_SLAB_BYTES = 2**22
+"""Rows much smaller than this share memory: scattered, they would keep the large blocks that passes free apart."""
+
+
+@dataclass(eq=False)
+class _Slab:
+    """Memory that leaves as a whole, and the blocks of rows in it."""
+
+    memory: Tensor
+    used: int = 0
+    blocks: list[tuple[str, Sequence[str], Tensor]] = field(default_factory=list)
+
+    def has_room(self, rows: Tensor) -> bool:
+        """Return whether rows fit in."""
+        return self.used + rows.nbytes <= self.memory.nbytes
+
+    def place(self, rows: Tensor) -> Tensor:
+        """Return a copy of rows in here."""
+        space = self.memory[self.used : self.used + rows.nbytes]
+        self.used += -(-rows.nbytes // 64) * 64  # aligned for any type
+        return space.view(rows.dtype).view(rows.shape).copy_(rows)
+
+
 class MemoryTier:
-    """Blocks of rows within a budget of bytes; what leaves goes to the tier below, if there is one."""
+    """Blocks of rows within a budget of bytes; what leaves goes to the tier below, if there is one.
+
+    On the host small blocks share slabs, which are used and leave as one.
+    """
 
     def __init__(
         self, budget_bytes: int, device: torch.device, below: "MemoryTier | None" = None
@@ -22,45 +49,65 @@ class MemoryTier:
         self.below = below
         self.bytes = 0
         self._numbers = count()
-        self._blocks: OrderedDict[int, tuple[str, Sequence[str], Tensor]] = OrderedDict()
-        self._rows: dict[str, dict[str, tuple[int, int]]] = {}
+        self._slabs: OrderedDict[int, _Slab] = OrderedDict()
+        self._open = -1
+        self._rows: dict[str, dict[str, tuple[int, int, int]]] = {}
 
-    def put(self, space: str, ids: Sequence[str], rows: Tensor) -> None:
-        """Keep rows, if they fit the budget at all."""
-        size = rows.numel() * rows.element_size()
-        if size > self.budget_bytes:
+    def put(self, space: str, ids: Sequence[str], rows: Tensor) -> Tensor:
+        """Keep rows, if they fit the budget at all; returns what lies here, to be used instead of them."""
+        if rows.nbytes > self.budget_bytes:
             if self.below is not None:
                 self.below.put(space, ids, rows)
-            return
-        while self.bytes + size > self.budget_bytes:
+            return rows.to(self.device)
+        number, home = self._place(rows)
+        blocks = self._slabs[number].blocks
+        blocks.append((space, ids, home))
+        known = self._rows.setdefault(space, {})
+        known.update({e: (number, len(blocks) - 1, i) for i, e in enumerate(ids)})
+        return home
+
+    def _place(self, rows: Tensor) -> tuple[int, Tensor]:
+        """Return where rows are kept from now on: the number of a slab, and what lies in it."""
+        slab_bytes = min(_SLAB_BYTES, self.budget_bytes // 16)
+        if self.device.type != "cpu" or rows.nbytes > slab_bytes // 4:
+            home = rows.to(self.device)
+            return self._new(_Slab(home)), home
+        slab = self._slabs.get(self._open)
+        if slab is None or not slab.has_room(rows):
+            slab = _Slab(torch.empty(slab_bytes, dtype=torch.uint8))
+            self._open = self._new(slab)
+        self._slabs.move_to_end(self._open)
+        return self._open, slab.place(rows)
+
+    def _new(self, slab: _Slab) -> int:
+        while self.bytes + slab.memory.nbytes > self.budget_bytes:
             self._evict()
         number = next(self._numbers)
-        self._blocks[number] = (space, ids, rows.to(self.device))
-        self.bytes += size
-        self._rows.setdefault(space, {}).update(
-            {example: (number, i) for i, example in enumerate(ids)}
-        )
+        self._slabs[number] = slab
+        self.bytes += slab.memory.nbytes
+        return number
 
     def find(self, space: str, ids: Sequence[str]) -> dict[str, Place]:
-        """Return those rows that are here, and mark their blocks as used."""
+        """Return those rows that are here, and mark their memory as used."""
         known = self._rows.get(space, {})
         found: dict[str, Place] = {}
         for example in ids:
             if example in known:
-                number, row = known[example]
-                self._blocks.move_to_end(number)
-                found[example] = (self._blocks[number][2], row)
+                number, block, row = known[example]
+                self._slabs.move_to_end(number)
+                found[example] = (self._slabs[number].blocks[block][2], row)
         return found
 
     def _evict(self) -> None:
-        number, (space, ids, rows) = self._blocks.popitem(last=False)
-        self.bytes -= rows.numel() * rows.element_size()
-        known = self._rows[space]
-        for example in ids:
-            if known.get(example, (None, 0))[0] == number:
-                del known[example]
-        if self.below is not None:
-            self.below.put(space, ids, rows)
+        number, slab = self._slabs.popitem(last=False)
+        self.bytes -= slab.memory.nbytes
+        for space, ids, rows in slab.blocks:
+            known = self._rows[space]
+            for example in ids:
+                if known.get(example, (None, 0, 0))[0] == number:
+                    del known[example]
+            if self.below is not None:
+                self.below.put(space, ids, rows)
 
 
 def gather(places: Mapping[str, Place], ids: Sequence[str], device: torch.device) -> Tensor:

@@ -508,6 +508,27 @@ def test_rows_used_longest_ago_leave_a_full_tier_for_the_one_below() -> None:
     assert near.bytes == 96
 
 
+def test_small_blocks_share_memory_and_leave_together() -> None:
+    budget = 1600  # slabs of 100 bytes
+    tier = MemoryTier(budget, torch.device("cpu"))
+    rows = torch.arange(6.0).reshape(2, 3)
+    home = [tier.put(kind, ["a", "b"], rows + i) for i, kind in enumerate("xy")]
+    assert len({h.untyped_storage().data_ptr() for h in home}) == 1
+    assert all(torch.equal(h, rows + i) for i, h in enumerate(home))
+    rows.zero_()  # what was put is a copy
+    assert torch.equal(tier.find("y", ["b"])["b"][0][1], torch.tensor([4.0, 5.0, 6.0]))
+    assert tier.bytes == 100
+    tier.put("large", ["c"], torch.ones(1, 375))  # all but 100 bytes
+    assert tier.find("x", ["a"])
+    tier.put("large", ["d"], torch.ones(1, 20))  # 80 more: the one longest unused has to go
+    assert not tier.find("large", ["c"])
+    assert tier.find("x", ["a"])
+    tier.put("large", ["e"], torch.ones(1, 400))
+    assert not tier.find("x", ["a", "b"])
+    assert not tier.find("y", ["a", "b"])
+    assert tier.bytes <= budget
+
+
 def test_two_ranks_under_torchrun_write_the_same_bytes_as_one_process(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "store_worker.py")
     run = [
