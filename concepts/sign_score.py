@@ -130,12 +130,13 @@ class SignTest:
     ) -> dict[str, Tensor]:
         rows = SharedRows(features)
         fits = [fit_pairs(rows, plan.positive, plan.negative, self.estimator) for plan in plans]
-        signs: list[list[Tensor]] = [[] for _ in fits]
-        for part in torch.split(slopes.flatten(0, 1), max(1, _PRODUCTS // len(rows))):
-            products = RowProducts(rows, part)
+        flat, step = slopes.flatten(0, 1), max(1, _PRODUCTS // len(rows))
+        signs = [flat.new_empty(len(f.index), len(flat), dtype=torch.float64) for f in fits]
+        for start in range(0, len(flat), step):
+            products = RowProducts(rows, flat[start : start + step])
             for of_one, fit in zip(signs, fits, strict=True):
-                of_one.append(fit.project(products).sign())
-        own, null, drawn = (torch.cat(of_one, 1).reshape(-1, *slopes.shape[:2]) for of_one in signs)
+                of_one[:, start : start + step] = fit.project(products).sign()
+        own, null, drawn = (of_one.reshape(-1, *slopes.shape[:2]) for of_one in signs)
         rising = ((drawn > 0).double() * weights.unsqueeze(1)).sum(2)
         low, high = percentile_interval(rising, self.level)
         return {

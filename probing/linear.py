@@ -93,23 +93,24 @@ class PairFits:
                 "RowProducts(fits.rows, vectors)."
             )
         known = products.weighted(self.power)
-        parts = [
-            _cancelled(weights @ known.mT, weights.abs() @ known.mT.abs())
-            for weights in self._unit_weights()
-        ]
-        return torch.cat(parts)
+        found = known.new_empty(len(self.index), len(known))
+        for part, weights in self._unit_weights():
+            found[part] = _cancelled(weights @ known.mT, weights.abs() @ known.mT.abs())
+        return found
 
     def normals(self) -> Float[Tensor, "fits m"]:
         """Return the unit normals in the features' own space, as long as a row each."""
-        weights = torch.cat(list(self._unit_weights()))
+        weights = torch.cat([weights for _, weights in self._unit_weights()])
         parts = [weights.to(block) @ block for _, block in self.rows.blocks(self.power)]
         return torch.cat(parts, 1).to(self.rows.features.dtype)
 
     def decision(self, features: Float[Tensor, "k m"]) -> Float[Tensor, "fits k"]:
         """Return the decision values of new rows; above 0 means positive."""
         known = self.rows.times(features - self.rows.center, self.power)
-        values = torch.cat([weights @ known.mT for weights in self._unit_weights()])
-        return values * self.norms.unsqueeze(1) + self.intercepts.unsqueeze(1)
+        found = known.new_empty(len(self.index), len(known))
+        for part, weights in self._unit_weights():
+            found[part] = weights @ known.mT
+        return found.mul_(self.norms.unsqueeze(1)).add_(self.intercepts.unsqueeze(1))
 
     def decision_at(self, index: Int[Tensor, "fits h"]) -> Float[Tensor, "fits h"]:
         """Return each fit's decision values at shared rows of its own; -1 holds the place of none."""
@@ -127,7 +128,7 @@ class PairFits:
 
     def mean_cosine(self) -> float:
         """Return the mean cosine between the normals of two different fits."""
-        total = torch.stack([part.sum(0) for part in self._unit_weights()]).sum(0)
+        total = torch.stack([weights.sum(0) for _, weights in self._unit_weights()]).sum(0)
         square = self._squares(total.unsqueeze(0))[0].squeeze()
         fits = len(self.index)
         return float((square - (self.norms > 0).sum()) / (fits * (fits - 1))) if fits > 1 else nan
@@ -137,9 +138,9 @@ class PairFits:
         correct = (sign * values > 0).double() + (values == 0).double() / 2
         return (correct * present).sum(1) / present.sum(1)
 
-    def _unit_weights(self) -> Iterator[Tensor]:
-        inverse = torch.where(self.norms > 0, 1 / self.norms, 0)
-        return (weights for _, weights in self._weights(inverse))
+    def _unit_weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield unit normals as weights on all rows, some fits at a time."""
+        return self._weights(torch.where(self.norms > 0, 1 / self.norms, 0))
 
     def _weights(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield factor times normal as weights on all rows, some fits at a time."""
