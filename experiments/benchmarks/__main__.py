@@ -31,6 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - {*ON_DEVICE, *ON_CPU}:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}.")
+    if args.device != "cpu" and (here := set(args.names) & {*ON_CPU}):
+        parser.error(f"on {args.device} there is nothing to do for {', '.join(sorted(here))}.")
     names = args.names or [*ON_DEVICE, *(ON_CPU if args.device == "cpu" else ())]
     args.out.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
