@@ -31,6 +31,7 @@ from probing.fingerprint import content_id, model_id
 from probing.jobs import Request
 from probing.places import Place
 from probing.precision import Precision
+from probing.progress import Progress
 from probing.provenance import Provenance, Result
 from probing.scores import Score
 from probing.shards import default_root
@@ -102,7 +103,8 @@ def run_audit(
     results.save(out)
     _save_pictures(meter, results, out / "images")
     _save_provenance(material, file, done, out)
-    rebuild(out)
+    with Progress(None, "drawing figures and report"):
+        rebuild(out)
     seal.write(out)
     say(f"{done}\n{summary(results, out)}")
     return results
@@ -186,7 +188,11 @@ def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
 
 def _results(meter: Meter) -> AuditResults:
     material, audit = meter.material, meter.material.file
-    measured = [meter.contrast(sets) for sets in material.contrasts]
+    measured = []
+    with Progress(len(material.contrasts), "tests", unit="contrasts") as bar:
+        for sets in material.contrasts:
+            measured.append(meter.contrast(sets))
+            bar.advance(1)
     single = meter.concepts()
     layers = tuple(layer_rows(material, measured, single))
     shown = {r.concept: shown_layer(r.concept, layers) for r in layers}

@@ -5,8 +5,13 @@ Only what a command needs is imported, and only when it runs, so that help comes
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -53,21 +58,30 @@ app.add_typer(cache.app, name="cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one command and return its exit status.
+
+    0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug, context, failed = False, None, True
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with typer.main.get_command(app).make_context("probing", given) as context:
+        with (
+            _stoppable(),
+            typer.main.get_command(app).make_context("probing", given) as context,
+        ):
             debug = context.params["debug"]
-            context.command.invoke(context)
+            from probing.progress import talking
+
+            with talking():
+                context.command.invoke(context)
         failed = False
     except typer.Exit as end:
         return end.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("Interrupted; rows that were stored are kept.", err=True)
-        return 130
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        typer.echo("Interrupted; what was stored is kept.", err=True)
+        return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -79,6 +93,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         forget_folders(remove=failed)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have SIGTERM raise as Ctrl-C does, so that what is at work cleans up.
+
+    One more signal, later than starters of many processes repeat theirs, ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what signals do
+        return
+    asked: list[float] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if not asked:
+            asked.append(time.monotonic())
+            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if time.monotonic() - asked[0] > _PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Others stay as the starter of this process wants them: shells have jobs in the background ignore Ctrl-C.
+    ours = {s: h for s, h in before.items() if h in {signal.default_int_handler, signal.SIG_DFL}}
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+_PATIENCE = 2.0
+"""Seconds in which one more signal belongs to the first."""
 
 
 def _options_of(context: object) -> frozenset[str]:

@@ -24,6 +24,7 @@ from probing.estimators import Estimator, Ridge
 from probing.examples import ExampleSet, Subset
 from probing.fingerprint import content_id
 from probing.passes import Pool
+from probing.progress import Progress
 from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
@@ -152,7 +153,13 @@ class Tcav:
             )
             for layer, rows in features.items()
         ]  # fmt: skip
-        readings = [[reader.read(plan) for plan in plans] for reader in readers]
+        readings: list[list[Reading]] = []
+        with Progress(len(readers) * len(plans), "TCAV", unit="concepts at layers") as meter:
+            for reader in readers:
+                readings.append([])
+                for plan in plans:
+                    readings[-1].append(reader.read(plan))
+                    meter.advance(1)
         values = {
             name: torch.stack([torch.stack([r.values[name] for r in row]) for row in readings])
             for name in readings[0][0].values

@@ -223,21 +223,72 @@ def test_expected_gradients_take_a_background(
 
 
 @pytest.mark.parametrize(
-    ("given", "steps", "converged"), [([], None, True), (["--steps", "3"], 3, None)]
+    ("given", "steps", "said"),
+    [
+        ([], 50, "with 50 steps, maps miss at most"),
+        (["--steps", "3"], 3, "with 3 steps, maps miss at most"),
+        (["--steps", "auto"], None, "maps miss at most"),
+    ],
 )
-def test_steps_are_added_until_the_score_is_explained_unless_their_number_is_given(
-    given: list[str], steps: int | None, converged: bool | None, photos: list[str], tmp_path: Path,
+def test_steps_are_50_another_number_or_as_many_as_explain_the_score_and_the_gap_is_told(
+    given: list[str], steps: int | None, said: str, photos: list[str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str], drawn: dict[str, Figure],
 ) -> None:  # fmt: skip
     names = ("--method", "ig", "--method", "layer_ig")
     assert run(MODEL, photos[0], *names, *given, "--out", tmp_path) == 0
-    assert capsys.readouterr().out.count(" gap ") == 2
+    printed = capsys.readouterr().out
     for name in ("ig", "layer_ig"):
         facts = Attribution.load(tmp_path / "first" / name).diagnostics
+        gap = float(facts["relative_gap"])
+        (line,) = [ln for ln in printed.splitlines() if ln.startswith(f"{name}: ")]
+        assert f"{said}" in line
+        assert f"{gap:.1%} of the score's change" in line
+        assert ("--steps auto" in line) == (steps is not None and gap > 0.01)
         assert facts["steps"].item() == steps or steps is None
-        assert ("converged" in facts) == (converged is not None)
-        if converged:
-            assert float(facts["relative_gap"]) <= 0.01
+        assert ("converged" in facts) == (steps is None)
+        if steps is None:
+            assert gap <= 0.01
+
+
+def test_a_folder_stands_for_all_pictures_below_it_and_they_are_counted(
+    photos: list[str], tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = Path(photos[1]).parent / "B \u00fc\N{LEOPARD}"
+    below.mkdir()
+    for name in ("z.png", "a.jpg", "notes.txt"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(below / name, format="png")
+    out, given = tmp_path / "out", ("--method", "saliency")
+    mixture = (photos[0], Path(photos[1]).parent, photos[1])
+    assert run(MODEL, *mixture, *given, "--out", out) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "4 pictures.\n"
+    lines = [ln.split("  ")[0] for ln in printed.out.splitlines() if " saliency " in ln]
+    assert lines == ["first.png", "a.jpg", "z.png", "my second.png"]
+    assert {p.name for p in out.iterdir()} == {"first", "a", "z", "my second"}
+    (tmp_path / "empty").mkdir()
+    assert "holds no picture" in refused(capsys, MODEL, tmp_path / "empty", *given, "--out", out)
+
+
+def test_many_pictures_are_compared_in_several_figures(
+    photos: list[str], tmp_path: Path, drawn: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_A_PAGE", 1)
+    given = ("--method", "saliency", "--out", tmp_path / "out")
+    assert run(MODEL, *photos, *given) == 0
+    assert {"comparison-1", "comparison-2"} <= set(drawn)
+    found = [Attribution.load(tmp_path / "out" / n / "saliency") for n in ("first", "my second")]
+    assert not torch.equal(found[0].values, found[1].values)
+
+
+def test_a_wrong_name_of_a_picture_is_told_with_near_ones_before_a_model_is_loaded(
+    photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--method", "saliency", "--out", tmp_path / "out")
+    wrong = photos[0].replace("first", "frist")
+    said = refused(capsys, "no:model", wrong, *given)
+    assert "there is no" in said
+    assert "Close names: ['first.png']" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_class_scores_of_an_output_of_several_parts_are_named(
@@ -363,7 +414,7 @@ def test_pictures_or_a_text_are_needed_and_not_both(
     photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--method", "lime", "--out", tmp_path / "out")
-    assert "give picture files after MODEL, or a text" in refused(capsys, MODEL, *out)
+    assert "give picture files or folders after MODEL, or a text" in refused(capsys, MODEL, *out)
     said = refused(capsys, PREDICT, photos[0], "--text", "a b", *out)
     assert "--text takes no pictures, --weights, --background, --steps or --output" in said
 

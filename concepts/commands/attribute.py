@@ -1,7 +1,8 @@
 """`probing attribute`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ from concepts.commands.common import (
     class_index,
     new_table,
     output_folder,
+    picture_files,
     pictures,
     say,
     show,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from probing.attribution.base import Attribution, AttributionMethod
     from probing.attribution.lime import TextAttribution
     from probing.models import LoadedModel
+    from probing.progress import Progress
     from probing.scores import Score
 
 EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
@@ -42,7 +45,10 @@ def attribute(
         ),
     ],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Picture files.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGE|DIR]...", help="Picture files, or folders of them with all below."
+        ),
     ] = None,
     *,
     method: Annotated[
@@ -68,8 +74,8 @@ def attribute(
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Points on the path, for ig and layer_ig; auto: as many as explain the score up to 1 %. "
-            "[default: auto]",
+            help="Points on the path, for ig and layer_ig, each a forward and a backward pass; auto: as many as "
+            "explain the score up to 1 %, which may be 1,600. [default: 50]",
         ),
     ] = None,
     output: Annotated[
@@ -95,14 +101,15 @@ def attribute(
         _explain_text(model, text, method, target, out)
         return
     if not images:
-        raise CommandError("give picture files after MODEL, or a text by --text.")
+        raise CommandError("give picture files or folders after MODEL, or a text by --text.")
     choice = _Choice(method, target, background, steps, output, channels)
     choice.check()
+    files = picture_files(images)
     output_folder(out)  # a folder that can't be written is told before the work
     from probing import models
 
     loaded = models.load(model, weights=weights, keys=keys, device=device)
-    _explain_images(loaded, images, choice, out)
+    _explain_images(loaded, files, choice, out)
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,10 @@ class _Choice:
         from probing.attribution.baselines import Samples
         from probing.attribution.path import IntegratedGradients
 
-        steps: int | Literal["auto"] = (
-            "auto" if self.steps in {None, AUTO} else int(str(self.steps))
-        )
-        given: dict[str, object] = {"steps": steps, "path": IntegratedGradients(steps=steps)}
+        path = IntegratedGradients()
+        if self.steps is not None:
+            path = IntegratedGradients(steps="auto" if self.steps == AUTO else int(self.steps))
+        given: dict[str, object] = {"steps": path.steps, "path": path}
         if self.background is not None:
             rows = pictures(self.background, loaded, "raise")
             given["background"] = Samples.of(rows.load(range(len(rows))))
@@ -183,33 +190,102 @@ def _known(names: Sequence[str], known: Sequence[str] | dict[str, type]) -> None
             raise CommandError(f"--method {name} is given twice.")
 
 
+_A_PAGE = 20
+"""Pictures that are held at once, and compared in one figure."""
+
+
 def _explain_images(
     loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path
 ) -> None:
-    import torch
-
     from probing.attribution.shown import checks
-    from probing.examples import ImageExamples
-    from probing.scores import Score
+    from probing.progress import Progress
 
-    inputs = ImageExamples(images, loaded.preprocess).load(range(len(images)))
-    targets = _targets(loaded, inputs, choice)
-    names = _folder_names(images)
+    methods, names = choice.methods(loaded), _folder_names(images)
     table = new_table("image", "method", "target", "score", "check", "layer")
-    found: dict[str, list[Attribution]] = {}
-    for name, explain in choice.methods(loaded).items():
-        for i, target in enumerate(targets):
-            score = Score(loaded.model, target, output=choice.part)
-            result = _explained(name, explain, score, inputs[i : i + 1])
-            result.save(out / names[i] / name)
-            found.setdefault(name, []).append(result)
-            said = (f"{float(result.score[0]):.4g}", checks(result)[0], result.layer)
-            table.add_row(images[i].name, name, _class_name(loaded, target), *said)
-    shown = torch.stack([_as_picture(x, loaded.transform) for x in inputs])
-    _draw(out, names, found, shown, [_class_name(loaded, t) for t in targets], choice.channels)
+    gaps: dict[str, list[float]] = {}
+    with Progress(len(images) * len(methods), "attribute", unit="maps") as meter:
+        for start in range(0, len(images), _A_PAGE):
+            some = slice(start, start + _A_PAGE)
+            page = _Page(loaded, choice, images[some], names[some], out)
+            found = page.explain(methods, meter)
+            for name, results in found.items():
+                gaps.setdefault(name, []).extend(g for r in results if (g := _gap(r)) is not None)
+                for image, result in zip(page.images, results, strict=True):
+                    said = (f"{float(result.score[0]):.4g}", checks(result)[0], result.layer)
+                    target = _class_name(loaded, result.target[0])
+                    table.add_row(image.name, name, target, *said)
+            number = f"-{start // _A_PAGE + 1}" if len(images) > _A_PAGE else ""
+            page.draw(found, f"comparison{number}")
     show(table)
+    for name, missed in gaps.items():
+        if missed:
+            say(f"{name}: {_gap_in_words(methods[name], max(missed))}")
     first = str(out / names[0] / choice.names[0])
     say(f"Saved in {out}; Attribution.load({first!r}) reads one back.")
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Pictures that are explained together."""
+
+    loaded: "LoadedModel"
+    choice: _Choice
+    images: Sequence[Path]
+    names: Sequence[str]
+    out: Path
+
+    @cached_property
+    def inputs(self) -> "Tensor":
+        """The pictures as the model takes them."""
+        from probing.examples import ImageExamples
+
+        examples = ImageExamples(self.images, self.loaded.preprocess)
+        return examples.load(range(len(self.images)))
+
+    def explain(
+        self, methods: Mapping[str, "AttributionMethod"], meter: "Progress"
+    ) -> dict[str, list["Attribution"]]:
+        """Return each method's result for each picture, which is saved as soon as there is one."""
+        from probing.scores import Score
+
+        targets = _targets(self.loaded, self.inputs, self.choice)
+        found: dict[str, list[Attribution]] = {}
+        for name, explain in methods.items():
+            for i, target in enumerate(targets):
+                score = Score(self.loaded.model, target, output=self.choice.part)
+                result = _explained(name, explain, score, self.inputs[i : i + 1])
+                result.save(self.out / self.names[i] / name)
+                found.setdefault(name, []).append(result)
+                meter.advance(1)
+        return found
+
+    def draw(self, found: dict[str, list["Attribution"]], title: str) -> None:
+        """Save the figures of what was found."""
+        import torch
+
+        classes = [_class_name(self.loaded, r.target[0]) for r in next(iter(found.values()))]
+        shown = torch.stack([_as_picture(x, self.loaded.transform) for x in self.inputs])
+        _draw(self.out, title, self.names, found, shown, classes, self.choice.channels)
+
+
+def _gap(result: "Attribution") -> float | None:
+    """Return by which share of the score's change a map fails to add up to it; None for maps that need not."""
+    relative = result.diagnostics.get("relative_gap")
+    return None if relative is None else float(relative[0])
+
+
+def _gap_in_words(method: "AttributionMethod", gap: float) -> str:
+    from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
+
+    path = method.path if isinstance(method, LayerIntegratedGradients) else method
+    assert isinstance(path, IntegratedGradients)
+    missed = f"maps miss at most {gap:.1%} of the score's change from the baseline"
+    if path.steps == AUTO:
+        return f"{missed}."
+    said = f"with {path.steps} steps, {missed}"
+    if gap <= path.tolerance:
+        return f"{said}."
+    return f"{said}; --steps auto takes as many as bring it to {path.tolerance:.0%}, up to 1,600."
 
 
 def _explained(
@@ -278,6 +354,7 @@ def _as_picture(row: "Tensor", transform: object) -> "Tensor":
 
 def _draw(
     out: Path,
+    title: str,
     names: Sequence[str],
     found: dict[str, list["Attribution"]],
     images: "Tensor",
@@ -311,7 +388,7 @@ def _draw(
         per_line = len(columns) + 2 if len(columns) <= 6 else 6
         columns.append(edge_control(images))
         whole = side_by_side(columns, images, names=said, per_line=per_line)
-        save_figure(whole, out / "comparison")
+        save_figure(whole, out / title)
 
 
 def _label(name: str, target: str, result: "Attribution") -> str:

@@ -1,6 +1,7 @@
 """What commands share: options, pictures and classes as users name them, tables."""
 
 import contextlib
+import difflib
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -79,6 +80,32 @@ def pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "Image
     for left_out in examples.skipped:
         say(f"Left out {left_out.name}: {left_out.reason}", err=True)
     return examples
+
+
+def picture_files(given: Sequence[Path]) -> list[Path]:
+    """Return picture files as given, and for a folder all those below it, sorted by path; each once.
+
+    How many there are is said on stderr where a folder is among them.
+
+    Raises:
+        ExampleError: for a folder without pictures.
+        CommandError: if there is no such file or folder.
+    """
+    from probing.examples import ImageFiles
+
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            near = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+            close = difflib.get_close_matches(path.name, near, 3, 0.7)
+            hint = f". Close names: {close}." if close else "; check the path."
+            raise CommandError(f"there is no {str(path)!r}{hint}")
+        found += ImageFiles.in_folder(path).paths if path.is_dir() else [path]
+    found = list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    if any(path.is_dir() for path in given):
+        say(f"{len(found):,} picture{'s' * (len(found) > 1)}.", err=True)
+    return found
 
 
 def named_folders(given: Sequence[str]) -> dict[str, Path]:

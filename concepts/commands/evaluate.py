@@ -18,6 +18,7 @@ from concepts.commands.common import (
     named_folders,
     new_table,
     output_folder,
+    picture_files,
     pictures,
     say,
     show,
@@ -40,7 +41,10 @@ TOP = "top"
 
 def evaluate(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|DIR...", help="Picture files, or folders of them."),
+    ],
     *,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where tables, figures and rows are saved.")
@@ -107,9 +111,10 @@ def evaluate(
     names = tuple(method or DEFAULT)
     _check(names, background)
     given = _given_concepts(concept, random)
+    files = picture_files(images)
     output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
-    inputs = ImageExamples(images, loaded.preprocess).load(range(len(images))).clone()
+    inputs = ImageExamples(files, loaded.preprocess).load(range(len(files))).clone()
     score = Score(loaded.model, 0 if target == TOP else class_index(loaded, target))
     score = predicted(score, inputs) if target == TOP else score
     methods = _methods(names, loaded, background, lime_samples)
@@ -117,7 +122,7 @@ def evaluate(
     work = ScoringWork(scoring, methods, score, inputs, out / "rows")
     if engine != "local" and not have_done(engine, work):
         return
-    with Progress(len(methods) + 2 * network, "Methods") as bar:
+    with Progress(len(methods) + 2 * network, "evaluate", unit="methods") as bar:
 
         def done(name: str, computed: bool) -> None:
             say(f"{name}: {'measured' if computed else 'kept from before'}", err=True)

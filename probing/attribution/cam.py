@@ -26,6 +26,7 @@ from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.layers import resolve
 from probing.precision import Precision, agree
+from probing.progress import Progress
 from probing.remembered import remembered, unchanged
 from probing.scores import Score, class_scores
 
@@ -319,11 +320,13 @@ def _falls(
         chunk=reading.passes.chunk if tail is None else 8 * reading.passes.chunk,
     )
     found = torch.empty(len(output), channels, dtype=value.dtype, device=value.device)
-    for part in passes.slices(found.numel()):
-        row = torch.arange(part.start, part.stop, device=output.device)
-        i, k = row // channels, row % channels
-        points = output[i].movedim(axis, 1)  # a copy, so it may be written to
-        points[torch.arange(len(row)), k] = 0
-        found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
+    with Progress(found.numel(), "Ablation-CAM", unit="channels left out") as meter:
+        for part in passes.slices(found.numel()):
+            row = torch.arange(part.start, part.stop, device=output.device)
+            i, k = row // channels, row % channels
+            points = output[i].movedim(axis, 1)  # a copy, so it may be written to
+            points[torch.arange(len(row)), k] = 0
+            found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
+            meter.advance(len(row))
     reading.passes.n_forward = passes.n_forward
     return found

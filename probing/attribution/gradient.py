@@ -13,6 +13,7 @@ from probing.attribution.gates import Gates, Rule, Which
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.geometry import InputError
 from probing.precision import Precision
+from probing.progress import Progress
 from probing.remembered import unchanged
 from probing.scores import Score
 
@@ -180,13 +181,15 @@ class SmoothGrad:
         if self.unit == "range":
             scale = scale * (flat.amax(1) - flat.amin(1))
         scale = scale.reshape(-1, *[1] * (inputs.ndim - 1))
-        for start in range(0, self.samples, at_once):
-            count = min(at_once, self.samples - start)
-            noise = torch.stack([_normal(inputs[:1], generator) for _ in range(count)])
-            maps = self.method(_repeated(score, count), (inputs + scale * noise).flatten(0, 1))
-            passes.n_forward += maps.n_forward
-            passes.n_backward += maps.n_backward
-            yield maps
+        with Progress(self.samples, "SmoothGrad", unit="noisy copies of each input") as meter:
+            for start in range(0, self.samples, at_once):
+                count = min(at_once, self.samples - start)
+                noise = torch.stack([_normal(inputs[:1], generator) for _ in range(count)])
+                maps = self.method(_repeated(score, count), (inputs + scale * noise).flatten(0, 1))
+                passes.n_forward += maps.n_forward
+                passes.n_backward += maps.n_backward
+                meter.advance(count)
+                yield maps
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

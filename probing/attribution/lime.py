@@ -24,6 +24,7 @@ from probing.attribution.surrogate import Contributions, Local, Surrogate
 from probing.geometry import InputError
 from probing.highlight import highlight_figure, highlight_html
 from probing.precision import Precision
+from probing.progress import Progress
 from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
 from probing.scores import OutputError, Score, TargetError
@@ -80,10 +81,11 @@ class LIME:
             labels = self.parts(placed)
             shown = fillings(self.hidden, placed)
             cut = [TensorParts.of(placed[i], labels[i], shown[i]) for i in range(len(inputs))]
-            found = [
-                self.surrogate(_Scored(passes, parts, i), parts.count)
-                for i, parts in enumerate(cut)
-            ]
+            found = []
+            with Progress(len(cut), "LIME", unit="inputs") as meter:
+                for i, parts in enumerate(cut):
+                    found.append(self.surrogate(_Scored(passes, parts, i), parts.count))
+                    meter.advance(1)
             return self._result(passes, inputs, cut, found)
 
     def _result(
@@ -122,11 +124,13 @@ class _Scored:
 
     def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
         found = []
-        for part in self.passes.slices(len(kept)):
-            variants = self.parts.render(kept[part])
-            rows = torch.full((len(variants),), self.row)
-            with torch.no_grad():
-                found.append(self.passes.value(variants, rows).double().cpu())
+        with Progress(len(kept), "LIME", unit="passes") as meter:
+            for part in self.passes.slices(len(kept)):
+                variants = self.parts.render(kept[part])
+                rows = torch.full((len(variants),), self.row)
+                with torch.no_grad():
+                    found.append(self.passes.value(variants, rows).double().cpu())
+                meter.advance(part.stop - part.start)
         return torch.cat(found)
 
 
@@ -246,8 +250,13 @@ class _ScoredTexts:
     high: float = float("-inf")
 
     def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
-        batches = [self.parts.render(part) for part in torch.split(kept, self.batch_size)]
-        scores = torch.cat([_class_scores(self.predict, b)[:, self.target] for b in batches])
+        found = []
+        with Progress(len(kept), "LIME", unit="texts") as meter:
+            for part in torch.split(kept, self.batch_size):
+                texts = self.parts.render(part)
+                found.append(_class_scores(self.predict, texts)[:, self.target])
+                meter.advance(len(part))
+        scores = torch.cat(found)
         self.count += len(kept)
         self.low = min(self.low, float(scores.min()))
         self.high = max(self.high, float(scores.max()))

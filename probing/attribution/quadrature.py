@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probing.attribution.passes import Passes
 from probing.geometry import InputError
+from probing.progress import Progress
 
 Quadrature = Literal["left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc"]
 
@@ -52,18 +53,22 @@ def path_sum(
     squares = torch.zeros_like(mean)
     sums = torch.zeros(n, k, dtype=torch.float64, device=ends.device)
     extra = [1] * (ends.ndim - 1)
-    for part in passes.slices(n * k):
-        point = torch.arange(part.start, part.stop, device=ends.device)
-        i, j = point // k, point % k
-        start = pool[index[i, j]]
-        way = ends[i] - start
-        _, slope = passes.gradient(start + alphas[i, j].to(way).reshape(-1, *extra) * way, rows[i])
-        term = way * slope
-        sums[i, j] = term.flatten(1).sum(1, dtype=torch.float64)
-        term = term.double()
-        weighted = term * weights[i, j].reshape(-1, *extra)
-        mean.index_add_(0, i, weighted)
-        squares.index_add_(0, i, weighted * term)
+    with Progress(n * k, "gradients along paths", unit="passes") as meter:
+        for part in passes.slices(n * k):
+            point = torch.arange(part.start, part.stop, device=ends.device)
+            i, j = point // k, point % k
+            start = pool[index[i, j]]
+            way = ends[i] - start
+            _, slope = passes.gradient(
+                start + alphas[i, j].to(way).reshape(-1, *extra) * way, rows[i]
+            )
+            term = way * slope
+            sums[i, j] = term.flatten(1).sum(1, dtype=torch.float64)
+            term = term.double()
+            weighted = term * weights[i, j].reshape(-1, *extra)
+            mean.index_add_(0, i, weighted)
+            squares.index_add_(0, i, weighted * term)
+            meter.advance(part.stop - part.start)
     drawn = (weights > 0).sum(1).clamp(min=2)
     error = ((squares - mean.square()).clamp(min=0) / (drawn - 1).reshape(-1, *extra)).sqrt()
     total = (weights * sums).sum(1)
@@ -181,19 +186,21 @@ class _Intervals:
         sums = torch.zeros(2 * n, *ends.shape[1:], dtype=torch.float64, device=ends.device)
         gaps = torch.zeros_like(self.low)
         at_once = max(1, passes.chunk // k)
-        for begin in range(0, len(self.low), at_once):
-            piece = slice(begin, begin + at_once)
-            i, low, width = self.example[piece], self.low[piece], (self.high - self.low)[piece]
-            alphas = (low[:, None] + width[:, None] * at).flatten()
-            rows = i.repeat_interleave(k)
-            way = ends[rows] - start[rows]
-            points = start[rows] + alphas.to(way).reshape(-1, *extra) * way
-            term = (way * passes.gradient(points, rows)[1]).double()
-            term = term * (width[:, None] * weights).flatten().reshape(-1, *extra)
-            total = term.flatten(1).sum(1).reshape(-1, k).sum(1)
-            gaps[piece] = total - (self.scores[1] - self.scores[0])[piece]
-            coarse = gaps[piece].abs() > allowed[i]
-            sums.index_add_(0, rows + n * coarse.repeat_interleave(k), term)
+        pieces = [slice(b, b + at_once) for b in range(0, len(self.low), at_once)]
+        with Progress(len(self.low), "gradients along paths", unit="intervals") as meter:
+            for piece in pieces:
+                i, low, width = self.example[piece], self.low[piece], (self.high - self.low)[piece]
+                alphas = (low[:, None] + width[:, None] * at).flatten()
+                rows = i.repeat_interleave(k)
+                way = ends[rows] - start[rows]
+                points = start[rows] + alphas.to(way).reshape(-1, *extra) * way
+                term = (way * passes.gradient(points, rows)[1]).double()
+                term = term * (width[:, None] * weights).flatten().reshape(-1, *extra)
+                total = term.flatten(1).sum(1).reshape(-1, k).sum(1)
+                gaps[piece] = total - (self.scores[1] - self.scores[0])[piece]
+                coarse = gaps[piece].abs() > allowed[i]
+                sums.index_add_(0, rows + n * coarse.repeat_interleave(k), term)
+                meter.advance(len(i))
         return sums.reshape(2, *ends.shape), gaps, gaps.abs() > allowed[self.example]
 
     def halved(self, chosen: Tensor, passes: Passes, ends: Tensor, start: Tensor) -> "_Intervals":

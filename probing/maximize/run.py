@@ -202,7 +202,9 @@ class _Run:
         parts: list[Maximization] = []
         limit, notes = self.settings.batch, []
         done = shown = 0
-        with Progress(self.settings.steps * len(goals), "maximizing", progress) as bar:
+        with Progress(
+            self.settings.steps * len(goals), "maximize", progress, unit="steps of images"
+        ) as bar:
             while done < len(goals):
                 chunk = _fitting(goals[done:], limit)
                 images = sum(goal.images for goal in chunk)

@@ -19,6 +19,7 @@ from probing.probes.reduction import GlobalAverage, Reduction
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, control_labels, draw_split, encode, group_numbers
 from probing.probes.untrained import untrained_copy
+from probing.progress import Progress
 from probing.provenance import Provenance
 from probing.statistics import clustered_mean, clustered_share, holm
 from probing.store import ActivationStore
@@ -154,10 +155,12 @@ class LayerProbes:
         examples: ExampleSet, tasks: Tasks,
     ) -> list[LayerReading]:  # fmt: skip
         found: dict[str, LayerReading] = {}
-        for tables in self._reader.tables(store, model, shapes, examples):
-            paths = list(tables)
-            made = side_by_side(lambda p, t=tables: measure_layer(t[p], tasks, self.probe), paths)  # type: ignore[misc]
-            found |= dict(zip(paths, made, strict=True))
+        with Progress(len(shapes), "probes", store.progress, unit="layers") as meter:
+            for tables in self._reader.tables(store, model, shapes, examples):
+                paths = list(tables)
+                made = side_by_side(lambda p, t=tables: measure_layer(t[p], tasks, self.probe), paths)  # type: ignore[misc]
+                found |= dict(zip(paths, made, strict=True))
+                meter.advance(len(paths))
         return [found[shape.path] for shape in shapes]
 
     def _result(
