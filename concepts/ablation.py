@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.geometry import Layout, layers_run
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _ROWS = 8
 
 
-class AblationError(ValueError):
+class AblationError(ProbingError, ValueError):
     """Units that can't be left out as asked for."""
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.statistics import TooFewError, holm, rank_sum
+from probing.errors import ArgumentError
 from probing.figures import DIVERGING, figure_of, new_figure, style
 from probing.provenance import Provenance, Result
 
@@ -83,7 +84,7 @@ def associate(
         ValueError: if names and numbers do not fit.
     """
     if len(classes) != len(features) or len(concepts) != len(directions):
-        raise ValueError(
+        raise ArgumentError(
             f"got {len(classes)} classes for {len(features)} images and {len(concepts)} names for {len(directions)} "
             "directions: give one each."
         )

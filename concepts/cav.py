@@ -18,6 +18,7 @@ from torch import Tensor
 
 from concepts.draws import Pair, Pairs, Rows
 from concepts.statistics import TooFewError, above_chance, rank_sum
+from probing.errors import ArgumentError, OutOfRangeError
 from probing.linear import Estimator, PairFits, SharedRows, fit_pairs
 
 LEVEL = 0.05
@@ -95,7 +96,7 @@ def fit_cavs(
         >>> cavs.above_chance, cavs.stability
     """
     if not 0 < holdout < 1:
-        raise ValueError(f"holdout must lie between 0 and 1, got {holdout}.")
+        raise ArgumentError(f"holdout must lie between 0 and 1, got {holdout}.")
     labels = _labels(groups, len(rows))
     rng = np.random.default_rng(seed)
     positive = _rows(concept, len(rows))
@@ -231,14 +232,16 @@ def _labels(groups: Sequence[str], count: int) -> Rows:
     if not groups:
         return np.arange(count)
     if len(groups) != count:
-        raise ValueError(f"groups must label each of the {count} rows, got {len(groups)} labels.")
+        raise ArgumentError(
+            f"groups must label each of the {count} rows, got {len(groups)} labels."
+        )
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 def _rows(index: Tensor, count: int) -> Rows:
     rows: Rows = index.cpu().numpy()
     if rows.size and not (rows.min() >= -1 and rows.max() < count):
-        raise IndexError(
+        raise OutOfRangeError(
             f"rows must be indices from 0 to {count - 1}, got {rows.min()} to {rows.max()}."
         )
     return rows

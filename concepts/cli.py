@@ -31,8 +31,9 @@ from concepts.commands import (
     report,
     tcav,
 )
-from concepts.commands.common import forget_folders, one_line
+from concepts.commands.common import OPTIONS, forget_folders, one_line
 from probing import __version__
+from probing.errors import Mend, ProbingError, line_of_users
 
 app = typer.Typer(
     help="Read a PyTorch network and relate what it computes to concepts that people have names for.",
@@ -86,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if debug or not _is_users(error):
+        told = _told(error, _options_of(context))
+        if debug or not told:  # nobody but us can mend a bug: it shows where it is
             raise
-        typer.echo(f"Error: {one_line(_sentence(error, _options_of(context)))}", err=True)
+        typer.echo(f"Error: {one_line(told)}", err=True)
         return 2
     finally:
         forget_folders(remove=failed)
@@ -169,34 +171,29 @@ _HINTS: Mapping[type[OSError], str] = {
 }
 
 
-# Errors name what mends them in Python; where a command has no such option, the rest of the sentence has to do.
-_SKIP = ", or leave such out by on_error='skip'"
-_AS_OPTIONS = {
-    "by on_error='skip'": "by --skip-unreadable",
-    "pass allow_overlap=True": "give --allow-overlap",
-    "choose another root, or root=None to keep rows in memory": "name another by --cache",
-    "choose another root": "name another folder by --cache",
-    "pass a larger size": "give a larger --size",
-    "use another root": "name another folder by --cache",
-}
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether an error tells of its user's mistake; types of other packages' make it a bug of ours."""
-    if isinstance(error, OSError) or hasattr(error, "format_message"):
-        return True
-    return type(error).__module__.partition(".")[0] in {"probing", "concepts"}
-
-
-def _sentence(error: Exception, options: frozenset[str]) -> str:
-    """Return an error in one line: what, where, and how to mend it."""
-    text = str(error) if "--skip-unreadable" in options else str(error).replace(_SKIP, "")
-    if hasattr(error, "format_message"):
+def _told(error: Exception, options: frozenset[str]) -> str:
+    """Return an error that its user can mend in one line: what, where, and how; of a bug nothing."""
+    if isinstance(error, ProbingError):
+        text = error.worded(lambda mend: _as_option(mend, options))
+    elif hasattr(error, "format_message"):  # of the command line itself
         path = getattr(getattr(error, "ctx", None), "command_path", "probing")
         text = f"{error.format_message().rstrip('.')}; see '{path} --help'."
-    elif isinstance(error, OSError) and type(error).__module__ == "builtins" and error.filename:
-        hint = _HINTS.get(type(error), "{0!r}: " + (error.strerror or type(error).__name__))
-        text = hint.format(str(error.filename)) + "."
-    for argument, option in _AS_OPTIONS.items():
-        text = text.replace(argument, option)
+    elif isinstance(error, OSError):
+        text = str(error)
+        if error.filename and error.strerror:  # as the operating system tells it
+            hint = _HINTS.get(type(error), "{0!r}: " + (error.strerror or type(error).__name__))
+            text = hint.format(str(error.filename)) + "."
+    elif line := line_of_users(error):
+        return (
+            f"{type(error).__name__}: {str(error).strip() or 'it says no more'} "
+            f"(in your own code, {line}; `probing --debug …` shows the way there)"
+        )
+    else:
+        return ""
     return text.strip() or type(error).__name__
+
+
+def _as_option(mend: Mend, options: frozenset[str]) -> str:
+    """Return how the command that was called does it; nothing if it can't."""
+    option = OPTIONS.get(mend.argument)
+    return f"{mend.do} by {option}" if option in options else ""

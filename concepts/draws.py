@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from concepts.statistics import TooFewError, relabellings
+from probing.errors import ArgumentError
 
 Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]
@@ -253,7 +254,7 @@ class LeaveOneOut:
         self, sources: Sources, runs: int, rng: np.random.Generator
     ) -> tuple[Sources, tuple[Sources, ...]]:
         if sources.mode != "random":
-            raise ValueError(
+            raise ArgumentError(
                 "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
             )
         sets = [sources.concept, *self._disjoint(sources, runs, rng)]

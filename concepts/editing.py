@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError
 from probing.gradients import frozen_parameters
 from probing.hooks import edit
 from probing.scores import Score
@@ -54,7 +55,7 @@ def _broadcast(direction: Tensor, output: Tensor, layer: str) -> Tensor:
         return direction.reshape(-1, *[1] * (len(shape) - 1))
     if direction.ndim == 1 and len(direction) == shape[-1]:
         return direction
-    raise ValueError(
+    raise ArgumentError(
         f"a direction of shape {tuple(direction.shape)} does not fit layer {layer!r}, which returns {tuple(shape)} per "
         "input: give as many numbers as that, or one per channel."
     )

@@ -38,6 +38,7 @@ from concepts.statistics import (
     relabellings,
     same_sign,
 )
+from probing.errors import ArgumentError
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
 from probing.linear import SharedRows
@@ -367,7 +368,7 @@ def measured_swap(
         ValueError: if a cluster lacks positives or negatives.
     """
     if not labels_held(positive.long(), clusters).all():
-        raise ValueError(
+        raise ArgumentError(
             "a swap needs matched examples: every cluster must hold positives and negatives."
         )
     negatives = sums(scores[~positive].double(), clusters[~positive])
@@ -387,7 +388,7 @@ def _check(names: Clusters, positive: int, negative: int, inputs: int) -> None:
         ("inputs", names.inputs, inputs),
     ):
         if len(given) != count:
-            raise ValueError(
+            raise ArgumentError(
                 f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each."
             )
         if not count:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
+from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.gradients import frozen_parameters
 from probing.heatmaps import reduce_channels
@@ -20,7 +21,7 @@ _DIFFERS = 0.1
 _ROWS = 32
 
 
-class ComparisonError(ValueError):
+class ComparisonError(ProbingError, ValueError):
     """Concepts that can't be compared as asked for."""
 
 

@@ -14,12 +14,13 @@ from concepts.manifest import Manifest, Pairs
 from concepts.sets import MINIMUM, Concept, random_sets
 from concepts.synthetic import SyntheticImages
 from probing import models
+from probing.errors import ProbingError
 from probing.examples import Concatenation, ExampleSet, Subset, concat
 from probing.layers import expand
 from probing.models import LoadedModel
 
 
-class AuditError(ValueError):
+class AuditError(ProbingError, ValueError):
     """The parts of an audit do not fit each other."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from concepts.sources import DatasetSource, open_dataset, some, texts
+from probing.errors import ProbingError
 from probing.examples import SUFFIXES, DatasetImages, ImageFiles, ImageSource
 from probing.images import ImageError, decode
 from probing.packages import path_under
@@ -21,7 +22,7 @@ MOST_RANDOM = 240
 _THREADS = 4
 
 
-class PicturesError(ValueError):
+class PicturesError(ProbingError, ValueError):
     """Pictures that no audit can be made of."""
 
 

@@ -12,6 +12,7 @@ from probing.attribution.base import checked
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
+from probing.errors import ProbingError
 from probing.figures import FAINT, INK, PALETTE, RULE, new_figure, style
 from probing.fingerprint import tensor_id
 from probing.precision import Precision
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class DirectionError(ValueError):
+class DirectionError(ProbingError, ValueError):
     """Directions do not fit a layer, or do not tell its changes apart."""
 
 

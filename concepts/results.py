@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from probing.errors import ProbingError
 from probing.tables import anchor
 
 Direction = Literal["up", "down"]
 
 
-class ResultsError(ValueError):
+class ResultsError(ProbingError, ValueError):
     """A folder holds no readable results of an audit."""
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from probing.errors import ProbingError
+
 MAX_BYTES = 16 << 20  # a line an image: more than a hundred thousand images
 MAX_DEPTH = 20
 MAX_FAULTS = 100  # that are told one by one
@@ -20,7 +22,7 @@ MAX_VALUES = (
 S = TypeVar("S", bound="Schema")
 
 
-class SchemaError(ValueError):
+class SchemaError(ProbingError, ValueError):
     """A file is no YAML, or does not say what it must.
 
     Attributes:
@@ -108,13 +110,13 @@ def _refuse_bombs(events: Iterator[yaml.Event]) -> None:
         values += 1
         depth += isinstance(event, yaml.CollectionStartEvent)
         if event.anchor:
-            raise ValueError(
+            raise SchemaError(
                 f"the anchor or alias {event.anchor!r} is refused, write it out{_line(event)}"
             )
         if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels{_line(event)}")
+            raise SchemaError(f"it is nested deeper than {MAX_DEPTH} levels{_line(event)}")
         if values > MAX_VALUES:
-            raise ValueError(f"it holds more than {MAX_VALUES} values: split it")
+            raise SchemaError(f"it holds more than {MAX_VALUES} values: split it")
 
 
 def _line(place: yaml.Event | yaml.Node) -> str:
@@ -129,7 +131,7 @@ def _refuse_repeats(node: yaml.Node | None) -> None:
         seen = set()
         for key, value in node.value:
             if str(key.value) in seen:
-                raise ValueError(f"the key {key.value!r} stands twice{_line(key)}")
+                raise SchemaError(f"the key {key.value!r} stands twice{_line(key)}")
             seen.add(str(key.value))
             _refuse_repeats(value)
 

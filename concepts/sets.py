@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from probing.errors import Mend, ProbingError
 from probing.examples import ExampleSet
 
 MINIMUM = 9
@@ -13,15 +14,15 @@ right ones of six have p = 1/64 by chance. With fewer than nine at most 2 + 2 re
 would not show at the 5 % level that the concept can be told from random at all."""
 
 
-class ConceptError(ValueError):
+class ConceptError(ProbingError, ValueError):
     """A set of examples is no sound concept."""
 
 
-class OverlapError(ValueError):
+class OverlapError(ProbingError, ValueError):
     """A concept shares examples with what it is compared with."""
 
 
-class PoolTooSmallError(ValueError):
+class PoolTooSmallError(ProbingError, ValueError):
     """A pool holds too few examples for the random sets asked for."""
 
 
@@ -80,7 +81,8 @@ def refuse_overlap(
         if (shared := len(own & set(other.ids))) and not allow_overlap:
             raise OverlapError(
                 f"the concept {concept.name!r} shares {shared} of its {len(own)} examples with {name!r}: leave them out "
-                "of one of the two, or pass allow_overlap=True if it is meant."
+                "of one of the two",
+                mends=[Mend("allow it, if it is meant,", "allow_overlap=True")],
             )
     return len(own & {i for other in others.values() for i in other.ids})
 

@@ -13,10 +13,11 @@ import torch
 
 from concepts.results import AuditResults, SwapRow, made_of
 from concepts.statistics import clustered_mean, holm
+from probing.errors import ProbingError
 from probing.tables import known
 
 
-class SideBySideError(ValueError):
+class SideBySideError(ProbingError, ValueError):
     """Two audits can't be compared."""
 
 

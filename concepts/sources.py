@@ -11,11 +11,12 @@ from pydantic import Field
 
 from concepts.schema import Schema
 from probing.drawings import VectorFiles
+from probing.errors import ProbingError
 from probing.examples import DatasetImages, ImageFiles, ImageSource
 from probing.packages import PathEscapeError, package_path, package_version, path_under
 
 
-class ManifestError(ValueError):
+class ManifestError(ProbingError, ValueError):
     """A manifest contradicts itself, or does not fit the images it speaks of."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from probing.errors import ArgumentError, ProbingError
 from probing.statistics import ClusteredMean, clustered_mean, holm, two_sided
 
 __all__ = [
@@ -47,7 +48,7 @@ _SMALL_SAMPLE = 10
 _RELATIVE_TIE = 1e-9
 
 
-class TooFewError(ValueError):
+class TooFewError(ProbingError, ValueError):
     """There are too few examples, sets or clusters for the statistic asked for."""
 
 
@@ -68,9 +69,9 @@ def permutation_p(
         ValueError: if there are no draws, or a draw is NaN: it would count as small.
     """
     if not len(null):
-        raise ValueError("a permutation test needs draws under the null, got none.")
+        raise ArgumentError("a permutation test needs draws under the null, got none.")
     if null.isnan().any():
-        raise ValueError(
+        raise ArgumentError(
             f"{int(null.isnan().sum())} draws under the null are NaN, expected numbers."
         )
     observed, null = observed.double(), null.double()
@@ -160,7 +161,7 @@ def relabellings(
         exchanged, exact = _exchanges(len(held), kinds, count, seed)
         return Relabellings(exchanged[:, members, labels], exact)
     if (held > 1).any():
-        raise ValueError(
+        raise ArgumentError(
             f"{int((held == kinds).sum())} of {len(held)} clusters hold examples of every group, the others do not: "
             "leave out the unmatched examples, or give no clusters."
         )

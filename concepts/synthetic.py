@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from probing.errors import ArgumentError, OutOfRangeError, ProbingError
 from probing.examples import ImageExamples, Transform
 
 Array = npt.NDArray[np.float64]
@@ -38,7 +39,7 @@ _CONTRAST = 0.35  # least difference in luma of a texture and its background
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class PatternError(LookupError):
+class PatternError(ProbingError, LookupError):
     """No pattern has the name."""
 
 
@@ -73,7 +74,7 @@ class SyntheticImages:
             near = get_close_matches(self.pattern, PATTERNS, n=3, cutoff=0.4) or list(PATTERNS)
             raise PatternError(f"there is no pattern {self.pattern!r}. Close names: {near}.")
         if self.count < 1 or self.size < 8:
-            raise ValueError(
+            raise ArgumentError(
                 f"count must be 1 or more and size 8 or more, got {self.count} and {self.size}."
             )
 
@@ -103,7 +104,7 @@ class SyntheticImages:
 
     def _pixels(self, index: int) -> npt.NDArray[np.uint8]:
         if not 0 <= index < self.count:
-            raise IndexError(f"index {index} is out of range for {self.count} images.")
+            raise OutOfRangeError(f"index {index} is out of range for {self.count} images.")
         rng = np.random.default_rng([self.seed, zlib.crc32(self.pattern.encode()), index])
         if self.pattern in COLOURS:
             shades = np.array(COLOURS[self.pattern]) + rng.uniform(

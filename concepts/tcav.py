@@ -20,6 +20,7 @@ from concepts.sensitivity import LayerReader, Reading
 from concepts.sets import Concept, OverlapError, refuse_overlap
 from concepts.statistics import TooFewError, holm, max_t, permutation_p
 from concepts.tcav_result import TcavResult
+from probing.errors import ArgumentError, Mend
 from probing.estimators import Estimator, Ridge
 from probing.examples import ExampleSet, Subset
 from probing.fingerprint import content_id
@@ -190,14 +191,14 @@ def _check_inputs(
     targets: Mapping[str, Score], inputs: Mapping[str, ExampleSet], clusters: Sequence[str]
 ) -> None:
     if list(inputs) != list(targets):
-        raise ValueError(
+        raise ArgumentError(
             f"inputs are for {list(inputs)}, targets are {list(targets)}: give each target its inputs."
         )
     for name, examples in inputs.items():
         if not len(examples):
             raise TooFewError(f"target {name!r} has no inputs to differentiate its score at.")
         if clusters and len(clusters) != len(examples):
-            raise ValueError(
+            raise ArgumentError(
                 f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each."
             )
 
@@ -217,8 +218,8 @@ def _refuse_overlaps(
     for name, examples in about.items():
         if pool is not None and (shared := len(set(pool.ids) & set(examples.ids))):
             raise OverlapError(
-                f"the random pool shares {shared} examples with {name}: leave them out of one of the two, or pass "
-                "allow_overlap=True if it is meant."
+                f"the random pool shares {shared} examples with {name}: leave them out of one of the two",
+                mends=[Mend("allow it, if it is meant,", "allow_overlap=True")],
             )
 
 
@@ -231,7 +232,7 @@ def _sets(
     clusters = [name for c in (*concepts, *controls) for name in _names(c.clusters, c.name, len(c))]
     if pool is not None:
         if pool_clusters and len(pool_clusters) != len(pool):
-            raise ValueError(
+            raise ArgumentError(
                 f"pool_clusters has {len(pool_clusters)} names for {len(pool)} examples: give one each."
             )
         first = sorted({id_: i for i, id_ in reversed(list(enumerate(pool.ids)))}.values())

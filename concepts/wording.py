@@ -12,6 +12,7 @@ from pydantic import Field
 from concepts.auditfile import Share
 from concepts.effect import split_clusters
 from concepts.schema import Schema, read
+from probing.errors import ProbingError
 from probing.examples import TextExamples
 from probing.texts import TextClassifier
 
@@ -19,7 +20,7 @@ SLOT = "{}"
 Words = Annotated[list[str], Field(min_length=1)]
 
 
-class WordingError(ValueError):
+class WordingError(ProbingError, ValueError):
     """Words and templates that do not make matched sentences, or that the model does not see."""
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from probing.errors import ProbingError
 
-class ArchiveError(ValueError):
+
+class ArchiveError(ProbingError, ValueError):
     """An archive cannot be had, is not the one that was pinned, or holds what it should not."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.fingerprint import content_id
@@ -38,7 +39,7 @@ _TILE = 64
 """Pixels of a picture on the plane."""
 
 
-class AtlasError(ValueError):
+class AtlasError(ProbingError, ValueError):
     """Rows that make no atlas, or an atlas that is asked for what it does not hold."""
 
 

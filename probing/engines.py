@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from probing.errors import ProbingError
 from probing.packages import require
 from probing.progress import Progress
 from probing.shares import Share, array_share, ranks_share
@@ -25,7 +26,7 @@ Work = Callable[[Share], object]
 _PATIENCE = timedelta(days=30)  # shares may be of very different sizes
 
 
-class EngineError(RuntimeError):
+class EngineError(ProbingError, RuntimeError):
     """A job whose workers fail again and again."""
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.errors import ArgumentError
 from probing.systems import PairSystem, less_class_mean
 
 MAX_STEPS = 100
@@ -166,7 +167,7 @@ class Lda:
 
     def __post_init__(self) -> None:
         if not (self.shrinkage == "auto" or 0 < self.shrinkage <= 1):
-            raise ValueError(
+            raise ArgumentError(
                 f"shrinkage must be 'auto' or above 0 and at most 1, got {self.shrinkage!r}."
             )
 
@@ -338,7 +339,7 @@ def _advance(
 
 def _check_penalty(penalty: float) -> None:
     if not (penalty > 0 and math.isfinite(penalty)):
-        raise ValueError(f"penalty must be a finite number above 0, got {penalty!r}.")
+        raise ArgumentError(f"penalty must be a finite number above 0, got {penalty!r}.")
 
 
 def _contrast(signs: Tensor) -> Tensor:

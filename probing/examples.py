@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
+from probing.errors import Mend, OutOfRangeError, ProbingError
 from probing.fingerprint import bytes_id, content_id, tensor_id
 from probing.images import ImageError, Preprocess, check_header, decode, flatten, read_file
 
@@ -24,15 +25,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", "
 _THUMBNAIL = 256  # pixels: enough for a montage
 
 
-class ExampleError(ValueError):
+class ExampleError(ProbingError, ValueError):
     """Examples cannot be made of what was given."""
 
 
-class ChangedExampleError(RuntimeError):
+class ChangedExampleError(ProbingError, RuntimeError):
     """An example is no longer what its id says."""
 
 
-class NoPictureError(TypeError):
+class NoPictureError(ProbingError, TypeError):
     """Examples that are no pictures cannot be shown as such."""
 
 
@@ -241,7 +242,7 @@ class ImageExamples:
         )
         bad = [v for v in verdicts if isinstance(v, Skipped)]
         if bad and on_error == "raise":
-            raise ImageError(_unusable(bad))
+            raise _unusable(bad)
         self.skipped: tuple[Skipped, ...] = tuple(bad)
         self.kept: tuple[int, ...] = tuple(i for i, v in enumerate(verdicts) if isinstance(v, str))
         self.ids: tuple[str, ...] = tuple(v for v in verdicts if isinstance(v, str))
@@ -298,7 +299,7 @@ class ImageExamples:
                 )
             return decode(data)
         except ImageError as error:
-            raise ImageError(_unusable([Skipped(self.name(index), str(error))])) from None
+            raise _unusable([Skipped(self.name(index), str(error))]) from None
 
 
 class TextExamples:
@@ -332,7 +333,9 @@ class Subset:
     def __init__(self, examples: ExampleSet, indices: Sequence[int]) -> None:
         outside = [i for i in indices if not 0 <= i < len(examples)]
         if outside:
-            raise IndexError(f"index {outside[0]} is out of range for {len(examples)} examples.")
+            raise OutOfRangeError(
+                f"index {outside[0]} is out of range for {len(examples)} examples."
+            )
         self.examples = examples
         self.indices: tuple[int, ...] = tuple(indices)
         self.ids: tuple[str, ...] = tuple(examples.ids[i] for i in self.indices)
@@ -399,9 +402,12 @@ def _stack(rows: Sequence[Tensor], maker: str) -> Tensor:
     return torch.stack(list(rows))
 
 
-def _unusable(bad: Sequence[Skipped]) -> str:
+def _unusable(bad: Sequence[Skipped]) -> ImageError:
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return f"{bad[0].name!r}{more}: {bad[0].reason}; mend or remove it, or leave such out by on_error='skip'."
+    return ImageError(
+        f"{bad[0].name!r}{more}: {bad[0].reason}; mend or remove it",
+        mends=[Mend("leave such out", "on_error='skip'")],
+    )
 
 
 def _in_threads(work: Callable[[int], T], indices: Sequence[int]) -> list[T]:

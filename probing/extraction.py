@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from probing.background import LoadAhead, WriteBehind
+from probing.errors import ProbingError
 from probing.fingerprint import bytes_id, tensor_id
 from probing.jobs import Job, Rows, StoreStats
 from probing.passes import Runner
 from probing.precision import Precision, device_of
 from probing.progress import Progress
-from probing.shards import DamagedShardError, Disk, ShardWriter, Space
+from probing.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
 from probing.shares import Share
 from probing.tiers import MemoryTier, Place, gather
 
@@ -31,11 +32,11 @@ _BATCH_ELEMENTS = {"cpu": 8 * 3 * 224 * 224}
 _BATCH_ELEMENTS_ELSEWHERE = 128 * 3 * 224 * 224
 
 
-class StaleRowsError(RuntimeError):
+class StaleRowsError(ProbingError, RuntimeError):
     """Stored rows are not what the model computes now, though their names say so."""
 
 
-class RaggedRowsError(ValueError):
+class RaggedRowsError(ProbingError, ValueError):
     """Examples of one set give a layer's outputs different shapes."""
 
 
@@ -355,7 +356,8 @@ class Engine:
         for e, before in was.items():
             if self._input_ids[e] != before:
                 raise StaleRowsError(
-                    f"example {e} is preprocessed otherwise than when its rows were stored. {_MEND}"
+                    f"example {e} is preprocessed otherwise than when its rows were stored. {_UNSEEN}",
+                    mends=[ANOTHER_FOLDER],
                 )
         for space, places in stored.items():
             for e, (block, row) in places.items():
@@ -366,13 +368,14 @@ class Engine:
                 ):  # a flipped ReLU moves a gradient
                     raise StaleRowsError(
                         f"stored rows of layer {space.layer!r} ({space.quantity}) are not what {space.model} computes "
-                        f"now: relative difference {gap:.2g} for example {e}. {_MEND}"
+                        f"now: relative difference {gap:.2g} for example {e}. {_UNSEEN}",
+                        mends=[ANOTHER_FOLDER],
                     )
 
 
-_MEND = (
-    "Something that no key can see has changed, such as a function patched at run time: restore it, use another root, "
-    "or run `probing cache clear`."
+_UNSEEN = (
+    "Something that no key can see has changed, such as a function patched at run time: "
+    "restore it, run `probing cache clear`"
 )
 
 

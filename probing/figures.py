@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from probing.errors import ArgumentError
 from probing.fingerprint import bytes_id
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def for_print(figure: "Figure", width: float) -> "Figure":
         ValueError: if that is wider already, or for a width that is not one of a journal's.
     """
     if width not in {COLUMN_WIDTH, FULL_WIDTH}:
-        raise ValueError(f"figures are {COLUMN_WIDTH} or {FULL_WIDTH} inches wide, got {width}.")
+        raise ArgumentError(f"figures are {COLUMN_WIDTH} or {FULL_WIDTH} inches wide, got {width}.")
     if figure.get_layout_engine() is None:
         _widen(figure, width)
     figure.set_figwidth(width)
@@ -153,7 +154,7 @@ def _widen(figure: "Figure", width: float) -> None:
     """Add space at the right of a figure whose one panel is measured in inches."""
     has = figure.get_figwidth()
     if width < has - 1e-6:
-        raise ValueError(
+        raise ArgumentError(
             f"the figure is {has:.2f} inches wide and can't be laid out anew: draw it {width} wide."
         )
     [axes] = figure.axes
@@ -298,7 +299,7 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
     """
     for strip in strips:
         if len(strip.images) != len(strip.captions):
-            raise ValueError(
+            raise ArgumentError(
                 f"{strip.title!r} has {len(strip.images)} images and {len(strip.captions)} captions."
             )
     lines = [
@@ -307,7 +308,7 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
         for start in range(0, len(strip.images), columns)
     ]
     if not lines:
-        raise ValueError("a montage needs at least one image, got none.")
+        raise ArgumentError("a montage needs at least one image, got none.")
     cell = width / columns
     height = sum(_line(s) * cell + _TITLE * (shown[0] == 0) for s, shown in lines)
     with style():

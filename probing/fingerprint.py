@@ -23,12 +23,14 @@ import xxhash
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
+from probing.errors import ProbingError
 
-class FingerprintError(TypeError):
+
+class FingerprintError(ProbingError, TypeError):
     """A value has no stable content to name it by."""
 
 
-class ForeignHookError(RuntimeError):
+class ForeignHookError(ProbingError, RuntimeError):
     """A model carries hooks, patched methods or compiled code, which its weights do not tell."""
 
 

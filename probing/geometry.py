@@ -12,16 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from probing.errors import ProbingError
 from probing.layers import split_call
 from probing.precision import frozen_copy
 from probing.remembered import remembered
 
 
-class InputError(ValueError):
+class InputError(ProbingError, ValueError):
     """Inputs that can't be explained: none, NaN, or of a shape that the method or the model does not take."""
 
 
-class RefusedError(RuntimeError):
+class RefusedError(ProbingError, RuntimeError):
     """A network that a method can't explain exactly; the message names the part and what to do."""
 
 

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.hooks import capture
 from probing.scores import Score, refuse_training
 
 
-class ZeroPathError(RuntimeError):
+class ZeroPathError(ProbingError, RuntimeError):
     """A score does not depend on what it is differentiated by."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from probing.errors import ProbingError
 from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, RULE, new_figure, style
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _SIZES = (
 )  # fmt: skip
 
 
-class RenderError(ValueError):
+class RenderError(ProbingError, ValueError):
     """A map can't be shown as asked."""
 
 

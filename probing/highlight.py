@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from probing.errors import ProbingError
 from probing.figures import FAINT, INK, PAPER, new_figure, style
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Spans = Sequence[Sequence[tuple[int, int]]]
 """Where each part's words begin and end in the text, in characters."""
 
 
-class HighlightError(ValueError):
+class HighlightError(ProbingError, ValueError):
     """Parts don't lie in the text as they are said to."""
 
 

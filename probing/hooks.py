@@ -8,13 +8,14 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError, ProbingError
 from probing.layers import resolve, split_call
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(layer, its input, its output) → the output that the rest of the network sees."""
 
 
-class LayerCallError(RuntimeError):
+class LayerCallError(ProbingError, RuntimeError):
     """A layer did not run exactly once in a pass, or did not return a tensor."""
 
 
@@ -57,7 +58,7 @@ def capture(
         LayerCallError: if a layer ran twice under its plain name, never, or returned no tensor.
     """
     if graph and reduce is not None:
-        raise ValueError(
+        raise ArgumentError(
             "capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients."
         )
     taps = [_Tap.of(model, layer) for layer in dict.fromkeys(layers)]

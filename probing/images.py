@@ -16,17 +16,19 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from probing.errors import ProbingError
+
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 MAX_FILE_BYTES = 1 << 30  # of an encoded picture
 
 
-class ImageError(ValueError):
+class ImageError(ProbingError, ValueError):
     """A picture cannot be read, or not without a choice only its owner can make."""
 
 
-class PreprocessError(ValueError):
+class PreprocessError(ProbingError, ValueError):
     """A preprocessing contradicts itself."""
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.geometry import Geometry
 from probing.streaming import UpperQuantile
 
@@ -20,7 +21,7 @@ SCALE_MEMORY = 0.9
 """Share of the running mean of peak heights that each batch leaves in place."""
 
 
-class FilterMapError(ValueError):
+class FilterMapError(ProbingError, ValueError):
     """Maps that filter loss, mask or metrics are not defined for."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.fingerprint import is_sharded, model_id
 from probing.layers import expand
@@ -14,11 +15,11 @@ from probing.scores import Score, refuse_training
 from probing.shards import Space
 
 
-class RequestError(ValueError):
+class RequestError(ProbingError, ValueError):
     """A request that no rows could answer."""
 
 
-class ShardedModelError(RuntimeError):
+class ShardedModelError(ProbingError, RuntimeError):
     """A model that no process can run alone."""
 
 

@@ -6,8 +6,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from probing.errors import ProbingError
 
-class LayerNotFoundError(LookupError):
+
+class LayerNotFoundError(ProbingError, LookupError):
     """A path names no submodule of the model."""
 
 

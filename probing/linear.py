@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.errors import ArgumentError, OutOfRangeError, ProbingError
 from probing.estimators import TOLERANCE, Estimator, Hinge, Lda, Logistic, Pattern, Ridge
 from probing.rows import BLOCK, DegenerateRowsError, RowProducts, SharedRows
 from probing.systems import GramSystem, RowSystem
@@ -46,7 +47,7 @@ ROWS_PER_FEATURE = 1.5
 """Fits with more rows than this many times their features are solved in the space of features."""
 
 
-class ConvergenceError(RuntimeError):
+class ConvergenceError(ProbingError, RuntimeError):
     """A classifier's optimum was not reached."""
 
 
@@ -88,7 +89,7 @@ class PairFits:
         """
         products = vectors if isinstance(vectors, RowProducts) else RowProducts(self.rows, vectors)
         if products.rows is not self.rows:
-            raise ValueError(
+            raise ArgumentError(
                 "products must be with the rows that were fitted, got those with other rows: use "
                 "RowProducts(fits.rows, vectors)."
             )
@@ -240,17 +241,17 @@ def _parts(total: int, elements: int) -> Iterator[slice]:
 
 def _check_index(side: str, table: Tensor, rows: int) -> None:
     if table.numel() and (int(table.min()) < -1 or int(table.max()) >= rows):
-        raise IndexError(
+        raise OutOfRangeError(
             f"{side} rows must be indices from 0 to {rows - 1}, or -1 for none, got "
             f"{int(table.min())} to {int(table.max())}."
         )
     if not len(table):
-        raise ValueError(
+        raise ArgumentError(
             f"a classifier needs 2 {side} rows or more, got none: give it a line of indices."
         )
     counts = (table >= 0).sum(1)
     if int(counts.min()) < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"a classifier needs 2 {side} rows or more, got {int(counts.min())} in fit "
             f"{int(counts.argmin())}: add examples."
         )

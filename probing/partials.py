@@ -21,11 +21,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from probing.engines import Engine
+from probing.errors import ProbingError
 from probing.fingerprint import bytes_id
 from probing.shares import Share
 
 
-class PartError(RuntimeError):
+class PartError(ProbingError, RuntimeError):
     """Parts of a statistic that can't be put together."""
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.precision import Precision
@@ -21,11 +22,11 @@ The pooled *gradient* is the sum over positions: the change of the score when ev
 alike, which is its derivative with respect to the mean."""
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(ProbingError, ValueError):
     """A layer's output or gradient holds NaN or infinity."""
 
 
-class PoolError(ValueError):
+class PoolError(ProbingError, ValueError):
     """A pooling that the layer's output has no axes for."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from probing.errors import ArgumentError, ProbingError
 from probing.packages import PackageMissingError
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ _AT_ONCE = 16
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 
 
-class PlaceError(OSError):
+class PlaceError(ProbingError, OSError):
     """An address that can't be read or written."""
 
 
@@ -125,7 +126,7 @@ class Address:
         """Return the file to be read; the end of it is fetched only if it is asked for."""
         del buffering
         if mode != "rb":
-            raise ValueError(
+            raise ArgumentError(
                 f"an address is opened to be read, got mode {mode!r}: use write_whole."
             )
         with _told(self):

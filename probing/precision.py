@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from probing.errors import ArgumentError
 from probing.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]
@@ -31,7 +32,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"precision must be one of {get_args(Kind)}, got {self.kind!r}.")
+            raise ArgumentError(f"precision must be one of {get_args(Kind)}, got {self.kind!r}.")
 
     @property
     def gradients(self) -> "Precision":

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.fingerprint import bytes_id, model_id
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ _PACKAGES = (
 )
 
 
-class SavedResultError(ValueError):
+class UnsavableError(ProbingError, TypeError):
+    """A value can be no part of a saved result or of a description."""
+
+
+class SavedResultError(ProbingError, ValueError):
     """A folder holds no result of the kind asked for, or a damaged one."""
 
 
@@ -180,14 +185,18 @@ def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
         data = (folder / name).read_bytes() if (folder / name).exists() else b""
         if data and bytes_id(data) == checksum:
             return load_tensors(data)
-    raise ValueError(f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}")
+    raise SavedResultError(
+        f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}"
+    )
 
 
 def describe(value: object) -> dict[str, object]:
     """Return a description in JSON terms of a frozen dataclass without tensors, for `rebuild`."""
     document = _encode(value, "", None)
     if not isinstance(document, dict) or "class" not in document:
-        raise TypeError(f"only frozen dataclasses can be described, got a {type(value).__name__}.")
+        raise UnsavableError(
+            f"only frozen dataclasses can be described, got a {type(value).__name__}."
+        )
     return document
 
 
@@ -214,7 +223,7 @@ def _encode(value: object, where: str, tensors: dict[str, Tensor] | None) -> Jso
         return tuple(_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value))
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(
+            raise UnsavableError(
                 f"a mapping at {where!r} has the key {odd[0]!r}; only strings can be saved as keys."
             )
         return {"map": {k: _encode(item, f"{where}.{k}", tensors) for k, item in value.items()}}
@@ -232,7 +241,7 @@ def _encode_scalar(value: object, where: str) -> Json:
         return value
     if isinstance(value, Path):
         return {"path": str(value)}
-    raise TypeError(
+    raise UnsavableError(
         f"a {type(value).__name__} at {where!r} can't be part of a saved result or description."
     )
 
@@ -258,13 +267,13 @@ def _class(name: str) -> type:
     """Return a dataclass of these packages: what is read is data and must not choose imports."""
     module, _, qualname = name.partition(":")
     if module.split(".")[0] not in {"probing", "concepts"}:
-        raise ValueError(f"{name!r} is not a class of this suite")
+        raise SavedResultError(f"{name!r} is not a class of this suite")
     found: object = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
     # A module's attributes lead out of the suite, to what it imports.
     if not (isinstance(found, type) and found.__module__ == module and _is_frozen(found)):
-        raise ValueError(f"{name!r} is no frozen dataclass of this suite")
+        raise SavedResultError(f"{name!r} is no frozen dataclass of this suite")
     return found
 
 

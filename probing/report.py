@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from probing.errors import ProbingError
 from probing.tables import DataTable, anchor
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ NONE = "\N{EN DASH}"
 """What stands in a table where there is no number."""
 
 
-class ReportError(ValueError):
+class ReportError(ProbingError, ValueError):
     """Parts of a report do not fit together."""
 
 

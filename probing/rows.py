@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.errors import ArgumentError, ProbingError
+
 SMALLEST_SCALE = 1e-2
 """A feature's standard deviation counts as at least this share of the root mean square over features:
 else a unit that is nearly dead over the rows would rule every normal, which carries its inverse."""
@@ -17,7 +19,7 @@ BLOCK = 1 << 19
 """Elements of a working block: bounds memory, without effect on results but for rounding."""
 
 
-class DegenerateRowsError(ValueError):
+class DegenerateRowsError(ProbingError, ValueError):
     """Rows that no classifier can be fitted to."""
 
 
@@ -144,7 +146,7 @@ class RowProducts:
         if power not in self._known:
             made = self.rows.times(self.vectors, power)
             if not made.isfinite().all():
-                raise ValueError(
+                raise ArgumentError(
                     "vectors must be finite, got NaN or infinity: check the gradients."
                 )
             self._known[power] = made
@@ -176,7 +178,7 @@ def grouped_products(
             part = own[:, start : start + block.shape[1]].double()
             one.addmm_(sums(part, vector_groups), features.mT)
     if not total.isfinite().all():
-        raise ValueError("vectors must be finite, got NaN or infinity: check the gradients.")
+        raise ArgumentError("vectors must be finite, got NaN or infinity: check the gradients.")
     return total
 
 

@@ -8,18 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError, Mend, ProbingError
+
 Unit = Literal["logit", "probability", "logprob", "margin"]
 
 
-class TargetError(IndexError):
+class TargetError(ProbingError, IndexError):
     """A target is no class of the model, or does not fit the examples."""
 
 
-class ModelModeError(RuntimeError):
+class ModelModeError(ProbingError, RuntimeError):
     """A model is in training mode, where examples of a batch influence each other."""
 
 
-class OutputError(TypeError):
+class OutputError(ProbingError, TypeError):
     """A model's output is not one row of class scores per example."""
 
 
@@ -42,7 +44,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
-            raise ValueError(f"score.unit must be one of {get_args(Unit)}, got {self.unit!r}.")
+            raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {self.unit!r}.")
 
     def __call__(
         self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None
@@ -134,7 +136,8 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
         output = _part(output, part)
     if not isinstance(output, Tensor):
         raise OutputError(
-            f"the model returns {_holds(output)}; name the class scores with Score(output=…)."
+            f"the model returns {_holds(output)}:",
+            mends=[Mend("name the class scores", "Score(output=…)")],
         )
     if output.ndim != 2 or not output.is_floating_point():
         raise OutputError(

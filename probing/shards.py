@@ -21,6 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from probing.errors import ArgumentError, Mend, ProbingError
 from probing.fingerprint import bytes_id, tensor_bytes
 from probing.places import (
     Address,
@@ -41,7 +42,10 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PAGE = 4096
 
 
-class StoreWriteError(OSError):
+ANOTHER_FOLDER = Mend("name another folder", "root=…")
+
+
+class StoreWriteError(ProbingError, OSError):
     """The cache folder can't be written to."""
 
 
@@ -49,7 +53,7 @@ class StoreFullError(StoreWriteError):
     """The disk that holds the cache is full, or too small for what was asked."""
 
 
-class DamagedShardError(ValueError):
+class DamagedShardError(ProbingError, ValueError):
     """A shard on disk is not what its record says; internal, the store recomputes its rows."""
 
 
@@ -163,7 +167,7 @@ class ShardWriter:
     def commit(self) -> Shard:
         """Make the rows visible to every process."""
         if self.file is None or len(self.checksums) != len(self.ids):
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit."
             )
         with writing(self.folder):
@@ -183,7 +187,7 @@ class ShardWriter:
 
     def _begin(self, rows: Tensor) -> None:
         if rows.dtype not in _NAMES:
-            raise ValueError(
+            raise ArgumentError(
                 f"layer {self.space.layer!r} returns {rows.dtype}, expected floating point."
             )
         self.shape, self.dtype = tuple(rows.shape[1:]), _NAMES[rows.dtype]
@@ -301,11 +305,12 @@ def writing(folder: Place) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StoreFullError(
-                f"the disk of the cache folder {str(folder)!r} is full; free space, choose another root, or pool the rows."
+                f"the disk of the cache folder {str(folder)!r} is full; free space, pool the rows",
+                mends=[ANOTHER_FOLDER],
             ) from None
         raise StoreWriteError(
-            f"can't write to the cache folder {str(folder)!r} ({error.strerror or error}); choose another root, "
-            "or root=None to keep rows in memory."
+            f"can't write to the cache folder {str(folder)!r} ({error.strerror or error}):",
+            mends=[ANOTHER_FOLDER, Mend("keep rows in memory", "root=None")],
         ) from None
 
 
@@ -365,7 +370,8 @@ class Disk:
             if size > self.budget - held:
                 raise StoreFullError(
                     f"this job writes {size / 1e9:,.2f} GB to {str(self.root)!r}, which holds {held / 1e9:,.2f} GB of a "
-                    f"budget of {self.budget / 1e9:,.2f} GB; pool the rows, read fewer layers, or raise the budget."
+                    f"budget of {self.budget / 1e9:,.2f} GB; pool the rows, read fewer layers",
+                    mends=[Mend("raise the budget", "disk_budget_bytes=…")],
                 )
         if isinstance(self.root, Address):
             return
@@ -374,7 +380,8 @@ class Disk:
         if size > free:
             raise StoreFullError(
                 f"this job writes {size / 1e9:,.2f} GB to {str(self.root)!r}, where {free / 1e9:,.2f} GB are free; "
-                "pool the rows, read fewer layers, or choose another root."
+                "pool the rows, read fewer layers",
+                mends=[ANOTHER_FOLDER],
             )
 
     def _take(self, record: Place, shard: Shard | None) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from probing.errors import ProbingError
+
 T = TypeVar("T")
 
 
-class ShareError(ValueError):
+class ShareError(ProbingError, ValueError):
     """A process can't be told which share of a job is its own."""
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.passes import Pool
 from probing.summary import LayerRow, summarize
 
 
-class StageError(LookupError):
+class StageError(ProbingError, LookupError):
     """No layer of a network can be read by a plain path."""
 
 

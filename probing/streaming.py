@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.compiled import exceeding
+from probing.errors import ProbingError
 
 
-class StreamError(ValueError):
+class StreamError(ProbingError, ValueError):
     """A batch or another accumulator does not fit what was accumulated, or there is nothing to report yet."""
 
 

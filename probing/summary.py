@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.precision import frozen_copy
 
 
@@ -30,7 +31,7 @@ class LayerRow:
     weight_bytes: int
 
 
-class SummaryError(RuntimeError):
+class SummaryError(ProbingError, RuntimeError):
     """A network does not take the input it was tried on."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from probing.csvs import csv_text
+from probing.errors import ProbingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Value = None | bool | int | float | str
 
 
-class DataTableError(ValueError):
+class DataTableError(ProbingError, ValueError):
     """A table of raw numbers whose rows can't be told apart, or that lacks one."""
 
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError
+
 PUNCTUATION = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
 
 
@@ -61,7 +63,7 @@ class WordIds:
         first = self.length - len(kept)
         found = tuple(first + i for i, w in enumerate(kept) if w == word.lower())
         if not found:
-            raise ValueError(f"the model sees no word {word!r} in {text[:60]!r}.")
+            raise ArgumentError(f"the model sees no word {word!r} in {text[:60]!r}.")
         return found
 
 
@@ -94,5 +96,5 @@ class TextClassifier:
             ValueError: if there is none of that name.
         """
         if label not in self.labels:
-            raise ValueError(f"the classifier has no label {label!r}, only {list(self.labels)}.")
+            raise ArgumentError(f"the classifier has no label {label!r}, only {list(self.labels)}.")
         return self.labels.index(label)

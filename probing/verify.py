@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from probing.errors import ProbingError
 from probing.places import Place, inside, listed
 from probing.progress import Progress
 from probing.shards import DamagedShardError, Shard, read_record, writing
@@ -12,7 +13,7 @@ _READ_BYTES = 64 << 20  # at a time
 _ROWS = "rows-v1"
 
 
-class NoStoreError(LookupError):
+class NoStoreError(ProbingError, LookupError):
     """A folder holds no store."""
 
 

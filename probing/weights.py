@@ -11,12 +11,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.packages import package_path
 
 Keys = Literal["name", "order"]
 
 
-class WeightsError(ValueError):
+class WeightsError(ProbingError, ValueError):
     """Weights cannot be had, or do not fit the model."""
 
 

@@ -228,7 +228,7 @@ def test_images_too_small_to_have_a_gradient_are_said_to_be_and_no_folder_is_lef
     out = tmp_path / "new" / "out"
     arguments = ("--layer", "features.2", "--unit", "0", "--out", str(out), "--size")
     assert run(*arguments, "1") == 2
-    assert "images of 1 x 1 pixels may be too small for a model made for 32; give a larger --size." in capsys.readouterr().err  # fmt: skip
+    assert "images of 1 x 1 pixels may be too small for a model made for 32: give a larger side by --size." in capsys.readouterr().err  # fmt: skip
     assert run(*arguments, "32") == 2
     assert "the unit is dead" in capsys.readouterr().err
     assert not out.parent.exists()

@@ -296,7 +296,7 @@ def test_a_read_only_cache_is_one_line_with_a_way_out(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "can't write to the cache folder" in said
-    assert "Read-only file system); name another by --cache" in said
+    assert "Read-only file system): name another folder by --cache" in said
 
 
 @pytest.mark.parametrize("step", range(1, 90, 3))

@@ -297,12 +297,7 @@ def _explained(
     try:
         return explain(score, inputs)
     except (RefusedError, InputError, OutputError) as error:
-        raise CommandError(f"--method {name}: {_without_python(error)}") from None
-
-
-def _without_python(error: Exception) -> str:
-    """Return what is wrong, with the option that mends it where Python has an argument for it."""
-    return str(error).replace("Score(output=…)", "--output")
+        raise CommandError(f"--method {name}: {error.args[0]}", mends=error.mends) from None
 
 
 def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[int]:
@@ -310,16 +305,13 @@ def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[i
     import torch
 
     from probing.precision import device_of
-    from probing.scores import OutputError, class_scores
+    from probing.scores import class_scores
 
     if choice.target != TOP:
         return [class_index(loaded, choice.target)] * len(inputs)
     placed = inputs.to(device_of(loaded.model))
-    try:
-        with torch.no_grad():
-            tops = [class_scores(loaded.model(x[None]), choice.part).argmax(1) for x in placed]
-    except OutputError as error:
-        raise CommandError(_without_python(error)) from None
+    with torch.no_grad():
+        tops = [class_scores(loaded.model(x[None]), choice.part).argmax(1) for x in placed]
     return [int(top) for top in tops]
 
 

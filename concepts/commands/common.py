@@ -4,12 +4,13 @@ import contextlib
 import difflib
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from probing.errors import ProbingError
 from probing.places import located
 
 if TYPE_CHECKING:
@@ -63,8 +64,19 @@ DiskOption = Annotated[
 ]
 
 
-class CommandError(ValueError):
+class CommandError(ProbingError, ValueError):
     """A command line that can't be followed."""
+
+
+OPTIONS: Mapping[str, str] = {
+    "allow_overlap=True": "--allow-overlap",
+    "disk_budget_bytes=…": "--disk-budget",
+    "on_error='skip'": "--skip-unreadable",
+    "root=…": "--cache",
+    "Score(output=…)": "--output",
+    "size=…": "--size",
+}
+"""The options that do what arguments do which mend an error; `root=None`, say, has none."""
 
 
 def class_index(loaded: "LoadedModel", name: str) -> int:

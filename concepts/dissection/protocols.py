@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from probing.errors import ProbingError
 
-class DissectionError(ValueError):
+
+class DissectionError(ProbingError, ValueError):
     """Layers or images that can't be dissected."""
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.synthetic import SyntheticImages
+from probing.errors import OutOfRangeError
 from probing.examples import ImageExamples, Transform
 from probing.packages import package_path
 
@@ -84,7 +85,7 @@ class EmojiScenes:
 
     def _drawn(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
         if not 0 <= index < self.count:
-            raise IndexError(f"index {index} is out of range for {self.count} pictures.")
+            raise OutOfRangeError(f"index {index} is out of range for {self.count} pictures.")
         return _draw(self.size, self.seed, index)
 
 

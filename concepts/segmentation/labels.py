@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
+from probing.errors import ProbingError
 from probing.examples import ExampleSet, ImageExamples, PicturedExamples
 from probing.images import Preprocess
 
 Planes = Int[np.ndarray, "planes h w"]
 
 
-class LabelError(ValueError):
+class LabelError(ProbingError, ValueError):
     """Labels that contradict themselves, their table or the images they belong to."""
 
 

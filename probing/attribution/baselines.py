@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from probing.errors import ProbingError
 from probing.fingerprint import tensor_id
 from probing.geometry import InputError
 
 
-class SamplesError(LookupError):
+class SamplesError(ProbingError, LookupError):
     """Samples that a method was described with are not in this process."""
 
 

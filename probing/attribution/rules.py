@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.lrp_maps import LinearMap
+from probing.errors import ArgumentError
 from probing.geometry import RefusedError
 
 
@@ -185,7 +186,7 @@ class AlphaBeta:
 
     def __post_init__(self) -> None:
         if self.alpha < 1 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ValueError(
+            raise ArgumentError(
                 f"alpha - beta must be 1 and alpha at least 1, got {self.alpha} and {self.beta}."
             )
 
@@ -260,7 +261,7 @@ class ZBox:
         values = torch.tensor(bound, dtype=one.dtype, device=one.device)
         if values.ndim:
             if len(values) != one.shape[1]:
-                raise ValueError(
+                raise ArgumentError(
                     f"{call.where} has {one.shape[1]} channels, the pixel bounds have {len(values)}: give one each."
                 )
             values = values.view(1, -1, *[1] * (one.ndim - 2))

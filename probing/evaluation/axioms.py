@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from probing.attribution.base import AttributionMethod, checked, score_of
 from probing.attribution.baselines import Samples
+from probing.errors import ProbingError, line_of_users
 from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
 from probing.provenance import Provenance, Result
@@ -395,11 +396,9 @@ def axiom_table(
         for axiom in axioms.values():
             try:
                 found = axiom(method, score, inputs)
-            except (LookupError, RuntimeError, TypeError, ValueError) as error:
-                if type(error).__module__.partition(".")[0] != "probing":
-                    raise
+            except Exception as error:
                 row.append(float("nan"))
-                said.append(str(error))
+                said.append(_why_not(error))
                 continue
             row.append(found.worst)
             said.append("holds" if found.passed else "fails")
@@ -412,6 +411,15 @@ def axiom_table(
         torch.tensor(rows, dtype=torch.float64),
         tuple(outcomes),
     )
+
+
+def _why_not(error: Exception) -> str:
+    """Return why a method has no answer: what it refuses, or where a method of the user's own fails."""
+    if isinstance(error, ProbingError):
+        return str(error)
+    if line := line_of_users(error):
+        return f"{type(error).__name__}: {error} ({line})"
+    raise error
 
 
 def _relative(

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod
+from probing.errors import ProbingError
 from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels, reduce_channels
 from probing.provenance import Provenance, Result
@@ -28,7 +29,7 @@ LEVEL = 0.95
 DRAWS = 10_000
 
 
-class EvaluationError(ValueError):
+class EvaluationError(ProbingError, ValueError):
     """What was given can't be measured."""
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.evaluation.base import EvaluationError
 from probing.fingerprint import bytes_id
 from probing.geometry import layers_run
@@ -17,7 +18,7 @@ from probing.precision import device_of
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class UnchangedError(RuntimeError):
+class UnchangedError(ProbingError, RuntimeError):
     """A parameter that should have been drawn anew is what it was."""
 
 

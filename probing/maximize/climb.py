@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.errors import ProbingError
 from probing.maximize.ascent import Ascent
 from probing.maximize.images import Canvas, ImageOptionError
 from probing.maximize.objective import Objective
@@ -18,7 +19,7 @@ from probing.maximize.transforms import Pad, Transform, draw, viewed
 from probing.provenance import Provenance
 
 
-class ZeroGradientError(RuntimeError):
+class ZeroGradientError(ProbingError, RuntimeError):
     """No objective has a gradient: there is nothing to climb."""
 
 

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from probing.errors import ProbingError
 from probing.maximize.space import Space
 
 
-class ImageOptionError(ValueError):
+class ImageOptionError(ProbingError, ValueError):
     """Images can't be made as asked for."""
 
 

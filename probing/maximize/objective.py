@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.errors import ArgumentError
+
 Values = Float[Tensor, " n"]
 
 
@@ -87,7 +89,7 @@ class Together(Objective):
 
     def __post_init__(self) -> None:
         if bad := [part.name for part in self.parts if part.images != 1]:
-            raise ValueError(f"only objectives of one image go together, {bad[0]!r} has more.")
+            raise ArgumentError(f"only objectives of one image go together, {bad[0]!r} has more.")
 
     @property
     def name(self) -> str:
@@ -120,7 +122,7 @@ class Sum(Objective):
     def __post_init__(self) -> None:
         counts = {term.images for term in self.terms} - {1}
         if len(counts) > 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"objectives of {sorted(counts)} images can't be added: give them the same number."
             )
 

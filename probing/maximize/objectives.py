@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.errors import ArgumentError, ProbingError
 from probing.maximize.objective import Objective, Seen, Values
 from probing.scores import class_scores
 
 
-class UnitError(IndexError):
+class UnitError(ProbingError, IndexError):
     """A unit, a position or a direction does not fit the layer."""
 
 
@@ -199,7 +200,7 @@ class Diversity(Objective):
 
     def __post_init__(self) -> None:
         if self.count < 2:
-            raise ValueError(f"diversity needs at least 2 images, got {self.count}.")
+            raise ArgumentError(f"diversity needs at least 2 images, got {self.count}.")
 
     @property
     def name(self) -> str:

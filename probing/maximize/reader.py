@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.hooks import LayerCallError, capture
 from probing.layers import LayerNotFoundError
 from probing.maximize.objective import Objective, Seen
@@ -15,7 +16,7 @@ from probing.maximize.redirect import Redirected
 from probing.precision import Precision
 
 
-class ImageSizeError(ValueError):
+class ImageSizeError(ProbingError, ValueError):
     """A network can't take images of the size asked for."""
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError, Mend, ProbingError
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
 from probing.maximize.ascent import Adam, Ascent
@@ -28,7 +29,7 @@ from probing.scores import refuse_training
 from probing.store import ActivationStore
 
 
-class NotFiniteError(ArithmeticError):
+class NotFiniteError(ProbingError, ArithmeticError):
     """An objective became NaN or infinite on the way."""
 
 
@@ -62,7 +63,9 @@ class Maximize:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}.")
+            raise ArgumentError(
+                f"steps and batch must be at least 1, got {self.steps}, {self.batch}."
+            )
 
     def __call__(
         self,
@@ -79,9 +82,9 @@ class Maximize:
         net = model.model if isinstance(model, LoadedModel) else model
         goals = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
         if not goals:
-            raise ValueError("give at least one objective, got none.")
+            raise ArgumentError("give at least one objective, got none.")
         if (store is None) != (examples is None):
-            raise ValueError("data need both: a store, and the examples to read with it.")
+            raise ArgumentError("data need both: a store, and the examples to read with it.")
         refuse_training(net)
         space = _space(model, space)
         name = identity(net)
@@ -109,12 +112,16 @@ class Maximize:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         side = min(size) if size else space.size
         if side is None:
-            raise SpaceError("the size the model was made for is not known: pass size=… in pixels.")
+            raise SpaceError(
+                "the size the model was made for is not known:",
+                mends=[Mend("give the images' side in pixels", "size=…")],
+            )
         views = standard(side) if self.transforms is None else self.transforms
         size = size or (side - growth(views),) * 2
         if min(size) < 1:
             raise ImageOptionError(
-                f"images must have at least 1 pixel, got {size[0]} x {size[1]}: pass a larger size, or smaller margins."
+                f"images must have at least 1 pixel, got {size[0]} x {size[1]}: draw them with smaller margins",
+                mends=[Mend("give a larger side", "size=…")],
             )
         return views, size
 
@@ -316,7 +323,14 @@ def _refuse_nothing(found: Maximization) -> None:
         )
     if found.dead.all():
         height, width = found.images.shape[-2:]
-        why = "redirected rectifiers included: the unit is dead, or does not depend on the image; read the layer before its rectifier."
+        dead = f"the gradient of {found.names[0]!r} is zero at every step"
         if found.space.size and min(height, width) < found.space.size / 4:
-            why = f"images of {height} x {width} pixels may be too small for a model made for {found.space.size}; pass a larger size."
-        raise ZeroGradientError(f"the gradient of {found.names[0]!r} is zero at every step, {why}")
+            raise ZeroGradientError(
+                f"{dead}, images of {height} x {width} pixels may be too small for a model made "
+                f"for {found.space.size}:",
+                mends=[Mend("give a larger side", "size=…")],
+            )
+        raise ZeroGradientError(
+            f"{dead}, redirected rectifiers included: the unit is dead, or does not depend on the "
+            "image; read the layer before its rectifier."
+        )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from probing.errors import ProbingError
 from probing.examples import PicturedExamples
 from probing.figures import Strip, montage
 from probing.maximize.result import Maximization
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SheetError(ValueError):
+class SheetError(ProbingError, ValueError):
     """A result holds not what a page is to show."""
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from probing.errors import ProbingError
 from probing.examples import Transform
 from probing.images import Preprocess
 from probing.models import LoadedModel
@@ -16,7 +17,7 @@ from probing.models import LoadedModel
 Order = Literal["rgb", "bgr", "grey"]
 
 
-class SpaceError(ValueError):
+class SpaceError(ProbingError, ValueError):
     """How a network's inputs are made of pixels is not known, or is no scaling of each channel."""
 
 

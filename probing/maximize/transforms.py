@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from probing.errors import ProbingError
 from probing.maximize.space import Space
 
 Size = tuple[int, int]
@@ -21,7 +22,7 @@ Draws = Float[Tensor, "n k"]
 Matrices = Float[Tensor, "n 3 3"]
 
 
-class TransformError(ValueError):
+class TransformError(ProbingError, ValueError):
     """A random view can't be taken as asked for."""
 
 

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from probing.errors import ArgumentError
 from probing.probes.kinds import PathFits, Probe, RidgeProbe, SoftmaxProbe
 from probing.probes.table import RowMoments, Scaler, TableRows
 
@@ -33,7 +34,7 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] #
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"a classifier needs samples of at least 2 classes, got {len(self.classes_)} class: {self.classes_}."
             )
         features = torch.from_numpy(np.ascontiguousarray(X))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.errors import ArgumentError
 from probing.probes.ridge import RidgeStatistics
 from probing.probes.softmax import fit_softmax
 from probing.probes.table import Rows, RowSpace, TableRows
@@ -112,7 +113,7 @@ def check_penalties(penalties: tuple[float, ...]) -> None:
         ValueError: if it is.
     """
     if not penalties or not all(p > 0 and math.isfinite(p) for p in penalties):
-        raise ValueError(
+        raise ArgumentError(
             f"penalties must be one or more finite numbers above 0, got {penalties}: without a penalty classes that can "
             "be separated have no best classifier."
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError
 from probing.examples import ExampleSet
 from probing.fingerprint import content_id
 from probing.jobs import Request
@@ -138,7 +139,7 @@ class LayerProbes:
         types: Sequence[str] | None, split: Split,
     ) -> Tasks:  # fmt: skip
         if types is not None and len(types) != len(labels):
-            raise ValueError(
+            raise ArgumentError(
                 f"there are {len(types)} types for {len(labels)} examples: give one to each."
             )
         of_group = group_numbers(groups, len(labels))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.jobs import Request
 from probing.layers import expand, split_call
@@ -21,7 +22,7 @@ INPUT = "(input)"
 _INPUT_BATCH = 64
 
 
-class ProbeLayerError(LookupError):
+class ProbeLayerError(ProbingError, LookupError):
     """There is no layer to probe."""
 
 

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.errors import ArgumentError, ProbingError
 from probing.passes import Pool, pooled
 
 
-class FeatureSizeError(ValueError):
+class FeatureSizeError(ProbingError, ValueError):
     """A layer has more features than a probe should be fitted on."""
 
 
@@ -58,7 +59,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.side < 1:
-            raise ValueError(f"side must be 1 or more, got {self.side}: 1 is the mean over all.")
+            raise ArgumentError(f"side must be 1 or more, got {self.side}: 1 is the mean over all.")
 
     def __call__(self, outputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "n features"]:
         from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
@@ -130,7 +131,7 @@ class RandomProjection:
     def __post_init__(self) -> None:
         _check_features(self.features)
         if not 1 <= self.copies <= self.features:
-            raise ValueError(f"copies must be from 1 to {self.features}, got {self.copies}.")
+            raise ArgumentError(f"copies must be from 1 to {self.features}, got {self.copies}.")
 
     def __call__(self, outputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "n features"]:
         flat = outputs.flatten(1)
@@ -152,7 +153,7 @@ class RandomProjection:
 
 def _check_features(features: int) -> None:
     if features < 1:
-        raise ValueError(f"features must be 1 or more, got {features}.")
+        raise ArgumentError(f"features must be 1 or more, got {features}.")
 
 
 def refuse_size(layer: str, features: int, examples: int, most: int) -> None:

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from probing.errors import ProbingError
+
 DRAWS = 200
 
 
-class SplitError(ValueError):
+class SplitError(ProbingError, ValueError):
     """Labels or groups that allow no division into sides that each hold every class."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from probing.errors import ArgumentError
 from probing.examples import ExampleSet
 from probing.precision import frozen_copy
 from probing.probes.layers import LayerProbes
@@ -100,7 +101,7 @@ class TrainingProbes:
             ValueError: if nothing was.
         """
         if not self._found:
-            raise ValueError("no snapshot was probed yet: call this with a model and a moment.")
+            raise ArgumentError("no snapshot was probed yet: call this with a model and a moment.")
         moments = tuple(sorted(self._found))
         results = tuple(self._found[m] for m in moments)
         return ProbeHistory(results[-1].provenance, moments, results)

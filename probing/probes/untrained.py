@@ -5,10 +5,11 @@ import copy
 import torch
 from torch import nn
 
+from probing.errors import ProbingError
 from probing.precision import device_of
 
 
-class UntrainedError(TypeError):
+class UntrainedError(ProbingError, TypeError):
     """A network whose initial state cannot be made again."""
 
 
