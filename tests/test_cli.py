@@ -410,7 +410,7 @@ def test_errors_a_user_can_mend_are_told_in_a_line(
     assert said in one_line(capsys)
 
 
-@pytest.mark.parametrize("broken", ["load", "_by_name"])
+@pytest.mark.parametrize("broken", ["load", "_build"])
 def test_a_bug_of_ours_keeps_its_traceback(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, broken, None)  # what calls it is ours
     with pytest.raises(TypeError, match="not callable"):

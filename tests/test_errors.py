@@ -36,8 +36,8 @@ OTHERS = {
     ("probing/places.py", "FileNotFoundError"): "as open() tells it of a file of this machine",
     ("probing/probes/classifiers.py", "NotImplementedError"): "a private base class",
 }
-# What is thrown to leave a pass and caught by who began it.
-SIGNALS = {"MixedRowsError", "_AskedError", "_StopPass"}
+# What is thrown to leave a pass or a command, and caught by who began it.
+SIGNALS = {"MixedRowsError", "_AskedError", "_StopPass", "_Terminated"}
 
 
 def nodes(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
@@ -92,7 +92,10 @@ def test_an_error_of_keys_is_told_without_quotes() -> None:
 
 def test_mends_follow_a_colon_or_stand_beside_other_ways() -> None:
     mends = [Mend("do this", "a=1"), Mend("do that", "b=…")]
-    assert str(ProbingError("it broke:", mends=mends)) == "it broke: do this by a=1, or do that by b=…."
+    assert (
+        str(ProbingError("it broke:", mends=mends))
+        == "it broke: do this by a=1, or do that by b=…."
+    )
     error = ProbingError("it broke; stop", mends=mends)
     assert str(error) == "it broke; stop, or do this by a=1, or do that by b=…."
     assert error.worded(lambda mend: "") == "it broke; stop."
@@ -193,7 +196,9 @@ class OwnMethod:
 def test_an_error_in_a_users_own_method_is_told_in_its_row_of_the_axioms() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    table = axiom_table({"own": OwnMethod(), "saliency": Saliency()}, Score(net, 0), torch.ones(2, 3))
+    table = axiom_table(
+        {"own": OwnMethod(), "saliency": Saliency()}, Score(net, 0), torch.ones(2, 3)
+    )
     assert all("no such thing" in said and "test_errors.py:" in said for said in table.outcomes[0])
     assert {"holds", "fails"} & set(table.outcomes[1])
 
