@@ -84,7 +84,7 @@ class Provenance:
             f"{_accelerator()}",
             model="" if model is None else model_id(model),
             examples=examples,
-            method={} if method is None else describe(method),
+            method={} if method is None else describe(method, functions=True),
         )
 
 
@@ -190,9 +190,15 @@ def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
     )
 
 
-def describe(value: object) -> dict[str, object]:
-    """Return a description in JSON terms of a frozen dataclass without tensors, for `rebuild`."""
-    document = _encode(value, "", None)
+def describe(value: object, *, functions: bool = False) -> dict[str, object]:
+    """Return a description in JSON terms of a frozen dataclass without tensors, for `rebuild`.
+
+    Args:
+        value: the dataclass.
+        functions: whether the user's functions in it, such as a tokeniser, are named. Their content is not told, so that
+            such a description can be read, but neither rebuilt nor used as a name of what was computed.
+    """
+    document = _encode(value, "", None, functions)
     if not isinstance(document, dict) or "class" not in document:
         raise UnsavableError(
             f"only frozen dataclasses can be described, got a {type(value).__name__}."
@@ -212,7 +218,9 @@ def rebuild(description: Mapping[str, object]) -> object:
         raise SavedResultError(f"the description can't be rebuilt: {error}.") from None
 
 
-def _encode(value: object, where: str, tensors: dict[str, Tensor] | None) -> Json:
+def _encode(
+    value: object, where: str, tensors: dict[str, Tensor] | None, functions: bool = False
+) -> Json:
     if isinstance(value, Tensor) and tensors is not None:
         while where in tensors:  # keys with dots may make one path of two
             where += "#"
@@ -220,17 +228,25 @@ def _encode(value: object, where: str, tensors: dict[str, Tensor] | None) -> Jso
         tensors[where] = value.detach().cpu().contiguous().clone()
         return {"tensor": where}
     if isinstance(value, tuple | list):
-        return tuple(_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value))
+        return tuple(
+            _encode(item, f"{where}.{i}", tensors, functions) for i, item in enumerate(value)
+        )
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
             raise UnsavableError(
                 f"a mapping at {where!r} has the key {odd[0]!r}; only strings can be saved as keys."
             )
-        return {"map": {k: _encode(item, f"{where}.{k}", tensors) for k, item in value.items()}}
+        items = value.items()
+        return {"map": {k: _encode(v, f"{where}.{k}", tensors, functions) for k, v in items}}
     if dataclasses.is_dataclass(value) and _is_frozen(type(value)):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        below = {k: _encode(v, f"{where}.{k}".lstrip("."), tensors) for k, v in fields.items()}
+        below = {
+            k: _encode(v, f"{where}.{k}".lstrip("."), tensors, functions) for k, v in fields.items()
+        }
         return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": below}
+    if functions and callable(value) and not isinstance(value, type):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return {"function": f"{named.__module__}:{named.__qualname__}"}
     return _encode_scalar(value, where)
 
 
@@ -258,6 +274,10 @@ def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
     if "map" in document:
         items = cast("dict[str, object]", document["map"])
         return {key: _decode(item, tensors) for key, item in items.items()}
+    if "function" in document:
+        raise SavedResultError(
+            f"it names the function {document['function']}, which is not part of it"
+        )
     if "tensor" in document:
         return tensors[str(document["tensor"])]
     return Path(str(document["path"])) if "path" in document else float(str(document["float"]))

@@ -1,13 +1,108 @@
-"""Texts as word-level models take them: the numbers of their words, and a classifier with its vocabulary."""
+"""Texts: their words in any script, the numbers of their words as models take them, and a classifier."""
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+import regex
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError
+from probing.errors import ArgumentError, ProbingError
+
+Span = tuple[int, int]
+"""Where a word begins and ends in a text, in characters."""
+Tokeniser = Callable[[str], Iterable[object]]
+"""From a text to its words, in order: each a span, or the string that stands in the text."""
+
+# Unicode's default word boundaries (UAX #29); `\X` is a user-perceived character.
+_BOUNDARY = regex.compile(r"(?V1w)\b")
+_CLUSTER = regex.compile(r"(?V1)\X")
+# What makes a stretch between boundaries a word: letters, numbers, emoji, flags and keycaps.
+# (U+0338 strikes an arrow out: ↔ is an emoji, ↮ is none.)
+_WORD = regex.compile(
+    r"(?V1)[\p{L}\p{N}\p{Pc}\p{Alphabetic}\p{RI}\u20e3]|\p{Extended_Pictographic}(?!\u0338)"
+)
+_UNSPACED = regex.compile(
+    r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+)
+
+
+class TokeniserError(ProbingError, ValueError):
+    """A tokeniser's words are not in the text, or not in its order."""
+
+
+def words(text: str, tokeniser: Tokeniser | None = None) -> tuple[Span, ...]:
+    """Return where a text's words begin and end, in any script.
+
+    Unicode's default word boundaries (UAX #29): vowel signs and other marks stay with their letter, `don't` and `3.14`
+    are one word, each emoji is one, however many code points it is made of, and so is each character of a script
+    without spaces (Han, Hiragana, Thai, Lao, Khmer, Burmese; only a dictionary finds more, give one as `tokeniser`).
+    A user-perceived character is never cut. A text that is one word of Katakana is cut into its characters. A text in
+    NFC has the same words as in NFD.
+
+    Args:
+        text: any text.
+        tokeniser: from the text to its words instead; empty words are left out.
+
+    Raises:
+        TokeniserError: if the tokeniser's words are not in the text one after the other.
+    """
+    if tokeniser is not None:
+        return _given(text, tokeniser)
+    whole = {0, *(match.end() for match in _CLUSTER.finditer(text))}
+    ends = sorted(whole & {0, len(text), *(match.start() for match in _BOUNDARY.finditer(text))})
+    found = tuple((start, end) for start, end in pairwise(ends) if _WORD.search(text, start, end))
+    if len(found) != 1 or not _UNSPACED.search(text, *found[0]):
+        return found
+    return tuple(match.span() for match in _CLUSTER.finditer(text, *found[0]))
+
+
+def matches(text: str, pattern: str) -> tuple[Span, ...]:
+    """Return where a regular expression finds words in a text; empty ones are left out."""
+    return tuple(match.span() for match in re.finditer(pattern, text) if match.group())
+
+
+def same_word(word: str) -> str:
+    """Return what two ways to write one word have in common: neither case nor how letters are composed matter."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", word).casefold())
+
+
+def _given(text: str, tokeniser: Tokeniser) -> tuple[Span, ...]:
+    found, end = list[Span](), 0
+    for token in tokeniser(text):
+        start, stop = _span(text, token, end)
+        if start < end or stop < start or stop > len(text):
+            raise TokeniserError(
+                f"the tokeniser's span ({start}, {stop}) overlaps the word before, which ends at {end}, or leaves the "
+                f"text of {len(text)} characters: give words in the order of the text."
+            )
+        if stop > start:
+            found.append((start, stop))
+            end = stop
+    return tuple(found)
+
+
+def _span(text: str, token: object, end: int) -> Span:
+    """Return where a token stands, at or after a place."""
+    if isinstance(token, str):
+        if (start := text.find(token, end)) < 0:
+            raise TokeniserError(
+                f"the tokeniser's word {token!r} is not in {text[end : end + 40]!r}: give words as they stand in the "
+                "text, in its order, or where each begins and ends."
+            )
+        return start, start + len(token)
+    match token:
+        case (int(start), int(stop)) if not isinstance(start, bool):
+            # An empty span, as tokenisers give for their own signs, is left out wherever it lies.
+            return (start, stop) if start != stop else (end, end)
+    raise TokeniserError(
+        f"a tokeniser gives words as strings or as (begin, end) in characters, got {token!r}."
+    )
+
 
 PUNCTUATION = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'
 

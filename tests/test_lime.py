@@ -4,6 +4,8 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from probing.attribution.surrogate import (
 )
 from probing.geometry import InputError
 from probing.precision import Precision
-from probing.provenance import rebuild
+from probing.provenance import SavedResultError, describe, rebuild
 from probing.scores import OutputError, Score, TargetError
 
 DOUBLE = Precision("float64")
@@ -519,6 +521,33 @@ def test_a_text_result_is_saved_and_its_method_rebuilt(tmp_path: Path) -> None:
     assert torch.equal(loaded.values, found.values)
     assert (loaded.parts, loaded.spans, loaded.text) == (found.parts, found.spans, TEXT)
     assert rebuild(loaded.provenance.method) == method
+
+
+def test_a_tokeniser_of_the_users_is_named_in_the_result_and_not_rebuilt(tmp_path: Path) -> None:
+    found = TextLIME(Words(tokeniser=lambda text: text.split()), KernelShap(100))(bag, TEXT, 1)
+    loaded = TextAttribution.load(found.save(tmp_path))
+    assert f"{__name__}:" in str(loaded.provenance.method)
+    with pytest.raises(SavedResultError, match="names the function"):
+        rebuild(loaded.provenance.method)
+    with pytest.raises(TypeError, match="a function at"):
+        describe(Words(tokeniser=bag_of_blanks))  # as a name of what was computed
+
+
+def bag_of_blanks(text: str) -> list[str]:
+    return text.split()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_how_letters_are_composed_changes_no_attribution(form: Literal["NFC", "NFD"]) -> None:
+    def normalising(texts: list[str]) -> Tensor:
+        counts = [normalize("NFC", t).count("caf\u00e9") - t.count("\u0939") for t in texts]
+        return torch.tensor([[0.0, float(c)] for c in counts])
+
+    text = normalize(form, "un caf\u00e9 et un caf\u00e9, \u0939\u093f\u0928\u094d\u0926\u0940")
+    found = TextLIME(surrogate=ExactShapley())(normalising, text, 1)
+    assert found.values.tolist() == pytest.approx([0, 2, 0, -1], abs=1e-12)
+    assert normalize("NFC", found.parts[1]) == "caf\u00e9"
+    assert [[text[a:b] for a, b in part] for part in found.spans][3] == [found.parts[3]]
 
 
 @pytest.mark.parametrize(

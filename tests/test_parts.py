@@ -200,6 +200,30 @@ def test_a_text_without_words_is_refused(text: str) -> None:
             tokens(text)
 
 
+def test_words_of_the_world_are_parts() -> None:
+    assert Words()("नमस्ते 😀, don't!").names == ("नमस्ते", "😀", "don't")
+    assert Occurrences()("好 好").names == ("好", "好")
+    assert Words()("cafe\u0301 CAF\u00c9").names == ("cafe\u0301",)  # one word, composed and not
+    assert Words(ignore_case=False)("cafe\u0301 caf\u00e9").labels.tolist() == [0, 0]
+
+
+def test_a_tokeniser_cuts_a_text() -> None:
+    assert Words(tokeniser=str.split)("a-b c a-b").names == ("a-b", "c")
+    assert Occurrences(tokeniser=lambda text: [(1, 2)])("abc").between == ("a", "c")
+    for tokens in (Words, Occurrences):
+        with pytest.raises(InputError, match="word 'x' is not in 'a b'"):
+            tokens(tokeniser=lambda text: ["x"])("a b")
+        with pytest.raises(InputError, match="not both"):
+            tokens(pattern="a", tokeniser=str.split)("a b")
+
+
+def test_a_mask_that_is_a_word_of_the_text_would_hide_nothing() -> None:
+    for tokens in (Words(mask="UNK"), Occurrences(mask="UNK")):
+        assert tokens("a UNKNOWN").count == 2
+        with pytest.raises(InputError, match="word 'UNK', which stands for hidden words"):
+            tokens("a UNK")
+
+
 def test_settings_that_cut_nothing_are_refused() -> None:
     for segmentation in (Slic(0), Slic(iterations=0), Grid(0, 1), Grid(9, 1)):
         with pytest.raises(InputError):

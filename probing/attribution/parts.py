@@ -1,8 +1,8 @@
 """What may be hidden of an example: its parts, and what the example looks like when only some of them are kept."""
 
-import re
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast, runtime_checkable
+from unicodedata import normalize
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probing.attribution.baselines import Baseline
 from probing.geometry import InputError
+from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
 Variants_co = TypeVar("Variants_co", covariant=True)
 
@@ -193,24 +194,29 @@ class Tokens(Protocol):
 class Words:
     """Each distinct word is a part: all of its occurrences are hidden together (a bag of words).
 
+    Words are those of `probing.texts.words`, in any script, unless something else is given. How letters are composed
+    (NFC or NFD) makes no difference.
+
     Attributes:
         pattern: a regular expression for words.
         ignore_case: whether `The` and `the` are one word.
         mask: stands for a hidden word; nothing, unless given.
+        tokeniser: from a text to its words, as strings or spans, in order.
     """
 
-    pattern: str = r"\w+"
+    pattern: str | None = None
     ignore_case: bool = True
     mask: str = ""
+    tokeniser: Tokeniser | None = None
 
     def __call__(self, text: str) -> TextParts:
         """Return the parts of a text.
 
         Raises:
-            InputError: for a text without words.
+            InputError: for a text without words, or one whose words the mask equals.
         """
-        words, between = _cut(text, self.pattern)
-        keys = [w.casefold() for w in words] if self.ignore_case else list(words)
+        words, between = _cut(text, self.pattern, self.tokeniser, self.mask)
+        keys = [same_word(w) if self.ignore_case else normalize("NFC", w) for w in words]
         numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         names = tuple(words[keys.index(key)] for key in numbers)
         labels = torch.tensor([numbers[key] for key in keys])
@@ -219,23 +225,25 @@ class Words:
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Each occurrence of a word is a part of its own.
+    """Each occurrence of a word is a part of its own; words are found as by `Words`.
 
     Attributes:
         pattern: a regular expression for words.
         mask: stands for a hidden word, so that the others keep their positions.
+        tokeniser: from a text to its words, as strings or spans, in order.
     """
 
-    pattern: str = r"\w+"
+    pattern: str | None = None
     mask: str = "UNKWORDZ"
+    tokeniser: Tokeniser | None = None
 
     def __call__(self, text: str) -> TextParts:
         """Return the parts of a text.
 
         Raises:
-            InputError: for a text without words.
+            InputError: for a text without words, or one whose words the mask equals.
         """
-        words, between = _cut(text, self.pattern)
+        words, between = _cut(text, self.pattern, self.tokeniser, self.mask)
         return TextParts(text, words, torch.arange(len(words)), between, words, self.mask)
 
 
@@ -251,15 +259,34 @@ def _does_not_fit(labels: Tensor, example: Tensor) -> bool:
     return labels.shape[0] not in {1, example.shape[0]}
 
 
-def _cut(text: str, pattern: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _cut(
+    text: str, pattern: str | None, tokeniser: Tokeniser | None, mask: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the words of a text and what stands around them."""
-    found = [match for match in re.finditer(pattern, text) if match.group()]
+    found = _spans(text, pattern, tokeniser)
     if not found:
+        looked = "" if pattern is None else f" that matches {pattern!r}"
         raise InputError(
-            f"the text {text[:40]!r} holds no word that matches {pattern!r}: "
-            "give a text with words, or another pattern."
+            f"the text {text[:40]!r} holds no word{looked}: "
+            "give a text with words, or another pattern or tokeniser."
         )
-    ends = [0, *(match.end() for match in found)]
-    starts = [*(match.start() for match in found), len(text)]
-    between = tuple(text[end:start] for end, start in zip(ends, starts, strict=True))
-    return tuple(match.group() for match in found), between
+    starts, ends = zip(*found, strict=True)
+    cut = tuple(text[start:end] for start, end in found)
+    if mask in cut:
+        raise InputError(
+            f"the text holds the word {mask!r}, which stands for hidden words, so hiding it changes nothing: "
+            "give another mask."
+        )
+    gaps = zip((0, *ends), (*starts, len(text)), strict=True)
+    return cut, tuple(text[end:start] for end, start in gaps)
+
+
+def _spans(text: str, pattern: str | None, tokeniser: Tokeniser | None) -> tuple[Span, ...]:
+    if pattern is not None and tokeniser is not None:
+        raise InputError("give a pattern for words or a tokeniser, not both.")
+    if pattern is not None:
+        return matches(text, pattern)
+    try:
+        return words(text, tokeniser)
+    except TokeniserError as error:
+        raise InputError(str(error)) from None
