@@ -296,7 +296,7 @@ def test_the_class_scores_of_an_output_of_several_parts_are_named(
 ) -> None:
     model, given = "test_attribute_command:several", ("--method", "saliency", "--out", tmp_path)
     said = refused(capsys, model, photos[0], *given)
-    assert "a mapping with keys ['map', 'classes']; name the class scores with --output." in said
+    assert "a mapping with keys ['map', 'classes']: name the class scores by --output." in said
     said = refused(capsys, model, photos[0], "--target", "bee", *given)
     assert "--method saliency: the model returns a mapping" in said
     assert "name the class scores with --output." in said
