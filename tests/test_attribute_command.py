@@ -299,7 +299,7 @@ def test_the_class_scores_of_an_output_of_several_parts_are_named(
     assert "a mapping with keys ['map', 'classes']: name the class scores by --output." in said
     said = refused(capsys, model, photos[0], "--target", "bee", *given)
     assert "--method saliency: the model returns a mapping" in said
-    assert "name the class scores with --output." in said
+    assert "name the class scores by --output." in said
     assert run(model, photos[0], "--output", "classes", *given) == 0
     found = Attribution.load(tmp_path / "first" / "saliency")
     assert run(MODEL, photos[0], "--method", "saliency", "--out", tmp_path / "whole") == 0
