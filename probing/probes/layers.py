@@ -159,7 +159,9 @@ class LayerProbes:
         with Progress(len(shapes), "probes", store.progress, unit="layers") as meter:
             for tables in self._reader.tables(store, model, shapes, examples):
                 paths = list(tables)
-                made = side_by_side(lambda p, t=tables: measure_layer(t[p], tasks, self.probe), paths)  # type: ignore[misc]
+                made = side_by_side(
+                    lambda p, t=tables: measure_layer(t[p], tasks, self.probe), paths
+                )  # type: ignore[misc]
                 found |= dict(zip(paths, made, strict=True))
                 meter.advance(len(paths))
         return [found[shape.path] for shape in shapes]
