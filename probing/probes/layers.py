@@ -160,8 +160,9 @@ class LayerProbes:
             for tables in self._reader.tables(store, model, shapes, examples):
                 paths = list(tables)
                 made = side_by_side(
-                    lambda p, t=tables: measure_layer(t[p], tasks, self.probe), paths
-                )  # type: ignore[misc]
+                    lambda p, t=tables: measure_layer(t[p], tasks, self.probe),  # type: ignore[misc]
+                    paths,
+                )
                 found |= dict(zip(paths, made, strict=True))
                 meter.advance(len(paths))
         return [found[shape.path] for shape in shapes]
