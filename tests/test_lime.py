@@ -14,10 +14,11 @@ from attribution_nets import Formula
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from probing.attribution import shown
 from probing.attribution.base import Attribution
 from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
 from probing.attribution.lime import LIME, TextAttribution, TextLIME
-from probing.attribution.parts import Occurrences, Words
+from probing.attribution.parts import Occurrences, PartMean, TensorParts, Words
 from probing.attribution.regression import Lasso, LeastSquares, Ridge, select
 from probing.attribution.superpixels import Each, Given, Grid
 from probing.attribution.surrogate import (
@@ -535,6 +536,76 @@ def test_a_tokeniser_of_the_users_is_named_in_the_result_and_not_rebuilt(tmp_pat
 
 def bag_of_blanks(text: str) -> list[str]:
     return text.split()
+
+
+def digit() -> Tensor:
+    """A white stroke on black: almost every superpixel has one colour."""
+    found = torch.zeros(1, 1, 28, 28)
+    found[0, 0, 6:22, 12:16] = 1
+    return found
+
+
+class Ink(nn.Module):
+    """How much ink lies in the stroke of `digit`, as one of two classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ink = x[:, 0, 6:22, 12:16].mean((1, 2))
+        return torch.stack([-ink, ink], 1)
+
+
+def test_parts_of_one_colour_are_hidden_by_another() -> None:
+    found = LIME(Grid(14, 14))(Score(Ink().eval(), 1), digit())
+    assert (
+        found.diagnostics["flat_parts"].item() == 14 * 14
+    )  # cells of 2 by 2 pixels end where the stroke does
+    assert found.diagnostics["unhidden_parts"].item() == 0
+    ink = digit()[0, 0] > 0
+    assert found.values[0, 0][ink].min() > 0
+    assert found.values[0, 0][ink].mean() > 20 * found.values[0, 0][~ink].abs().mean()
+    assert found.diagnostics["r2"].item() > 0.9
+
+
+def test_a_part_of_the_mean_colour_is_hidden_by_the_farthest() -> None:
+    image = torch.tensor([0.0, 2.0, 4.0]).repeat_interleave(3).expand(1, 1, 3, 9).clone()
+    parts = TensorParts.of(image[0], Grid(1, 3)(image)[0], PartMean())
+    assert (parts.flat, parts.unhidden) == (3, 0)
+    assert (
+        parts.hidden[0, 0].tolist() == [2.0] * 3 + [0.0] * 3 + [2.0] * 3
+    )  # of two as far, the lowest
+    noise = torch.arange(27.0).reshape(1, 3, 9)  # the control: no part has one colour
+    assert TensorParts.of(noise, Grid(1, 3)(image)[0], PartMean()).flat == 0
+
+
+def test_hiding_that_changes_nothing_is_refused_or_counted() -> None:
+    score = Score(Ink().eval(), 1)
+    with pytest.raises(InputError, match="every part looks the same when it is hidden"):
+        LIME(Grid(4, 4))(score, torch.full((1, 1, 28, 28), 0.3))
+    with pytest.raises(InputError, match="every part looks the same"):
+        LIME(Grid(4, 4), hidden=Constant((0.0,)))(score, torch.zeros(1, 1, 28, 28))
+    found = LIME(Grid(14, 14), hidden=Constant((0.0,)))(score, digit())
+    assert found.diagnostics["unhidden_parts"].item() == 14 * 14 - 8 * 2  # black is hidden by black
+    assert "180 parts look the same hidden" in shown.checks(found)[0]
+
+
+@pytest.mark.parametrize(
+    "surrogate", [Local(64), Local(coalitions="all"), KernelShap(), KernelShap(20)]
+)
+def test_an_r2_of_nothing_is_none(surrogate: Local | KernelShap) -> None:
+    found = surrogate(lambda masks: torch.full((len(masks),), 0.7), 6)
+    assert math.isnan(found.r2)
+    assert found.coefficients.abs().max() < 1e-12
+    varied = surrogate(linear(torch.arange(6.0).double()), 6)  # the control
+    assert varied.r2 > 0.9
+    assert varied.reliability > 0.5
+
+
+def test_a_score_that_hiding_does_not_change_has_no_r2_and_says_so() -> None:
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 2)).eval()
+    nn.init.zeros_(blind[1].weight)
+    found = LIME(Grid(2, 2))(Score(blind, 1), digit())
+    assert found.diagnostics["r2"].isnan().all()
+    assert found.diagnostics["reliability"].isnan().all()
+    assert "no R\N{SUPERSCRIPT TWO}" in shown.checks(found)[0]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

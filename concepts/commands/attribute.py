@@ -427,8 +427,10 @@ def _show_words(result: "TextAttribution") -> None:
         error = float(result.standard_error[i])
         table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
     show(table)
+    from probing.attribution.regression import r2_in_words
+
     facts = result.diagnostics
     say(
         f"class {result.target}, score {result.score:.4g}; the linear model gives "
-        f"{facts['prediction']:.4g}, R\N{SUPERSCRIPT TWO} {facts['r2']:.2f} over {result.n_forward:,} texts"
+        f"{facts['prediction']:.4g}, {r2_in_words(facts['r2'])} over {result.n_forward:,} texts"
     )

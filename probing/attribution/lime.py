@@ -19,6 +19,7 @@ from probing.attribution.parts import (
     fillings,
 )
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.regression import r2_in_words
 from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
 from probing.geometry import InputError
@@ -50,8 +51,10 @@ class LIME:
     `ExactShapley()` the coefficients are Shapley values instead.
 
     In the diagnostics: `parts`, the part of each value; `standard_error`, of the map's shape; and for each input
-    `r2` (weighted), `intercept`, `prediction` (of the linear model, for the input itself), `condition` (of the
-    regression), `reliability` (rank correlation of coefficients, split-half), `coalitions` (used).
+    `r2` (weighted; NaN where no coalition changes the score: an R² of nothing is none), `intercept`, `prediction` (of
+    the linear model, for the input itself), `condition` (of the regression), `reliability` (rank correlation of
+    coefficients, split-half; NaN as R²), `coalitions` (used), `flat_parts` (of one colour, which something else than
+    their mean hides: see `PartMean`), `unhidden_parts` (that look the same when hidden).
 
     Attributes:
         parts: how inputs are cut.
@@ -72,7 +75,7 @@ class LIME:
         """Return the map.
 
         Raises:
-            InputError: if an input can't be cut, or is a single part.
+            InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
         inputs = checked(score, inputs)
         with unchanged(score.model):
@@ -109,6 +112,8 @@ class LIME:
             "standard_error": errors,
             "parts": torch.stack(places).to(inputs.device),
             "coalitions": torch.tensor([f.samples for f in found]),
+            "flat_parts": torch.tensor([parts.flat for parts in cut]),
+            "unhidden_parts": torch.tensor([parts.unhidden for parts in cut]),
         }
         score = torch.tensor([f.score for f in found], dtype=torch.float64).to(inputs)
         return passes.attribution(self, inputs, values, score, diagnostics=diagnostics)
@@ -176,7 +181,7 @@ class TextAttribution(Result):
 
     def _caption(self) -> str:
         facts = self.diagnostics
-        fit = f"{facts['prediction']:.3g}, R\N{SUPERSCRIPT TWO} {facts['r2']:.2f}"
+        fit = f"{facts['prediction']:.3g}, {r2_in_words(facts['r2'])}"
         return f"Class {self.target}, score {self.score:.3g}; the linear model gives {fit}."
 
 

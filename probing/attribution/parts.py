@@ -43,12 +43,16 @@ class TensorParts:
         hidden: what shows where a part is hidden.
         labels: the part of each value; an axis of size one stands for all of that axis, such as channels.
         count: number of parts.
+        flat: parts whose own mean hides nothing, since they have one colour: something else stands there.
+        unhidden: parts that look the same when hidden.
     """
 
     example: Float[Tensor, "*shape"]
     hidden: Float[Tensor, "*shape"]
     labels: Int[Tensor, "*places"]
     count: int
+    flat: int = 0
+    unhidden: int = 0
 
     @classmethod
     def of(
@@ -60,7 +64,7 @@ class TensorParts:
         """Cut an example by a map of labels, which may be any whole numbers: they are renumbered.
 
         Raises:
-            InputError: for labels of another size, or if hiding a part would change nothing.
+            InputError: for labels of another size, or if hiding any part would change nothing.
         """
         if _does_not_fit(labels, example):
             raise InputError(
@@ -68,8 +72,21 @@ class TensorParts:
                 f"{tuple(example.shape)}: give one label for each pixel, or each value."
             )
         labels = contiguous(labels).to(example.device)
-        filling = hidden.fill(example, labels) if isinstance(hidden, PartMean) else hidden
-        return cls(example, filling, labels, int(labels.max()) + 1)
+        flat = 0
+        if isinstance(hidden, PartMean):
+            own = hidden.means(example, labels)
+            same = _unchanged(example, own, labels)
+            flat, filling = int(same.sum()), _elsewhere(example, own, same[labels])
+        else:
+            filling = hidden
+        count = int(labels.max()) + 1
+        unhidden = int(_unchanged(example, filling, labels).sum())
+        if unhidden == count:
+            raise InputError(
+                "every part looks the same when it is hidden, so hiding changes nothing: give another `hidden`, such as "
+                "Constant of a colour that the input has not."
+            )
+        return cls(example, filling, labels, count, flat, unhidden)
 
     def render(self, kept: Bool[Tensor, "k parts"]) -> Float[Tensor, "k *shape"]:
         """Return k variants, gathered on the example's device: kept values are exactly the example's."""
@@ -86,13 +103,14 @@ class TensorParts:
 class PartMean:
     """A hidden part shows its mean, of each channel by itself.
 
-    In a part of one colour this hides little: `Constant` or `Blurred` then show more.
+    A part of one colour equals its own mean, up to rounding: it shows the example's mean instead, or, where it equals
+    that too, the example's lowest or highest value of each channel, whichever is farther.
     """
 
-    def fill(
+    def means(
         self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]
     ) -> Float[Tensor, "*shape"]:
-        """Return the example with each part replaced by its mean.
+        """Return the example with each part replaced by its own mean, which for a part of one colour is itself.
 
         Raises:
             InputError: if each value is a part of its own, and so its own mean.
@@ -109,6 +127,17 @@ class PartMean:
         means = torch.zeros(places, len(sizes), dtype=torch.float64)
         means = means.index_add_(1, flat, values) / sizes
         return means[:, flat].reshape(example.shape).to(example)
+
+    def fill(
+        self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]
+    ) -> Float[Tensor, "*shape"]:
+        """Return what shows where parts are hidden.
+
+        Raises:
+            InputError: if each value is a part of its own, and so its own mean.
+        """
+        own = self.means(example, labels)
+        return _elsewhere(example, own, _unchanged(example, own, labels)[labels])
 
 
 Hidden = PartMean | Baseline
@@ -251,6 +280,40 @@ def contiguous(labels: Int[Tensor, "*places"]) -> Int[Tensor, "*places"]:
     """Renumber labels 0, 1, 2 … in their order, whatever numbers they begin with or leave out."""
     _, numbers = torch.unique(labels, return_inverse=True)
     return cast("Tensor", numbers)
+
+
+_ROUNDING = 1e-6
+"""Of the largest value: what differs by less is the same."""
+
+
+def _unchanged(example: Tensor, other: Tensor, labels: Tensor) -> Bool[Tensor, " parts"]:
+    """Return which parts look the same in another tensor."""
+    differs = (example - other).abs() > _ROUNDING * example.abs().amax()
+    # Where an axis of the labels has size one, any place along it counts.
+    axes = [i for i, size in enumerate(labels.shape) if size == 1 != example.shape[i]]
+    differs = differs.any(axes[0], keepdim=True) if axes else differs
+    found = torch.zeros(int(labels.max()) + 1, dtype=torch.long, device=labels.device)
+    return found.index_add_(0, labels.flatten(), differs.flatten().long()) == 0
+
+
+def _elsewhere(example: Tensor, filling: Tensor, same: Bool[Tensor, "*places"]) -> Tensor:
+    """Return the filling, with something else where it is the same as the example."""
+    if not bool(same.any()):
+        return filling
+    # On the CPU, where the order of additions is always the same.
+    axes = tuple(range(1, example.ndim)) if example.ndim > 1 else (0,)
+    values = example.cpu().double()
+    mean, low, high = (
+        values.mean(axes, keepdim=True),
+        values.amin(axes, keepdim=True),
+        values.amax(axes, keepdim=True),
+    )
+    far = torch.where((values - low).abs() >= (values - high).abs(), low, high)
+    like_mean = (values - mean).abs() <= _ROUNDING * values.abs().amax()
+    if example.ndim > 1:
+        like_mean = like_mean.all(0, keepdim=True)
+    other = torch.where(like_mean, far, mean).to(example)
+    return torch.where(same, other, filling)
 
 
 def _does_not_fit(labels: Tensor, example: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Weighted linear regression of scores on which parts are kept, with standard errors and a choice of parts."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ class Fit:
         standard_error: of the coefficients, by the draw of rows (White 1980, with its small-sample factor); it
             holds whatever the linear model misses, and is infinite with too few rows.
         intercept: score with nothing kept.
-        r2: weighted share of the variance that is explained.
+        r2: weighted share of the variance that is explained; NaN where scores don't vary.
         condition: ratio of the largest to the smallest eigenvalue of the normal equations.
     """
 
@@ -163,12 +164,22 @@ def half_fit(
 def weighted_r2(
     scores: Float64[Tensor, " k"], predicted: Float64[Tensor, " k"], weights: Float64[Tensor, " k"]
 ) -> float:
-    """Return the weighted share of the scores' variance that is explained; one if there is none to explain."""
+    """Return the weighted share of the scores' variance that is explained; NaN if there is none to explain.
+
+    An R² of nothing is no R²: one would say that all is well where nothing was measured.
+    """
     mean = (weights * scores).sum() / weights.sum()
     total = float((weights * (scores - mean).square()).sum())
     if total <= 1e-28 * float((weights * scores.square()).sum()):
-        return 1.0
+        return float("nan")
     return 1 - float((weights * (scores - predicted).square()).sum()) / total
+
+
+def r2_in_words(r2: float) -> str:
+    """Return an R², or that there is none."""
+    if math.isnan(r2):
+        return "no R\N{SUPERSCRIPT TWO}: what was hidden changed nothing"
+    return f"R\N{SUPERSCRIPT TWO} {r2:.2f}"
 
 
 def _fit(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution
+from probing.attribution.regression import r2_in_words
 from probing.display import picture_html
 from probing.heatmaps import (
     ALPHA,
@@ -42,7 +43,9 @@ def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
         return f"input {float(facts['input']):+.3g}, bias {bias:+.3g} of {score:+.3g}"
     if "r2" in facts:
         score, given = float(found.score[row]), float(facts["prediction"])
-        return f"R\N{SUPERSCRIPT TWO} {float(facts['r2']):.2f}, gives {given:+.3g} of {score:+.3g}"
+        lost = int(facts.get("unhidden_parts", torch.tensor(0)))
+        same = f"; {lost} parts look the same hidden" if lost else ""
+        return f"{r2_in_words(float(facts['r2']))}, gives {given:+.3g} of {score:+.3g}{same}"
     if "completeness_gap" in facts:
         gap = float(facts["completeness_gap"])
         base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])

@@ -37,12 +37,14 @@ class Contributions:
         coefficients: of the parts; zero for parts that were not selected.
         standard_error: by the draw of coalitions; zero where all were used, and for parts not selected.
         intercept: the model's score with nothing kept.
-        r2: weighted share of the scores' variance over coalitions that the linear model explains.
+        r2: weighted share of the scores' variance over coalitions that the linear model explains; NaN where no coalition
+            changes the score.
         prediction: the linear model's score of the whole.
         score: the score of the whole.
         condition: of the regression; infinite if coefficients are not determined.
         reliability: rank correlation of the coefficients from two halves of the sample, corrected to its full
-            size (Spearman-Brown); one where all coalitions were used.
+            size (Spearman-Brown); one where all coalitions were used; NaN where there is nothing to rank, since no drawn
+            coalition changes the score.
         samples: coalitions used.
     """
 
@@ -115,7 +117,7 @@ class Local:
         if self.coalitions == "all":
             none = torch.zeros_like(found.standard_error)
             return replace(found, standard_error=none, reliability=1.0)
-        return replace(found, reliability=reliability)
+        return replace(found, reliability=math.nan if math.isnan(found.r2) else reliability)
 
     def _check(self, count: int) -> None:
         _refuse_single(count)
@@ -197,7 +199,7 @@ class KernelShap:
         if everything:
             none = torch.zeros_like(found.standard_error)
             return replace(found, standard_error=none, reliability=1.0)
-        return found
+        return replace(found, reliability=math.nan) if math.isnan(found.r2) else found
 
     def _draw(self, count: int) -> Bool[Tensor, "k parts"]:
         generator = torch.Generator().manual_seed(self.seed)
