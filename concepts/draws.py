@@ -4,6 +4,7 @@ Examples are rows of one table that holds all sets. What is drawn depends on see
 activations, so one plan serves all layers and targets.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from concepts.statistics import TooFewError, relabellings
+from concepts.statistics import TooFewError, exchangeable_cap, relabellings
 from probing.errors import ArgumentError
 
 Rows = npt.NDArray[np.int64]
@@ -82,10 +83,48 @@ class Sample:
     def splits(
         self, size: int, share: float, count: int, rng: np.random.Generator
     ) -> tuple[list[Rows], list[Rows]]:
-        """Return, `count` times, `size` single rows (or all) in two parts: to fit on, and a share held out."""
-        drawn = rng.permuted(np.tile(self.rows, (count, 1)), axis=1)[:, :size]
-        out = _held_out(drawn.shape[1], share)
-        return list(drawn[:, out:]), list(drawn[:, :out])
+        """Return, `count` times, `size` rows (or all) in two parts by whole groups: to fit on, and a share held out.
+
+        Groups come in random order until there are `size` rows, the last one cut.
+        """
+        if self.single:
+            drawn = rng.permuted(np.tile(self.rows, (count, 1)), axis=1)[:, :size]
+            out = _held_out(drawn.shape[1], share)
+            return list(drawn[:, out:]), list(drawn[:, :out])
+        order = rng.permuted(np.tile(np.arange(len(self)), (count, 1)), axis=1)
+        before = self.sizes[order].cumsum(1) - self.sizes[order]
+        taken = (before < size).sum(1)
+        held = np.maximum(1, np.rint(share * taken))
+        place = np.repeat(np.arange(len(self)), self._padded.shape[1])
+        table = self._padded[order].reshape(count, -1)
+        known = (table >= 0) & ((table >= 0).cumsum(1) <= size)
+        outside = place < held[:, None]
+        return tuple(  # type: ignore[return-value]  # a tuple of two
+            [row[which] for row, which in zip(table, known & part, strict=True)]
+            for part in (~outside, outside)
+        )
+
+    @cached_property
+    def sizes(self) -> Rows:
+        """How many rows each group has."""
+        return np.diff(self.ends, prepend=0)
+
+    @cached_property
+    def _padded(self) -> Rows:
+        """The rows of each group, -1 where it has fewer than the largest."""
+        table = np.full((len(self), int(self.sizes.max())), -1)
+        table[np.arange(table.shape[1]) < self.sizes[:, None]] = self.rows
+        return table
+
+    def capped(self, most: Rows, rng: np.random.Generator) -> "Sample":
+        """Return the sample with at most so many rows of each group, drawn at random."""
+        return Sample.joined(
+            [
+                g if len(g) <= n else np.sort(rng.permutation(g)[:n])
+                for g, n in zip(self.groups, most.tolist(), strict=True)
+            ],
+            self.clusters,
+        )
 
 
 def _held_out(groups: int, share: float) -> int:
@@ -147,7 +186,7 @@ class Sources:
         """
         pools = self.others if self.mode == "pairwise" else (union(self.others),)
         turns = [pools[run % len(pools)] for run in range(count)]
-        if not all(s.single for s in (self.concept, *pools)):
+        if self._entangled(pools):
             split = [
                 _split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns
             ]
@@ -160,6 +199,43 @@ class Sources:
         return list(zip(positive[0], fit, strict=True)), list(
             zip(positive[1], held_out, strict=True)
         )
+
+    def _entangled(self, pools: Sequence[Sample]) -> bool:
+        """Return whether clusters must be held out of both sides at once."""
+        if all(s.single for s in (self.concept, *pools)):
+            return False
+        own = set(self.concept.clusters.tolist())
+        return any(not own.isdisjoint(pool.clusters.tolist()) for pool in pools)
+
+    def exchangeable(self, rng: np.random.Generator) -> "Sources":
+        """Return the sources with so many rows of each cluster that relabelling whole clusters is exact.
+
+        Clusters may change places only with clusters of their size: three rows of one cluster vary otherwise than three
+        clusters' rows, or one. So clusters of competing sides that hold several labels keep as many rows of each label,
+        and clusters of one label are cut to at most `cap` rows. The cap is the one under which relabelling moves most
+        rows of the concept: all rows are kept where both sides have clusters of the same sizes, one of each cluster
+        where one side has single examples only. Which rows are kept is drawn, so that those kept of two sides have the
+        same distribution whenever all rows have.
+        """
+        samples = (self.concept, *self.others)
+        if all(s.single for s in samples):
+            return self
+        names, count = np.unique(np.concatenate([s.clusters for s in samples]), return_counts=True)
+        if (count == len(samples)).all():
+            least = dict.fromkeys(names.tolist(), len(self.clusters))
+            for s in samples:
+                for name, size in zip(s.clusters.tolist(), s.sizes.tolist(), strict=True):
+                    least[name] = min(least[name], size)
+            most = [np.array([least[c] for c in s.clusters.tolist()]) for s in samples]
+        elif (count > 1).any():
+            return self  # only some clusters are matched: nothing can be relabelled
+        else:
+            cap = exchangeable_cap(
+                self.concept.sizes, np.concatenate([s.sizes for s in self.others])
+            )
+            most = [np.minimum(s.sizes, cap) for s in samples]
+        cut = [s.capped(m, rng) for s, m in zip(samples, most, strict=True)]
+        return replace(self, concept=cut[0], others=tuple(cut[1:]))
 
     def again(self, rng: np.random.Generator) -> "Sources":
         """Return a bootstrap draw of all sets; clusters that several sets share are drawn for all of them at once."""
@@ -210,6 +286,10 @@ class NullDraws(Protocol):
         """Return the concept with the counterparts to use, and pseudo-concepts with theirs."""
 
 
+LEAST_SETS = 199
+"""Pseudo-concepts of one concept by default."""
+
+
 @dataclass(frozen=True)
 class Relabelled:
     """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
@@ -221,10 +301,21 @@ class Relabelled:
     its way and cost power; here it is on both sides and cancels.
 
     Attributes:
-        sets: pseudo-concepts; p is at least `1 / (sets + 1)`.
+        sets: pseudo-concepts; p is at least `1 / (sets + 1)`. `auto`: 199, or as many as the number of concepts needs,
+            so that the smallest corrected p is a quarter of `1 - level` or less. Where there are fewer ways to
+            relabel, all are used once each.
     """
 
-    sets: int = 199
+    sets: int | Literal["auto"] = "auto"
+
+    def enough(self, tests: int, level: float) -> "Relabelled":
+        """Return the same with a number of pseudo-concepts, which suffices for so many tests if it is `auto`.
+
+        The smallest possible p times `tests` is a quarter of `1 - level` or less.
+        """
+        if self.sets != "auto":
+            return self
+        return Relabelled(max(LEAST_SETS, math.ceil(4 * tests / (1 - level) - 1e-6) - 1))
 
     def __call__(
         self, sources: Sources, runs: int, rng: np.random.Generator
@@ -233,13 +324,19 @@ class Relabelled:
         rows = np.concatenate(samples)
         labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
         clusters = torch.from_numpy(np.unique(sources.clusters[rows], return_inverse=True)[1])
-        ways = relabellings(labels, clusters, self.sets, int(rng.integers(2**31)))
+        count = self.enough(1, 0.95).sets
+        assert isinstance(count, int)
+        drawn = relabellings(labels, clusters, count + 1, int(rng.integers(2**31)))
+        # Of all ways there are, the concept's own is not its null's.
+        ways = (
+            drawn.labels[(drawn.labels != labels).any(1)] if drawn.exact else drawn.labels[:count]
+        )
 
         def of(way: Rows) -> Sources:
             groups = [Sample.of(rows[way == k], sources.clusters) for k in range(len(samples))]
             return replace(sources, concept=groups[0], others=tuple(groups[1:]))
 
-        return sources, tuple(of(way) for way in ways.labels.long().numpy())
+        return sources, tuple(of(way) for way in ways.long().numpy())
 
 
 @dataclass(frozen=True)
@@ -257,6 +354,11 @@ class LeaveOneOut:
             raise ArgumentError(
                 "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
             )
+        # Disjoint sets of a size have clusters of the concept's sizes only if all clusters have one size.
+        samples = (sources.concept, *sources.others)
+        least = min(int(s.sizes.min()) for s in samples)
+        own, *others = (s.capped(np.full(len(s), least), rng) for s in samples)
+        sources = replace(sources, concept=own, others=tuple(others))
         sets = [sources.concept, *self._disjoint(sources, runs, rng)]
 
         def of(chosen: int) -> Sources:

@@ -13,6 +13,7 @@ chosen on one part and judged on the other.)
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,7 @@ from concepts.statistics import (
     bootstrap_counts,
     bootstrap_interval,
     clustered_mean,
+    exchangeable_cap,
     holm,
     labels_held,
     max_t,
@@ -39,7 +41,7 @@ from concepts.statistics import (
     same_sign,
 )
 from probing.errors import ArgumentError
-from probing.examples import ExampleSet
+from probing.examples import ExampleSet, Subset
 from probing.fingerprint import content_id
 from probing.linear import SharedRows
 from probing.passes import Pool
@@ -77,6 +79,33 @@ class Clusters:
             [f"negative {i}" for i in range(negative)],
             [f"input {i}" for i in range(inputs)],
         )
+
+
+def exchangeable(clusters: Clusters, seed: int) -> tuple[list[int], list[int]]:
+    """Return which positives and which negatives to compare, so that relabelling whole clusters is exact.
+
+    All of them where clusters have the same sizes on both sides, or matched ones as many positives as negatives; else
+    fewer of the larger clusters, drawn at random, as `concepts.draws.Sources.exchangeable` says.
+    """
+    sides = [Counter(names) for names in (clusters.positive, clusters.negative)]
+    shared = sides[0].keys() & sides[1].keys()
+    if not shared:
+        sizes = [np.array(list(side.values()), dtype=np.int64) for side in sides]
+        most = dict.fromkeys([*sides[0], *sides[1]], exchangeable_cap(sizes[0], sizes[1]))
+    else:
+        most = {name: min(sides[0][name], sides[1][name]) for name in shared}
+    rng = np.random.default_rng([seed, 6])
+    kept = []
+    for names in (clusters.positive, clusters.negative):
+        members: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            members.setdefault(name, []).append(i)
+        chosen: list[int] = []
+        for name, rows in members.items():
+            n = most.get(name, len(rows))  # an unmatched one among matched is refused later
+            chosen += rows if len(rows) <= n else rng.permutation(rows)[:n].tolist()
+        kept.append(sorted(chosen))
+    return kept[0], kept[1]
 
 
 def split_clusters(
@@ -142,12 +171,21 @@ class Design:
             input_unit_of=input_unit_of,
             allowed=used[:, None] != of_unit,
             cluster_of_unit=dense,
-            relabelled=relabellings(positive.long(), dense, draws, seed),
+            relabelled=relabellings(
+                positive.long(), dense, draws, seed, sizes=_sizes(unit_of, dense)
+            ),
             unit_draws=counts[:, of_unit],
             input_draws=counts[:, used],
             groups=min(int((strata == kind).sum()) for kind in strata[of_unit].tolist()),
             matched=bool(labels_held(positive.long(), dense).all()),
         )
+
+
+def _sizes(
+    unit_of: Int[Tensor, " examples"], cluster_of_unit: Int[Tensor, " units"]
+) -> Int[Tensor, " clusters"]:
+    """Return how many examples each cluster has."""
+    return torch.bincount(cluster_of_unit[unit_of])
 
 
 def _index(names: Sequence[str]) -> tuple[list[str], Int[Tensor, " n"]]:
@@ -276,6 +314,7 @@ class LogitEffect:
     Attributes:
         pool: `mean`: channels' spatial means, moved alike at every position; `none`: every activation.
         relabellings: draws of the null; with few clusters all 2^clusters swaps are used instead.
+            Where clusters of the two sides differ in size, fewer examples of the larger ones are used; see `exchangeable`.
         bootstraps: draws of the interval.
         level: of the intervals (0-1).
     """
@@ -309,12 +348,22 @@ class LogitEffect:
         """
         names = clusters or Clusters.none(len(positive), len(negative), len(inputs))
         _check(names, len(positive), len(negative), len(inputs))
+        kept = exchangeable(names, self.seed)
+        used = Clusters(
+            [names.positive[i] for i in kept[0]], [names.negative[i] for i in kept[1]], names.inputs
+        )
         design = Design.of(
-            names, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed
+            used, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed
         )
         model = next(iter(targets.values())).model
         sides = [
-            store.activations(model, layers, side, pool=self.pool) for side in (positive, negative)
+            store.activations(
+                model,
+                layers,
+                side if len(part) == len(side) else Subset(side, part),
+                pool=self.pool,
+            )
+            for side, part in zip((positive, negative), kept, strict=True)
         ]
         slopes = store.gradients_of(list(targets.values()), layers, inputs, pool=self.pool)
         found = []

@@ -47,7 +47,7 @@ class Plan:
     ) -> "Plan":  # fmt: skip
         """Draw everything. Concepts share the seeds, so that no plan depends on which others are made."""
         rng = [np.random.default_rng([seed, stage]) for stage in range(6)]
-        sources = sets.sources(concept, mode)
+        sources = sets.sources(concept, mode).exchangeable(np.random.default_rng([seed, 6]))
         _check_size(concept, len(sources.concept), holdout)
         own, pseudo = (sources, ()) if null is None else null(sources, runs, rng[0])
         fit, held_out = own.runs(runs, holdout, rng[1])

@@ -140,9 +140,12 @@ class Tcav:
         Raises:
             TooFewError: if a set is too small for what is asked.
         """
+        null, tests = self.null, len(sets.concepts)
+        if isinstance(null, Relabelled):
+            null = null.enough(tests, self.level)
         plans = [
             Plan.of(
-                sets, concept, null=self.null, runs=self.runs, mode=self.mode, holdout=self.holdout,
+                sets, concept, null=null, runs=self.runs, mode=self.mode, holdout=self.holdout,
                 bootstraps=self.bootstraps, relabellings=self.relabellings, seed=self.seed,
             )
             for concept in sets.concepts
