@@ -210,7 +210,7 @@ def _results(meter: Meter) -> AuditResults:
         fitted_on=tuple(sorted(material.fitted_on)),
         judged_on=tuple(sorted(material.judged_on)),
         divisions=audit.statistics.divisions,
-        pseudo_concepts=audit.statistics.pseudo_concepts,
+        pseudo_concepts=single.pseudo_concepts if single else audit.statistics.pseudo_concepts,
         inputs=audit.inputs.about,
         input_count=len(material.inputs),
         judged_inputs=len(material.judged_inputs),

@@ -128,7 +128,8 @@ class StatisticsPart(Schema):
             effect and measured swap is at least this, the two coming from different clusters.
         divisions: random ones of the clusters into halves, for that correlation.
         relabellings: of the test of the effect; with few clusters all there are.
-        pseudo_concepts: of the test of the TCAV score.
+        pseudo_concepts: of the test of the TCAV score; where none are named, more than 199 are drawn for so many
+            concepts given as one set that no corrected p could be small otherwise.
         runs: CAVs a concept, each against another random counterpart or on other held-out images.
         picked: classes per contrast and direction that are picked on one part of the clusters and judged on the other.
     """

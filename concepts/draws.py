@@ -290,6 +290,11 @@ LEAST_SETS = 199
 """Pseudo-concepts of one concept by default."""
 
 
+def enough_draws(tests: int, level: float) -> int:
+    """Return 199, or how many draws it takes that the smallest p times `tests` is a quarter of `1 - level` or less."""
+    return max(LEAST_SETS, math.ceil(4 * tests / (1 - level) - 1e-6) - 1)
+
+
 @dataclass(frozen=True)
 class Relabelled:
     """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
@@ -315,7 +320,7 @@ class Relabelled:
         """
         if self.sets != "auto":
             return self
-        return Relabelled(max(LEAST_SETS, math.ceil(4 * tests / (1 - level) - 1e-6) - 1))
+        return Relabelled(enough_draws(tests, level))
 
     def __call__(
         self, sources: Sources, runs: int, rng: np.random.Generator

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concepts.agreement import Agreement, agreement
-from concepts.draws import Relabelled
+from concepts.draws import Relabelled, enough_draws
 from concepts.effect import Clusters, LogitEffect
 from concepts.effect_result import EffectResult
 from concepts.manifest import Pairs
@@ -99,11 +99,17 @@ class Meter:
         concepts = [m.concept(name, rows) for name, rows in m.concepts.items()]
         statistics = m.file.statistics
         return Tcav(
-            null=Relabelled(statistics.pseudo_concepts),
+            null=Relabelled(
+                statistics.pseudo_concepts
+                if "pseudo_concepts" in statistics.model_fields_set
+                else "auto"
+            ),
             runs=statistics.runs,
             mode="random" if m.pool else "ovr",
             pool=m.file.model.pool,
-            relabellings=_UNMATCHED_RELABELLINGS,
+            relabellings=max(
+                _UNMATCHED_RELABELLINGS, enough_draws(len(concepts), statistics.level)
+            ),
             level=statistics.level,
             seed=statistics.seed,
         )(

@@ -39,6 +39,10 @@ class Tcav:
     score rises along it. How unusual that is, is judged against pseudo-concepts that go through the same runs: a
     t-test over runs (as in paper and code) is wrong, since runs share the concept and the inputs.
 
+    Pseudo-concepts are made of whole clusters, which change places only with clusters of their size. Where the concept's
+    and its counterparts' differ in size, fewer examples of the larger ones are used, for everything that is reported:
+    one of each cluster if one side has single examples only; see `concepts.draws.Sources.exchangeable`.
+
     The smooth score is the mean over inputs of `Φ(sensitivity / (temperature · typical))`: each input votes with about
     the probability that its sensitivity is larger than a random direction's, `typical` being the root mean square
     sensitivity along pseudo-concepts' CAVs. It has one CAV, fitted on all the concept's examples and all counterparts. It

@@ -165,7 +165,8 @@ class TcavResult(Result):
         return [
             f"With {self.pseudo_concepts} pseudo-concepts a p of the sign score is at least {smallest:.2g}, and corrected "
             f"for {len(self.concepts)} concepts at least {min(1.0, corrected):.2g}: none can be significant at "
-            f"{self.level:.0%}. {round(len(self.concepts) / alpha)} pseudo-concepts could tell."
+            f"{self.level:.0%}. {round(len(self.concepts) / alpha)} pseudo-concepts could tell, given so many ways to choose the "
+            "concept's clusters among all clusters of their sizes."
         ]
 
     def to_pandas(self) -> "pd.DataFrame":

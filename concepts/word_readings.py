@@ -111,7 +111,11 @@ class WordReader:
         turns = [wording.reference[i % len(wording.reference)] for i in range(len(fit))]
         pool = TextExamples([wording.text(w, t) for w, t in zip(turns, fit, strict=True)], self.classifier.words)  # fmt: skip
         return Tcav(
-            null=Relabelled(statistics.pseudo_concepts),
+            null=Relabelled(
+                statistics.pseudo_concepts
+                if "pseudo_concepts" in statistics.model_fields_set
+                else "auto"
+            ),
             runs=statistics.runs,
             relabellings=statistics.relabellings,
             level=statistics.level,

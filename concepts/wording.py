@@ -33,7 +33,8 @@ class WordingStatistics(Schema):
         lime_samples: coalitions of a sentence's words.
         steps: of integrated gradients.
         fit_share: share of the templates that directions are fitted on; scores are read at the others.
-        pseudo_concepts: of the test of the TCAV score.
+        pseudo_concepts: of the test of the TCAV score; where none are named, more than 199 are drawn for so many
+            concepts given as one set that no corrected p could be small otherwise.
         runs: CAVs of a word.
         relabellings: of the test of the effect.
     """
