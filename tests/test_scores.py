@@ -207,7 +207,7 @@ class Wrapped(nn.Module):
 def test_class_scores_inside_an_output_are_named(wrap: object, part: str | int) -> None:
     net = Wrapped(wrap).eval()
     assert Score(net, 1, output=part)(LOGITS).tolist() == LOGITS[:, 1].tolist()
-    with pytest.raises(OutputError, match=r"name the class scores with Score\(output=…\)"):
+    with pytest.raises(OutputError, match=r"name the class scores by Score\(output=…\)"):
         Score(net, 1)(LOGITS)
 
 
