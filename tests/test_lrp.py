@@ -459,6 +459,95 @@ def test_attention_keeps_a_ledger_per_example(batch_first: bool) -> None:
     assert (together.diagnostics["absorbed_by_softmax"].abs() > 1e-6).all()
 
 
+HIDDEN = torch.ones(5, 5).triu(1).bool()
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a sum": lambda scores: scores + torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf),
+    "a difference": lambda scores: scores - torch.zeros(5, 5).masked_fill(HIDDEN, torch.inf),
+    "a scaled sum": lambda scores: torch.add(
+        scores, torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf), alpha=2
+    ),
+    "a fill": lambda scores: scores.masked_fill(HIDDEN, -torch.inf),
+    "a fill in place": lambda scores: scores.clone().masked_fill_(HIDDEN, -torch.inf),
+    "a choice": lambda scores: torch.where(HIDDEN, -torch.inf, scores),
+    "columns put beside": lambda scores: torch.cat(
+        [scores, torch.full((len(scores), 5, 2), -torch.inf)], 2
+    ),
+    "the lowest number": lambda scores: scores.masked_fill(HIDDEN, torch.finfo(torch.float32).min),
+}
+
+
+@pytest.mark.parametrize("attention", ["product", "constant"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_ledger_closes_where_attention_is_masked(mask: str, attention: str) -> None:
+    """What a mask hides takes no relevance, though the mask is infinite there."""
+
+    def attend(x: Tensor, values: nn.Module) -> Tensor:
+        weights = MASKS[mask](x @ x.transpose(1, 2)).softmax(2)
+        return (weights[..., :5] @ values(x)).flatten(1)
+
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    net = nets.seeded(nn.Sequential(Calls(attend, nn.Linear(4, 4)), nn.Linear(20, 3)))
+    assert ledger_gap(explain(net, x, EpsilonPlus(), attention=attention)) < 1e-4
+
+
+def test_the_ledger_closes_for_masked_attention_in_one_call() -> None:
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    causal = nn.Transformer.generate_square_subsequent_mask(5)
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    calls: dict[str, Callable[..., Tensor]] = {
+        "is_causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        "a mask of truths": lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=~HIDDEN),
+        "a mask and padding": lambda x, layer: layer(
+            x, src_mask=causal != 0, src_key_padding_mask=padding[: len(x)]
+        ),
+    }
+    for name, call in calls.items():
+        body = Calls(call, layer) if "padding" in name else Calls(call)
+        net = nets.seeded(nn.Sequential(body, nn.Flatten(), nn.Linear(20, 3)))
+        assert ledger_gap(explain(net, x, EpsilonPlus())) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_the_ledger_closes_for_a_causal_language_model(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
+        "Llama": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 32,
+        },
+    }[name]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=50, bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes
+    )
+    family = "GPT2LMHeadModel" if name == "GPT2" else "LlamaForCausalLM"
+    model = nets.seeded(getattr(transformers, family)(config)).eval()
+    read = lambda x, model: model(inputs_embeds=x, use_cache=False).logits[:, -1]  # noqa: E731 (a closure, one line)
+    words = torch.randint(1, 50, (2, 10), generator=torch.Generator().manual_seed(0))
+    found = explain(Calls(read, model), model.get_input_embeddings()(words).detach(), EpsilonPlus())
+    assert ledger_gap(found) < 1e-4
+    assert (found.diagnostics["conservation_gap"].abs() < 1e-4 * found.score.abs()).all()
+
+
+@pytest.mark.parametrize(
+    "undefined",
+    [
+        lambda x: x * torch.nan,
+        lambda x: x * torch.inf,
+        lambda x: (x * 0 - torch.inf).softmax(1) + x,
+        lambda x: x * 1e30 * 1e30,
+    ],
+)
+def test_a_ledger_that_is_no_number_never_passes(undefined: Callable[[Tensor], Tensor]) -> None:
+    net = nn.Sequential(Calls(undefined), nn.Linear(4, 2))
+    with pytest.raises(RefusedError, match="the relevance of input 0 is no finite number"):
+        explain(nets.seeded(net), torch.ones(1, 4), EpsilonPlus())
+
+
 def test_constant_attention_gives_all_relevance_to_the_values() -> None:
     def attend(x: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x, x, x).sum(1)

@@ -46,6 +46,9 @@ class LRP:
     `absorbed_by_epsilon` (stabilisers, and what a rule drops), `absorbed_by_softmax`, their distance from the relevance
     at the start as `conservation_gap`, and `fallbacks`, the α-β outputs that lacked products of one sign.
 
+    Holders of patents on LRP offer free use of it for personal and scientific purposes; commercial users should look
+    into it.
+
     Attributes:
         composite: which layer gets which rule.
         start: `score`: the relevance is the score itself, which the ledger sums to. `one`: 1 at the target.
@@ -55,7 +58,8 @@ class LRP:
         batch_size: inputs that run together.
 
     Raises:
-        RefusedError: for an operation that relevance reaches and that has no rule.
+        RefusedError: for an operation that relevance reaches and that has no rule, and where relevance is no finite
+            number.
         LayerNotFoundError: for a key of `PerLayer` that fits no layer.
 
     Example:
@@ -182,7 +186,13 @@ def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
 
 
 def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:
-    """Refuse a map whose relevance does not add up to what it started from."""
+    """Refuse a map whose relevance is undefined, or does not add up to what it started from."""
+    undefined = (~(gap.isfinite() & size.isfinite())).nonzero().flatten().tolist()
+    if undefined:
+        raise RefusedError(
+            f"the relevance of input {undefined[0]} is no finite number, so an activation or the score is none either: "
+            "look for an overflow, which float64 mends, or for a row of attention that a mask hides altogether."
+        )
     tolerance = max(1e-3, 8 * torch.finfo(dtype).eps)
     open_rows = (gap.abs() > tolerance * size).nonzero().flatten().tolist()
     if open_rows:

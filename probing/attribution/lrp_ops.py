@@ -160,7 +160,7 @@ def _keep_lost(flow: Flow, node: Node, relevance: Relevance) -> None:
         flow.keep("epsilon", relevance.extra - passed, flow.tape.values[key].lead)
 
 
-def _product(value: Tensor, share: Tensor) -> Tensor:
+def _product(value: Tensor | float, share: Tensor) -> Tensor:
     return torch.where(share == 0, 0, value * share)  # infinite values, as in a mask, take no share
 
 
@@ -177,7 +177,7 @@ def add(flow: Flow, node: Node, relevance: Relevance) -> None:
             given = share if weight == 1 else share * weight
             flow.give(term.key, Relevance(given.sum_to_size(flow.value(term.key).shape)))
         else:
-            flow.keep("bias", share * (weight * term), flow.tape.values[output_key].lead)
+            flow.keep("bias", _product(weight * term, share), flow.tape.values[output_key].lead)
 
 
 def multiply(flow: Flow, node: Node, relevance: Relevance) -> None:
@@ -228,7 +228,11 @@ def concatenate(flow: Flow, node: Node, relevance: Relevance) -> None:
         if isinstance(part, Slot):
             flow.give(part.key, piece)
         else:
-            flow.keep("bias", piece.of(tensor), flow.tape.values[node.inputs[0]].lead)
+            lead = flow.tape.values[node.inputs[0]].lead
+            if piece.gradient is not None:
+                flow.keep("bias", _product(tensor, piece.gradient), lead)
+            if piece.extra is not None:
+                flow.keep("bias", piece.extra, lead)
     return None
 
 
@@ -289,13 +293,10 @@ def softmax(flow: Flow, node: Node, relevance: Relevance) -> None:
     value, output = flow.value(source), flow.value(key)
     share = relevance.as_gradient(output)
     _keep_lost(flow, node, relevance)
-    came, weights = output * share, output
+    came, weights = _product(output, share), output
     if node.name == "_log_softmax":
         came, weights = share, output.exp()
-    dim = node.args[1]
-    gradient = (came if node.name != "_log_softmax" else share) - weights * came.sum(
-        dim, keepdim=True
-    )
+    gradient = came - _product(weights, came.sum(node.args[1], keepdim=True))
     flow.give(source, Relevance(gradient))
     lead = flow.tape.values[key].lead
     flow.keep("softmax", _product(output, share) - _product(value, gradient), lead)
