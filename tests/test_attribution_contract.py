@@ -267,8 +267,16 @@ class Paired(Named):
 @pytest.mark.parametrize(
     ("kind", "part", "message"),
     [
-        (Named, "logits", r"a mapping with keys \['logits', 'mean'\]: name the class scores by Score\(output=…\)"),
-        (Paired, 1, r"a tuple of \['Tensor', 'Tensor'\]: name the class scores by Score\(output=…\)"),
+        (
+            Named,
+            "logits",
+            r"a mapping with keys \['logits', 'mean'\]: name the class scores by Score\(output=…\)",
+        ),
+        (
+            Paired,
+            1,
+            r"a tuple of \['Tensor', 'Tensor'\]: name the class scores by Score\(output=…\)",
+        ),
     ],
 )
 def test_outputs_of_several_parts_need_a_selector(
