@@ -247,7 +247,11 @@ def _coordinates(
 
 
 def refuse_alike(directions: Float[Tensor, "concepts m"], concepts: Sequence[str]) -> None:
-    """Raise `DirectionError` if one direction is a combination of the others."""
+    """Raise `DirectionError` if one direction is a combination of the others, or holds NaN."""
+    if undefined := [
+        c for c, d in zip(concepts, directions, strict=True) if not d.isfinite().all()
+    ]:
+        raise DirectionError(f"the direction of {undefined[0]!r} holds NaN or infinity.")
     lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
     unit = directions / torch.where(lengths > 0, lengths, 1)
     spread = torch.linalg.svdvals(unit)

@@ -372,7 +372,8 @@ def pearson(
 ) -> Correlation:
     """Return Pearson's r with Fisher's z interval, which takes the pairs as independent.
 
-    With fewer than four pairs the interval is everything, -1 to 1. If either list is constant r is NaN.
+    With fewer than four pairs the interval is everything, -1 to 1; so it is if either list is constant or holds NaN, and
+    r is NaN.
 
     Raises:
         TooFewError: if there are fewer than two pairs.
@@ -395,7 +396,8 @@ def _correlated(
     n = len(first)
     if n < 2:
         raise TooFewError(f"a correlation needs at least 2 pairs, got {n}.")
-    if any(np.abs(x - x[0]).max() <= 1e-12 * np.abs(x).max() for x in (first, second)):
+    varies = [np.abs(x - x[0]).max() > 1e-12 * np.abs(x).max() for x in (first, second)]
+    if not all(varies):
         return Correlation(math.nan, -1.0, 1.0, n)
     r = float(stats.pearsonr(first, second).statistic)
     if n < 4:

@@ -87,7 +87,7 @@ class WordReader:
         for start in range(0, len(texts), _TEXTS):
             part = texts[start : start + _TEXTS]
             said = method(self.score, vocabulary.batch(part))
-            gap = max(gap, float(said.diagnostics["completeness_gap"].abs().max()))
+            gap = float(said.diagnostics["completeness_gap"].abs().max().clamp(min=gap))
             by_place = said.values.double().sum(2)
             for row, text, word in zip(by_place, part, names[start:], strict=False):
                 found.append(row[list(vocabulary.places(text, word))].sum())

@@ -363,9 +363,10 @@ class Engine:
             for e, (block, row) in places.items():
                 gap = _gap(now[space][ids.index(e)], block[row])
                 tolerance = Precision(space.precision).tolerance  # type: ignore[arg-type]
-                if gap > tolerance * (
+                tolerance *= (
                     20 if space.quantity != "activation" else 1
-                ):  # a flipped ReLU moves a gradient
+                )  # a flipped ReLU moves a gradient
+                if not gap <= tolerance:  # NaN included
                     raise StaleRowsError(
                         f"stored rows of layer {space.layer!r} ({space.quantity}) are not what {space.model} computes "
                         f"now: relative difference {gap:.2g} for example {e}. {_UNSEEN}",

@@ -64,11 +64,15 @@ def clustered_mean(
 def two_sided(
     difference: Float[Tensor, "*cells"], error: Float[Tensor, "*cells"], freedom: int
 ) -> Float[Tensor, "*cells"]:
-    """Return p of a t statistic; a difference without any error is certain, and none without any is no evidence."""
+    """Return p of a t statistic; a difference without any error is certain, and none without any is no evidence.
+
+    NaN where difference or error is no finite number.
+    """
     noise = _RELATIVE_TIE * difference.abs().clamp(max=1)
     t = torch.where(
         error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0)
     )
+    t = torch.where(difference.isfinite() & error.isfinite(), t, torch.nan)
     return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(
         difference.shape
     )

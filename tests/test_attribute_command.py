@@ -222,6 +222,12 @@ def test_expected_gradients_take_a_background(
     assert "expected_gradients" in drawn
 
 
+@pytest.mark.parametrize("gaps", [[torch.nan, 0.001], [0.001, torch.nan]])
+def test_a_gap_of_nan_is_not_small(gaps: list[float]) -> None:
+    said = command._gap_in_words(METHODS["ig"](), gaps)
+    assert said == "of 1 of 2 maps it is unknown by how much they miss the score's change."
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "said"),
     [

@@ -1,6 +1,7 @@
 """Properties of methods: what is said to hold holds, and what is said to fail fails (spec of attribution, sec. 13)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import attribution_nets
 import nets
@@ -206,6 +207,39 @@ def test_settings_and_inputs_that_do_not_fit_are_refused() -> None:
     longer = nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).double().eval()
     with pytest.raises(EvaluationError, match="twins are made for vectors and images"):
         ImplementationInvariance()(Saliency(), Score(longer, 0), torch.ones(1, 2, 3).double())
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """A method that explains all inputs but the last."""
+
+    what: Literal["values", "score", "baseline_score"]
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        found = IntegratedGradients(steps=2)(score, inputs)
+        values = getattr(found, self.what).clone()
+        values[-1] = torch.nan
+        return replace(found, **{self.what: values})
+
+
+@pytest.mark.parametrize(
+    "undefined", [Undefined(what) for what in ("values", "score", "baseline_score")]
+)
+@pytest.mark.parametrize("axiom", AXIOMS)
+def test_a_map_of_nan_is_no_trial_that_says_nothing(axiom: str, undefined: Undefined) -> None:
+    score, x = Score(nets.seeded(nets.ConvNet()).double(), 0), nets.images(2).double()
+    name = {"values": "map", "score": "score", "baseline_score": "baseline score"}[undefined.what]
+    with pytest.raises(EvaluationError, match=rf"^{name} [01] holds NaN or infinity"):
+        AXIOMS[axiom](undefined, score, x)
+
+
+def test_a_score_of_nan_without_a_value_is_no_sensitivity() -> None:
+    class Log(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.5).log()  # NaN where a value is zero
+
+    with pytest.raises(EvaluationError, match="the score is NaN or infinite"):
+        SensitivityA()(Saliency(), Score(Log().eval(), 0), torch.ones(1, 1).double())
 
 
 def test_checks_are_saved(tmp_path: object, table: AxiomTable) -> None:

@@ -177,6 +177,8 @@ def test_directions_that_do_not_tell_parts_apart_are_refused(generator: torch.Ge
         method(score, x, torch.cat([one, -2 * one]), ("a", "b"))
     with pytest.raises(DirectionError, match="do not differ enough"):
         method(score, x, torch.zeros(1, 3), ("a",))
+    with pytest.raises(DirectionError, match="the direction of 'b' holds NaN or infinity"):
+        method(score, x, torch.cat([one, torch.nan * one]), ("a", "b"))
     with pytest.raises(DirectionError, match="do not differ enough"):
         method(score, x, torch.randn(4, 3, generator=generator), ("a", "b", "c", "d"))
     with pytest.raises(DirectionError, match=r"of 2 numbers do not fit layer '0', which returns \(3,\)"):  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,8 @@ def test_the_label_tests_run_on_every_score_of_a_result() -> None:
     ]  # fmt: skip
     assert by_name["iou"].passed
     assert by_name["correlation"].passed
+    for fall in ("missing_falls", "extra_falls"):
+        assert not replace(by_name["iou"], **{fall: torch.nan}).passed
     assert by_name["iou"].missing == pytest.approx(-0.5, abs=0.06)
     assert by_name["auprc"].units == 6
 

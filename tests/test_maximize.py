@@ -884,6 +884,16 @@ def test_spaces_are_read_off_other_libraries_preprocessing() -> None:
         )
 
 
+def test_a_preprocessing_that_gives_nan_is_no_scaling() -> None:
+    from torchvision import transforms
+
+    def whitened(x: Tensor) -> Tensor:  # a flat picture has no deviation
+        return (x - x.mean()) / x.std()
+
+    with pytest.raises(SpaceError, match="not flat or not square"):
+        Space.of(transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor(), whitened]))
+
+
 def test_model_space_and_pixels_are_each_others_inverse() -> None:
     for space in (
         Space(),

@@ -243,6 +243,10 @@ def test_a_tensor_that_did_not_change_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("probing.evaluation.randomise._draw", lambda *_: None)
     with pytest.raises(UnchangedError, match=r"the first '0\.weight'"):
         randomised(model, plan_of(model, torch.zeros(1, 2)).blocks, 0)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan  # which is not even equal to itself
+    with pytest.raises(UnchangedError, match=r"the first '0\.weight'"):
+        randomised(model, plan_of(model, torch.zeros(1, 2)).blocks, 0)
     with pytest.raises(EvaluationError, match="no parameter"):
         plan_of(nn.Identity().eval(), torch.zeros(1, 2))
 
@@ -313,6 +317,13 @@ def test_a_random_map_passes_and_the_input_does_not() -> None:
     assert set(same.traces.values()) == {"architecture"}
     apart = replace(same, strangers=torch.full_like(same.strangers, 0.2))
     assert set(apart.traces.values()) == {"training"}  # more alike than strangers are
+
+
+@pytest.mark.parametrize("lost", ["values", "strangers", "shuffled"])
+def test_what_nothing_can_be_told_from_is_no_trace_of_nothing(lost: str) -> None:
+    found = checked(RandomMap())
+    gone = replace(found, **{lost: torch.full_like(getattr(found, lost), torch.nan)})
+    assert set(gone.traces.values()) == {"unknown"}
 
 
 def test_sc_3_a_linear_model_drawn_anew_has_unrelated_gradients() -> None:

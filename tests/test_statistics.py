@@ -22,6 +22,8 @@ from concepts.statistics import (
     rank_sum,
     relabellings,
     same_sign,
+    spearman,
+    two_sided,
 )
 
 
@@ -210,6 +212,27 @@ def test_a_correlation_carries_fishers_interval_and_says_when_pairs_are_few() ->
     assert math.isnan(pearson(x, torch.ones(12, dtype=torch.float64)).r)
     with pytest.raises(TooFewError, match="at least 2 pairs, got 1"):
         pearson(x[:1], y[:1])
+
+
+def test_a_correlation_with_nan_is_nan_and_its_interval_everything() -> None:
+    x = normal(12)
+    y = x.clone()
+    y[3] = torch.nan
+    for correlation in (pearson, spearman):
+        found = correlation(x, y)
+        assert math.isnan(found.r)
+        assert (found.low, found.high) == (-1, 1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_mean_that_is_no_number_has_no_p(value: float) -> None:
+    """A t of infinity would be as certain as can be, and one of zero no evidence."""
+    values = normal(12)
+    values[3] = value
+    found = clustered_mean(values[:, None], torch.arange(12), 0.95)
+    assert found.p.isnan().all()
+    assert two_sided(torch.tensor([1.0]), torch.tensor([torch.nan]), 5).isnan().all()
+    assert two_sided(torch.tensor([1.0]), torch.tensor([0.0]), 5).tolist() == [0]
 
 
 def test_signs_agree_where_both_are_positive_or_both_negative() -> None:

@@ -231,6 +231,16 @@ def test_a_function_patched_at_run_time_is_caught_by_the_canaries(
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
 
 
+def test_stored_rows_of_nan_are_no_match_for_what_is_computed(
+    net: nn.Module, pictures: TensorExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("probing.passes._checked", lambda layer, what, values: values * torch.nan)
+        ActivationStore(tmp_path).activations(net, LAYERS, pictures)
+    with pytest.raises(StaleRowsError, match="relative difference nan"):
+        ActivationStore(tmp_path).activations(net, LAYERS, pictures)
+
+
 def test_a_changed_loader_under_an_old_id_is_caught_by_the_canaries(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path
 ) -> None:

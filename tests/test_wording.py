@@ -1,5 +1,6 @@
 """Words in templates: a model in which every word's weight is planted, and what the audit must say of it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from concepts.word_page import write_page
 from concepts.word_readings import WordReader
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
 from concepts.wording import Wording, WordingError, WordingFile, read_wording
+from probing.attribution.path import LayerIntegratedGradients
 from probing.store import ActivationStore
 from probing.texts import TextClassifier, WordIds
 
@@ -89,6 +91,23 @@ def test_the_swap_is_the_planted_weight_less_the_reference_words_mean(audited):
     torch.testing.assert_close(result.value[0], planted, atol=1e-6, rtol=0)
     assert result.moves()[0].tolist() == [True, True, False]  # plain is as the reference words are
     assert result.by_kind() == pytest.approx(dict.fromkeys(TEMPLATES, 3.0 / 3), abs=1e-6)
+
+
+def test_a_gap_of_nan_is_not_forgotten_over_those_that_follow(monkeypatch):
+    file, classifier = _file(), _classifier()
+    explain, calls = LayerIntegratedGradients.__call__, []
+
+    def one_undefined(self, score, inputs):
+        found = explain(self, score, inputs)
+        calls.append(found)
+        gap = found.diagnostics["completeness_gap"] * (torch.nan if len(calls) == 2 else 1)
+        return replace(found, diagnostics={"completeness_gap": gap})
+
+    monkeypatch.setattr("concepts.word_readings._TEXTS", 12)
+    monkeypatch.setattr(LayerIntegratedGradients, "__call__", one_undefined)
+    _, gap = WordReader(file, Wording.of(file, classifier), classifier).integrated()
+    assert len(calls) > 2
+    assert math.isnan(gap)
 
 
 def test_ordinary_words_say_which_terms_stand_out(audited):

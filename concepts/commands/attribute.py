@@ -1,5 +1,6 @@
 """`probing attribute`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -219,7 +220,7 @@ def _explain_images(
     show(table)
     for name, missed in gaps.items():
         if missed:
-            say(f"{name}: {_gap_in_words(methods[name], max(missed))}")
+            say(f"{name}: {_gap_in_words(methods[name], missed)}")
     first = str(out / names[0] / choice.names[0])
     say(f"Saved in {out}; Attribution.load({first!r}) reads one back.")
 
@@ -274,11 +275,14 @@ def _gap(result: "Attribution") -> float | None:
     return None if relative is None else float(relative[0])
 
 
-def _gap_in_words(method: "AttributionMethod", gap: float) -> str:
+def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
     from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 
     path = method.path if isinstance(method, LayerIntegratedGradients) else method
     assert isinstance(path, IntegratedGradients)
+    if unknown := sum(map(math.isnan, gaps)):
+        return f"of {unknown} of {len(gaps)} maps it is unknown by how much they miss the score's change."
+    gap = max(gaps)
     missed = f"maps miss at most {gap:.1%} of the score's change from the baseline"
     if path.steps == AUTO:
         return f"{missed}."

@@ -39,7 +39,7 @@ class LabelTest:
     @property
     def passed(self) -> bool:
         """Whether the score falls for nearly all units under both."""
-        return min(self.missing_falls, self.extra_falls) >= MOST_UNITS
+        return self.missing_falls >= MOST_UNITS and self.extra_falls >= MOST_UNITS
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Each check makes inputs or networks for which the property says what must come o
 miss it: 0 is perfect. A check that a method fails is no fault of the method, as long as it is known.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.attribution.base import AttributionMethod, checked, score_of
+from probing.attribution.base import Attribution, AttributionMethod, checked, score_of
 from probing.attribution.baselines import Samples
 from probing.errors import ProbingError, line_of_users
 from probing.evaluation.base import Better, EvaluationError
@@ -113,7 +114,7 @@ class Completeness:
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Check:
         """Return the relative gap of each input."""
-        found = method(score, inputs)
+        found = _explained(method, score, inputs)
         total = found.values.double().flatten(1).sum(1)
         base = 0.0 if found.baseline_score is None else found.baseline_score.double()
         difference = found.score.double() - base
@@ -161,9 +162,11 @@ def _contrast(method: AttributionMethod, score: Score, x: Tensor, place: int) ->
     with torch.no_grad():
         change = float((score(x.clone()) - score(other.clone())).abs())
         size = float(score(x.clone()).abs())
+    if not math.isfinite(change):
+        raise EvaluationError(f"without the value at {place} the score is NaN or infinite.")
     if change <= 1e-6 * max(size, 1e-12):
         return float("nan")
-    values = _with_reference(method, other)(score, x).upsampled()
+    values = _explained(_with_reference(method, other), score, x).upsampled()
     if values.shape != x.shape:  # one value per pixel
         values = values.expand(x.shape)
     return float(abs(float(values.flatten()[place])) < 1e-6 * change)
@@ -203,9 +206,8 @@ class Dummy:
         noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
         width = inputs.shape[-1]
         wide = replace(score, model=Narrow(score.model, width).eval())
-        values = _with_wide_reference(method, self.columns)(
-            wide, torch.cat([inputs, noise], -1)
-        ).upsampled()
+        wider = _with_wide_reference(method, self.columns)
+        values = _explained(wider, wide, torch.cat([inputs, noise], -1)).upsampled()
         largest = values.abs().flatten(1).amax(1)
         dummies = values[..., width:].abs().flatten(1).amax(1) / largest
         what = "attribution of a dummy, as a share of the largest"
@@ -246,11 +248,11 @@ class Linearity:
         if max(self.classes) >= count:
             raise EvaluationError(f"classes {self.classes} need more than the model's {count}.")
         one, two = (
-            method(replace(score, target=c, unit="logit"), inputs).values.double()
+            _explained(method, replace(score, target=c, unit="logit"), inputs).values.double()
             for c in self.classes
         )
         both = Combined(score.model, score.output, count, self.classes, self.weights).to(inputs)
-        whole = method(Score(both.eval(), 0), inputs).values.double()
+        whole = _explained(method, Score(both.eval(), 0), inputs).values.double()
         expected = self.weights[0] * one + self.weights[1] * two
         return _check(self, method, score, _relative(whole, expected), "relative difference")
 
@@ -274,7 +276,8 @@ class Symmetry:
         """Return the largest difference of each input."""
         same = (inputs + inputs.flip(-1)) / 2
         mirrored = Mirrored(score.model, score.output).eval()
-        values = method(replace(score, model=mirrored, output=None), same).upsampled().double()
+        half = replace(score, model=mirrored, output=None)
+        values = _explained(method, half, same).upsampled().double()
         return _check(
             self, method, score, _relative(values.flip(-1), values), "relative difference"
         )
@@ -306,10 +309,10 @@ class ImplementationInvariance:
         Raises:
             EvaluationError: if a twin does not compute the same.
         """
-        found = method(score, inputs)
+        found = _explained(method, score, inputs)
         worst = torch.zeros(len(inputs), dtype=torch.float64)
         for twin in twins_of(score.model, inputs) if twins is None else twins:
-            other = method(replace(score, model=twin.eval()), inputs)
+            other = _explained(method, replace(score, model=twin.eval()), inputs)
             if not torch.allclose(other.score, found.score, rtol=1e-4, atol=1e-6):
                 apart = float((other.score - found.score).abs().max())
                 raise EvaluationError(f"a twin's scores differ by up to {apart:.3g}: it is none.")
@@ -337,9 +340,9 @@ class InputShift:
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Check:
         """Return the largest difference of each input."""
-        before = method(score, inputs).values.double()
+        before = _explained(method, score, inputs).values.double()
         shifted = replace(score, model=Shifted(score.model, self.amount).eval())
-        after = method(shifted, inputs + self.amount).values.double()
+        after = _explained(method, shifted, inputs + self.amount).values.double()
         return _check(self, method, score, _relative(after, before), "relative difference")
 
 
@@ -420,6 +423,21 @@ def _why_not(error: Exception) -> str:
     if line := line_of_users(error):
         return f"{type(error).__name__}: {error} ({line})"
     raise error
+
+
+def _explained(
+    method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
+) -> Attribution:
+    """Return maps, none of which holds NaN: such a trial would count as one that says nothing."""
+    found = method(score, inputs)
+    scores = {"score": found.score, "baseline score": found.baseline_score}
+    for what, values in {"map": found.values, **scores}.items():
+        if values is None:
+            continue
+        bad = (~values.reshape(len(values), -1).isfinite()).any(1).nonzero()
+        if len(bad):
+            raise EvaluationError(f"{what} {int(bad[0])} holds NaN or infinity.")
+    return found
 
 
 def _relative(

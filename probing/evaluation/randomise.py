@@ -160,7 +160,7 @@ def redraw(
     with torch.inference_mode(False), torch.no_grad():
         for block in blocks:
             _draw(model, old, block, seed)
-    same = [n for block in blocks for n in block.tensors if torch.equal(old[n], new[n])]
+    same = [n for block in blocks for n in block.tensors if _equal(old[n], new[n])]
     if same:
         raise UnchangedError(
             f"{len(same)} tensors are what they were, the first {same[0]!r}: a randomised network must keep nothing."
@@ -191,7 +191,7 @@ def _draw(clone: nn.Module, before: dict[str, Tensor], block: Block, seed: int) 
             after[name].copy_(tensor)
         buffers = dict(clone.named_buffers())
         for name in block.tensors:
-            if torch.equal(after[name], before[name]):
+            if _equal(after[name], before[name]):
                 _redraw(after[name], buffer=name in buffers)
 
 
@@ -200,6 +200,11 @@ def _initialise(module: nn.Module) -> None:
         if callable(reset := getattr(module, name, None)):
             reset()
             return
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same; a NaN is the same as another, or it would count as changed."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _redraw(tensor: Tensor, *, buffer: bool) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MEASURES = ("spearman", "spearman_abs", "ssim", "hog", "top_iou")
 PRIMARY = ("spearman", "spearman_abs")
 Features = dict[str, Tensor]
-Trace = Literal["none", "architecture", "training"]
+Trace = Literal["none", "architecture", "training", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,21 @@ class Randomisation(Result):
         """What signed and absolute rank correlation have left at the last step, where everything was drawn anew.
 
         `training` if above the strangers' band: something learned survived. `architecture` if not, but above the band
-        of shuffled maps: input and architecture alone make maps alike. `none` if inside or below both.
+        of shuffled maps: input and architecture alone make maps alike. `none` if inside or below both. `unknown` where
+        constant maps leave no similarity, or no band, to tell it by.
         """
         last = self.mean[-1]
         found: dict[str, Trace] = {}
         for measure in PRIMARY:
             if measure in self.measures:
                 value = float(last[self.measures.index(measure)])
-                learned, alike = (
-                    value > self.band(k, measure)[1] for k in ("strangers", "shuffled")
-                )
-                found[measure] = "training" if learned else "architecture" if alike else "none"
+                strangers, shuffled = (self.band(k, measure)[1] for k in ("strangers", "shuffled"))
+                if math.isnan(value + strangers + shuffled):
+                    found[measure] = "unknown"
+                elif value > strangers:
+                    found[measure] = "training"
+                else:
+                    found[measure] = "architecture" if value > shuffled else "none"
         return found
 
     def to_pandas(self) -> "pd.DataFrame":

@@ -109,7 +109,7 @@ def _observed(transform: Transform) -> Space:
         values = np.full((512, 512, 3), colour, np.uint8)
         output = transform(Image.fromarray(values))
         flat = output.ndim == 3 and output.shape[1] == output.shape[2]
-        if not flat or float((output - output[:, :1, :1]).abs().max()) > 1e-4:
+        if not (flat and float((output - output[:, :1, :1]).abs().max()) <= 1e-4):
             raise SpaceError(
                 f"the preprocessing turns a flat picture into {tuple(output.shape)}, not flat or not "
                 "square: pass space=Space(mean, std, …)."
