@@ -35,6 +35,7 @@ from probing.precision import Precision
 from probing.provenance import Provenance, describe
 from probing.shares import Share
 from probing.store import ActivationStore
+from probing.summary import calls
 
 _FLOAT32 = Precision()
 _CHECKED = 16
@@ -171,7 +172,7 @@ class Dissection:
         one = scenes.examples.load([0])
         ran = layers_run(model, one)
         lenses = []
-        for layer in expand(model, self.layers):
+        for layer in expand(model, self.layers, lambda: calls(model, one)):
             layout = Layout.of(
                 ran, layer, tuple(one.shape[2:]), self.grid, channels_last=self.channels_last
             )

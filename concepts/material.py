@@ -18,6 +18,7 @@ from probing.errors import ProbingError
 from probing.examples import Concatenation, ExampleSet, Subset, concat
 from probing.layers import expand
 from probing.models import LoadedModel
+from probing.summary import calls
 
 
 class AuditError(ProbingError, ValueError):
@@ -120,7 +121,9 @@ class Material:
         return cls(
             file=file,
             loaded=loaded,
-            layers=expand(loaded.model, model.layers),
+            layers=expand(
+                loaded.model, model.layers, lambda: calls(loaded.model, table.examples.load([0]))
+            ),
             targets=_targets(file, loaded),
             manifests=(data, *random),
             cluster_by=cluster_by,

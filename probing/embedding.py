@@ -19,6 +19,7 @@ from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.fingerprint import content_id
+from probing.layers import resolve, split_call
 from probing.provenance import Provenance, Result
 from probing.store import ActivationStore
 
@@ -316,6 +317,7 @@ class Atlas:
     def _rows(
         self, store: ActivationStore, model: nn.Module, examples: ExampleSet
     ) -> Float[Tensor, "n m"]:
+        resolve(model, split_call(self.layer)[0])  # a glob may name several
         if not self.position:
             rows = store.activations(model, [self.layer], examples, pool=self.pool)[self.layer]
             return rows.cpu().flatten(1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.errors import ProbingError
+from probing.hooks import watch
 from probing.layers import split_call
 from probing.precision import frozen_copy
 from probing.remembered import remembered
@@ -226,26 +227,19 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
 
 
 def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
-    """Run a private copy, whose modules are made to report, and list what they return."""
+    """Run a private copy, and list what its layers return."""
     ran: list[Ran] = []
     calls: Counter[str] = Counter()
     centres = _Centres()
 
-    def reporting(layer: str, forward: Callable[..., object]) -> Callable[..., object]:
-        def run(*args: object, **named: object) -> object:
-            out = forward(*args, **named)
-            if isinstance(out, Tensor):
-                ran.append(Ran(layer, calls[layer], tuple(out.shape), centres.of(out)))
-            calls[layer] += 1
-            return out
+    def ended(layer: str, out: object) -> None:
+        if isinstance(out, Tensor):
+            ran.append(Ran(layer, calls[layer], tuple(out.shape), centres.of(out)))
+        calls[layer] += 1
 
-        return run
-
-    for layer, module in copy.named_modules():
-        module.forward = reporting(layer, module.forward)  # the copy is ours: no hook is needed
     if inputs.ndim == 4:
         centres.put(inputs, Grid((0.0, 0.0), (1.0, 1.0)))
-    with torch.no_grad(), centres:
+    with torch.no_grad(), watch(copy, ended), centres:
         copy(inputs)
     return tuple(ran)
 

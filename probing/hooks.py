@@ -1,8 +1,9 @@
-"""All the hooks there are: `capture` records layers' outputs, `edit` replaces them."""
+"""All the hooks there are: `capture` records layers' outputs, `edit` replaces them, `watch` tells which run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -63,7 +64,7 @@ def capture(
         )
     taps = [_Tap.of(model, layer) for layer in dict.fromkeys(layers)]
     recorder = _Recorder(model, taps, graph, stop, reduce)
-    with ExitStack() as hooks:
+    with _UNFUSED, ExitStack() as hooks:
         recorder.attach(hooks)
         try:
             yield recorder.kept
@@ -86,12 +87,56 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         LayerCallError: if an edited layer never ran, or it or its edit returned no tensor.
     """
     editors = [_Editor(layer, resolve(model, layer), change) for layer, change in edits.items()]
-    with ExitStack() as hooks:
+    with _UNFUSED, ExitStack() as hooks:
         for editor in editors:
             editor.attach(hooks)
         yield
     if idle := [editor.layer for editor in editors if not editor.ran]:
-        raise LayerCallError(_never_ran(idle))
+        raise LayerCallError(_never_ran(model, idle))
+
+
+@contextmanager
+def watch(model: nn.Module, ended: Callable[[str, object], None]) -> Iterator[None]:
+    """Tell of each call of a layer, as it ends, the layer's path and what it returned, while the model runs inside.
+
+    These are the calls that `capture` and `edit` meet.
+    """
+
+    def telling(path: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: ended(path, output)
+
+    with _UNFUSED, ExitStack() as hooks:
+        for path, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(telling(path)).remove)
+        yield
+
+
+class _Unfused:
+    """Holds PyTorch's fused kernels for attention and encoder layers off while any block is inside, in any thread.
+
+    They compute `nn.TransformerEncoderLayer` without calling the layers inside it, and give zeros for padding. PyTorch
+    leaves them out by itself where a hook is set inside the layer; then what one layer returns would depend on which
+    others are read.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_UNFUSED = _Unfused()
 
 
 @dataclass
@@ -188,7 +233,7 @@ class _Recorder:
                 if tap.call is None and call:
                     raise LayerCallError(_ran_again(tap.address))
                 if tap.call is None or tap.call == call:
-                    result = self._keep(tap.address, output)
+                    result = self._keep(tap, output)
                     output = output if result is None else result
             if self.stop and len(self.kept) == len(self.taps) and self._may_stop():
                 raise _StopPass(self)
@@ -212,11 +257,12 @@ class _Recorder:
 
         return hook
 
-    def _keep(self, address: str, output: object) -> Tensor | None:
+    def _keep(self, tap: _Tap, output: object) -> Tensor | None:
+        address = tap.address
         if not isinstance(output, Tensor):
             raise LayerCallError(
                 f"layer {address!r} returns {_kind(output)}, expected one tensor; "
-                "read a layer inside it."
+                f"{_instead(tap.module)}."
             )
         if self.graph:
             if not (output.is_floating_point() or output.is_complex()):
@@ -235,9 +281,21 @@ class _Recorder:
 
     def check(self) -> None:
         """Raise unless every address was recorded in the last pass, and there was one."""
-        if missing := [tap.address for tap in self.taps if tap.address not in self.kept]:
-            reason = "" if self.passes else " No forward pass of this model ran inside the block."
-            raise LayerCallError(_never_ran(missing) + reason)
+        missing = [tap for tap in self.taps if tap.address not in self.kept]
+        if not missing:
+            return
+        names = [tap.address for tap in missing]
+        if not self.passes:
+            raise LayerCallError(
+                f"layers {names} did not run: no forward pass of this model ran inside the block."
+            )
+        for tap in missing:
+            if count := self.calls.get(tap.module, 0):
+                raise LayerCallError(
+                    f"layer {tap.address!r} did not run in the forward pass: "
+                    f"{split_call(tap.address)[0]!r} has {count} call{'s' * (count > 1)}, counted from 0."
+                )
+        raise LayerCallError(_never_ran(self.model, names))
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
@@ -268,8 +326,22 @@ def _ran_again(layer: str) -> str:
     )
 
 
-def _never_ran(layers: Sequence[str]) -> str:
+def _instead(module: nn.Module) -> str:
+    if isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children()):
+        return "read the layer that takes it, or wrap it in a module that returns one of them"
+    return "read a layer inside it"
+
+
+def _never_ran(model: nn.Module, layers: Sequence[str]) -> str:
+    for layer in layers:
+        above = resolve(model, split_call(layer)[0].rpartition(".")[0])
+        if isinstance(above, nn.MultiheadAttention):
+            return (
+                f"layer {layer!r} did not run in the forward pass: nn.MultiheadAttention never calls "
+                "it, but computes with its weights itself; read a layer around the attention."
+            )
     return (
-        f"layers {list(layers)} did not run in the forward pass: they may be unused, have fewer "
-        "calls than named, or the model was compiled before (pass the uncompiled model)."
+        f"layers {list(layers)} did not run in the forward pass: they may be unused, a function may "
+        "compute with their weights, their forward() may be called directly (call the layer itself, "
+        "which runs hooks), or the model was compiled before (pass the uncompiled model)."
     )

@@ -13,6 +13,7 @@ from probing.passes import Pool
 from probing.precision import Precision
 from probing.scores import Score, refuse_training
 from probing.shards import Space
+from probing.summary import calls
 
 
 class RequestError(ProbingError, ValueError):
@@ -131,7 +132,8 @@ class Job:
         _refuse_sharded(model)
         if not len(examples):
             raise RequestError("the example set is empty: there is nothing to read.")
-        names, weights = expand(model, layers), model_id(model)
+        names = expand(model, layers, lambda: calls(model, examples.load([0])))
+        weights = model_id(model)
 
         def spaces(quantity: str, how: Precision) -> dict[str, Space]:
             return {

@@ -1,4 +1,4 @@
-"""What a network is made of: a row per layer, from one pass over a private copy."""
+"""What a network is made of, and how often each layer runs, from one pass over a private copy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.precision import frozen_copy
+from probing.hooks import watch
+from probing.layers import Calls
+from probing.precision import device_of, frozen_copy
+from probing.remembered import remembered
 
 
 @dataclass(frozen=True)
@@ -43,33 +46,65 @@ def summarize(model: nn.Module, inputs: Tensor) -> list[LayerRow]:
     Raises:
         SummaryError: if the model fails on these inputs.
     """
-    clone = frozen_copy(model).eval()
     seen: dict[str, list[tuple[int, ...] | str]] = {}
-    for path, module in clone.named_modules():
-        # The copy's own attribute hides the class's method; a hook would have to be taken off again.
-        module.__dict__["forward"] = _recording(module.forward, seen.setdefault(path, []))
+
+    def ended(path: str, output: object) -> None:
+        of_tensor = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+        seen.setdefault(path, []).append(type(output).__name__ if of_tensor is None else of_tensor)
+
+    _pass(model, frozen_copy(model).eval(), inputs, ended)
+    return [_row(path, module, seen.get(path, [])) for path, module in model.named_modules()]
+
+
+def calls(model: nn.Module, one: Tensor) -> Calls:
+    """Return how often each layer returns a tensor with a row per example in a pass, in the order in which they end.
+
+    Worked out once per model and input shape, on tensors without values where the model allows it.
+
+    Args:
+        model: in evaluation mode.
+        one: an example, `[1, …]`.
+
+    Raises:
+        SummaryError: if the model fails on it.
+    """
+    key = ("calls", tuple(one.shape[1:]), one.dtype)
+    return remembered(model, key, lambda: _calls(model, one))
+
+
+def _calls(model: nn.Module, one: Tensor) -> Calls:
+    two = one[:1].expand(2, *one.shape[1:])  # a table that layers share has no row per example
     try:
-        with torch.no_grad():
+        return _counted(model, frozen_copy(model).to("meta"), torch.empty_like(two, device="meta"))
+    except Exception:  # whatever a model can't do without values it may do with them
+        return _counted(model, frozen_copy(model), two.to(device_of(model), copy=True))
+
+
+def _counted(model: nn.Module, clone: nn.Module, two: Tensor) -> Calls:
+    found: dict[str, int] = {}
+    other: set[str] = set()
+
+    def ended(path: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim and len(output) == len(two):
+            found[path] = found.pop(path, 0) + 1
+        else:
+            other.add(path)
+
+    _pass(model, clone, two, ended)
+    return {path: count for path, count in found.items() if path and path not in other}
+
+
+def _pass(
+    model: nn.Module, clone: nn.Module, inputs: Tensor, ended: Callable[[str, object], None]
+) -> None:
+    try:
+        with torch.no_grad(), watch(clone, ended):
             clone(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape, reason = tuple(inputs.shape), " ".join(str(error).split())
         raise SummaryError(
             f"{type(model).__name__} fails on an input of shape {shape}: {reason}"
         ) from error
-    return [_row(path, module, seen[path]) for path, module in model.named_modules()]
-
-
-def _recording(
-    forward: Callable[..., object], outputs: list[tuple[int, ...] | str]
-) -> Callable[..., object]:
-    def run(*args: object, **kwargs: object) -> object:
-        output = forward(*args, **kwargs)
-        outputs.append(
-            tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-        )
-        return output
-
-    return run
 
 
 def _row(path: str, module: nn.Module, outputs: list[tuple[int, ...] | str]) -> LayerRow:

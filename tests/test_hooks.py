@@ -10,9 +10,14 @@ import torch
 from nets import ConvNet, SharedReluNet, TupleNet, TwoHeadNet, images, seeded
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from probing.examples import TensorExamples
+from probing.fingerprint import ForeignHookError
 from probing.hooks import Edit, LayerCallError, capture, edit
 from probing.layers import LayerNotFoundError
+from probing.store import ActivationStore
+from probing.summary import calls, summarize
 
 
 def refused(message: str) -> AbstractContextManager[object]:
@@ -390,7 +395,7 @@ def test_a_call_beyond_the_last_is_an_error() -> None:
     net = seeded(SharedReluNet())
     for stop in (False, True):
         with (
-            refused(r"\['relu:2'\] did not run.*fewer calls"),
+            refused("'relu:2' did not run.*'relu' has 2 calls"),
             capture(net, ["relu:0", "relu:2"], stop=stop),
         ):
             net(torch.ones(2, 4))
@@ -490,7 +495,10 @@ def test_a_layer_that_ran_in_an_earlier_pass_of_the_block_only_is_an_error() -> 
 
 
 def test_a_block_without_a_pass_is_an_error() -> None:
-    with refused("No forward pass of this model ran"), capture(Unused(), ["used"]):
+    with (
+        refused(r"\['used'\] did not run: no forward pass of this model ran"),
+        capture(Unused(), ["used"]),
+    ):
         pass
 
 
@@ -828,3 +836,138 @@ def test_the_model_that_was_compiled_is_still_read() -> None:
     with capture(net, ["features.0"]) as kept:
         net(images())
     torch.testing.assert_close(kept["features.0"], net.features[0](images()).detach())
+
+
+class Encoded(nn.Module):
+    """A transformer's encoder, which PyTorch computes by one kernel where it can."""
+
+    def __init__(self, *, batch_first: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = (x == 0).all(2)
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+def padded() -> Tensor:
+    """Return texts of five positions, of which the last two are padding."""
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 3:] = 0
+    return x
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_a_layer_returns_does_not_depend_on_which_others_are_read() -> None:
+    net, x = seeded(Encoded()), padded()
+    with torch.no_grad():
+        with capture(net, ["head"]) as alone:  # without a hook inside the encoder
+            net(x)
+        with capture(net, ["head", "encoder.layers.0.linear1", "encoder"]) as together:
+            net(x)
+        with edit(net, {"head": lambda layer, before, after: after}):
+            edited = net(x)
+        fused = net(x)
+    assert bool((fused - together["head"]).abs().max() > 1e-3)  # else nothing is tested here
+    torch.testing.assert_close(alone["head"], together["head"])
+    torch.testing.assert_close(edited, together["head"])
+    with capture(net, ["head"], graph=True) as slopes:  # as where gradients are asked for
+        net(x)
+    torch.testing.assert_close(slopes["head"].detach(), alone["head"])
+
+
+def test_all_layers_of_an_encoder_are_found_by_a_glob_and_read() -> None:
+    net, x = seeded(Encoded()), padded()
+    inside = ("linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2")
+    wanted = {f"encoder.layers.{i}.{name}" for i in range(2) for name in inside}
+    found = set(calls(net, x[:1]))
+    assert wanted | {"encoder", "encoder.layers.0", "encoder.layers.1", "head"} == found
+    runs = {row.path: row.calls for row in summarize(net, x)}
+    assert all(runs[path] == 1 for path in found)
+    assert set(ActivationStore().activations(net, ["*"], TensorExamples(x))) == found
+
+
+def test_the_fused_kernels_are_as_before_after_nested_blocks_and_errors() -> None:
+    net = seeded(Encoded())
+    for before in (True, False):
+        torch.backends.mha.set_fastpath_enabled(before)
+        try:
+            with capture(net, ["head"]):
+                with edit(net, {"head": lambda layer, at, after: after}):
+                    assert not torch.backends.mha.get_fastpath_enabled()
+                    net(padded())
+                assert not torch.backends.mha.get_fastpath_enabled()
+            assert torch.backends.mha.get_fastpath_enabled() == before
+            with pytest.raises(ZeroDivisionError), capture(net, ["head"]):
+                1 / 0  # noqa: B018
+            assert torch.backends.mha.get_fastpath_enabled() == before
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+
+
+class Direct(nn.Module):
+    """Calls one layer's forward() itself, computes with another's weights by a function, and calls the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct, self.function, self.head = (nn.Linear(8, 8) for _ in range(3))
+        self.recurrent = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.linear(self.direct.forward(x), self.function.weight)
+        return self.head(self.recurrent(x)[0].mean(1))
+
+
+class Checkpointed(nn.Module):
+    """Computes a block's outputs again in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.block = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.block, self.first(x), use_reentrant=self.reentrant).mean(1)
+
+
+def test_what_hooks_miss_is_named_with_its_reason_and_left_out_of_globs() -> None:
+    net, x = seeded(Encoded()), padded()
+    attention = "encoder.layers.0.self_attn"
+    with refused("out_proj' did not run.*MultiheadAttention never calls it, but computes with its"):
+        read(net, f"{attention}.out_proj", x)
+    with refused("self_attn' returns a tuple of 2, expected one tensor; read the layer that takes"):
+        read(net, attention, x)
+    assert not {attention, f"{attention}.out_proj"} & set(calls(net, x[:1]))
+    net = seeded(Direct())
+    for layer in ("direct", "function"):
+        with refused("did not run.*function may compute with their weights.*forward"):
+            read(net, layer, x)
+    with refused("'recurrent' returns a tuple of 2.*wrap it in a module that returns one of them"):
+        read(net, "recurrent", x)
+    assert list(calls(net, x[:1])) == ["head"]
+    assert {row.path: row.calls for row in summarize(net, x)}["direct"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_layer_is_read_as_any_other(*, reentrant: bool) -> None:
+    net, x = seeded(Checkpointed(reentrant=reentrant)), padded()
+    assert list(calls(net, x[:1])) == ["first", "block.0", "block.1", "block"]
+    expected = net.block[0](net.first(x))
+    torch.testing.assert_close(read(net, "block.0", x), expected.detach())
+
+
+@pytest.mark.parametrize("layer", ["*", "0"])
+def test_a_script_or_a_compiled_module_is_refused_by_name(layer: str) -> None:
+    with pytest.warns((DeprecationWarning, FutureWarning), match=r"torch\.jit"):
+        script = torch.jit.script(nn.Sequential(nn.Linear(8, 8)))
+    for part, reason in ((script, "TorchScript"), (torch.compile(nn.Linear(8, 8)), "compiled")):
+        net = nn.Sequential(part, nn.Flatten()).eval()
+        with pytest.raises(ForeignHookError, match=reason):
+            ActivationStore().activations(net, [layer], TensorExamples(padded()))
+
+
+def read(net: nn.Module, layer: str, x: Tensor) -> Tensor:
+    return ActivationStore().activations(net, [layer], TensorExamples(x))[layer]

@@ -370,8 +370,11 @@ def test_globs_leave_out_what_returns_no_features_and_paths_are_told() -> None:
         replace(QUICK, layers=("relu",))(store(), net, examples, labels)
     with pytest.raises(LayerNotFoundError, match="has no layer 'secnd'"):
         replace(QUICK, layers=("secnd",))(store(), net, examples, labels)
-    with pytest.raises(ProbeLayerError, match="no layer among 're\\*' runs once"):
+    with pytest.raises(LayerNotFoundError, match=r"'re\*' matches, none runs once"):
         replace(QUICK, layers="re*")(store(), net, examples, labels)
+    twice = nn.ReLU()
+    with pytest.raises(ProbeLayerError, match="no layer of Sequential without layers inside runs"):
+        QUICK(store(), nn.Sequential(nn.Sequential(twice, twice)), examples, labels)
     pair = nets.seeded(nets.TupleNet())
     with pytest.raises(ProbeLayerError, match="'split' returns tuple, and a probe needs a tensor"):
         replace(QUICK, layers=("split",))(store(), pair, examples, labels)

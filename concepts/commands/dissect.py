@@ -40,7 +40,7 @@ SYNTHETIC = "synthetic"
 def dissect(
     model: ModelArgument,
     *,
-    layer: Annotated[list[str], typer.Option(help="Path or glob; again for more.")],
+    layer: Annotated[list[str], typer.Option(help="Path or glob, as 'layer?'; again for more.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and pages are written.")],
     data: Annotated[
         str,

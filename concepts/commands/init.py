@@ -43,7 +43,7 @@ def init(
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Path or glob; again for more. By default the ends of the model's stages."
+            help="Path or glob, as 'layer?'; again for more. By default the ends of the model's stages."
         ),
     ] = None,
     random: Annotated[

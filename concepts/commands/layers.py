@@ -39,12 +39,12 @@ def layers(
 ) -> None:
     """List a model's layers with the shape each returns for one example, and their sizes."""
     from probing import models
-    from probing.layers import expand
+    from probing.layers import matching
     from probing.summary import summarize
 
     fetched = model.partition(":")[0] in {"timm", "torchvision"}  # shapes need no trained weights
     loaded = models.load(model, weights=weights or ("random" if fetched else None), keys=keys)
-    wanted = set(expand(loaded.model, patterns)) if patterns else None
+    wanted = set(matching(loaded.model, patterns)) if patterns else None
     table = new_table("layer", "type", "output", "runs", "parameters", "weights")
     for row in summarize(loaded.model, _blank_input(loaded, shape)):
         if wanted is None or row.path in wanted:

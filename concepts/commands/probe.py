@@ -46,7 +46,7 @@ def probe(
     ],
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Path or glob; again for more. All without layers inside by default."),
+        typer.Option(help="Path or glob, as 'layer?'; again for more. All without layers inside by default."),
     ] = None,
     reduce: Annotated[
         Literal["mean", "grid2", "grid4", "subset", "projection", "none"],
@@ -88,7 +88,7 @@ def probe(
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels, groups = _labels(images, places), _groups(places) if group_folders else None
     method = LayerProbes(
-        tuple(layer) if layer else "*",
+        tuple(layer) if layer else None,
         SoftmaxProbe() if kind == "softmax" else RidgeProbe(),
         _reduction(reduce),
         untrained=untrained,

@@ -35,7 +35,7 @@ EXAMPLE = (
 def tcav(
     model: ModelArgument,
     *,
-    layer: Annotated[list[str], typer.Option(help="Path or glob; again for more.")],
+    layer: Annotated[list[str], typer.Option(help="Path or glob, as 'layer?'; again for more.")],
     concept: Annotated[
         list[str],
         typer.Option(metavar="NAME=DIR", help="A concept's name and pictures; again for more."),

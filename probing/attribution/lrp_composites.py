@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, Protocol, runtime_checkable
 
 from probing.attribution.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
+from probing.layers import matches
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PerLayer:
     @staticmethod
     def fits(key: str, layer: LrpLayer) -> bool:
         """Whether a key of `rules` names a layer."""
-        return key == layer.type or fnmatchcase(layer.path, key) or (key == "first" and layer.first)
+        return key == layer.type or matches(layer.path, key) or (key == "first" and layer.first)
 
 
 def _first(layer: LrpLayer, rule: Rule) -> Rule | None:

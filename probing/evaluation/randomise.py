@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from probing.errors import ProbingError
 from probing.evaluation.base import EvaluationError
 from probing.fingerprint import bytes_id
 from probing.geometry import layers_run
+from probing.layers import matches
 from probing.precision import device_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -64,7 +64,7 @@ def plan_of(model: nn.Module, inputs: Float[Tensor, "n *shape"], keep: Sequence[
     owned: dict[str, list[str]] = {}
     left: list[str] = []
     for name, tensor, learned in _tensors(model):
-        if learned and not any(fnmatch(name, pattern) for pattern in keep) and tensor.numel():
+        if learned and not any(matches(name, pattern) for pattern in keep) and tensor.numel():
             owned.setdefault(name.rpartition(".")[0], []).append(name)
         else:
             left.append(name)

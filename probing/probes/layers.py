@@ -37,8 +37,7 @@ class LayerProbes:
     Titov 2020), and a paired test of each layer against the one before it.
 
     Attributes:
-        layers: dotted paths or globs; a glob names the modules without modules inside that run once and return
-            features.
+        layers: dotted paths or globs, as `probing.layers` says; None: all that can be read and have no layers inside.
         probe: what is fitted.
         reduction: from a layer's output to features.
         oversized: what stands in for it where it leaves more than `max_features`; None: such a layer is refused.
@@ -56,7 +55,7 @@ class LayerProbes:
         >>> result.to_pandas()
     """
 
-    layers: str | tuple[str, ...] = "*"
+    layers: str | tuple[str, ...] | None = None
     probe: Probe = field(default_factory=SoftmaxProbe)
     reduction: Reduction = field(default_factory=GlobalAverage)
     oversized: Reduction | None = None
@@ -127,8 +126,8 @@ class LayerProbes:
         return tuple(r for m in models for r in self._reader.requests(m, shapes, examples))
 
     @property
-    def _patterns(self) -> tuple[str, ...]:
-        return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+    def _patterns(self) -> tuple[str, ...] | None:
+        return (self.layers,) if isinstance(self.layers, str) else self.layers
 
     @property
     def _reader(self) -> Reader:

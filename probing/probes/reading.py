@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from probing.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.jobs import Request
-from probing.layers import expand, split_call
+from probing.layers import expand, resolve, split_call
 from probing.precision import device_of
 from probing.probes.reduction import Reduction, refuse_size
 from probing.probes.table import MemoryTable, StreamedTable, Table
 from probing.store import ActivationStore
-from probing.summary import summarize
+from probing.summary import calls, summarize
 
 INPUT = "(input)"
 """What stands for the examples themselves among the layers."""
@@ -57,40 +57,31 @@ class Reader:
     memory_bytes: int
 
     def layers(
-        self, model: nn.Module, patterns: Sequence[str], examples: ExampleSet, *, inputs: bool
+        self,
+        model: nn.Module,
+        patterns: Sequence[str] | None,
+        examples: ExampleSet,
+        *,
+        inputs: bool,
     ) -> tuple[LayerShape, ...]:
-        """Return the layers that paths and globs name.
-
-        Globs stand for those modules without modules inside that run once and return a tensor with features.
+        """Return the layers that paths and globs name; for None all that can be read and have no layers inside.
 
         Raises:
-            LayerNotFoundError: if a path or glob matches nothing.
-            ProbeLayerError: if what it matches returns no features.
+            LayerNotFoundError: if a path or glob matches nothing that can be read.
+            ProbeLayerError: if what it names returns no features.
             FeatureSizeError: for a layer with too many features.
         """
         first = examples.load([0])
         rows = {row.path: row for row in summarize(model, first.to(device_of(model)))}
         shapes = {INPUT: tuple(first.shape[1:])} if inputs and first.is_floating_point() else {}
-        for pattern in patterns:
-            globbed = any(c in pattern for c in "*?[")
-            found = 0
-            for path in expand(model, [pattern]):
-                row = rows[split_call(path)[0]]
-                leaf = not any(True for _ in model.get_submodule(row.path).children())
-                if not globbed or (leaf and row.calls == 1 and _has_features(row.output)):
-                    found += 1
-                    if not _has_features(row.output):
-                        raise ProbeLayerError(
-                            f"layer {path!r} returns {row.output or 'no features'}, and a probe needs a tensor with "
-                            "features: choose a layer around it, or after it."
-                        )
-                    assert not isinstance(row.output, str)
-                    shapes[path] = row.output
-            if not found:
+        for path in _paths(model, patterns, first):
+            output = rows[split_call(path)[0]].output
+            if not (isinstance(output, tuple) and output):
                 raise ProbeLayerError(
-                    f"no layer among {pattern!r} runs once and returns features: name layers one by one; "
-                    "'probing layers' lists them."
+                    f"layer {path!r} returns {output or 'no features'}, and a probe needs a tensor with features: choose "
+                    "a layer around it, or after it."
                 )
+            shapes[path] = output
         return tuple(self._shaped(path, shape, len(examples)) for path, shape in shapes.items())
 
     def tables(
@@ -160,8 +151,19 @@ class Reader:
         return {layer.path: MemoryTable(kept[layer.path]) for layer in layers}
 
 
-def _has_features(output: tuple[int, ...] | str) -> bool:
-    return isinstance(output, tuple) and len(output) > 0
+def _paths(
+    model: nn.Module, patterns: Sequence[str] | None, first: Float[Tensor, "1 *shape"]
+) -> list[str]:
+    paths = expand(model, ["*"] if patterns is None else patterns, lambda: calls(model, first))
+    if patterns is not None:
+        return list(paths)
+    leaves = [p for p in paths if not any(True for _ in resolve(model, p).children())]
+    if not leaves:
+        raise ProbeLayerError(
+            f"no layer of {type(model).__name__} without layers inside runs once and returns a tensor: name layers one "
+            "by one; 'probing layers' lists them."
+        )
+    return leaves
 
 
 def _batches(
