@@ -285,7 +285,7 @@ def test_tcav_takes_sets_that_overlap_only_when_told(
     shared = next((tmp_path / "reds").iterdir())
     (tmp_path / "pool" / "shared.png").write_bytes(shared.read_bytes())
     assert cli.main(tcav_arguments) == 2
-    assert "give --allow-overlap if it is meant" in one_line(capsys)
+    assert "or allow it, if it is meant, by --allow-overlap." in one_line(capsys)
     assert cli.main([*tcav_arguments, "--allow-overlap"]) == 0
 
 

@@ -211,7 +211,8 @@ def test_a_stopped_command_says_one_line_and_leaves_what_it_saved_and_nothing_ha
 ) -> None:
     from PIL import Image
 
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    # Of two colours: LIME refuses a picture in which hiding changes nothing.
+    Image.linear_gradient("L").resize((8, 8)).convert("RGB").save(tmp_path / "a.png")
     given = ["attribute", "nets_of_verify:slow", str(tmp_path / "a.png"), "--out"]
     methods = ["--method", "saliency", "--method", "lime"]
     process = started([*given, str(tmp_path / "out"), *methods], tmp_path)
