@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,9 @@ class Engine:
     batch_size: int | Literal["auto"]
     show_progress: bool | None
     stats: StoreStats = field(default_factory=StoreStats)
-    _runners: dict[tuple[object, ...], tuple[nn.Module, Runner]] = field(default_factory=dict)
+    _runners: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Runner]] = field(
+        default_factory=WeakKeyDictionary
+    )
     _input_ids: dict[str, str] = field(default_factory=dict)
     _shapes: dict[Space, tuple[int, ...]] = field(default_factory=dict)
     _trusted: set[Space] = field(default_factory=set)
@@ -137,20 +140,27 @@ class Engine:
                 found[space] = rest
         return found
 
-    def runner(self, job: Job, precision: Precision) -> Runner:
-        """Return the prepared model for a job, made once."""
+    def runner(self, job: Job, precision: Precision, inputs: Tensor) -> Runner:
+        """Return the prepared model for a job, made once, of a batch's first examples, and kept while the model lives."""
         device = self.device or device_of(job.model)
         # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
-        key = (id(job.model), job.weights, job.layers, precision, device)
-        if key not in self._runners:
-            while len(self._runners) >= _RUNNERS:
-                self._runners.pop(next(iter(self._runners)))
-            made = Runner.of(job.model, job.layers, precision, device)
-            self._runners[key] = (
-                job.model,
-                made,
-            )  # with the model, so that its id is not given to another
-        return self._runners[key][1]
+        own = self._runners.get(job.model, {})
+        key = (job.weights, job.layers, precision, device)
+        if key not in own:
+            made = Runner.of(job.model, job.layers, precision, device, inputs)
+            self.stats.prepared.add(made.prepared.how)
+            self._forget_runners()
+            own = self._runners.setdefault(job.model, {})
+            own[key] = made
+        return own[key]
+
+    def _forget_runners(self) -> None:
+        """Make room for one more, at the cost of the oldest."""
+        while sum(map(len, self._runners.values())) >= _RUNNERS:
+            model, oldest = next(iter(self._runners.items()))
+            del oldest[next(iter(oldest))]
+            if not oldest:
+                del self._runners[model]
 
     @contextmanager
     def _claim(self, job: Job, chunk: list[str], *, wait: bool) -> Iterator[bool]:
@@ -230,7 +240,7 @@ class Engine:
         ]
         found: dict[Space, Tensor] = {}
         if scores:
-            runner = self.runner(job, self.precision.gradients)
+            runner = self.runner(job, self.precision.gradients, inputs)
             outputs, *gradients = runner.run(
                 inputs, layers, job.pool, [job.scores[i] for i in scores]
             )
@@ -244,7 +254,7 @@ class Engine:
             for n in layers
             if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found
         ]:
-            [outputs] = self.runner(job, self.precision).run(inputs, rest, job.pool)
+            [outputs] = self.runner(job, self.precision, inputs).run(inputs, rest, job.pool)
             found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         return {space: rows for space, rows in found.items() if space in lacking}
 

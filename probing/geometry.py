@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from probing.errors import ProbingError
 from probing.hooks import watch
 from probing.layers import split_call
-from probing.precision import frozen_copy
+from probing.precision import Precision, frozen_copy
 from probing.remembered import remembered
 
 
@@ -223,7 +223,8 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
     except Exception:  # whatever a model can't do without values it may do with them
         pass
     with naming_inputs(model, inputs):
-        return _observed(frozen_copy(model), one.detach().clone())
+        ready = Precision("reference").prepare(model, (), one.device, one)
+        return _observed(ready.model, ready.inputs(one.detach()))
 
 
 def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:

@@ -1,4 +1,4 @@
-"""All the hooks there are: `capture` records layers' outputs, `edit` replaces them, `watch` tells which run."""
+"""All the hooks there are: `capture` records layers' outputs, `edit` replaces them, others tell which run and what with."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -137,6 +137,45 @@ class _Unfused:
 
 
 _UNFUSED = _Unfused()
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module in a pass: its path and class, what it was given by position, and what it returned."""
+
+    path: str
+    kind: str
+    inputs: object
+    output: object
+
+
+@contextmanager
+def record_calls(model: nn.Module) -> Iterator[list[ModuleCall]]:
+    """Record every call of every module while the model runs inside the block, in the order in which calls end."""
+    calls: list[ModuleCall] = []
+    begun: list[object] = []
+
+    def hook(path: str, module: nn.Module) -> Callable[[nn.Module, object, object], None]:
+        def record(_: nn.Module, args: object, output: object) -> None:
+            calls.append(ModuleCall(path, type(module).__name__, begun.pop(), _copied(output)))
+
+        return record
+
+    with _UNFUSED, ExitStack() as hooks:
+        for path, module in model.named_modules():
+            begin = module.register_forward_pre_hook(lambda _, args: begun.append(_copied(args)))
+            hooks.callback(begin.remove)
+            hooks.callback(module.register_forward_hook(hook(path, module)).remove)
+        yield calls
+
+
+def _copied(value: object) -> object:
+    """Return copies of the tensors in a value: a later operation may work in place."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What is asked of the activation store, what it answers, and what that cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ class StoreStats:
         canary_rows: passed again to check stored rows.
         estimate_rows: passed forward for an estimate.
         dropped_shards: shards found damaged, and their rows computed again.
+        prepared: how the copies of models that computed rows ran, such as `channels_last, 20 BatchNorm folded`.
     """
 
     forward_rows: int = 0
@@ -43,6 +44,7 @@ class StoreStats:
     canary_rows: int = 0
     estimate_rows: int = 0
     dropped_shards: int = 0
+    prepared: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

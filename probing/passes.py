@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from probing.errors import ProbingError
 from probing.gradients import score_gradients
 from probing.hooks import capture
-from probing.precision import Precision
+from probing.model_check import refuse_inconsistent
+from probing.precision import Precision, Prepared
 from probing.scores import Score
 
 Pool = Literal["none", "mean", "mean_last"]
@@ -32,26 +33,26 @@ class PoolError(ProbingError, ValueError):
 
 @dataclass
 class Runner:
-    """A prepared copy of a model that reads layers batch by batch.
+    """A prepared copy of a model that reads layers batch by batch."""
 
-    Attributes:
-        model: the copy.
-        precision: how it computes.
-        device: where it runs.
-        unproved: the model that it was made of, until the two were compared on the first input.
-    """
-
-    model: nn.Module
-    precision: Precision
-    device: torch.device
-    unproved: nn.Module | None
+    prepared: Prepared
 
     @classmethod
     def of(
-        cls, model: nn.Module, layers: Sequence[str], precision: Precision, device: torch.device
+        cls,
+        model: nn.Module,
+        layers: Sequence[str],
+        precision: Precision,
+        device: torch.device,
+        example: Tensor,
     ) -> "Runner":
-        """Prepare a model for reading some of its layers."""
-        return cls(precision.prepare(model, layers, device), precision, device, model)
+        """Prepare a model for reading some of its layers; at most two examples `[n, …]` are passed for it.
+
+        Raises:
+            InconsistentModelError: if what the model returns for an example hangs on anything else.
+        """
+        refuse_inconsistent(model, example, device)
+        return cls(precision.prepare(model, layers, device, example))
 
     def run(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score] = ()
@@ -71,9 +72,6 @@ class Runner:
             LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
             NonFiniteError: if an output or gradient holds NaN or infinity.
         """
-        if self.unproved is not None and len(inputs):
-            self.model = self.precision.proved(self.model, self.unproved, inputs[:1], self.device)
-            self.unproved = None
         with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
             return self._run(inputs, layers, pool, scores)
 
@@ -96,18 +94,18 @@ class Runner:
 
         with (
             torch.no_grad(),
-            self.precision.arithmetic(self.device),
-            capture(self.model, layers, stop=True, reduce=reduce) as kept,
+            self.prepared.arithmetic(),
+            capture(self.prepared.model, layers, stop=True, reduce=reduce) as kept,
         ):
-            self.model(self.precision.inputs(inputs, self.device))
+            self.prepared.model(self.prepared.inputs(inputs))
         return {layer: _checked(layer, "output", kept[layer]) for layer in layers}
 
     def _gradients(
         self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
     ) -> list[dict[str, Tensor]]:
-        with torch.enable_grad(), self.precision.arithmetic(self.device):
-            with capture(self.model, layers, graph=True) as kept:
-                output = self.model(self.precision.inputs(inputs, self.device))
+        with torch.enable_grad(), self.prepared.arithmetic():
+            with capture(self.prepared.model, layers, graph=True) as kept:
+                output = self.prepared.model(self.prepared.inputs(inputs))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
         outputs = {n: pooled(kept[n].detach(), pool).contiguous() for n in layers}
         found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]

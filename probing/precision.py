@@ -4,7 +4,7 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -48,72 +48,139 @@ class Precision:
         """Return the context that forward and backward passes run in."""
         if self.kind == "fast":
             return torch.autocast(device.type, torch.bfloat16)
-        return _ieee_float32() if self._relaid and device.type == "cuda" else nullcontext()
+        exact = self.kind == "float32" and device.type == "cuda"
+        return _ieee_float32() if exact else nullcontext()
 
-    def inputs(self, batch: Tensor, device: torch.device) -> Tensor:
-        """Return a copy of a batch as the prepared model takes it: it may be overwritten."""
-        wide = self.kind == "float64" and batch.is_floating_point()
-        layout = torch.channels_last if self._relaid and batch.ndim == 4 else torch.preserve_format
-        dtype = torch.float64 if wide else batch.dtype
-        return batch.to(device, dtype, copy=True, memory_format=layout)
-
-    def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device) -> nn.Module:
+    def prepare(
+        self, model: nn.Module, layers: Collection[str], device: torch.device, example: Tensor
+    ) -> "Prepared":
         """Return a frozen copy of the model, ready to run, that shares weights it need not change.
+
+        The layout channels_last and folded BatchNorm are used only where two rows of a real example show that the
+        copy runs and gives the model's own output; else folding alone, else the model as given. Time is not
+        measured: which copy serves, and so the last digits of a result, would change from run to run.
 
         Args:
             model: in evaluation mode.
             layers: paths whose outputs will be read, so that what they return stays what it is.
             device: where it will run.
+            example: one input or more, `[n, …]`; the first is passed.
+
+        Raises:
+            Exception: the model's own, if it does not take the example.
         """
         with torch.inference_mode(False):  # folded weights take part in gradients later
-            clone = frozen_copy(model).to(device)
-            if self.kind == "float64":
-                clone = clone.double()
-            if self._relaid:
-                fold_batchnorm(clone, {split_call(layer)[0] for layer in layers})
-                _lay_channels_last(clone)
-        return clone
+            given = self._as_given(model, device, example)
+            if self.kind not in {"float32", "fast"}:
+                return given
+            candidates = list(_candidates(given, layers, example))
+            if not candidates:
+                return given
+            rows, expected = given.reference(example)
+            for candidate in candidates:
+                try:
+                    if agree(candidate.output(rows), expected):
+                        return candidate
+                except (
+                    Exception
+                ):  # what the model itself runs its copy may not, as `view` in another layout
+                    continue
+            return given
 
-    def proved(
-        self, copy: nn.Module, model: nn.Module, example: Tensor, device: torch.device
-    ) -> nn.Module:
-        """Return a prepared copy if it gives the model's own output for a real example, else one with nothing folded.
+    def _as_given(self, model: nn.Module, device: torch.device, example: Tensor) -> "Prepared":
+        copy = frozen_copy(model).to(device)
+        if self.kind == "float64":
+            return Prepared(copy.double(), self, device, torch.float64)
+        given = Prepared(copy, self, device)
+        weights = (t.dtype for t in (*copy.parameters(), *copy.buffers()) if t.is_floating_point())
+        own = next(weights, example.dtype)
+        if not example.is_floating_point() or own == example.dtype:
+            return given
+        try:
+            given.output(example[:1])
+        except RuntimeError:  # most layers take numbers of their weights' format only
+            return replace(given, dtype=own, cast=str(own).removeprefix("torch."))
+        return given
 
-        Tracing, which finds what can be folded, may take another path than real data, in models that ask
-        `isinstance(x, Tensor)`. Copies in which nothing was folded run no pass here.
 
-        Args:
-            copy: as `prepare` made it.
-            model: that it was made of.
-            example: one input, `[1, …]`.
-            device: where the copy runs.
-        """
-        if _count_norms(copy) == _count_norms(model):
-            return copy
-        with torch.inference_mode(False):
-            plain = frozen_copy(model).to(device)
-            try:
-                outputs = [self._output(net, example, device) for net in (copy, plain)]
-            except Exception:  # the pass that the caller is about to make says what is wrong
-                return copy
-            if agree(*outputs):
-                return copy
-            _lay_channels_last(plain)
-            return plain
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A frozen copy of a model, and how batches enter it.
 
-    def _output(self, net: nn.Module, example: Tensor, device: torch.device) -> object:
-        """Return a network's output; what it draws from random generators is not missed afterwards."""
-        devices = [device] if device.type == "cuda" else []
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices),
-            self.gradients.arithmetic(device),  # bfloat16 would hide what is compared
-        ):
-            return net(self.inputs(example, device))
+    Attributes:
+        model: the copy.
+        precision: how it computes.
+        device: where it runs.
+        dtype: number format that floating-point batches are brought to; None for their own.
+        channels_last: whether images are laid out so.
+        folded: how many BatchNorm layers went into convolutions.
+        cast: the format that examples were brought to since the model takes no other; empty if they were not.
+    """
+
+    model: nn.Module
+    precision: Precision
+    device: torch.device
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
+    folded: int = 0
+    cast: str = ""
 
     @property
-    def _relaid(self) -> bool:
-        return self.kind in {"float32", "fast"}
+    def how(self) -> str:
+        """What was done to the model and to what it is given, in words."""
+        layout = ["channels_last"] if self.channels_last else []
+        folded = [f"{self.folded} BatchNorm folded"] if self.folded else []
+        cast = [f"examples cast to {self.cast}"] if self.cast else []
+        return ", ".join(layout + folded + cast) or "as given"
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context that forward and backward passes run in."""
+        return self.precision.arithmetic(self.device)
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """Return a copy of a batch as the model takes it: it may be overwritten."""
+        image = self.channels_last and batch.ndim == 4
+        layout = torch.channels_last if image else torch.contiguous_format
+        dtype = self.dtype if batch.is_floating_point() and self.dtype else batch.dtype
+        return batch.to(self.device, dtype, copy=True, memory_format=layout)
+
+    def output(self, batch: Tensor) -> object:
+        """Return the model's output, without gradients; what it draws from random generators is not missed afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+            self.precision.gradients.arithmetic(
+                self.device
+            ),  # bfloat16 would hide what is compared
+        ):
+            return self.model(self.inputs(batch))
+
+    def reference(self, example: Tensor) -> tuple[Tensor, object]:
+        """Return two rows of an example and the output for them; one row for a model that takes no more.
+
+        One row alone is laid out like another where its batch axis is merged with the next.
+        """
+        pair = torch.cat([example[:1]] * 2)
+        try:
+            return pair, self.output(pair)
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            return example[:1], self.output(example[:1])
+
+
+def _candidates(given: Prepared, layers: Collection[str], example: Tensor) -> Iterator[Prepared]:
+    """Yield quicker copies that may do, the quickest first."""
+    keep = {split_call(layer)[0] for layer in layers}
+    folded = frozen_copy(given.model)
+    count = fold_batchnorm(folded, keep)
+    tensors = (*given.model.parameters(), *given.model.buffers())
+    if example.ndim == 4 or any(tensor.ndim == 4 for tensor in tensors):
+        laid = frozen_copy(folded)
+        _lay_channels_last(laid)
+        yield replace(given, model=laid, channels_last=True, folded=count)
+    if count:
+        yield replace(given, model=folded, folded=count)
 
 
 @contextmanager
@@ -134,12 +201,13 @@ def _ieee_float32() -> Iterator[None]:
 
 
 def agree(a: object, b: object) -> bool:
-    """Whether two outputs of a model are the same up to rounding."""
+    """Whether two outputs of a model are the same up to rounding; NaN agrees with NaN, and infinity with itself."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or not b.is_floating_point() or not b.numel():
             return torch.equal(a, b)
         scale = max(1e-4, 8 * torch.finfo(b.dtype).eps)
-        return float((a - b).abs().max()) <= scale * (float(b.abs().max()) + 1e-12)
+        largest = float(b.abs().nan_to_num(0, 0, 0).max())
+        return torch.allclose(a, b, rtol=0, atol=scale * (largest + 1e-12), equal_nan=True)
     if isinstance(a, Sequence) and isinstance(b, Sequence) and len(a) == len(b):
         return all(agree(x, y) for x, y in zip(a, b, strict=True))
     return isinstance(a, dict) and isinstance(b, dict) and agree([*a.values()], [*b.values()])
@@ -152,13 +220,37 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that shares its weights, which get no gradients there."""
-    memo: dict[int, object] = {id(b): b.detach() for b in model.buffers()}
-    for module in model.modules():
-        # Tensors kept as plain attributes may have a graph, which can't be copied.
-        memo |= {id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor)}
-    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, memo)
+    """Return a copy of a model that shares its weights, which get no gradients there.
+
+    It keeps activations instead of computing them again: checkpointed parts hide their layers from readers. Tensors
+    made in inference mode, which can enter no gradient, are copied.
+    """
+    with torch.inference_mode(False):
+        memo: dict[int, object] = {id(b): _usable(b) for b in model.buffers()}
+        for module in model.modules():
+            # Tensors kept as plain attributes may have a graph, which can't be copied.
+            memo |= {id(v): _usable(v) for v in vars(module).values() if isinstance(v, Tensor)}
+        memo |= {id(p): nn.Parameter(_usable(p), requires_grad=False) for p in model.parameters()}
+        clone = copy.deepcopy(model, memo)
+    for module in clone.modules():
+        for switch in _CHECKPOINTING:
+            if getattr(module, switch, None) is True:
+                setattr(module, switch, False)
+    return clone
+
+
+# What timm, transformers, torchvision's DenseNet, Swin's authors and OpenMMLab call it.
+_CHECKPOINTING = (
+    "grad_checkpointing",
+    "gradient_checkpointing",
+    "memory_efficient",
+    "use_checkpoint",
+    "with_cp",
+)
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _lay_channels_last(model: nn.Module) -> None:

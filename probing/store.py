@@ -202,9 +202,9 @@ class ActivationStore:
         missing = set[str]().union(*(set(ids) - covered.get(s, frozenset()) for s, ids in lacking.items()))  # fmt: skip
         if not missing:
             return Estimate(0, len(job.positions), 0)
-        [outputs] = self._engine.runner(job, self.precision).run(
-            job.load([e for e in job.positions if e in missing][:1]), job.layers, job.pool
-        )
+        example = job.load([e for e in job.positions if e in missing][:1])
+        runner = self._engine.runner(job, self.precision, example)
+        [outputs] = runner.run(example, job.layers, job.pool)
         self.stats.estimate_rows += 1
         one = sum(out.numel() * out.element_size() for out in outputs.values())
         size = one * (bool(job.outputs) + len(job.scores))

@@ -69,7 +69,7 @@ class Head:
     def _falls(
         self, passes: Passes, output: Tensor, rows: Tensor, classes: Tensor
     ) -> Float[Tensor, "n c"] | None:
-        whole = passes.precision.inputs(output, passes.device)
+        whole = passes.prepared.inputs(output)
         shown = _through(self.apart, whole).flatten(1)
         hidden = _through(self.apart, torch.zeros_like(whole[:1])).flatten(1)
         n, c = output.shape[:2]

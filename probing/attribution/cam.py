@@ -20,7 +20,7 @@ from probing.attribution.base import (
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.attribution.tail import is_affine, rerun, tail_of
+from probing.attribution.tail import given, is_affine, rerun, tail_of
 from probing.geometry import Layout, Ran, layers_run
 from probing.gradients import score_gradients
 from probing.hooks import capture
@@ -300,8 +300,10 @@ def _falls_in_tail(
     (value, output, classes), passes = read, reading.passes
     some = slice(0, passes.chunk)
     with torch.no_grad(), passes.precision.arithmetic(passes.device):
-        alone = tail(passes.precision.inputs(output[some], passes.device))
-    same = agree(class_scores(alone, passes.score.output).to(classes), classes[some])
+        alone = given(tail, passes.prepared.inputs(output[some]))
+    same = alone is not None and agree(
+        class_scores(alone, passes.score.output).to(classes), classes[some]
+    )
     if same and is_affine(tail) and passes.origin.unit == "logit":
         slope = reading.slopes()[2]
         return (slope * output).sum([a for a in range(1, output.ndim) if a != axis % output.ndim])

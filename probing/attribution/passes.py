@@ -7,13 +7,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
 from probing.geometry import InputError, naming_inputs
 from probing.gradients import ZeroPathError
-from probing.precision import Precision, device_of
+from probing.model_check import refuse_inconsistent
+from probing.precision import Precision, Prepared, device_of
 from probing.remembered import remembered
 from probing.scores import OutputError, Score
 
@@ -37,15 +38,15 @@ class Passes:
     Attributes:
         score: of the prepared copy.
         origin: the score asked for.
+        prepared: the copy, and how batches enter it.
         call: runs the copy, or the part of it that is wanted.
         chunk: rows of a pass.
     """
 
     score: Score
     origin: Score
+    prepared: Prepared
     call: Call
-    precision: Precision
-    device: torch.device
     chunk: int
     n_forward: int = 0
     n_backward: int = 0
@@ -69,20 +70,28 @@ class Passes:
             layers: paths whose outputs will be read.
 
         Raises:
-            InputError: for a batch size that is none.
+            InputError: for a batch size that is none, or inputs that the model does not take.
+            InconsistentModelError: if what the model returns for an example hangs on anything else.
         """
         device = device_of(score.model)
         key = ("prepared", precision, frozenset(layers), device)
+        with naming_inputs(score.model, inputs):
+            refuse_inconsistent(score.model, inputs, device)
+            prepared = remembered(
+                score.model, key, lambda: precision.prepare(score.model, layers, device, inputs)
+            )
+        copy, chunk = prepared.model, rows_at_once(inputs, batch_size, device)
+        return cls(replace(score, model=copy), score, prepared, lambda x, _: copy(x), chunk)
 
-        def prepared() -> nn.Module:
-            copy = precision.prepare(score.model, layers, device)
-            return precision.proved(copy, score.model, inputs[:1], device)
+    @property
+    def precision(self) -> Precision:
+        """How the copy computes."""
+        return self.prepared.precision
 
-        copy = remembered(score.model, key, prepared)
-        chunk = rows_at_once(inputs, batch_size, device)
-        return cls(
-            replace(score, model=copy), score, lambda x, _: copy(x), precision, device, chunk
-        )
+    @property
+    def device(self) -> torch.device:
+        """Where the copy runs."""
+        return self.prepared.device
 
     def slices(self, rows: int) -> Iterator[slice]:
         """Yield the chunks of that many rows."""
@@ -167,7 +176,7 @@ class Passes:
             InputError: if the model does not take such inputs; the message holds the model's own.
         """
         self.n_forward += len(points)
-        points = self.precision.inputs(points, self.device)
+        points = self.prepared.inputs(points)
         with naming_inputs(self.origin.model, points), self.precision.arithmetic(self.device):
             return self.call(points, rows)
 

@@ -12,7 +12,7 @@ from probing.attribution.baselines import ZERO, Baseline, Samples
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
-from probing.attribution.tail import rerun, tail_of
+from probing.attribution.tail import given, rerun, tail_of
 from probing.geometry import InputError, layers_run
 from probing.hooks import capture
 from probing.precision import Precision, agree
@@ -207,7 +207,7 @@ def tail_passes(passes: Passes, inputs: Tensor, layer: str, outputs: Tensor) -> 
     if tail is not None:
         with torch.no_grad(), passes.precision.arithmetic(passes.device):
             whole = passes.output(inputs[:1])
-            alone = tail(passes.precision.inputs(outputs[:1], passes.device))
+            alone = given(tail, passes.prepared.inputs(outputs[:1]))
         tail = tail if agree(alone, whole) else None
     return replace(passes, call=rerun(model, layer, tail, inputs))
 

@@ -23,6 +23,14 @@ def tail_of(model: nn.Module, layer: str) -> fx.GraphModule | None:
     return None if after is None else fx.GraphModule(model, after).eval()
 
 
+def given(tail: nn.Module, points: Tensor) -> object:
+    """Return what a tail makes of a layer's output; None if it does not run, as traced shapes may not fit."""
+    try:
+        return tail(points)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
 def is_affine(tail: fx.GraphModule) -> bool:
     """Whether a tail is known to be an affine function of its input: pooling by means, reshaping, linear layers."""
     modules = dict(tail.named_modules())

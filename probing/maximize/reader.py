@@ -1,7 +1,7 @@
 """One pass for many objectives: each reads its own rows, and the pass ends after the deepest layer asked for."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,26 +9,29 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.hooks import LayerCallError, capture
-from probing.layers import LayerNotFoundError
+from probing.hooks import capture
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.redirect import Redirected
-from probing.precision import Precision
+from probing.model_check import refuse_inconsistent
+from probing.precision import Precision, Prepared, frozen_copy
+from probing.remembered import remembered
 
 
 class ImageSizeError(ProbingError, ValueError):
     """A network can't take images of the size asked for."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reader:
-    """A prepared copy of a model, and what is read from it."""
+    """What is read from a model, by a copy that is prepared at the first views; half precision runs in float32."""
 
     model: nn.Module
     objectives: Sequence[Objective]
     layers: tuple[str, ...]
     precision: Precision
     device: torch.device
+
+    prepared: Prepared | None = None
 
     @classmethod
     def of(
@@ -38,13 +41,9 @@ class Reader:
         precision: Precision,
         device: torch.device,
     ) -> "Reader":
-        """Prepare a model for some objectives; half-precision weights are run in float32, at equal values."""
+        """Read a model for some objectives."""
         layers = tuple(dict.fromkeys(layer for o in objectives for layer in o.layers))
-        ready = precision.prepare(model, layers, device)
-        halves = {torch.float16, torch.bfloat16}
-        if any(p.dtype in halves for p in (*ready.parameters(), *ready.buffers())):
-            ready = ready.float()
-        return cls(ready, objectives, layers, precision, device)
+        return cls(model, objectives, layers, precision, device)
 
     def rows(self) -> tuple[Int[Tensor, " rows"], list[Tensor]]:
         """Return which image each row of a pass is seen like, and the pictures that are rows too."""
@@ -73,9 +72,9 @@ class Reader:
             UnitError: for a unit that is not there.
         """
         gates: AbstractContextManager[object] = Redirected() if redirect else nullcontext()
-        arithmetic = self.precision.arithmetic(self.device)
-        with gates, arithmetic, capture(self.model, self.layers, graph=True, stop=True) as kept:
-            self._run(views)
+        with self._naming_size(views):
+            ready = self.prepared or self._prepare(views.detach())
+            kept = self._run(ready, views, gates)
         counts = [o.images + len(o.references) for o in self.objectives]
         split = {n: torch.split(_wide(kept[n]), counts) for n in self.layers}
         found = []
@@ -89,13 +88,34 @@ class Reader:
             found.append(objective(Seen(images, others)))
         return torch.cat(found)
 
-    def _run(self, views: Tensor) -> None:
+    def _prepare(self, views: Tensor) -> Prepared:
+        refuse_inconsistent(self.model, views, self.device)
+        halves = {torch.float16, torch.bfloat16}
+        model = self.model
+        if any(t.dtype in halves for t in (*model.parameters(), *model.buffers())):
+            model = frozen_copy(model).float()
+        key = ("maximized", self.precision, self.layers, self.device)
+        self.prepared = remembered(
+            self.model,
+            key,
+            lambda: self.precision.prepare(model, self.layers, self.device, views),
+        )
+        return self.prepared
+
+    def _run(
+        self, ready: Prepared, views: Tensor, gates: AbstractContextManager[object]
+    ) -> Mapping[str, Tensor]:
+        layers = self.layers
+        with gates, ready.arithmetic(), capture(ready.model, layers, graph=True, stop=True) as kept:
+            ready.model(ready.inputs(views))
+        return kept
+
+    @contextmanager
+    def _naming_size(self, views: Tensor) -> Iterator[None]:
         try:
-            self.model(self.precision.inputs(views, self.device))
-        except (LayerCallError, LayerNotFoundError):
-            raise
+            yield
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            if out_of_memory(error):
+            if isinstance(error, ProbingError) or out_of_memory(error):
                 raise
             shape = " x ".join(map(str, views.shape[1:]))
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
