@@ -4,7 +4,7 @@ Otherwise a map or a row would depend on chance, on earlier calls, or on the bat
 most three passes of one example: one alone, and two in a batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
@@ -31,7 +31,7 @@ def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) 
 
     Args:
         model: in evaluation mode.
-        inputs: one example or more, `[n, …]`; at most two are passed.
+        inputs: one example or more, `[n, …]`; the first is passed.
         device: where it will run.
 
     Raises:
@@ -43,40 +43,42 @@ def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) 
 
 def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
     prepared = _AS_GIVEN.prepare(model, (), device, inputs)
-    one, pair = inputs[:1], torch.cat([_another(inputs), inputs[:1]])
+    one = inputs[:1]
+    pair = torch.cat([_another(one), one])
     try:
-        alone = prepared.output(one)
-    except _REFUSALS as error:
-        prepared.output(pair)  # raises again if it is the inputs that the model does not take
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise InconsistentModelError(
-            f"{type(model).__name__} takes no example alone ({reason}), though it takes two: what it returns for one "
-            f"hangs on others. {_BATCH_WAY}"
-        ) from error
-    try:
-        together = prepared.output(pair)
+        # First, so that what remembers its first answer gives another example's, or too many rows, to the one alone.
+        together = _drawn(prepared, pair, 0)
     except _REFUSALS:  # one example at a time is all that it takes
-        together = prepared.output(one)
-    if not _same(alone, together):
-        raise InconsistentModelError(_why(prepared, one, pair))
+        pair, right = one, agree(_drawn(prepared, one, 0), _drawn(prepared, one, 1))
+    else:
+        right = _same(_alone(prepared, one), together)
+    if not right:
+        raise InconsistentModelError(_why(model, one, pair, device))
     return True
 
 
-def _another(inputs: Tensor) -> Tensor:
-    """Return another example of the same kind: the second, or one made of the first."""
-    one = inputs[:1]
-    if len(inputs) > 1 and not torch.equal(inputs[1:2], one):
-        return inputs[1:2]
-    flipped = one.flip(-1)
+def _alone(prepared: Prepared, one: Tensor) -> object:
+    try:
+        return _drawn(prepared, one, 1)
+    except _REFUSALS as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise InconsistentModelError(
+            f"{type(prepared.model).__name__} takes no example alone ({reason}), though it takes two: what it returns "
+            f"for one hangs on others. {_BATCH_WAY}"
+        ) from error
+
+
+def _another(one: Tensor) -> Tensor:
+    """Return another example of the same kind, larger than the first."""
     if one.is_floating_point():
-        return 0.5 * flipped
-    return (
-        torch.zeros_like(one) if torch.equal(flipped, one) else flipped
-    )  # token 0 is always there
+        other = 2 * one.flip(-1)
+        return one + 1 if torch.equal(other, one) else other
+    first = one[..., :1].expand_as(one)  # a token that is surely known; token 0 is always there
+    return torch.zeros_like(one) if torch.equal(first, one) else first
 
 
 def _same(alone: object, together: object) -> bool:
-    """Whether all that tells examples apart is the same for the last of two; so also if neither run has two."""
+    """Whether there is a row for each example, the same alone and as the last of two."""
     counted, rows = _rows(alone, together)
     return counted and all(agree(a, b) for a, b in rows)
 
@@ -86,7 +88,7 @@ def _rows(alone: object, together: object) -> tuple[bool, list[tuple[Tensor, Ten
     pairs = [*zip_longest(_tensors(alone), _tensors(together))]
     if any(a is None or b is None or a.ndim != b.ndim for a, b in pairs):
         return False, []
-    found, single = [], 0
+    found, others = [], 0
     for a, b in pairs:
         if not a.is_floating_point():
             continue  # classes and masks: they flip where scores are near each other
@@ -95,9 +97,9 @@ def _rows(alone: object, together: object) -> tuple[bool, list[tuple[Tensor, Ten
             found.append((a, b.narrow(differing[0], 1, 1)))
         elif differing:
             return False, []
-        elif a.ndim and len(a) == 1:
-            single += 1
-    return bool(found) or not single, found
+        else:
+            others += a.ndim > 0
+    return bool(found) or not others, found
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
@@ -120,45 +122,60 @@ _CHANCE_WAY = (
 _STATE_WAY = "Let forward keep nothing from call to call in evaluation mode."
 
 
-def _why(prepared: Prepared, one: Tensor, pair: Tensor) -> str:
+def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> str:
     """Say on what else the output hangs, and which module makes it so."""
-    name = type(prepared.model).__name__
-    first, again = (_calls(prepared, one, seed) for seed in (1, 2))
-    if place := _place(first, again):
-        same_draws = _place(_calls(prepared, one, 1), _calls(prepared, one, 1))
-        what = "earlier calls" if same_draws else "chance"
+
+    def passes(*batches: tuple[Tensor, int]) -> list[list[ModuleCall]]:
+        fresh = _AS_GIVEN.prepare(model, (), device, one)  # one that remembers nothing
+        return [_calls(fresh, batch, seed) for batch, seed in batches]
+
+    name = type(model).__name__
+    first, again = passes((one, 1), (one, 2))
+    repeated = passes((one, 1), (one, 1))
+    together, after = passes((pair, 1), (one, 1))
+    mixed = _place(first, together, lambda a, b: _equal(a, b) or _same(a, b))
+    if state := _place(*repeated, _equal) or (not mixed and _place(first, after, _equal)):
+        what, place, way = "earlier calls", state, _STATE_WAY
+    elif chance := _place(first, again, _equal):
+        what, place, way = "chance", chance, _CHANCE_WAY
+    else:
         return (
-            f"{name} in evaluation mode returns something else for the same example at each call: in {place} it hangs "
-            f"on {what}, and so would every map and row. {_STATE_WAY if same_draws else _CHANCE_WAY}"
+            f"{name} in evaluation mode returns something else for an example alone than in a batch with others: in "
+            f"{mixed or 'its forward'} examples influence each other, and so would maps and rows. {_BATCH_WAY}"
         )
-    place = _place(first, _calls(prepared, pair, 1)) or "its forward"
     return (
-        f"{name} in evaluation mode returns something else for an example alone than in a batch with others: in "
-        f"{place} examples influence each other, and so would maps and rows. {_BATCH_WAY}"
+        f"{name} in evaluation mode returns something else for the same example at each call: in {place} it hangs on "
+        f"{what}, and so would every map and row. {way}"
     )
 
 
 def _calls(prepared: Prepared, batch: Tensor, seed: int) -> list[ModuleCall]:
-    """Return what every module took and returned in one pass, with random draws that hang on the seed."""
-    devices = [prepared.device] if prepared.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        with record_calls(prepared.model) as calls:
-            prepared.output(batch)
+    """Return what every module took and returned in one pass."""
+    with record_calls(prepared.model) as calls:
+        _drawn(prepared, batch, seed)
     return calls
 
 
-def _place(first: list[ModuleCall], second: list[ModuleCall]) -> str:
+def _drawn(prepared: Prepared, batch: Tensor, seed: int) -> object:
+    """Return the output, where what is drawn hangs on the seed: other seeds, other draws."""
+    devices = [prepared.device] if prepared.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return prepared.output(batch)
+
+
+def _place(
+    first: list[ModuleCall], second: list[ModuleCall], alike: Callable[[object, object], bool]
+) -> str:
     """Return the first module that makes another output of the same input; empty if there is none.
 
     Modules come in the order in which they end, so what lies between layers is told of the innermost module around it.
     """
     for a, b in zip(first, second, strict=False):
-        if a.path == b.path and _alike(a.inputs, b.inputs) and not _alike(a.output, b.output):
-            where = f"{a.path!r} " if a.path else ""
-            return f"{where}({a.kind})" if where else f"the forward of {a.kind} itself"
+        if a.path == b.path and alike(a.inputs, b.inputs) and not alike(a.output, b.output):
+            return f"{a.path!r} ({a.kind})" if a.path else f"the forward of {a.kind} itself"
     return ""
 
 
-def _alike(a: object, b: object) -> bool:
-    return agree([*_tensors(a)], [*_tensors(b)]) or _same(a, b)
+def _equal(a: object, b: object) -> bool:
+    return agree([*_tensors(a)], [*_tensors(b)])

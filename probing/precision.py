@@ -222,15 +222,16 @@ def device_of(model: nn.Module) -> torch.device:
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model that shares its weights, which get no gradients there.
 
-    It keeps activations instead of computing them again: checkpointed parts hide their layers from readers. Tensors
-    made in inference mode, which can enter no gradient, are copied.
+    Tensors that are no weights are its own, since passes may write them. It keeps activations instead of computing
+    them again: checkpointed parts hide their layers from readers.
     """
     with torch.inference_mode(False):
-        memo: dict[int, object] = {id(b): _usable(b) for b in model.buffers()}
+        memo: dict[int, object] = {id(b): b.detach().clone() for b in model.buffers()}
         for module in model.modules():
             # Tensors kept as plain attributes may have a graph, which can't be copied.
-            memo |= {id(v): _usable(v) for v in vars(module).values() if isinstance(v, Tensor)}
-        memo |= {id(p): nn.Parameter(_usable(p), requires_grad=False) for p in model.parameters()}
+            own = [v for v in vars(module).values() if isinstance(v, Tensor)]
+            memo |= {id(v): v.detach().clone() for v in own}
+        memo |= {id(p): _frozen(p) for p in model.parameters()}
         clone = copy.deepcopy(model, memo)
     for module in clone.modules():
         for switch in _CHECKPOINTING:
@@ -249,8 +250,10 @@ _CHECKPOINTING = (
 )
 
 
-def _usable(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+def _frozen(weight: Tensor) -> nn.Parameter:
+    """Return a weight without gradients; one made in inference mode, which can enter no graph, is copied."""
+    data = weight.clone() if weight.is_inference() else weight.detach()
+    return nn.Parameter(data, requires_grad=False)
 
 
 def _lay_channels_last(model: nn.Module) -> None:

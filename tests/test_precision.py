@@ -79,11 +79,12 @@ def real(name: str) -> nn.Module:
 def test_the_default_equals_the_model_as_given_up_to_rounding(name: str) -> None:
     net, x = real(name), images(n=2, channels=3, size=64)
     before = model_id(net)
-    prepared = Precision().prepare(net, [""], CPU)
+    prepared = Precision().prepare(net, [""], CPU, x)
     with torch.no_grad():
         expected = net(x)
-        assert gap(prepared(Precision().inputs(x, CPU)), expected) < 1e-5
-        assert torch.equal(Precision("reference").prepare(net, [""], CPU)(x), expected)
+        assert gap(prepared.output(x), expected) < 1e-5
+        assert torch.equal(Precision("reference").prepare(net, [""], CPU, x).output(x), expected)
+    assert prepared.how == f"channels_last, {MODELS[name]} BatchNorm folded"
     assert fold_batchnorm(frozen_copy(net)) == MODELS[name]
     assert model_id(net) == before
 
@@ -138,9 +139,9 @@ def test_gradients_of_the_prepared_copy_equal_the_models(name: str) -> None:
     net, x, layers = real(name), images(n=1, channels=3, size=64), ["layer3", "layer4"]
     if name != "resnet18":
         layers = ["blocks.2", "blocks.5"]
-    prepared = Precision().prepare(net, layers, CPU)
+    prepared = Precision().prepare(net, layers, CPU, x)
     expected = layer_gradients(Score(net, 5), x, layers)
-    found = layer_gradients(Score(prepared, 5), x, layers)
+    found = layer_gradients(Score(prepared.model, 5), prepared.inputs(x), layers)
     for layer in layers:
         assert gap(found[layer][1], expected[layer][1]) < 1e-3
 
@@ -197,7 +198,7 @@ def test_a_block_that_holds_the_pair_may_be_read() -> None:
 
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(LayerNotFoundError, match=r"'stem\.covn'"):
-        Precision().prepare(shaken(Pair()), ["stem.covn"], CPU)
+        Precision().prepare(shaken(Pair()), ["stem.covn"], CPU, images())
 
 
 def make(forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module) -> nn.Module:
@@ -359,30 +360,106 @@ def test_what_can_not_be_proved_to_be_a_pair_is_kept(build: Callable[[], nn.Modu
 
 def test_a_copy_that_tracing_led_astray_is_replaced_by_one_with_nothing_folded() -> None:
     net, x = seeded(AsksForTensors()), images()
-    copy = Precision().prepare(net, [], CPU)
+    copy = frozen_copy(net)
+    assert fold_batchnorm(copy) == 1
     assert not torch.allclose(copy(x), net(x), rtol=0.01)
-    proved = Precision().proved(copy, net, x[:1], CPU)
-    torch.testing.assert_close(proved(x), net(x))
-    assert any(isinstance(m, NORMS) for m in proved.modules())
+    prepared = Precision().prepare(net, [], CPU, x)
+    torch.testing.assert_close(prepared.output(x), net(x))
+    assert any(isinstance(m, NORMS) for m in prepared.model.modules())
+    assert prepared.how == "as given"
 
 
-def test_a_right_copy_is_kept_and_a_copy_with_nothing_folded_runs_no_pass() -> None:
-    net = shaken(seeded(Pair()))
-    copy = Precision().prepare(net, [], CPU)
-    state = torch.get_rng_state()
-    assert Precision().proved(copy, net, images()[:1], CPU) is copy
+def test_a_proof_draws_no_random_numbers_and_where_there_is_nothing_to_prove_no_pass_is_run() -> (
+    None
+):
+    net, state = shaken(seeded(Pair())), torch.get_rng_state()
+    assert Precision().prepare(net, [], CPU, images()).how == "channels_last, 1 BatchNorm folded"
     assert torch.equal(torch.get_rng_state(), state)
     asks = seeded(AsksForTensors())
-    plain = Precision("reference").prepare(asks, [], CPU)
     AsksForTensors.passes = 0
-    assert Precision("reference").proved(plain, asks, images()[:1], CPU) is plain
+    assert Precision("reference").prepare(asks, [], CPU, images()).how == "as given"
     assert AsksForTensors.passes == 0
 
 
-def test_a_pass_that_fails_is_left_to_say_so_itself() -> None:
-    net = shaken(seeded(Pair()))
-    copy = Precision().prepare(net, [], CPU)
-    assert Precision().proved(copy, net, images(channels=2), CPU) is copy
+def test_inputs_that_the_model_refuses_get_its_own_error() -> None:
+    with pytest.raises(RuntimeError, match="to have 1 channels, but got 2 channels"):
+        Precision().prepare(shaken(seeded(Pair())), [], CPU, images(channels=2))
+
+
+# Layouts that a model can't run in, or reads otherwise
+
+
+class Flattens(nn.Module):
+    """A small CNN whose maps become features in one of the ways that people write."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor], *, norm: bool = True) -> None:
+        super().__init__()
+        self.conv, self.flatten = nn.Conv2d(3, 4, 3, padding=1), flatten
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.head = nn.Linear(4 * 6 * 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.flatten(torch.relu(self.norm(self.conv(x)))))
+
+
+FLATTENED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "view to rows": (lambda y: y.view(y.size(0), -1), "1 BatchNorm folded"),
+    "view of the batch and channels merged, which one row alone allows": (
+        lambda y: y.view(-1, 6, 6).reshape(-1, 144),
+        "1 BatchNorm folded",
+    ),
+    "view as": (lambda y: y.view_as(torch.empty(len(y), 144)), "as given"),
+    "strides": (lambda y: y.as_strided((len(y), 144), (144, 1)), "as given"),
+    "the layout is asked for": (
+        lambda y: y.flatten(1) * (1 if y.is_contiguous() else 2),
+        "as given",
+    ),
+    "flatten": (lambda y: y.flatten(1), "channels_last, 1 BatchNorm folded"),
+    "reshape": (lambda y: y.reshape(y.size(0), -1), "channels_last, 1 BatchNorm folded"),
+}
+
+
+@pytest.mark.parametrize(("flatten", "how"), FLATTENED.values(), ids=FLATTENED)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_layout_is_one_that_the_model_runs_in_with_its_own_output(
+    flatten: Callable[[Tensor], Tensor], how: str, count: int
+) -> None:
+    net, x = shaken(seeded(Flattens(flatten))), images(n=count, channels=3, size=6)
+    prepared = Precision().prepare(net, [], CPU, x)
+    torch.testing.assert_close(prepared.output(x), net(x))
+    assert prepared.how == how
+    strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    torch.testing.assert_close(prepared.output(strided), net(x))
+    plain = shaken(seeded(Flattens(flatten, norm=False)))
+    assert Precision().prepare(plain, [], CPU, x).how == (
+        "channels_last" if "channels_last" in how else "as given"
+    )
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(108, 2)),
+        nn.Sequential(nn.Flatten(), nn.LayerNorm(108), nn.Linear(108, 2)),
+        nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.Flatten(), nn.Linear(108, 2)),
+    ],
+    ids=["convolution", "linear", "layer norm", "instance norm"],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["float32", "fast", "reference"])
+def test_examples_are_brought_to_the_number_format_of_the_model_where_it_takes_no_other(
+    net: nn.Module, dtype: torch.dtype, kind: str
+) -> None:
+    given, x = frozen_copy(seeded(net)).to(dtype), images(n=3, channels=3, size=6)
+    prepared = Precision(kind).prepare(given, [], CPU, x)
+    expected = given(x.to(dtype)).double()
+    found = prepared.output(x)
+    assert float((found.double() - expected).abs().max()) <= 8 * torch.finfo(dtype).eps * float(
+        expected.abs().max()
+    )
+    assert f"examples cast to {str(dtype)[6:]}" in prepared.how
+    assert "cast" not in Precision(kind).prepare(given, [], CPU, x.to(dtype)).how
 
 
 def test_outputs_agree_up_to_rounding_of_their_own_kind() -> None:
@@ -394,6 +471,10 @@ def test_outputs_agree_up_to_rounding_of_their_own_kind() -> None:
     assert not agree({"a": (a, [a])}, {"a": (a, [a + 1])})
     assert not agree(a, a[:1])
     assert not agree(a * torch.nan, a)
+    assert not agree(a, torch.tensor([1.0, torch.inf]))
+    hole = torch.tensor([torch.nan, -200.0])
+    assert agree(hole, hole + 1e-3)
+    assert not agree(hole, hole + 1)
 
 
 def test_tracing_leaves_nothing_in_the_model() -> None:
@@ -406,9 +487,9 @@ def test_tracing_leaves_nothing_in_the_model() -> None:
             return super().forward(x)
 
     net = shaken(seeded(Remembers()))
-    prepared = Precision().prepare(net, [], CPU)
-    prepared(images())
-    assert isinstance(prepared.seen, Tensor)
+    prepared = Precision().prepare(net, [], CPU, images())
+    prepared.output(images())
+    assert isinstance(prepared.model.seen, Tensor)
     assert net.seen is None
 
 
@@ -417,14 +498,14 @@ def test_tracing_leaves_nothing_in_the_model() -> None:
 
 def test_a_prepared_copy_shares_the_weights_it_need_not_change() -> None:
     net = shaken(seeded(BatchNormNet()))
-    copy = Precision().prepare(net, [], CPU)
+    copy = Precision().prepare(net, [], CPU, images()).model
     assert copy.head.weight.data_ptr() == net.head.weight.data_ptr()
     assert copy.conv1.weight.data_ptr() != net.conv1.weight.data_ptr()
-    reference = Precision("reference").prepare(net, [], CPU)
-    for mine, theirs in zip(
-        reference.state_dict().values(), net.state_dict().values(), strict=True
-    ):
+    reference = Precision("reference").prepare(net, [], CPU, images()).model
+    for mine, theirs in zip(reference.parameters(), net.parameters(), strict=True):
         assert mine.data_ptr() == theirs.data_ptr()
+    for mine, theirs in zip(reference.buffers(), net.buffers(), strict=True):
+        assert mine.data_ptr() != theirs.data_ptr()  # a pass may write them
 
 
 @pytest.mark.parametrize("kind", ["float32", "fast", "reference", "float64"])
@@ -435,8 +516,9 @@ def test_the_model_is_untouched_bit_for_bit(kind: str) -> None:
         model_id(net),
         {n: (p, p.data_ptr(), p.stride()) for n, p in net.named_parameters()},
     )
-    copy = Precision(kind).prepare(net, ["conv1"], CPU)
-    copy(Precision(kind).inputs(images(), CPU))
+    prepared = Precision(kind).prepare(net, ["conv1"], CPU, images())
+    prepared.output(images())
+    copy = prepared.model
     assert model_id(net) == before
     for name, parameter in net.named_parameters():
         assert (parameter, parameter.data_ptr(), parameter.stride()) == weights[name]
@@ -471,7 +553,8 @@ def test_a_recurrent_network_is_copied_with_its_flat_weights() -> None:
     net = seeded(nn.LSTM(3, 4, batch_first=True))
     x = images(n=2, size=3).squeeze(1)
     expected = frozen_copy(net).double()(x.double())[0]
-    torch.testing.assert_close(Precision("float64").prepare(net, [], CPU)(x.double())[0], expected)
+    prepared = Precision("float64").prepare(net, [], CPU, x)
+    torch.testing.assert_close(prepared.output(x)[0], expected)
     torch.testing.assert_close(expected.float(), net(x)[0])
     copy = frozen_copy(net)
     copy.weight_ih_l0.data = copy.weight_ih_l0 * 2
@@ -481,7 +564,7 @@ def test_a_recurrent_network_is_copied_with_its_flat_weights() -> None:
 def test_a_model_compiled_in_place_is_copied_uncompiled() -> None:
     net = seeded(ConvNet())
     net.compile(backend="eager")
-    copy = Precision("reference").prepare(net, [], CPU)
+    copy = Precision("reference").prepare(net, [], CPU, images()).model
     assert copy._compiled_call_impl is None
     with capture(copy, ["features.0"]) as kept:
         copy(images())
@@ -492,7 +575,7 @@ def test_a_copy_prepared_in_inference_mode_has_gradients() -> None:
     pairs = (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
     net = shaken(seeded(nn.Sequential(*pairs, nn.Flatten())))
     with torch.inference_mode():
-        copy = Precision().prepare(net, ["1"], CPU)
+        copy = Precision().prepare(net, ["1"], CPU, images()).model
     found = layer_gradients(Score(copy, 0), images(), ["1"])
     torch.testing.assert_close(found, layer_gradients(Score(net, 0), images(), ["1"]))
 
@@ -515,9 +598,9 @@ def test_gradients_are_never_computed_in_bfloat16() -> None:
 
 def test_fast_runs_in_bfloat16_and_is_near_float32() -> None:
     net, fast = shaken(seeded(BatchNormNet())), Precision("fast")
-    copy = fast.prepare(net, ["relu"], CPU)
-    with fast.arithmetic(CPU), torch.no_grad(), capture(copy, ["relu"]) as kept:
-        copy(fast.inputs(images(), CPU))
+    ready = fast.prepare(net, ["relu"], CPU, images())
+    with ready.arithmetic(), torch.no_grad(), capture(ready.model, ["relu"]) as kept:
+        ready.model(ready.inputs(images()))
     assert kept["relu"].dtype == torch.bfloat16
     expected = outputs(net, images(), ["relu"])["relu"]
     assert 0 < gap(kept["relu"].float(), expected) < fast.tolerance
@@ -542,37 +625,38 @@ def test_float32_on_an_accelerator_is_not_rounded_to_tf32_and_switches_are_left_
 
 def test_float64_computes_in_double_precision_and_folds_nothing() -> None:
     net, wide = shaken(seeded(BatchNormNet())), Precision("float64")
-    copy = wide.prepare(net, [], CPU)
-    assert isinstance(copy.bn1, nn.BatchNorm2d)
-    found = copy(wide.inputs(images(), CPU))
+    prepared = wide.prepare(net, [], CPU, images())
+    assert isinstance(prepared.model.bn1, nn.BatchNorm2d)
+    found = prepared.output(images())
     torch.testing.assert_close(found, frozen_copy(net).double()(images().double()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["float32", "fast", "reference", "float64"])
 def test_inputs_are_copies_in_the_form_that_the_kind_takes(kind: str) -> None:
-    precision = Precision(kind)
+    net = nn.Conv2d(3, 2, 1)
+    prepared = Precision(kind).prepare(net, [], CPU, images(channels=3))
     for batch in (
         images(channels=3),
         images(channels=3).to(memory_format=torch.channels_last),
-        images(size=1),
+        images(channels=3, size=1),
     ):
-        found = precision.inputs(batch, CPU)
+        found = prepared.inputs(batch)
         assert found.data_ptr() != batch.data_ptr()
         assert found.dtype == (torch.float64 if kind == "float64" else torch.float32)
         assert torch.equal(found.float(), batch)
-        if kind in {"float32", "fast"}:
-            assert found.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if kind in {"float32", "fast"} else torch.contiguous_format
+        assert found.is_contiguous(memory_format=layout)
     tokens = torch.arange(6).reshape(2, 3)
-    assert precision.inputs(tokens, CPU).dtype == torch.int64
-    assert precision.inputs(tokens, CPU).data_ptr() != tokens.data_ptr()
+    assert prepared.inputs(tokens).dtype == torch.int64
+    assert prepared.inputs(tokens).data_ptr() != tokens.data_ptr()
 
 
 def test_a_three_dimensional_network_is_prepared() -> None:
     net = shaken(seeded(nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU())))
     x = images(n=2, size=4)[:, :, None].expand(-1, -1, 3, -1, -1)
-    copy = Precision().prepare(net, [], CPU)
-    assert isinstance(copy[1], nn.Identity)
-    torch.testing.assert_close(copy(Precision().inputs(x, CPU)), net(x))
+    prepared = Precision().prepare(net, [], CPU, x)
+    assert isinstance(prepared.model[1], nn.Identity)
+    torch.testing.assert_close(prepared.output(x), net(x))
 
 
 def test_the_device_of_a_model_is_that_of_its_tensors() -> None:
