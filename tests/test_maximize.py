@@ -364,11 +364,12 @@ def test_bfloat16_passes_climb_as_well() -> None:
 def test_the_pass_ends_after_the_deepest_layer_asked_for() -> None:
     net = convs()
     reader = Reader.of(net, [Channel("first", 0)], Precision("reference"), torch.device("cpu"))
+    reader.values(torch.randn(1, 3, 16, 16, requires_grad=True))
     calls: list[int] = []
-    last = reader.model.get_submodule("second")
+    last = reader.prepared.model.get_submodule("second")
     handle = last.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(5):
-        reader.values(torch.randn(1, 3, 16, 16, requires_grad=True))
+        reader.values(torch.randn(1, 3, 18, 18, requires_grad=True))
     handle.remove()
     assert len(calls) == 1  # the first pass of a shape goes to its end
 

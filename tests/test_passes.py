@@ -18,8 +18,10 @@ from probing.scores import Score
 CPU = torch.device("cpu")
 
 
-def runner(net: nn.Module, layers: list[str], kind: str = "reference") -> Runner:
-    return Runner.of(net, layers, Precision(kind), CPU)
+def runner(
+    net: nn.Module, layers: list[str], kind: str = "reference", example: Tensor | None = None
+) -> Runner:
+    return Runner.of(net, layers, Precision(kind), CPU, images() if example is None else example)
 
 
 class Head(nn.Module):
@@ -119,6 +121,7 @@ def test_scores_share_one_forward_pass_and_outputs_stop_at_the_deepest_layer() -
 
     net = nn.Sequential(Noted("a"), Noted("b"), nn.Flatten(), Noted("c")).eval()
     made = runner(net, ["1"])
+    calls.clear()
     made.run(images(), ["1"], "none", [Score(net, 0), Score(net, 1)])
     assert calls == ["a", "b", "c"]
     calls.clear()
@@ -243,12 +246,10 @@ def test_an_output_that_is_not_finite_is_named_with_its_layer_and_row(kind: str,
 
 
 def test_infinities_of_both_signs_do_not_cancel() -> None:
-    class Both(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([[1.0, 2.0], [math.inf, -math.inf]])
-
+    x = images(n=2)
+    x[1, 0, 0, :2] = torch.tensor([math.inf, -math.inf])
     with pytest.raises(NonFiniteError, match="row 1"):
-        runner(nn.Sequential(Both()).eval(), ["0"]).run(images(n=2), ["0"], "none")
+        runner(nn.Sequential(nn.Flatten()).eval(), ["0"]).run(x, ["0"], "none")
 
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
@@ -279,11 +280,15 @@ def test_huge_but_finite_outputs_are_served() -> None:
 
 def test_layers_that_can_not_be_read_are_refused_as_in_capture() -> None:
     with pytest.raises(LayerCallError, match="'split' returns a tuple"):
-        runner(seeded(TupleNet()), ["split"]).run(torch.ones(1, 4), ["split"], "none")
+        runner(seeded(TupleNet()), ["split"], example=torch.ones(1, 4)).run(
+            torch.ones(1, 4), ["split"], "none"
+        )
     for _ in range(2):
         with pytest.raises(LayerCallError, match="'relu' runs more than once"):
-            runner(seeded(SharedReluNet()), ["relu"]).run(torch.ones(1, 4), ["relu"], "none")
-    [outputs] = runner(seeded(SharedReluNet()), ["relu:1"]).run(
+            runner(seeded(SharedReluNet()), ["relu"], example=torch.ones(1, 4)).run(
+                torch.ones(1, 4), ["relu"], "none"
+            )
+    [outputs] = runner(seeded(SharedReluNet()), ["relu:1"], example=torch.ones(1, 4)).run(
         torch.ones(1, 4), ["relu:1"], "none"
     )
     assert outputs["relu:1"].shape == (1, 3)
@@ -329,17 +334,22 @@ def test_a_batch_that_memory_has_no_room_for_is_halved(count: int, *, gradients:
     x, small, large = images(n=count), net(2), net(100)
     scores = [[Score(n, 0), Score(n, 2)] if gradients else [] for n in (small, large)]
     made = runner(small, ["1", "3"])
+    sizes = made.prepared.model[0].sizes
+    sizes.clear()
     found = made.run(x, ["1", "3"], "none", scores[0])
     expected = runner(large, ["1", "3"]).run(x, ["1", "3"], "none", scores[1])
     torch.testing.assert_close(found, expected)
-    assert made.model[0].sizes[0] == count
-    assert max(made.model[0].sizes[1:], default=0) <= max(2, (count + 1) // 2)
+    assert sizes[0] == count
+    assert max(sizes[1:], default=0) <= max(2, (count + 1) // 2)
     assert torch.equal(x, images(n=count))
 
 
 def test_one_example_that_memory_has_no_room_for_is_an_error() -> None:
-    made = runner(nn.Sequential(Hungry(0), nn.Flatten()).eval(), ["1"])
+    made = runner(nn.Sequential(Hungry(1), nn.Flatten()).eval(), ["1"])
+    hungry = made.prepared.model[0]
+    hungry.room = 0
+    hungry.sizes.clear()
     with pytest.raises(torch.OutOfMemoryError):
         made.run(images(), ["1"], "none")
-    assert made.model[0].sizes == [4, 2, 1]
-    assert not made.model._forward_hooks
+    assert hungry.sizes == [4, 2, 1]
+    assert not made.prepared.model._forward_hooks
