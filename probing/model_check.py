@@ -131,10 +131,10 @@ def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> s
 
     name = type(model).__name__
     first, again = passes((one, 1), (one, 2))
-    repeated = passes((one, 1), (one, 1))
+    before, repeated = passes((one, 1), (one, 1))
     together, after = passes((pair, 1), (one, 1))
     mixed = _place(first, together, lambda a, b: _equal(a, b) or _same(a, b))
-    if state := _place(*repeated, _equal) or (not mixed and _place(first, after, _equal)):
+    if state := _place(before, repeated, _equal) or (not mixed and _place(first, after, _equal)):
         what, place, way = "earlier calls", state, _STATE_WAY
     elif chance := _place(first, again, _equal):
         what, place, way = "chance", chance, _CHANCE_WAY
