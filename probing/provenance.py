@@ -1,7 +1,6 @@
 """Where a result came from, and results that can be saved, loaded and rebuilt."""
 
 import dataclasses
-import importlib
 import json
 import math
 import os
@@ -20,8 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.errors import Mend, ProbingError
 from probing.fingerprint import bytes_id, model_id
+from probing.saved_names import SavedNameError, class_of, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,8 @@ class Result:
     """What a method returns: frozen, typed, with named axes as fields beside the tensors.
 
     Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples,
-    mappings with string keys, or frozen dataclasses of these. Each draws itself by `plot()`, and a notebook shows it:
+    mappings with string keys, or frozen dataclasses of these; one of yours is saved under the name that
+    `probing.saved_names.saved_as` gives it. Each draws itself by `plot()`, and a notebook shows it:
     the plot, the first rows of `to_pandas()` where it is a table, and `sentences()`.
     """
 
@@ -119,6 +120,9 @@ class Result:
         """Write `tensors.safetensors` and `result.json` into a folder, which is made if missing.
 
         An earlier result there stays readable until the new one is complete.
+
+        Raises:
+            UnsavableError: if a part of it can't be saved, or is of a class that has no name in saved files.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +180,7 @@ _DAMAGE = (
     ImportError,
     RecursionError,
     SafetensorError,
+    SavedNameError,
 )
 
 
@@ -210,7 +215,7 @@ def rebuild(description: Mapping[str, object]) -> object:
     """Return the dataclass that `describe` described.
 
     Raises:
-        SavedResultError: if the description is damaged or names no frozen dataclass of this suite.
+        SavedResultError: if the description is damaged, or names a class that has no name in saved files.
     """
     try:
         return _decode(dict(description), {})
@@ -243,7 +248,7 @@ def _encode(
         below = {
             k: _encode(v, f"{where}.{k}".lstrip("."), tensors, functions) for k, v in fields.items()
         }
-        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": below}
+        return {"class": _name(type(value), saved=tensors is not None), "fields": below}
     if functions and callable(value) and not isinstance(value, type):
         named = value if hasattr(value, "__qualname__") else type(value)
         return {"function": f"{named.__module__}:{named.__qualname__}"}
@@ -270,7 +275,7 @@ def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
     if "class" in document:
         fields = cast("dict[str, object]", document["fields"])
         values = {name: _decode(item, tensors) for name, item in fields.items()}
-        return _class(str(document["class"]))(**values)
+        return class_of(str(document["class"]))(**values)
     if "map" in document:
         items = cast("dict[str, object]", document["map"])
         return {key: _decode(item, tensors) for key, item in items.items()}
@@ -283,18 +288,18 @@ def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
     return Path(str(document["path"])) if "path" in document else float(str(document["float"]))
 
 
-def _class(name: str) -> type:
-    """Return a dataclass of these packages: what is read is data and must not choose imports."""
-    module, _, qualname = name.partition(":")
-    if module.split(".")[0] not in {"probing", "concepts"}:
-        raise SavedResultError(f"{name!r} is not a class of this suite")
-    found: object = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    # A module's attributes lead out of the suite, to what it imports.
-    if not (isinstance(found, type) and found.__module__ == module and _is_frozen(found)):
-        raise SavedResultError(f"{name!r} is no frozen dataclass of this suite")
-    return found
+def _name(cls: type, *, saved: bool) -> str:
+    """Return what a document calls a class; one that is described, not saved, may be of the user's."""
+    name = name_of(cls)
+    place = f"{cls.__module__}:{cls.__qualname__}"
+    if name is None and (saved or cls.__module__.split(".")[0] in {"probing", "concepts"}):
+        raise UnsavableError(
+            f"{place} has no name in saved files:",
+            mends=[
+                Mend("give it one", f"@saved_as('mylab.{cls.__name__}') of probing.saved_names")
+            ],
+        )
+    return name or place
 
 
 def _is_frozen(cls: type) -> bool:

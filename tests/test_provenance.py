@@ -1,13 +1,18 @@
 """What is saved comes back as it was, or not at all; what is read is data and decides nothing."""
 
+import dataclasses
+import hashlib
+import importlib
 import json
 import math
+import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
@@ -15,16 +20,33 @@ from jaxtyping import Float
 from nets import ConvNet, seeded
 from torch import Tensor
 
+import concepts
+import probing
+from probing import saved_names
+from probing.attribution import baselines, lrp_composites
+from probing.embedding import Pca
 from probing.fingerprint import model_id
-from probing.provenance import Provenance, Result, SavedResultError, describe, rebuild
+from probing.provenance import (
+    Provenance,
+    Result,
+    SavedResultError,
+    UnsavableError,
+    describe,
+    rebuild,
+)
+from probing.saved_names import SavedNameError, class_of, name_of, saved_as
+
+OURS = {"probing", "concepts"}
 
 
+@saved_as("tests.Part")
 @dataclass(frozen=True)
 class Part:
     name: str
     weights: Tensor | None = None
 
 
+@saved_as("tests.Method")
 @dataclass(frozen=True)
 class Method:
     steps: int = 10
@@ -38,6 +60,7 @@ class Method:
         object.__setattr__(self, "double", 2 * self.steps)
 
 
+@saved_as("tests.Found")
 @dataclass(frozen=True)
 class Found(Result):
     values: Float[Tensor, "n m"]
@@ -48,6 +71,7 @@ class Found(Result):
     folder: Path | None = None
 
 
+@saved_as("tests.OtherFound")
 @dataclass(frozen=True)
 class OtherFound(Result):
     pass
@@ -66,23 +90,10 @@ class Loose:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Of no module of the suite, but imported by one."""
+    """Of the user's, without a name in saved files."""
 
     def __post_init__(self) -> None:
         MADE.append(self)
-
-
-@pytest.fixture(autouse=True)
-def _classes_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Place the classes of this file in the suite, which alone may be loaded."""
-    module = ModuleType("probing.example_results")
-    for cls in (Part, Method, Found, OtherFound, Loose):
-        setattr(module, cls.__name__, cls)
-        monkeypatch.setattr(cls, "__module__", module.__name__)
-    module.sys = sys
-    module.Foreign = Foreign
-    module.function = describe
-    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def same(a: object, b: object) -> bool:
@@ -283,28 +294,23 @@ FOREIGN = [
     "os:system",
     "builtins:eval",
     "subprocess:Popen",
-    "probing_else:Found",
     "",
     ":",
+    "Nothing",
+    "tests.Nothing",
+    "test_provenance:Foreign",
+    "test_provenance:Part",  # has a name, under which alone it is loaded
     "probing.nowhere:Found",
-    "probing.example_results:nothing",
-    "probing.example_results:function",
-    "probing.example_results:sys.exit",
-    "probing.example_results:sys.modules",
-    "probing.example_results:Loose",  # can be changed, so it may do things when made
-    "probing.example_results:Foreign",
-    "probing.example_results:Found.load",
-    "probing.provenance:importlib.import_module",
     "probing.provenance:SavedResultError",
+    "probing.provenance:Result",
     "probing.store:ActivationStore",
+    "probing.attribution.cam:GradCAM.__call__",
     "concepts..x:y",
 ]
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_class_that_is_no_frozen_dataclass_of_the_suite_is_never_made(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_class_without_a_registered_name_is_never_made(name: str, tmp_path: Path) -> None:
     description: dict[str, object] = {"class": name, "fields": {}}
     MADE.clear()
     with pytest.raises(SavedResultError):
@@ -320,9 +326,113 @@ def test_a_class_that_is_no_frozen_dataclass_of_the_suite_is_never_made(
 
 def test_a_foreign_class_is_refused_before_its_module_is_imported() -> None:
     assert "this" not in sys.modules
-    with pytest.raises(SavedResultError, match="'this:d' is not a class of this suite"):
-        rebuild({"class": "this:d", "fields": {}})
+    for name in ("this:d", "this"):
+        with pytest.raises(SavedResultError, match=f"'{name}' is no registered name of a class"):
+            rebuild({"class": name, "fields": {}})
     assert "this" not in sys.modules
+
+
+# Names
+
+
+def test_a_class_without_a_name_is_described_but_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UnsavableError) as caught:
+        found(more={"x": Foreign()}).save(tmp_path)
+    assert str(caught.value) == (
+        "test_provenance:Foreign has no name in saved files: give it one by @saved_as('mylab.Foreign') of "
+        "probing.saved_names."
+    )
+    assert not list(tmp_path.iterdir())
+    assert describe(Foreign()) == {"class": "test_provenance:Foreign", "fields": {}}
+
+
+def test_a_name_that_is_not_registered_here_is_told_in_one_sentence(tmp_path: Path) -> None:
+    found().save(tmp_path)
+    text = (tmp_path / "result.json").read_text(encoding="utf-8")
+    later = text.replace("tests.Found", "mylab.Found", 1)
+    (tmp_path / "result.json").write_text(later, encoding="utf-8")
+    with pytest.raises(SavedResultError) as caught:
+        Result.load(tmp_path)
+    assert str(caught.value) == (
+        f"{str(tmp_path)!r} holds no readable result: 'mylab.Found' is no registered name of a class: it is of a later "
+        "version, or of a module of your own that must be imported first and register it by 'saved_as'."
+    )
+
+
+def test_what_was_saved_loads_after_its_class_was_moved_and_renamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("probing.moved")
+    module.Projected = Pca
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Pca, "__module__", module.__name__)
+    monkeypatch.setitem(saved_names._PLACES, "Pca", "probing.moved:Projected")
+    for name in ("Pca", "probing.embedding:Pca"):
+        assert rebuild({"class": name, "fields": {}}) == Pca()
+
+
+@pytest.mark.parametrize("name", ["Found", "GradCAM", "", "tests:Found.a"])
+def test_names_without_a_dot_are_the_suites(name: str) -> None:
+    with pytest.raises(SavedNameError, match="give test_provenance:Foreign a name with a dot"):
+        saved_as(name)(Foreign)
+
+
+def test_a_name_stands_for_one_class() -> None:
+    assert saved_as("tests.Part")(Part) is Part
+    with pytest.raises(SavedNameError, match=r"'tests\.Part' stands for test_provenance:Part"):
+        saved_as("tests.Part")(Foreign)
+
+
+def test_every_name_stands_for_a_frozen_dataclass_that_has_it() -> None:
+    for name, place in saved_names._PLACES.items():
+        cls = class_of(name)
+        assert name_of(cls) == name
+        assert place == f"{cls.__module__}:{cls.__qualname__}"
+        assert dataclasses.is_dataclass(cls)
+        assert cls.__dataclass_params__.frozen
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for below in cls.__subclasses__():
+        yield below
+        yield from _subclasses(below)
+
+
+def test_every_result_of_the_suite_has_a_name_and_so_has_what_it_holds() -> None:
+    for package in (probing, concepts):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    results = [c for c in _subclasses(Result) if c.__module__.split(".")[0] in OURS]
+    assert len(results) >= 29
+    held = [
+        part
+        for cls in results
+        for f in dataclasses.fields(cls)
+        for part in _classes_in(f.type)
+        if dataclasses.is_dataclass(part)
+    ]
+    assert [c for c in (*results, *held) if name_of(c) is None] == []
+
+
+def _classes_in(annotation: object) -> Iterator[type]:
+    if arguments := get_args(annotation):
+        for argument in arguments:
+            yield from _classes_in(argument)
+    elif isinstance(annotation, type):
+        yield annotation
+
+
+def test_what_version_0_1_wrote_is_never_forgotten() -> None:
+    """Its places are counted and hashed: a line that is changed or lost makes its files unreadable."""
+    places = saved_names._PLACES_0_1
+    text = "\n".join(f"{name} {place}" for name, place in sorted(places.items()))
+    assert (len(places), hashlib.sha256(text.encode()).hexdigest()) == (
+        185,
+        "4836b570e9e759eeb4189f67397e773f2fff24c20e8c863dd017f5996d835058",
+    )
+    assert set(places) <= set(saved_names._PLACES)
+    assert class_of("probing.attribution.baselines:Uniform") is baselines.Uniform
+    assert class_of("probing.attribution.lrp_composites:Uniform") is lrp_composites.Uniform
 
 
 # Saving over an earlier result
@@ -404,7 +514,7 @@ def test_a_method_is_rebuilt_from_a_saved_result(method: Method, tmp_path: Path)
 def test_a_description_says_what_the_class_and_its_fields_are() -> None:
     description = describe(Part("a"))
     assert description == {
-        "class": "probing.example_results:Part",
+        "class": "tests.Part",
         "fields": {"name": "a", "weights": None},
     }
 

@@ -4,7 +4,7 @@ Objectives add, subtract and scale: `Channel("layer3", 5) - 0.5 * Channel("layer
 number per image, so that many, each with its own image, share one pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,10 +20,15 @@ class UnitError(ProbingError, IndexError):
 
 @dataclass(frozen=True)
 class Logit(Objective):
-    """A class's score before softmax: a probability can also rise by lowering the other classes."""
+    """A class's score before softmax: a probability can also rise by lowering the other classes.
+
+    Attributes:
+        target: the class.
+        label: what it is called; the same class by another name is the same objective.
+    """
 
     target: int
-    label: str = ""
+    label: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:

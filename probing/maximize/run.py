@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from probing.errors import ArgumentError, Mend, ProbingError
 from probing.examples import ExampleSet
-from probing.fingerprint import content_id
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
 from probing.maximize.climb import Climb, ZeroGradientError
@@ -26,6 +25,7 @@ from probing.progress import Progress
 from probing.provenance import Provenance, describe
 from probing.remembered import identity
 from probing.scores import refuse_training
+from probing.seeds import seed_of
 from probing.store import ActivationStore
 
 
@@ -43,7 +43,7 @@ class Maximize:
         transforms: random views, in their order; None: those of `standard`, for the size at hand.
         ascent: how parameters are moved.
         steps: passes; after the last the images stay as they are.
-        seed: of start and views; each image's own seed is made of it and of its objective.
+        seed: of start and views; each image's own seed is made of it and of its objective, see `seed_of`.
         size: side of the images in pixels; by default views are as large as what the model was made for.
         precision: of the passes; what is optimised is float32.
         redirect: first steps in which gradients pass closed rectifiers, for images that have none else.
@@ -233,7 +233,7 @@ class _Run:
         self, goals: Sequence[Objective], start: Tensor | None, bar: Progress
     ) -> Maximization:
         settings, reader = self.settings, replace(self.reader, objectives=goals)
-        seeds = [_seed(settings.seed, g, j) for g in goals for j in range(g.images)]
+        seeds = [seed_of(settings.seed, g, j) for g in goals for j in range(g.images)]
         groups = [goal.images for goal in goals]
         plan = Plan(seeds, groups, self.size, self.space, reader.device, start)
         canvas = settings.image.begin(plan)
@@ -281,10 +281,6 @@ def _starts(start: Tensor | None, count: int) -> Tensor | None:
             f"start pictures are pixels in [0, 1], got {float(start.min()):.3g} to {float(start.max()):.3g}."
         )
     return start.detach().expand(count, -1, -1, -1)
-
-
-def _seed(seed: int, objective: Objective, image: int) -> int:
-    return int(content_id((seed, objective, image)), 16) % 2**62
 
 
 def _names(goals: Sequence[Objective]) -> tuple[str, ...]:

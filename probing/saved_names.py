@@ -1,0 +1,250 @@
+"""Short names under which saved results name their classes, so that a class may move and its files still load.
+
+A file holds names, never places: what is read is data and must not choose what is imported.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from probing.errors import ProbingError
+
+C = TypeVar("C", bound=type)
+
+
+class SavedNameError(ProbingError, LookupError):
+    """A class has no name in saved files, or a name stands for no class."""
+
+
+def _by_name(homes: Mapping[str, str]) -> dict[str, str]:
+    """Return the place `module:class` of each short name: the class's own, or what stands after a colon."""
+    found: dict[str, str] = {}
+    for module, classes in homes.items():
+        for entry in classes.split():
+            cls, _, name = entry.partition(":")
+            found[name or cls] = f"{module}:{cls}"
+    return found
+
+
+# Where the classes are now: whoever moves or renames one changes its line here, and keeps its short name.
+_PLACES = _by_name(
+    {
+        "probing.provenance": "Provenance",
+        "probing.precision": "Precision",
+        "probing.geometry": "Geometry",
+        "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
+        "probing.embedding": "Atlas AtlasResult Pca Umap",
+        "probing.attribution.base": "Attribution",
+        "probing.attribution.baselines": "Blurred Constant Mean Samples Uniform:UniformBaseline",
+        "probing.attribution.cam": "AblationCAM GradCAM GradCAMPlusPlus GuidedGradCAM HiResCAM LayerCAM",
+        "probing.attribution.exact_cam": "CAM",
+        "probing.attribution.gradient": "Deconvolution GradientTimesInput GuidedBackprop Saliency SmoothGrad",
+        "probing.attribution.lime": "LIME TextAttribution TextLIME",
+        "probing.attribution.lrp": "LRP",
+        "probing.attribution.lrp_composites": "EpsilonAlpha2Beta1 EpsilonAlpha2Beta1Flat EpsilonGammaBox EpsilonPlus "
+        "EpsilonPlusFlat PerLayer Uniform:UniformComposite",
+        "probing.attribution.parts": "Occurrences PartMean Words",
+        "probing.attribution.path": "ExpectedGradients IntegratedGradients LayerIntegratedGradients",
+        "probing.attribution.regression": "Lasso Ridge:RidgeSurrogate",
+        "probing.attribution.rules": "AlphaBeta Epsilon Flat:FlatRule Gamma Pass WSquare ZBox ZPlus",
+        "probing.attribution.superpixels": "Each Given Grid:GridParts Quickshift Slic",
+        "probing.attribution.surrogate": "ExactShapley KernelShap Local:LocalSurrogate",
+        "probing.evaluation.axioms": "AxiomTable Check Completeness Dummy ImplementationInvariance InputShift Linearity "
+        "SensitivityA Symmetry",
+        "probing.evaluation.base": "Measurement",
+        "probing.evaluation.complexity": "EffectivePlaces ExplanationLength Gini PictureBytes",
+        "probing.evaluation.controls": "EdgeDetector InputSize RandomMap",
+        "probing.evaluation.cost": "Cost Stopwatch",
+        "probing.evaluation.curves": "Curves Deletion Insertion PixelFlipping Road",
+        "probing.evaluation.localisation": "EnergyShare InsideAuroc MaskIou PointingGame RelevanceRank WeakLocalisation",
+        "probing.evaluation.retraining": "DataRandomisation Kar Retrained Roar Training",
+        "probing.evaluation.robustness": "Infidelity MaxSensitivity SeedStability SensitivityN",
+        "probing.evaluation.sanity": "CascadingRandomisation IndependentRandomisation Randomisation",
+        "probing.evaluation.scorecard": "Row Scorecard",
+        "probing.evaluation.scoring": "Scoring",
+        "probing.evaluation.similarity": "AbsoluteSpearman HogSimilarity SignedSpearman Ssim TopIou",
+        "probing.maximize.ascent": "Adam Normalized Plain Progress",
+        "probing.maximize.images": "Fourier Maco Pixels Shared",
+        "probing.maximize.lucent": "LucentImage",
+        "probing.maximize.regularizers": "Ball Blur Box ClipSmallContribution ClipSmallNorm Decay L1 L2 TotalVariation",
+        "probing.maximize.result": "Beside Maximization",
+        "probing.maximize.run": "Maximize",
+        "probing.maximize.space": "Space",
+        "probing.maximize.transforms": "Crop Jitter Pad Rotate Scale",
+        "probing.probes.kinds": "RidgeProbe SoftmaxProbe",
+        "probing.probes.layers": "LayerProbes",
+        "probing.probes.reduction": "Flat:FlatReduction GlobalAverage Grid:GridReduction RandomProjection RandomSubset",
+        "probing.probes.result": "ProbeResult",
+        "probing.probes.training": "ProbeHistory",
+        "concepts.ablation": "Ablation AblationResult",
+        "concepts.analyses.atlas": "AttributeAtlases",
+        "concepts.analyses.compare": "HeatMapComparison Shown:ShownMaps",
+        "concepts.analyses.dissection": "AttributeUnits",
+        "concepts.analyses.dreams": "ConceptDreams Dreams",
+        "concepts.analyses.probes": "AttributeProbes",
+        "concepts.bias": "Associations",
+        "concepts.compare": "Compare",
+        "concepts.compare_result": "Comparison Parting",
+        "concepts.dissect": "Dissection",
+        "concepts.dissection.protocols": "Protocol",
+        "concepts.dissection.result": "DissectionResult NullScores",
+        "concepts.dissection.rotation": "Rotation",
+        "concepts.dissection.sanity": "LabelTest",
+        "concepts.draws": "LeaveOneOut Relabelled",
+        "concepts.effect": "LogitEffect",
+        "concepts.effect_result": "EffectResult",
+        "concepts.network_rows": "NetworkRows",
+        "concepts.projection": "ConceptAttribution ConceptGradients",
+        "concepts.replication": "Replication",
+        "concepts.sign_score": "SignScore",
+        "concepts.tcav": "Tcav",
+        "concepts.tcav_result": "TcavResult",
+        "concepts.units": "UnitContrasts UnitShifts",
+        "concepts.word_result": "WordResult",
+    }
+)
+
+# Version 0.1 wrote `module:class` into its files. These are the places of its classes; no line changes any more.
+_PLACES_0_1 = _by_name(
+    {
+        "probing.provenance": "Provenance",
+        "probing.precision": "Precision",
+        "probing.geometry": "Geometry",
+        "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
+        "probing.embedding": "Atlas AtlasResult Pca Umap",
+        "probing.attribution.base": "Attribution",
+        "probing.attribution.baselines": "Blurred Constant Mean Samples Uniform:UniformBaseline",
+        "probing.attribution.cam": "AblationCAM GradCAM GradCAMPlusPlus GuidedGradCAM HiResCAM LayerCAM",
+        "probing.attribution.exact_cam": "CAM",
+        "probing.attribution.gradient": "Deconvolution GradientTimesInput GuidedBackprop Saliency SmoothGrad",
+        "probing.attribution.lime": "LIME TextAttribution TextLIME",
+        "probing.attribution.lrp": "LRP",
+        "probing.attribution.lrp_composites": "EpsilonAlpha2Beta1 EpsilonAlpha2Beta1Flat EpsilonGammaBox EpsilonPlus "
+        "EpsilonPlusFlat PerLayer Uniform:UniformComposite",
+        "probing.attribution.parts": "Occurrences PartMean Words",
+        "probing.attribution.path": "ExpectedGradients IntegratedGradients LayerIntegratedGradients",
+        "probing.attribution.regression": "Lasso Ridge:RidgeSurrogate",
+        "probing.attribution.rules": "AlphaBeta Epsilon Flat:FlatRule Gamma Pass WSquare ZBox ZPlus",
+        "probing.attribution.superpixels": "Each Given Grid:GridParts Quickshift Slic",
+        "probing.attribution.surrogate": "ExactShapley KernelShap Local:LocalSurrogate",
+        "probing.evaluation.axioms": "AxiomTable Check Completeness Dummy ImplementationInvariance InputShift Linearity "
+        "SensitivityA Symmetry",
+        "probing.evaluation.base": "Measurement",
+        "probing.evaluation.complexity": "EffectivePlaces ExplanationLength Gini PictureBytes",
+        "probing.evaluation.controls": "EdgeDetector InputSize RandomMap",
+        "probing.evaluation.cost": "Cost Stopwatch",
+        "probing.evaluation.curves": "Curves Deletion Insertion PixelFlipping Road",
+        "probing.evaluation.localisation": "EnergyShare InsideAuroc MaskIou PointingGame RelevanceRank WeakLocalisation",
+        "probing.evaluation.retraining": "DataRandomisation Kar Retrained Roar Training",
+        "probing.evaluation.robustness": "Infidelity MaxSensitivity SeedStability SensitivityN",
+        "probing.evaluation.sanity": "CascadingRandomisation IndependentRandomisation Randomisation",
+        "probing.evaluation.scorecard": "Row Scorecard",
+        "probing.evaluation.scoring": "Scoring",
+        "probing.evaluation.similarity": "AbsoluteSpearman HogSimilarity SignedSpearman Ssim TopIou",
+        "probing.maximize.ascent": "Adam Normalized Plain Progress",
+        "probing.maximize.images": "Fourier Maco Pixels Shared",
+        "probing.maximize.lucent": "LucentImage",
+        "probing.maximize.regularizers": "Ball Blur Box ClipSmallContribution ClipSmallNorm Decay L1 L2 TotalVariation",
+        "probing.maximize.result": "Beside Maximization",
+        "probing.maximize.run": "Maximize",
+        "probing.maximize.space": "Space",
+        "probing.maximize.transforms": "Crop Jitter Pad Rotate Scale",
+        "probing.probes.kinds": "RidgeProbe SoftmaxProbe",
+        "probing.probes.layers": "LayerProbes",
+        "probing.probes.reduction": "Flat:FlatReduction GlobalAverage Grid:GridReduction RandomProjection RandomSubset",
+        "probing.probes.result": "ProbeResult",
+        "probing.probes.training": "ProbeHistory",
+        "concepts.ablation": "Ablation AblationResult",
+        "concepts.analyses.atlas": "AttributeAtlases",
+        "concepts.analyses.compare": "HeatMapComparison Shown:ShownMaps",
+        "concepts.analyses.dissection": "AttributeUnits",
+        "concepts.analyses.dreams": "ConceptDreams Dreams",
+        "concepts.analyses.probes": "AttributeProbes",
+        "concepts.bias": "Associations",
+        "concepts.compare": "Compare",
+        "concepts.compare_result": "Comparison Parting",
+        "concepts.dissect": "Dissection",
+        "concepts.dissection.protocols": "Protocol",
+        "concepts.dissection.result": "DissectionResult NullScores",
+        "concepts.dissection.rotation": "Rotation",
+        "concepts.dissection.sanity": "LabelTest",
+        "concepts.draws": "LeaveOneOut Relabelled",
+        "concepts.effect": "LogitEffect",
+        "concepts.effect_result": "EffectResult",
+        "concepts.network_rows": "NetworkRows",
+        "concepts.projection": "ConceptAttribution ConceptGradients",
+        "concepts.replication": "Replication",
+        "concepts.sign_score": "SignScore",
+        "concepts.tcav": "Tcav",
+        "concepts.tcav_result": "TcavResult",
+        "concepts.units": "UnitContrasts UnitShifts",
+        "concepts.word_result": "WordResult",
+    }
+)
+_NAMES_0_1 = {place: name for name, place in _PLACES_0_1.items()}
+_NAMES = {place: name for name, place in _PLACES.items()}
+_REGISTERED: dict[str, type] = {}
+
+
+def saved_as(name: str) -> Callable[[C], C]:
+    """Return a decorator that gives a frozen dataclass of yours its name in saved files, so that it can be loaded.
+
+    The module that holds it must be imported before a file is loaded.
+
+    Args:
+        name: with a dot, such as `"mylab.Found"`; names without are the suite's.
+
+    Raises:
+        SavedNameError: if the name has no dot, or stands for another class.
+
+    Example:
+        >>> @saved_as("mylab.Found")
+        ... @dataclass(frozen=True)
+        ... class Found(Result):
+        ...     values: Tensor
+    """
+
+    def register(cls: C) -> C:
+        place = _place(cls)
+        if "." not in name or ":" in name:
+            raise SavedNameError(
+                f"give {place} a name with a dot and no colon, such as 'mylab.Found', got {name!r}."
+            )
+        other = _REGISTERED.get(name)
+        if other is not None and _place(other) != place:
+            raise SavedNameError(
+                f"the name {name!r} stands for {_place(other)}: give {place} another."
+            )
+        _REGISTERED[name] = cls
+        return cls
+
+    return register
+
+
+def name_of(cls: type) -> str | None:
+    """Return a class's name in saved files; None for one that has none."""
+    own = next((name for name, known in _REGISTERED.items() if known is cls), None)
+    return own or _NAMES.get(_place(cls))
+
+
+def class_of(name: str) -> type:
+    """Return the class that a saved file names, by its short name or as version 0.1 wrote it.
+
+    Raises:
+        SavedNameError: if there is none.
+    """
+    short = _NAMES_0_1.get(name, name)
+    if short in _REGISTERED:
+        return _REGISTERED[short]
+    if short not in _PLACES:
+        raise SavedNameError(
+            f"{name!r} is no registered name of a class: it is of a later version, or of a module of your own that "
+            "must be imported first and register it by 'saved_as'"
+        )
+    module, _, cls = _PLACES[short].partition(":")
+    found: type = getattr(importlib.import_module(module), cls)
+    return found
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
