@@ -33,6 +33,7 @@ def edit_along(
     Raises:
         ValueError: if the direction does not fit the layer's output.
     """
+    score = score.named(inputs)
     with torch.no_grad(), frozen_parameters(score.model):
         before = score(inputs)
         changes = []

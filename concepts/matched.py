@@ -137,6 +137,7 @@ def silenced(
     channels_last: bool = False,
 ) -> Float[Tensor, " n"]:
     """Return scores where some channels of a layer (features of its tokens) are 0 at every place."""
+    score = score.named(inputs)
     index = torch.tensor(list(units), dtype=torch.long)
 
     def silence(module: object, before: Tensor, output: Tensor) -> Tensor:

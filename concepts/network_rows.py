@@ -108,6 +108,7 @@ class NetworkRows:
             folder: rows are kept in it, and reused if nothing that they depend on has changed.
             done: is told each method's name, and whether it was computed or found.
         """
+        score = score.named(inputs)
         layer = self.layer or map_layer(score.model, inputs)
         tcav = Tcav(seed=self.seed)
         dissection = Dissection((layer,), draws=self.draws, seed=self.seed)

@@ -193,13 +193,13 @@ class ConceptGradients:
         starts: Float[Tensor, "n *shape"] | None = None,
     ) -> LayerPath:
         """Return the paths to inputs' outputs of the layer, from those of `starts` or from zero."""
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [self.layer])
             end = read_layer(passes, inputs, self.layer)
             start = torch.zeros_like(end)
             if starts is not None:
-                start = read_layer(passes, checked(score, starts), self.layer)
+                start = read_layer(passes, checked(score, starts)[1], self.layer)
             along = tail_passes(passes, inputs, self.layer, end)
             slope = self._mean_slope(along, start, end)
             scores = [along.values(at, torch.arange(len(at))).double() for at in (start, end)]

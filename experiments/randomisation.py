@@ -23,7 +23,7 @@ from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
 from probing.attribution.path import IntegratedGradients
 from probing.evaluation.figures import randomisation_figure
-from probing.evaluation.sanity import PRIMARY, CascadingRandomisation, Randomisation, predicted
+from probing.evaluation.sanity import PRIMARY, CascadingRandomisation, Randomisation
 from probing.figures import save_figure
 from probing.scores import Score
 
@@ -66,7 +66,7 @@ def material(*, tiny: bool) -> tuple[nn.Module, Tensor]:
 def measured(*, tiny: bool) -> dict[str, Randomisation]:
     """Return each method's similarities."""
     net, inputs = material(tiny=tiny)
-    score = predicted(Score(net, 0), inputs)
+    score = Score(net)
     metric = CascadingRandomisation(seeds=1 if tiny else 3, steps=2 if tiny else 6, measures=PRIMARY)  # fmt: skip
     return {name: metric(method, score, inputs) for name, method in METHODS.items()}
 

@@ -46,7 +46,7 @@ def layer_gradients(
     and TCAV (Kim et al. 2018, sec. 3.3) both start from it.
 
     Args:
-        score: differentiated; its target has one class, or one per input.
+        score: differentiated; its target has one class, one per input, or none for the top class of each.
         inputs: in model space.
         layers: dotted paths; each must run once per forward pass, or be addressed as `"name:call"`.
 
@@ -60,6 +60,7 @@ def layer_gradients(
         >>> activation, gradient = layer_gradients(Score(net, 3), images, ["layer4"])["layer4"]
     """
     refuse_training(score.model)
+    score = score.named(inputs)
     with _graph_of(score.model):
         with capture(score.model, layers, graph=True) as outputs:
             output = score.model(inputs.detach().clone())

@@ -169,7 +169,8 @@ def model_of(scores: Sequence[Score]) -> nn.Module:
 def _quantity(score: Score) -> str:
     if not isinstance(score.target, int):
         raise RequestError(
-            "several scores must have one class each; use gradients(score, …) for one class per example."
+            "several scores must name one class each; use gradients(score, …) for one class per example, or for the top "
+            "class of each."
         )
     part = "" if score.output is None else f" of output {score.output!r}"
     return f"gradient of {score.unit} {score.target}{part}"

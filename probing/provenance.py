@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -256,6 +257,8 @@ def _encode(
 
 
 def _encode_scalar(value: object, where: str) -> Json:
+    if isinstance(value, np.number):  # such as a unit that argmax found
+        value = value.item()
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": str(float(value))}
     if value is None or isinstance(value, bool | int | str):

@@ -1,16 +1,24 @@
 """A score is what is explained: one scalar per example."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, SupportsIndex, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.errors import ArgumentError, Mend, ProbingError
+from probing.precision import device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
+Target = int | np.integer[Any] | Sequence[SupportsIndex] | npt.NDArray[Any] | Tensor | None
+"""A class index, or one per example: whatever is a whole number is one. None: the top class of each input."""
+
+_ROWS = 32  # that look for their top class together
 
 
 class TargetError(ProbingError, IndexError):
@@ -30,21 +38,27 @@ class Score:
     """One number per example, read from the model's output: by default the logit of a class.
 
     Attributes:
-        target: a class index, or one per example.
-        unit: `logit`; `probability` (softmax, 0–1); `logprob`; `margin` (logit minus the largest
-            other logit).
+        target: a class index, or one per example, as numbers of any whole type; kept as an `int` or a tensor. None
+            stands for the class that the model gives each input, of which methods hold on to while they change it.
+        unit: `logit`; `probability` (softmax, 0–1); `logprob`, its logarithm; `margin` (logit minus the largest other
+            logit). A model with one class score is taken for a binary classifier whose score is the logit of its
+            label 1: `probability` is the sigmoid.
         output: which part of the output holds the class scores, a position or a key, where a model
             returns several.
+
+    Raises:
+        TargetError: if the target is no whole number, nor one per example.
     """
 
     model: nn.Module
-    target: int | Int[Tensor, " examples"]
+    target: Target = None
     unit: Unit = "logit"
     output: str | int | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {self.unit!r}.")
+        object.__setattr__(self, "target", classes(self.target))
 
     def __call__(
         self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None
@@ -57,16 +71,37 @@ class Score:
 
         Raises:
             ModelModeError: if the model, or a part of it, is in training mode.
-            OutputError: if the output is not `[n, classes]`.
+            OutputError: if the output is not `[n, classes]`, or holds probabilities where the unit is one.
             TargetError: if a target is no class, or targets and inputs differ in number.
         """
         refuse_training(self.model)
-        score = self.read(self.model(inputs), rows)
+        output = self.model(inputs)
+        read = self._at_top(output) if self.target is None and rows is None else self
+        score = read.read(output, rows)
         if len(score) != len(inputs):
             raise OutputError(
                 f"the model returns {len(score)} rows of scores for {len(inputs)} inputs."
             )
         return score
+
+    def named(self, inputs: Shaped[Tensor, "n *shape"]) -> "Score":
+        """Return the score with its classes named: where it names none, those that the model gives these inputs.
+
+        Inputs that are changed, and copies of the model, would otherwise each have a favourite class of their own.
+        """
+        if self.target is not None:
+            return self
+        refuse_training(self.model)
+        device = device_of(self.model)
+        with torch.no_grad():
+            found = [
+                self._at_top(self.model(part.to(device, copy=True))).target
+                for part in torch.split(inputs, _ROWS)
+            ]
+        return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))
+
+    def _at_top(self, output: object) -> "Score":
+        return replace(self, target=class_scores(output, self.output).argmax(1))
 
     def read(self, output: object, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score from an output of the model that is there already."""
@@ -74,6 +109,11 @@ class Score:
         target = self._targets(scores, rows)
         if len(target) and (int(target.min()) < 0 or int(target.max()) >= scores.shape[1]):
             bad = int(target.min()) if int(target.min()) < 0 else int(target.max())
+            if scores.shape[1] == 1:
+                raise TargetError(
+                    f"class {bad} is out of range: the model has one class score, class 0, which is the logit of label "
+                    "1 if it is a binary classifier."
+                )
             raise TargetError(
                 f"class {bad} is out of range: the model has {scores.shape[1]} classes, "
                 f"0 to {scores.shape[1] - 1}."
@@ -84,9 +124,14 @@ class Score:
         self, scores: Float[Tensor, "n classes"], rows: Tensor | None
     ) -> Int[Tensor, " n"]:
         """Return the class of each row of scores."""
-        if isinstance(self.target, int) and not isinstance(self.target, bool):
+        if isinstance(self.target, int):
             return torch.full((len(scores),), self.target, device=scores.device)
-        target = class_indices(self.target).to(scores.device)
+        if not isinstance(self.target, Tensor):
+            raise TargetError(
+                "score.target is None, the top class of each input, but here it is not known which inputs are meant: "
+                "name a class, or use score.named(inputs)."
+            )
+        target = self.target.to(scores.device)
         if rows is not None:
             rows = rows.to(scores.device)
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(target)):
@@ -103,27 +148,32 @@ class Score:
         return target
 
 
-def class_indices(target: object) -> Int[Tensor, " examples"]:
-    """Return a target that gives each example its class.
+def classes(target: object) -> int | Int[Tensor, " examples"] | None:
+    """Return a target as a class index or a tensor of them.
 
     Raises:
-        TargetError: if it is no tensor of whole numbers, one per example.
+        TargetError: if it is no whole number, nor one per example.
     """
-    if not isinstance(target, Tensor):
-        raise TargetError(
-            f"score.target must be a class index or a tensor of them, got {target!r}."
-        )
-    if (
-        target.ndim != 1
-        or target.dtype == torch.bool
-        or target.is_floating_point()
-        or target.is_complex()
-    ):
-        raise TargetError(
-            "score.target must hold one whole number per example, "
-            f"got {target.dtype} of shape {tuple(target.shape)}."
-        )
-    return target.long()
+    if target is None:
+        return None
+    try:
+        values = target if isinstance(target, Tensor) else torch.tensor(np.asarray(target))
+    except (TypeError, ValueError):  # text, or lists of several lengths
+        raise _no_target(repr(target)) from None
+    if isinstance(target, Sequence) and not len(target):
+        values = values.long()  # an empty list has no type of its own
+    whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    if not whole or values.ndim > 1:
+        many = values.ndim > 0
+        raise _no_target(f"{values.dtype} of shape {tuple(values.shape)}" if many else repr(target))
+    return values.long() if values.ndim else int(values)
+
+
+def _no_target(got: str) -> TargetError:
+    return TargetError(
+        "score.target must be the number of a class, or one per example, or None for the top class of each input, "
+        f"got {got}."
+    )
 
 
 def class_scores(output: object, part: str | int | None = None) -> Float[Tensor, "n classes"]:
@@ -171,16 +221,55 @@ def _in_unit(
     scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit
 ) -> Float[Tensor, " n"]:
     index = target.unsqueeze(1)
-    if unit == "logprob":
-        return scores.log_softmax(dim=1).gather(1, index).squeeze(1)
-    if unit == "probability":
-        return scores.softmax(dim=1).gather(1, index).squeeze(1)
+    if unit in {"probability", "logprob"}:
+        _refuse_probabilities(scores, unit)
+        if scores.shape[1] == 1:
+            return (torch.sigmoid if unit == "probability" else F.logsigmoid)(scores[:, 0])
+        normal = scores.softmax(dim=1) if unit == "probability" else scores.log_softmax(dim=1)
+        return normal.gather(1, index).squeeze(1)
     chosen = scores.gather(1, index).squeeze(1)
     if unit == "logit":
         return chosen
     if scores.shape[1] < 2:
         raise OutputError("a margin needs at least two classes, the model has one.")
     return chosen - scores.scatter(1, index, -torch.inf).amax(dim=1)
+
+
+def gives_probabilities(scores: Float[Tensor, "n classes"]) -> bool:
+    """Whether class scores are probabilities already: they add up to 1, or a sigmoid or softmax made them.
+
+    The latter can be seen only where a graph is recorded.
+    """
+    if _maker(scores) in {"SigmoidBackward0", "SoftmaxBackward0"}:
+        return True
+    if not len(scores) or scores.shape[1] < 2:
+        return False
+    values = scores.detach()
+    slack = max(1e-4, 8 * torch.finfo(values.dtype).eps)
+    adds_up = ((values.double().sum(1) - 1).abs() <= slack).all()
+    return bool(adds_up & (values >= 0).all())
+
+
+def _maker(tensor: Tensor) -> str:
+    """Return the name of what computed a tensor, reshaping and copying aside."""
+    node = tensor.grad_fn
+    while node is not None and node.name().startswith(_RESHAPES):
+        node = node.next_functions[0][0]
+    return "" if node is None else node.name()
+
+
+_RESHAPES = (
+    "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Clone", "Alias", "Transpose", "Permute", "TBackward", "Select",
+    "Slice", "ToCopy",
+)  # fmt: skip
+
+
+def _refuse_probabilities(scores: Tensor, unit: str) -> None:
+    if gives_probabilities(scores):
+        raise OutputError(
+            f"the model returns probabilities already, of which no {unit} can be taken anew: read them as they are",
+            mends=[Mend("do so", "unit='logit'")],
+        )
 
 
 def _holds(output: object) -> str:

@@ -19,10 +19,12 @@ from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats,
 from probing.passes import Pool
 from probing.places import Place, located
 from probing.precision import Precision
-from probing.scores import Score
+from probing.scores import Score, class_scores
 from probing.shards import Disk
 from probing.shares import Share
 from probing.tiers import MemoryTier
+
+_AT_ONCE = 32  # examples whose top class is found together
 
 
 @dataclass
@@ -92,6 +94,8 @@ class ActivationStore:
 
         With pooling it is summed over positions: the derivative with respect to the mean. Raises as `activations`.
         """
+        if score.target is None:
+            score = self._named(score, examples)
         if not isinstance(score.target, Tensor):
             return self.gradients_of([score], layers, examples, pool=pool)[0]
         targets = score.target.tolist()
@@ -110,6 +114,17 @@ class ActivationStore:
                     rows
                 )
         return found
+
+    def _named(self, score: Score, examples: ExampleSet) -> Score:
+        """Return a score with the top class of each example as its targets."""
+        if score.output is None:
+            outputs = class_scores(self.activations(score.model, [""], examples)[""])
+            return replace(score, target=outputs.argmax(1))
+        # An output of several parts is no row that is kept.
+        n = len(examples)
+        parts = [range(i, min(i + _AT_ONCE, n)) for i in range(0, n, _AT_ONCE)]
+        tops = [score.named(examples.load(part)).target for part in parts]
+        return replace(score, target=torch.cat([t for t in tops if isinstance(t, Tensor)]))
 
     def gradients_of(
         self,

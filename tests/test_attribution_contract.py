@@ -1,6 +1,6 @@
 """What every local method promises, whatever it computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from probing.attribution.path import IntegratedGradients
 from probing.fingerprint import model_id
 from probing.geometry import InputError
 from probing.provenance import describe, rebuild
-from probing.scores import ModelModeError, OutputError, Score, TargetError
+from probing.scores import ModelModeError, OutputError, Score, TargetError, Unit
 
 TARGETS = torch.tensor([0, 1, 2, 1])
 # Methods that can't be made without arguments, or that take long with their defaults.
@@ -70,6 +70,46 @@ def test_the_score_its_unit_and_its_targets_are_in_the_result(name: str) -> None
     assert found.n_forward > 0
     for key, values in found.diagnostics.items():
         assert len(values) == 4, key
+
+
+@every_method
+def test_no_target_is_the_top_class_of_each_input(name: str) -> None:
+    model, x = net(), batch()
+    tops = model(x).argmax(1)
+    assert len(set(tops.tolist())) > 1
+    found, expected = (made(name)(score, x) for score in (Score(model), Score(model, tops)))
+    assert found.target == tuple(tops.tolist())
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.score, expected.score)
+
+
+class Ends(nn.Module):
+    """A network with another end."""
+
+    def __init__(self, net: nn.Module, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.end = net, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.net(x))
+
+
+@pytest.mark.parametrize("unit", ["probability", "logprob"])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cam"}))  # which takes logits only
+def test_probabilities_of_probabilities_are_refused_and_one_logit_s_is_its_sigmoid(
+    name: str, unit: Unit
+) -> None:
+    x = batch()
+    for end in (torch.sigmoid, lambda y: y.softmax(1), lambda y: y[:, :1].sigmoid()):
+        with pytest.raises(OutputError, match="returns probabilities already"):
+            made(name)(Score(Ends(net(), end).eval(), 0, unit), x)
+    one = Ends(net(), lambda y: y[:, :1] * 0.1).eval()
+    two = Ends(net(), lambda y: torch.cat([y[:, :1] * 0.1, torch.zeros_like(y[:, :1])], 1)).eval()
+    found, expected = (made(name)(Score(model, 0, unit), x) for model in (one, two))
+    torch.testing.assert_close(found.score, expected.score)
+    assert found.score.std() > 0
+    if name != "lrp":  # which shares the score by the logits' own network
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-7)
 
 
 @every_method
@@ -195,8 +235,6 @@ def test_the_input_may_be_overwritten_by_the_model(name: str) -> None:
         ("range", TargetError, "class 7 is out of range: the model has 3 classes"),
         ("negative", TargetError, "class -1 is out of range: the model has 3 classes"),
         ("length", TargetError, "one class per input, 4, got shape \\(3,\\)"),
-        ("float", TargetError, "one whole number per example, got torch.float32"),
-        ("missing", TargetError, "must be a class index or a tensor of them, got None"),
         ("mode", ModelModeError, "'features.1' of ConvNet is in training mode"),
     ],
 )
@@ -205,8 +243,6 @@ def test_bad_input_is_refused_by_its_own_error(
 ) -> None:
     model, x, score = net(), batch(), None
     score = Score(model, {"range": 7, "negative": -1, "length": TARGETS[:3]}.get(bad, TARGETS))
-    if bad in {"float", "missing"}:  # as it gets past where types are not checked
-        object.__setattr__(score, "target", TARGETS.float() if bad == "float" else None)
     if bad == "mode":
         model.features[1].train()  # type: ignore[index, union-attr]
     if bad in {"nan", "infinite"}:

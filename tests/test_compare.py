@@ -382,6 +382,9 @@ def test_silent_units_are_zero_everywhere_and_the_model_is_left_as_found() -> No
     without = silenced(Score(net, 0), "features", x, [0, 2])
     torch.testing.assert_close(without, (-4 * x[:, 1].mean((1, 2))).double())
     assert all(p.requires_grad for p in net.parameters())
+    tops = net(x).argmax(1)
+    named, silent = Score(net, tops), Score(net)
+    assert torch.equal(*(silenced(s, "features", x, [0, 2]) for s in (named, silent)))
     with torch.no_grad():
         torch.testing.assert_close(
             silenced(Score(net, 0), "features", x, []), net(x)[:, 0].double()

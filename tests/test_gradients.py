@@ -40,6 +40,21 @@ def test_the_input_gradient_of_a_hand_made_net_is_its_closed_form() -> None:
     torch.testing.assert_close(slope[:, 1], torch.full((3, 2, 2), 0.5, dtype=torch.float64))
 
 
+def test_no_target_is_the_top_class_of_each_input() -> None:
+    net, x = hand_net(), hand_images()
+    x[0] += torch.tensor([9.0, 0.0]).view(2, 1, 1)
+    x[1] += torch.tensor([0.0, 9.0]).view(2, 1, 1)
+    tops = net(x).argmax(1)
+    assert tops[:2].tolist() == [0, 1]
+    for found, expected in zip(
+        input_gradient(Score(net), x), input_gradient(Score(net, tops), x), strict=True
+    ):
+        assert torch.equal(found, expected)
+    weights = torch.tensor([[1.0, 0, -1, 0], [0, 2, 0, -2]], dtype=torch.float64)[tops]
+    found = layer_gradients(Score(net), x, ["pool"])["pool"][1]
+    torch.testing.assert_close(found[:, :, 0, 0], weights)
+
+
 def test_layer_gradients_of_a_hand_made_net_are_their_closed_form() -> None:
     x, layers = hand_images(), ["features", "relu", "pool", "head"]
     found = layer_gradients(Score(hand_net(), 1), x, layers)

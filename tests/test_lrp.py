@@ -45,7 +45,7 @@ from probing.attribution.rules import (
 from probing.geometry import RefusedError
 from probing.layers import LayerNotFoundError
 from probing.provenance import Result, describe, rebuild
-from probing.scores import Score
+from probing.scores import OutputError, Score
 
 ABSORBED = ("absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")
 
@@ -474,6 +474,11 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "the lowest number": lambda scores: scores.masked_fill(HIDDEN, torch.finfo(torch.float32).min),
 }
+
+
+def test_a_contrast_with_no_other_class_is_refused() -> None:
+    with pytest.raises(OutputError, match=r"a contrast needs at least two classes.*start='score'"):
+        explain(neuron([1.0, 2.0]), row(1.0, 1.0), EpsilonPlus(), start="contrast")
 
 
 @pytest.mark.parametrize("attention", ["product", "constant"])

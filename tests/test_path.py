@@ -571,6 +571,10 @@ def test_the_prior_leaves_the_mode_and_batchnorms_averages_alone() -> None:
     a, b, c = (attribution_prior(Score(net, 0), x, x, "gini", seed=s) for s in (1, 1, 2))
     assert a == b
     assert a != c
+    tops = net.eval()(x).argmax(1)
+    net.train()
+    named, unnamed = (attribution_prior(s, x, x, "gini", seed=1) for s in (Score(net, tops), Score(net)))  # fmt: skip
+    assert named == unnamed
     assert all(module.training for module in net.modules())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)

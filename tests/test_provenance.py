@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -523,6 +524,13 @@ def test_a_description_says_what_the_class_and_its_fields_are() -> None:
 def test_only_frozen_dataclasses_are_described(value: object) -> None:
     with pytest.raises(TypeError):
         describe(value)
+
+
+def test_a_number_of_numpy_is_saved_as_a_plain_one(tmp_path: Path) -> None:
+    for number, plain in ((np.int64(3), 3), (np.float32(0.5), 0.5), (np.uint8(7), 7)):
+        found(more={"x": number}).save(tmp_path / str(plain))
+        (loaded,) = Found.load(tmp_path / str(plain)).more.values()
+        assert (loaded, type(loaded)) == (plain, type(plain))
 
 
 def test_a_description_holds_no_tensors() -> None:

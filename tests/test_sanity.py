@@ -21,7 +21,6 @@ from probing.evaluation.sanity import (
     CascadingRandomisation,
     IndependentRandomisation,
     Randomisation,
-    predicted,
 )
 from probing.evaluation.similarity import (
     SIMILARITIES,
@@ -371,8 +370,7 @@ def test_the_class_explained_stays_the_trained_network_s() -> None:
             return super().__call__(score, inputs)
 
     model, x = conv(), nets.images(4, size=12).double()
-    score = predicted(Score(model, 0), x)
-    CascadingRandomisation(seeds=1, measures=("spearman",))(Watched(), score, x)
+    CascadingRandomisation(seeds=1, measures=("spearman",))(Watched(), Score(model), x)
     expected = model(x).argmax(1)
     assert len(asked) > 3
     assert all(torch.equal(target, expected) for target in asked)  # type: ignore[arg-type]
@@ -449,7 +447,7 @@ def trained_on_bars() -> tuple[nn.Module, Tensor]:
 
 def test_guided_backprop_keeps_what_gradients_lose(shapes_net: tuple[nn.Module, Tensor]) -> None:
     model, x = shapes_net
-    score = predicted(Score(model, 0), x)
+    score = Score(model)
     metric = CascadingRandomisation(seeds=3, measures=("spearman", "spearman_abs"))
     last = {
         type(method).__name__: metric(method, score, x).mean[-1]

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from nets import ConvNet, TwoHeadNet, images, seeded
@@ -93,12 +94,110 @@ def test_each_example_may_have_a_class_of_its_own() -> None:
     assert Score(NET, torch.tensor([1, 0, 2]))(LOGITS).tolist() == [3, 0.5, 200]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
-def test_targets_may_be_of_any_whole_type(dtype: torch.dtype) -> None:
-    score = Score(NET, 0)
-    # Set apart, since annotations ask for signed ones.
-    object.__setattr__(score, "target", torch.tensor([1, 0, 2], dtype=dtype))
+@pytest.mark.parametrize(
+    "target",
+    [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.int8)],
+    ids=repr,
+)
+def test_whatever_is_a_whole_number_is_a_class(target: object) -> None:
+    score = Score(NET, target)
+    assert type(score.target) is int
+    assert score(LOGITS).tolist() == LOGITS[:, 1].tolist()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        [1, 0, 2],
+        (1, 0, 2),
+        [np.int64(1), np.int32(0), np.uint8(2)],
+        list(torch.tensor([1, 0, 2])),
+        np.array([1, 0, 2], dtype=np.uint16),
+        np.broadcast_to(np.array([1, 0, 2]), 3),  # can't be written to
+        *(
+            torch.tensor([1, 0, 2], dtype=d)
+            for d in (torch.uint8, torch.int16, torch.int32, torch.int64)
+        ),
+    ],
+    ids=repr,
+)
+def test_whatever_holds_whole_numbers_gives_each_example_its_class(target: object) -> None:
+    score = Score(NET, target)
     assert score(LOGITS).tolist() == [3, 0.5, 200]
+    assert score(LOGITS, torch.tensor([2, 2, 0])).tolist() == [2.0, 0.5, 0.0]
+
+
+def test_no_target_is_the_top_class_of_each_input() -> None:
+    assert Score(NET)(LOGITS).tolist() == [3, 0.5, 200]
+    named = Score(NET, unit="margin").named(LOGITS)
+    assert named.target.tolist() == [1, 0, 2]
+    assert (
+        named(LOGITS.flip(0)).tolist() == Score(NET, [1, 0, 2], "margin")(LOGITS.flip(0)).tolist()
+    )
+    assert Score(NET, 2).named(LOGITS).target == 2
+
+
+def test_no_target_names_no_class_of_inputs_that_are_not_known() -> None:
+    """The top class of a variant is another question."""
+    with pytest.raises(TargetError, match=r"name a class, or use score\.named\(inputs\)"):
+        Score(NET).read(LOGITS)
+    with pytest.raises(TargetError, match="not known which inputs"):
+        Score(NET)(LOGITS, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("unit", ["probability", "logprob"])
+def test_one_class_score_is_the_logit_of_a_binary_classifier(unit: str) -> None:
+    """Not the softmax of one class, which is 1 whatever the model says."""
+    logit = torch.tensor([[-300.0], [-1.0], [0.0], [2.0], [40.0]], dtype=torch.float64)
+    both = torch.cat([torch.zeros_like(logit), logit], 1)  # the same classifier with two classes
+    found = Score(NET, 0, unit)(logit)
+    torch.testing.assert_close(found, Score(NET, 1, unit)(both), rtol=1e-12, atol=1e-15)
+    assert torch.autograd.gradcheck(Score(NET, 0, unit), logit[1:4].clone().requires_grad_())
+    with pytest.raises(
+        TargetError, match="one class score, class 0, which is the logit of label 1"
+    ):
+        Score(NET, 1, unit)(logit)
+
+
+ALREADY = {
+    "softmax": lambda x: x.softmax(1),
+    "softmax in half": lambda x: x.bfloat16().softmax(1),
+    "one and the rest": lambda x: torch.stack([x[:, 0].sigmoid(), 1 - x[:, 0].sigmoid()], 1),
+    "normalised": lambda x: x.abs() / x.abs().sum(1, keepdim=True),
+    "sigmoids": torch.sigmoid,
+    "one sigmoid": lambda x: x[:, :1].sigmoid(),
+    "one sigmoid, reshaped": lambda x: x[:, 0].sigmoid().unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("unit", ["probability", "logprob"])
+@pytest.mark.parametrize("name", ALREADY)
+def test_probabilities_are_not_taken_of_probabilities(name: str, unit: str) -> None:
+    net = Wrapped(ALREADY[name]).eval()
+    x = LOGITS.clone().requires_grad_()  # without a graph a sigmoid can't be told from a logit
+    with pytest.raises(OutputError, match=r"probabilities already.*by unit='logit'"):
+        Score(net, 0, unit)(x)
+    assert torch.equal(Score(net, 0)(x), net(x)[:, 0])
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[0.6, 0.3]],  # less than one
+        [[0.5, 0.5], [1.0, 0.5]],  # one row by chance
+        [[1.5, -0.5]],  # adds up, but is negative
+        [[0.7], [0.2]],
+    ],
+)
+def test_logits_that_look_like_probabilities_are_logits(logits: list[list[float]]) -> None:
+    x = torch.tensor(logits)
+    assert Score(NET, 0, "logprob")(x).isfinite().all()
+
+
+def test_logarithms_of_probabilities_are_logits_too() -> None:
+    net = Wrapped(lambda x: x.log_softmax(1)).eval()
+    for unit in ("probability", "logprob"):
+        torch.testing.assert_close(Score(net, 1, unit)(LOGITS), Score(NET, 1, unit)(LOGITS))
 
 
 def test_rows_say_of_which_example_each_input_is_a_variant() -> None:
@@ -141,14 +240,16 @@ def test_rows_must_be_as_many_as_inputs_and_name_examples() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (True, "a class index or a tensor of them, got True"),
+        (True, "or None for the top class of each input, got True"),
         (1.0, "got 1.0"),
+        (np.float32(1), "got np.float32"),
         ("cat", "got 'cat'"),
-        (None, "got None"),
-        ([1, 2, 0], r"got \[1, 2, 0\]"),
-        (torch.tensor([1.0, 0.0, 2.0]), r"whole number per example, got torch\.float32"),
+        (["cat"], r"got \['cat'\]"),
+        ([1.0, 2.0], r"got torch\.float64 of shape \(2,\)"),
+        ([[1, 2], [0]], r"got \[\[1, 2\], \[0\]\]"),
+        (torch.tensor([1.0, 0.0, 2.0]), r"got torch\.float32 of shape \(3,\)"),
+        (torch.tensor(1.0), r"got tensor\(1\.\)"),
         (torch.tensor([True, False, True]), r"got torch\.bool"),
-        (torch.tensor(1), r"of shape \(\)"),
         (torch.tensor([[1], [0], [2]]), r"of shape \(3, 1\)"),
     ],
 )
@@ -156,7 +257,7 @@ def test_what_is_no_class_is_refused_as_target(target: object, message: str) -> 
     score = Score(NET, 0)
     object.__setattr__(score, "target", target)  # as without checked annotations
     with pytest.raises(TargetError, match=message):
-        score(LOGITS)
+        score.__post_init__()
 
 
 def test_a_part_in_training_mode_is_named() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from probing import extraction, shards
 from probing.examples import Subset, TensorExamples
 from probing.extraction import RaggedRowsError, StaleRowsError
+from probing.jobs import RequestError
 from probing.passes import NonFiniteError
 from probing.precision import Precision
 from probing.scores import ModelModeError, Score
@@ -95,6 +96,24 @@ def test_a_target_per_example_gives_each_example_its_own_gradient(
         "features.3"
     ]
     torch.testing.assert_close(rows, net.head.weight[target].detach())
+
+
+def test_no_target_gives_each_example_the_gradient_of_its_top_class(
+    net: nn.Module, pictures: TensorExamples
+) -> None:
+    tops = net(nets.images(40)).argmax(1)
+    assert len(set(tops.tolist())) > 1
+    rows = ActivationStore().gradients(Score(net), ["features.3"], pictures, pool="mean")
+    torch.testing.assert_close(rows["features.3"], net.head.weight[tops].detach())
+    two = nets.seeded(nets.TwoHeadNet())
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    inner = two(x)[1].argmax(1)  # of features, through which the gradient of the body leads
+    assert len(set(inner.tolist())) > 1
+    rows = ActivationStore().gradients(Score(two, output=1), ["body"], TensorExamples(x))["body"]
+    expected = nn.functional.one_hot(inner, 5) * (two.body(x) > 0)
+    torch.testing.assert_close(rows, expected.float())
+    with pytest.raises(RequestError, match="or for the top class of each"):
+        ActivationStore().gradients_of([Score(net)], ["features.3"], pictures)
 
 
 def test_read_returns_activations_and_gradients_from_one_pass(

@@ -229,6 +229,10 @@ def test_tc_10_editing_along_a_cav_moves_the_logit_by_its_sensitivity() -> None:
             (changes[1] - changes[0]) / 2e-5, sensitivity, atol=1e-7, rtol=1e-5
         )
         assert sensitivity.abs().max() > 1e-3
+    x, far = images[2].load(range(12)), torch.tensor([-9.0, 9.0], dtype=torch.float64)
+    tops = net(x).argmax(1)
+    found, expected = (edit_along(s, layer, fits.normals()[0], x, far) for s in (Score(net), Score(net, tops)))  # fmt: skip
+    assert torch.equal(found, expected)  # of the class before the edit
     with pytest.raises(ValueError, match=r"shape \(3,\) does not fit layer 'features.0'"):
         edit_along(Score(net, 1), layer, torch.ones(3), images[2].load([0]), steps)
 

@@ -101,7 +101,6 @@ def evaluate(
     from concepts.network_rows import NetworkRows
     from concepts.scorecard_page import scorecard_page
     from probing import models
-    from probing.evaluation.sanity import predicted
     from probing.evaluation.scoring import Scoring, ScoringWork
     from probing.examples import ImageExamples
     from probing.precision import Precision
@@ -115,8 +114,8 @@ def evaluate(
     output_folder(out)  # a folder that can't be written is told before the work
     loaded = models.load(model, weights=weights, keys=keys, device=device)
     inputs = ImageExamples(files, loaded.preprocess).load(range(len(files))).clone()
-    score = Score(loaded.model, 0 if target == TOP else class_index(loaded, target))
-    score = predicted(score, inputs) if target == TOP else score
+    wanted = None if target == TOP else class_index(loaded, target)
+    score = Score(loaded.model, wanted).named(inputs)
     methods = _methods(names, loaded, background, lime_samples)
     scoring = Scoring(seed=seed, precision=Precision("fast" if fast else "float32"))
     work = ScoringWork(scoring, methods, score, inputs, out / "rows")

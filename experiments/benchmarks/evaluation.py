@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from probing.attribution.baselines import ZERO
 from probing.attribution.gradient import Saliency
 from probing.evaluation.curves import Curves, Deletion
-from probing.evaluation.sanity import CascadingRandomisation, predicted
+from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.similarity import SignedSpearman
 from probing.gradients import input_gradient
 from probing.precision import Precision
@@ -91,7 +91,7 @@ def quietly() -> Iterator[None]:
 
 def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
     """Yield pixel flipping of some pixels a step until none is left."""
-    score = predicted(Score(model, 0, unit="probability"), x)
+    score = Score(model, unit="probability").named(x)
     places = x[0].numel()
     steps = places // per_step
     maps = Saliency()(score, x).values
@@ -130,7 +130,7 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
 
 def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
     """Yield cascading randomisation of every layer, with gradients as maps."""
-    score = predicted(Score(model, 0), x)
+    score = Score(model).named(x)
     grey, classes = x.cpu().numpy(), score.target.cpu().numpy()
     device = str(x.device)
     layers = sum(hasattr(m, "reset_parameters") for m in model.modules())

@@ -11,7 +11,7 @@ from probing.attribution import GradCAM, GradientTimesInput, Saliency
 from probing.embedding import Atlas, Pca
 from probing.evaluation.axioms import Completeness, Dummy, axiom_table
 from probing.evaluation.curves import Deletion
-from probing.evaluation.sanity import PRIMARY, CascadingRandomisation, predicted
+from probing.evaluation.sanity import PRIMARY, CascadingRandomisation
 from probing.evaluation.scoring import Scoring
 from probing.examples import Subset, TensorExamples
 from probing.maximize import Logit, Maximize, Pixels, Space
@@ -30,7 +30,7 @@ def make(folder: Path) -> Path:
     examples, store = TensorExamples(drawn.images), ActivationStore()
     names = [SHAPES[label] for label in drawn.labels]
     of = {name: [i for i, own in enumerate(names) if own == name] for name in SHAPES}
-    score = predicted(Score(net, 0), drawn.images[:6])
+    score = Score(net).named(drawn.images[:6])
     few = drawn.images[:6]
     concepts = [Concept(name, Subset(examples, of[name][:20])) for name in SHAPES[:2]]
     inputs, pool = (Subset(examples, of[name]) for name in SHAPES[2:])

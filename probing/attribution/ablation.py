@@ -8,7 +8,7 @@ carried instead of values: fewer products, and no rounding of what is nearly equ
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -102,9 +102,9 @@ class Head:
                 delta = _dense(passes, step, delta)
             else:
                 delta = step(base + delta).sub_(after)
-        target = passes.score.target
-        wanted = int(target[row]) if isinstance(target, Tensor) else target
         if passes.score.unit == "logit":
+            target = passes.score.target
+            wanted = int(target[row] if isinstance(target, Tensor) else cast("int", target))
             return -(delta[:, wanted] if self.last is None else delta @ self.last.weight[wanted])
         delta = delta if self.last is None else _dense(passes, self.last, delta)
         kept, each = passes.score.read(bases[-1][None], row[None]), bases[-1] + delta

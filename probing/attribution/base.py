@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.geometry import Geometry, InputError
+from probing.geometry import Geometry, InputError, naming_inputs
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
+from probing.precision import device_of
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
-from probing.scores import Score, TargetError, class_indices, refuse_training
+from probing.scores import Score, TargetError, refuse_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,8 +109,10 @@ class AttributionMethod(Protocol):
         ...
 
 
-def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
-    """Return the inputs, detached, if they can be explained.
+def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Score, Tensor]:
+    """Return the score with its classes named, and the inputs, detached, if they can be explained.
+
+    The passes that this takes, where no class is named or the unit is a probability, are not counted.
 
     Args:
         score: asked for its model and targets.
@@ -120,6 +123,7 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
         InputError: for an empty batch, integers, NaN or infinity.
         ModelModeError: for a model in training mode.
         TargetError: for targets of another number than the inputs.
+        OutputError: for probabilities of what are probabilities already.
     """
     refuse_training(score.model)
     if inputs.ndim < 2 or not inputs.numel():
@@ -131,8 +135,25 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> Tensor:
     if not torch.isfinite(inputs).all():
         row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
         raise InputError(f"input {row} holds NaN or infinity.")
-    _check_target(score.target, len(inputs))
-    return inputs.detach()
+    inputs = inputs.detach()
+    with naming_inputs(score.model, inputs):
+        score = score.named(inputs)
+    if isinstance(score.target, Tensor) and len(score.target) != len(inputs):
+        raise TargetError(
+            f"score.target must have one class per input, {len(inputs)}, got shape {tuple(score.target.shape)}."
+        )
+    if score.unit in {"probability", "logprob"}:
+        _read_with_graph(score_of(score, slice(0, 1)), inputs[:1])
+    return score, inputs
+
+
+def _read_with_graph(score: Score, one: Tensor) -> None:
+    """Read a score where it can be seen whether the model ends with a sigmoid: passes without a graph don't tell."""
+    with torch.inference_mode(False), torch.enable_grad():
+        at = one.to(device_of(score.model), copy=True)
+        with naming_inputs(score.model, at):
+            output = score.model(at.requires_grad_(at.is_floating_point()))
+        score.read(output)
 
 
 def images_only(inputs: Tensor) -> Tensor:
@@ -144,20 +165,16 @@ def images_only(inputs: Tensor) -> Tensor:
     return inputs
 
 
-def _check_target(target: object, count: int) -> None:
-    if isinstance(target, int) and not isinstance(target, bool):
-        return
-    classes = class_indices(target)
-    if len(classes) != count:
-        raise TargetError(
-            f"score.target must have one class per input, {count}, got shape {tuple(classes.shape)}."
-        )
-
-
 def classes_of(score: Score, count: int) -> list[int]:
     """Return the class of each input."""
     target = score.target
-    return target.tolist() if isinstance(target, Tensor) else [target] * count
+    if isinstance(target, Tensor):
+        return [int(t) for t in target]
+    if not isinstance(target, int):
+        raise TargetError(
+            "score.target is None: name its classes by `score, inputs = checked(score, inputs)`."
+        )
+    return [target] * count
 
 
 def attribution(

@@ -105,7 +105,8 @@ class _LayerMap(ABC):
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
             ZeroPathError: if the score does not depend on the layer.
         """
-        inputs = images_only(checked(score, inputs))
+        score, inputs = checked(score, inputs)
+        inputs = images_only(inputs)
         with unchanged(score.model):
             ran = layers_run(score.model, inputs)
             layer = _chosen(score, inputs, ran) if self.layer is None else self.layer
@@ -226,6 +227,7 @@ class GuidedGradCAM:
     backprop: GuidedBackprop = field(default_factory=GuidedBackprop)
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             where = self.cam(score, inputs)
             what = self.backprop(score, inputs)

@@ -38,7 +38,8 @@ class CAM:
         Raises:
             RefusedError: for another head, or a score that is no logit.
         """
-        inputs = images_only(checked(score, inputs))
+        score, inputs = checked(score, inputs)
+        inputs = images_only(inputs)
         if score.unit != "logit":
             raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
         with unchanged(score.model):

@@ -140,7 +140,7 @@ class SmoothGrad:
 
         For the variance that is the error if maps were normally distributed.
         """
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         if self.samples < 2 or self.noise < 0:
             raise InputError(
                 "SmoothGrad needs at least 2 samples and noise of at least 0, "
@@ -211,7 +211,7 @@ def _explain(
     inputs: Tensor,
     rule: Rule | None = None,
 ) -> Attribution:
-    inputs = checked(score, inputs)
+    score, inputs = checked(score, inputs)
     with unchanged(score.model):
         passes = Passes.of(score, inputs, method.batch_size, method.precision)
         if rule is None:

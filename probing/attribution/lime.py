@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -28,7 +28,7 @@ from probing.precision import Precision
 from probing.progress import Progress
 from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
-from probing.scores import OutputError, Score, TargetError
+from probing.scores import OutputError, Score, TargetError, classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ class LIME:
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             placed = inputs.to(passes.device)
@@ -204,7 +204,9 @@ class TextLIME:
     surrogate: Surrogate = FOR_TEXTS
     batch_size: int = 256
 
-    def __call__(self, predict: Predict, text: str, target: int | None = None) -> TextAttribution:
+    def __call__(
+        self, predict: Predict, text: str, target: SupportsIndex | None = None
+    ) -> TextAttribution:
         """Return the contributions of a text's parts.
 
         Args:
@@ -276,15 +278,15 @@ class _ScoredTexts:
             )
 
 
-def _a_class(target: object, classes: int) -> int:
-    if isinstance(target, bool) or not isinstance(target, int):
+def _a_class(target: object, count: int) -> int:
+    chosen = classes(target)
+    if not isinstance(chosen, int):
         raise TargetError(f"target must be a class index, got {target!r}.")
-    if not 0 <= target < classes:
+    if not 0 <= chosen < count:
         raise TargetError(
-            f"class {target} is out of range: the function gives {classes} classes, "
-            f"0 to {classes - 1}."
+            f"class {chosen} is out of range: the function gives {count} classes, 0 to {count - 1}."
         )
-    return target
+    return chosen
 
 
 def _class_scores(predict: Predict, texts: list[str]) -> Float64[Tensor, "n classes"]:

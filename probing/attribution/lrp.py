@@ -20,10 +20,11 @@ from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
 from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
+from probing.errors import Mend
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
 from probing.precision import Precision, device_of
-from probing.scores import Score, class_scores
+from probing.scores import OutputError, Score, class_scores
 
 _ENTRIES = {
     "bias": "absorbed_by_bias",
@@ -72,7 +73,7 @@ class LRP:
     batch_size: BatchSize = "auto"
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         device = device_of(score.model)
         size = rows_at_once(inputs, self.batch_size, device)
         if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
@@ -139,7 +140,12 @@ class LRP:
         if self.start == "one":
             return value, Relevance(extra=target)
         if self.start == "contrast":
-            others = max(outputs.shape[1] - 1, 1)
+            others = outputs.shape[1] - 1
+            if not others:
+                raise OutputError(
+                    "a contrast needs at least two classes, the model has one: start with its score",
+                    mends=[Mend("do so", "start='score'")],
+                )
             return value, Relevance(target - (1 - target) / others)
         if score.unit in {"logit", "margin"}:
             return value, Relevance(_gradient(score, outputs))

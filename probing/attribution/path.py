@@ -58,7 +58,7 @@ class IntegratedGradients:
         Raises:
             InputError: for a number of steps that the rule does not take, or a baseline of another shape.
         """
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             return _integrate(self, passes, inputs, self.baseline(inputs), inputs, self)
@@ -88,7 +88,7 @@ class LayerIntegratedGradients:
             LayerNotFoundError: if the path names no layer.
             LayerCallError: if the layer runs several times, or returns no tensor.
         """
-        inputs = checked(score, inputs, integers=True)
+        score, inputs = checked(score, inputs, integers=True)
         with unchanged(score.model):
             layer = self.layer
             if layer is None:
@@ -139,7 +139,7 @@ class ExpectedGradients:
         Raises:
             InputError: if the background is of another shape or nothing but the input itself.
         """
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         pool = self.background.like(inputs)
         if self.samples < 2:
             raise InputError(f"ExpectedGradients needs at least 2 samples, got {self.samples}.")

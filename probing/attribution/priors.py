@@ -57,7 +57,8 @@ def attribution_prior(
     points = references + alphas.reshape(-1, *[1] * (inputs.ndim - 1)) * way
     points = points.detach().requires_grad_()
     with _evaluating(score.model):
-        (slope,) = torch.autograd.grad(score(points).sum(), points, create_graph=True)
+        value = score.named(inputs)(points)
+        (slope,) = torch.autograd.grad(value.sum(), points, create_graph=True)
     return prior(way * slope)
 
 

@@ -144,7 +144,7 @@ class SensitivityA:
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Check:
         """Return 1 for a zero attribution and 0 for another, for each trial."""
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         generator = torch.Generator().manual_seed(self.seed)
         found = []
         for _ in range(self.trials):

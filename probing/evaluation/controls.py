@@ -21,7 +21,7 @@ class EdgeDetector:
     """The size of the grey values' slope (Sobel): looks like an explanation, is none (Adebayo et al. 2018, sec. 5)."""
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         maps = edges(pictures(inputs))[:, None].to(inputs)
         return _without_the_model(self, score, inputs, maps)
 
@@ -31,7 +31,7 @@ class InputSize:
     """The input's absolute values: what maps that are multiplied by the input look like."""
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         return _without_the_model(self, score, inputs, inputs.abs())
 
 
@@ -46,7 +46,7 @@ class RandomMap:
     seed: int = 0
 
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         weights = [tensor_id(p) for p in score.model.parameters()]
         return _without_the_model(self, score, inputs, self.draw(inputs, "".join(weights)))
 

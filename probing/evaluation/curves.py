@@ -302,7 +302,7 @@ class _Run:
         score: Score,
         inputs: Tensor,
     ) -> "_Run":
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         if not metric.orders or metric.random_orders < 1:
             raise EvaluationError(
                 f"orders must name at least one and random_orders be at least 1, got {metric.orders} "
@@ -393,7 +393,7 @@ def own_effects(
 
     One forward pass for each unit; give the result to a metric in place of a method.
     """
-    inputs = checked(score, inputs)
+    score, inputs = checked(score, inputs)
     units = Units.of(inputs, patch)
     passes = Passes.of(score, inputs, batch_size)
     draws = substrates(baseline, inputs)

@@ -22,7 +22,6 @@ from probing.evaluation.base import (
     mean_interval,
     pixels,
 )
-from probing.evaluation.sanity import predicted
 from probing.evaluation.similarity import SIMILARITIES
 from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels
@@ -233,7 +232,7 @@ def _order(ranking: Ranking, model: nn.Module, inputs: Tensor, metric: Roar | Ka
     for rows in torch.split(torch.arange(len(inputs)), 64):
         x = inputs[rows]
         given = ranking[rows] if isinstance(ranking, Tensor) else ranking
-        maps = maps_of(given, predicted(Score(model, 0), x), x).values
+        maps = maps_of(given, Score(model), x).values
         flat = pixels(maps, metric.channels).double().flatten(1)
         parts.append(descending(flat, keys_of(x, flat.shape[1], metric.seed)))
     order = torch.cat(parts)
@@ -343,7 +342,7 @@ def data_randomisation(
         raise EvaluationError(
             f"the network learned {fitted:.0%} of the shuffled labels, 95 % are needed: train longer, or enlarge it."
         )
-    score = predicted(Score(model, 0), data.test)
+    score = Score(model).named(data.test)
     found = {}
     for name, method in methods.items():
         pair = [

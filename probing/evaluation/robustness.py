@@ -54,7 +54,7 @@ class MaxSensitivity:
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Measurement:
         """Return each input's largest relative change; NaN where the map is zero everywhere."""
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         if self.draws < 1 or self.radius <= 0:
             raise EvaluationError(
                 f"draws must be at least 1 and radius above 0, got {self.draws} and {self.radius}."
@@ -112,7 +112,7 @@ class Infidelity:
         self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Measurement:
         """Return each input's infidelity; NaN where scaled and the score never changed."""
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         maps = maps_of(explained, score, inputs)
         passes = Passes.of(score, inputs, self.batch_size, self.precision)
         rows = torch.arange(len(inputs))
@@ -167,7 +167,7 @@ class SensitivityN:
         self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Measurement:
         """Return each input's correlation; NaN where the sums or the falls are constant."""
-        inputs = checked(score, inputs)
+        score, inputs = checked(score, inputs)
         if self.draws < 3 or not 0 < self.share < 1:
             raise EvaluationError(
                 f"draws must be at least 3 and share within 0 to 1, got {self.draws} and {self.share}."

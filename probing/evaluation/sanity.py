@@ -28,9 +28,8 @@ from probing.evaluation.base import (
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
 from probing.heatmaps import Channels
-from probing.precision import device_of
 from probing.provenance import Provenance, Result
-from probing.scores import Score, class_scores
+from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,14 +203,6 @@ class IndependentRandomisation:
         return _randomise(self, "independent", method, score, inputs)
 
 
-def predicted(score: Score, inputs: Float[Tensor, "n *shape"]) -> Score:
-    """Return the score of the class that the model gives each input, fixed once and for all."""
-    with torch.no_grad():
-        placed = inputs.to(device_of(score.model), copy=True)
-        classes = class_scores(score.model(placed), score.output).argmax(1)
-    return replace(score, target=classes.cpu())
-
-
 @dataclass
 class _Explainer:
     """Maps of one method with one class per input, for several networks; passes are counted."""
@@ -242,6 +233,7 @@ def _randomise(
             f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, "
             f"got {metric.seeds} and {metric.measures}."
         )
+    score = score.named(inputs)
     plan = plan_of(score.model, inputs, metric.keep)
     depths = _depths(len(plan.blocks), metric.steps)
     explain = _Explainer(method, score, inputs, metric.channels)

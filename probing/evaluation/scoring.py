@@ -26,9 +26,9 @@ from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.scorecard import Row, Scorecard
 from probing.fingerprint import content_id, model_id, tensor_id
 from probing.geometry import RefusedError
-from probing.precision import Precision
+from probing.precision import Precision, device_of
 from probing.provenance import Provenance, SavedResultError, describe
-from probing.scores import Score
+from probing.scores import Score, Unit, class_scores, gives_probabilities
 from probing.shares import Share
 
 Masks = Bool[Tensor, "n h w"]
@@ -96,13 +96,13 @@ class Scoring:
 
         Args:
             methods: by name.
-            score: of one class per input, fixed beforehand (see `sanity.predicted`).
+            score: of one class per input; where it names none, of those that the model gives the inputs.
             inputs: images.
             masks: where the object is, if known.
             folder: rows are kept in it, and reused if nothing that they depend on has changed.
             done: is told each method's name, and whether it was computed or found.
         """
-        found = []
+        found, score = [], score.named(inputs)
         for name, method in methods.items():
             key = row_key(self, method, score, inputs, "" if masks is None else tensor_id(masks))
             make = partial(self._row, name, method, key, score, inputs, masks)
@@ -175,7 +175,11 @@ class Scoring:
         self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor
     ) -> Tensor:
         """Return the smallest share of patches with nine tenths of the class's probability."""
-        curves = insertion(found, replace(score, unit="probability"), inputs)
+        with torch.no_grad():
+            outputs = score.model(inputs[:1].to(device_of(score.model), copy=True))
+        already = gives_probabilities(class_scores(outputs, score.output))
+        unit: Unit = "logit" if already else "probability"
+        curves = insertion(found, replace(score, unit=unit), inputs)
         curve = curves.values[0, 0]
         enough = curve >= 0.9 * curve[:, -1:]
         first = enough.double().argmax(1)
