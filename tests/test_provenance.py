@@ -399,7 +399,7 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(below)
 
 
-def test_every_result_of_the_suite_has_a_name_and_so_has_what_it_holds() -> None:
+def test_every_result_of_the_suite_has_a_name_and_so_has_what_named_classes_hold() -> None:
     for package in (probing, concepts):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
@@ -407,10 +407,10 @@ def test_every_result_of_the_suite_has_a_name_and_so_has_what_it_holds() -> None
     assert len(results) >= 29
     held = [
         part
-        for cls in results
+        for cls in (*results, *map(class_of, saved_names._PLACES))
         for f in dataclasses.fields(cls)
-        for part in _classes_in(f.type)
-        if dataclasses.is_dataclass(part)
+        for part in (*_classes_in(f.type), type(f.default))
+        if f.init and dataclasses.is_dataclass(part)
     ]
     assert [c for c in (*results, *held) if name_of(c) is None] == []
 
@@ -428,8 +428,8 @@ def test_what_version_0_1_wrote_is_never_forgotten() -> None:
     places = saved_names._PLACES_0_1
     text = "\n".join(f"{name} {place}" for name, place in sorted(places.items()))
     assert (len(places), hashlib.sha256(text.encode()).hexdigest()) == (
-        185,
-        "4836b570e9e759eeb4189f67397e773f2fff24c20e8c863dd017f5996d835058",
+        186,
+        "a644d0515226385f6f50c9eec690c8c179c3c8fc7ac385e13b97755395173a27",
     )
     assert set(places) <= set(saved_names._PLACES)
     assert class_of("probing.attribution.baselines:Uniform") is baselines.Uniform
