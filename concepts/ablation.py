@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.examples import ExampleSet
+from probing.examples import Examples, ExampleSet, as_examples
 from probing.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.geometry import Layout, layers_run
 from probing.hooks import edit
@@ -116,7 +116,7 @@ class Ablation:
     def __call__(
         self,
         model: nn.Module,
-        examples: ExampleSet,
+        examples: Examples,
         classes: Int[Tensor, " n"],
         order: Int[Tensor, " ranked"],
     ) -> AblationResult:
@@ -129,6 +129,7 @@ class Ablation:
             order: units, those to be left out first in front.
         """
         refuse_training(model)
+        examples = as_examples(examples)
         if len(classes) != len(examples):
             raise AblationError(
                 f"{len(examples)} examples need as many classes, got {len(classes)}."

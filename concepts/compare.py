@@ -33,7 +33,7 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.path import IntegratedGradients
 from probing.estimators import Ridge
-from probing.examples import ExampleSet, Subset, concat
+from probing.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.fingerprint import content_id
 from probing.passes import Pool
 from probing.provenance import Provenance
@@ -96,7 +96,7 @@ class Compare:
         store: ActivationStore,
         targets: Mapping[str, Score],
         concepts: Sequence[MatchedConcept],
-        inputs: ExampleSet | None = None,
+        inputs: Examples | None = None,
         *,
         input_clusters: Sequence[str] = (),
         fitted_on: Collection[str] | None = None,
@@ -115,9 +115,10 @@ class Compare:
             ComparisonError: if a concept has no clusters on one side of the division.
             DirectionError: if one concept's direction is a combination of the others'.
         """
+        own = None if inputs is None else as_examples(inputs)
         parts = [Sides.of(c, fitted_on, self.fit_share, self.seed) for c in concepts]
         readers = [
-            _Reader(self, store, targets, side, inputs, tuple(input_clusters)) for side in parts
+            _Reader(self, store, targets, side, own, tuple(input_clusters)) for side in parts
         ]
         directions = torch.stack([reader.direction() for reader in readers])
         names = tuple(c.name for c in concepts)

@@ -41,7 +41,7 @@ from concepts.statistics import (
     same_sign,
 )
 from probing.errors import ArgumentError
-from probing.examples import ExampleSet, Subset
+from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.fingerprint import content_id
 from probing.linear import SharedRows
 from probing.passes import Pool
@@ -327,7 +327,7 @@ class LogitEffect:
 
     def __call__(
         self, store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str],
-        positive: ExampleSet, negative: ExampleSet, inputs: ExampleSet, clusters: Clusters | None = None,
+        positive: Examples, negative: Examples, inputs: Examples, clusters: Clusters | None = None,
         swap: ClusteredMean | None = None,
     ) -> EffectResult:  # fmt: skip
         """Return effects, their null and intervals, and the measured swap where positives and negatives are matched.
@@ -346,6 +346,7 @@ class LogitEffect:
             TooFewError: if there are too few examples or clusters.
             ValueError: if `clusters` names other numbers of examples, or only some are matched.
         """
+        positive, negative, inputs = map(as_examples, (positive, negative, inputs))
         names = clusters or Clusters.none(len(positive), len(negative), len(inputs))
         _check(names, len(positive), len(negative), len(inputs))
         kept = exchangeable(names, self.seed)

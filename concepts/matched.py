@@ -11,7 +11,7 @@ from torch.nn import functional
 from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.errors import ProbingError
-from probing.examples import ExampleSet
+from probing.examples import ExampleSet, as_examples
 from probing.gradients import frozen_parameters
 from probing.heatmaps import reduce_channels
 from probing.hooks import edit
@@ -49,6 +49,8 @@ class MatchedConcept:
     units: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for side in ("positive", "negative"):
+            object.__setattr__(self, side, as_examples(getattr(self, side)))
         n = len(self.positive)
         for what, count in (
             ("negatives", len(self.negative)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probing.errors import Mend, ProbingError
-from probing.examples import ExampleSet
+from probing.examples import Examples, ExampleSet, as_examples
 
 MINIMUM = 9
 """Examples that a concept needs. With a third held out of it and as many counterparts, 3 + 3 decisions remain; six
@@ -31,6 +31,7 @@ class Concept:
     """Examples of what people have a name for.
 
     Attributes:
+        examples: or what `as_examples` makes them of.
         clusters: one label per example; examples of one cluster are not independent. Empty: all are.
 
     Raises:
@@ -43,6 +44,7 @@ class Concept:
     clusters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", as_examples(self.examples))
         ids = self.examples.ids
         if len(ids) < MINIMUM:
             raise ConceptError(
@@ -88,7 +90,7 @@ def refuse_overlap(
 
 
 def random_sets(
-    pool: ExampleSet,
+    pool: Examples,
     size: int,
     count: int,
     *,
@@ -113,6 +115,7 @@ def random_sets(
     Example:
         >>> random_sets(pool, size=50, count=20, seed=0, exclude=concept.examples.ids)
     """
+    pool = as_examples(pool)
     first = {id_: i for i, id_ in reversed(list(enumerate(pool.ids)))}
     free = np.array(
         sorted(i for id_, i in first.items() if id_ not in set(exclude)), dtype=np.int64

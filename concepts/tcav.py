@@ -22,7 +22,7 @@ from concepts.statistics import TooFewError, holm, max_t, permutation_p
 from concepts.tcav_result import TcavResult
 from probing.errors import ArgumentError, Mend
 from probing.estimators import Estimator, Ridge
-from probing.examples import ExampleSet, Subset
+from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.fingerprint import content_id
 from probing.passes import Pool
 from probing.progress import Progress
@@ -80,7 +80,7 @@ class Tcav:
 
     def __call__(
         self, store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str], concepts: Sequence[Concept],
-        inputs: ExampleSet | Mapping[str, ExampleSet], random_pool: ExampleSet | None = None,
+        inputs: Examples | Mapping[str, Examples], random_pool: Examples | None = None,
         controls: Sequence[Concept] = (), *, pool_clusters: Sequence[str] = (), input_clusters: Sequence[str] = (),
         allow_overlap: bool = False,
     ) -> TcavResult:  # fmt: skip
@@ -106,15 +106,18 @@ class Tcav:
             >>> result = Tcav()(store, {"zebra": Score(net, 340)}, ["layer3"], [striped], zebras, random_photos)
             >>> result.to_pandas()
         """
-        by_target = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(targets, inputs)
+        by_target = (
+            {target: as_examples(own) for target, own in inputs.items()}
+            if isinstance(inputs, Mapping)
+            else dict.fromkeys(targets, as_examples(inputs))
+        )
+        pool = None if random_pool is None else as_examples(random_pool)
         _check_inputs(targets, by_target, input_clusters)
         if not allow_overlap:
             _refuse_overlaps(
-                (*concepts, *controls), by_target, random_pool, relative=self.mode != "random"
+                (*concepts, *controls), by_target, pool, relative=self.mode != "random"
             )
-        parts, sets = _sets(
-            concepts, controls, random_pool, by_target, pool_clusters, input_clusters
-        )
+        parts, sets = _sets(concepts, controls, pool, by_target, pool_clusters, input_clusters)
         model = next(iter(targets.values())).model
         features = [store.activations(model, layers, part, pool=self.pool) for part in parts]
         gradients = _gradients(store, targets, layers, by_target, self.pool)

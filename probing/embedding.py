@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.examples import ExampleSet
+from probing.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.fingerprint import content_id
 from probing.layers import resolve, split_call
@@ -273,7 +273,7 @@ class Atlas:
         self,
         store: ActivationStore,
         model: nn.Module,
-        examples: ExampleSet,
+        examples: Examples,
         labels: "Sequence[object] | None" = None,
     ) -> AtlasResult:
         """Return the atlas of some examples.
@@ -282,11 +282,13 @@ class Atlas:
             store: reads activations and keeps them.
             model: in evaluation mode.
             examples: one point each.
-            labels: classes, groups or concepts to colour points by.
+            labels: classes, groups or concepts to colour points by; by default those that came with the examples.
 
         Raises:
             AtlasError: if there are fewer than three examples, or not as many labels, or all activations are equal.
         """
+        examples = as_examples(examples)
+        labels = labels_of(examples) if labels is None else labels
         if labels is not None and len(labels) != len(examples):
             raise AtlasError(
                 f"there are {len(labels)} labels for {len(examples)} examples: give one to each."

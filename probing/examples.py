@@ -1,28 +1,52 @@
 """Examples have content ids: what is read is named by what it is, never by a path or a name someone chose."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from probing.errors import Mend, OutOfRangeError, ProbingError
 from probing.fingerprint import bytes_id, content_id, tensor_id
-from probing.images import ImageError, Preprocess, check_header, decode, flatten, read_file
+from probing.images import (
+    ImageError,
+    Preprocess,
+    check_header,
+    decode,
+    flatten,
+    read_file,
+    upright,
+)
+from probing.inputs import not_one_tensor
 
 Transform = Callable[[Image.Image], Tensor]
 """From an upright picture to model space: a `Preprocess`, or a callable that gets 8-bit RGB, white where transparent."""
 
+Prepare = Callable[[Any], Tensor]
+"""From an item of data to model space: from a picture, as a `Transform` does, from a text, or from whatever it is."""
+
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+LABELS = ("label", "labels")
+"""What mappings and tables call the label of an example."""
 _THUMBNAIL = 256  # pixels: enough for a montage
+_READ_TWICE = 8  # items of a data set, at once; the others when they are loaded
 
 
 class ExampleError(ProbingError, ValueError):
@@ -51,6 +75,10 @@ class ExampleSet(Protocol):
     def __len__(self) -> int: ...
 
 
+Examples = ExampleSet | Sized
+"""An `ExampleSet`, or what `as_examples` makes one of: a tensor, an array, a list, a data set, a `DataLoader` …"""
+
+
 @runtime_checkable
 class PicturedExamples(ExampleSet, Protocol):
     """Examples that can be shown."""
@@ -75,30 +103,32 @@ class ImageSource(Protocol):
 class TensorExamples:
     """Examples that are in model space already: the rows of a tensor, of which a copy is kept.
 
+    Args:
+        tensor: one example per row.
+        labels: of each, where known.
+
     Example:
         >>> TensorExamples(torch.randn(8, 3, 32, 32)).load([0, 5]).shape
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, tensor: Shaped[Tensor, "n *shape"]) -> None:
+    def __init__(
+        self, tensor: Shaped[Tensor, "n *shape"], *, labels: Sequence[object] | None = None
+    ) -> None:
+        if not isinstance(tensor, Tensor):
+            raise ExampleError(
+                f"a tensor is needed, got {type(tensor).__name__}: as_examples(…) takes that too."
+            )
         self._tensor = tensor.detach().clone()  # an edit in place would leave the ids behind
         self.ids: tuple[str, ...] = tuple(tensor_id(row) for row in self._tensor)
+        self.labels = _one_each(labels, len(self.ids))
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         return self._tensor[torch.tensor(indices, dtype=torch.long, device=self._tensor.device)]
 
     def image(self, index: int) -> Image.Image:
         """Return an example of one or three channels, stretched to the range between its extremes."""
-        row = self._tensor[index].detach().cpu().float()
-        if row.ndim != 3 or row.shape[0] not in {1, 3}:
-            raise NoPictureError(
-                f"an example of shape {tuple(row.shape)} is no picture: [1 or 3, h, w] is needed."
-            )
-        low, high = row.amin(), row.amax()
-        grey = ((row - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
-        return _thumbnail(
-            Image.fromarray(grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-        )
+        return _stretched(self._tensor[index])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -210,6 +240,7 @@ class ImageExamples:
         preprocess: any callable whose code and settings are its content; a random one has no place here.
         on_error: `skip` leaves out pictures that cannot be decoded, listed in `skipped`, and for that decodes
             all once; `raise` refuses at once what the headers show, and the rest when it is loaded.
+        labels: of each picture given, where known; those of pictures left out are left out.
 
     Raises:
         ImageError: for a picture that cannot be read, by name.
@@ -227,6 +258,7 @@ class ImageExamples:
         preprocess: Transform,
         *,
         on_error: OnError = "raise",
+        labels: Sequence[object] | None = None,
     ) -> None:
         if isinstance(files, str | Path):
             raise ExampleError(
@@ -248,6 +280,8 @@ class ImageExamples:
         self.ids: tuple[str, ...] = tuple(v for v in verdicts if isinstance(v, str))
         if not self.ids:
             raise ExampleError(f"there is no readable picture among the {len(self._source)} given.")
+        given = _one_each(labels, len(self._source))
+        self.labels = None if given is None else tuple(given[i] for i in self.kept)
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         return _stack(_in_threads(self._prepared, indices), "the preprocessing")
@@ -309,9 +343,16 @@ class TextExamples:
         texts: one example each.
         tokenize: from one text to a tensor; it must pad or cut to a fixed length, so that a text's tensor
             does not depend on its neighbours.
+        labels: of each, where known.
     """
 
-    def __init__(self, texts: Sequence[str], tokenize: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenize: Callable[[str], Tensor],
+        *,
+        labels: Sequence[object] | None = None,
+    ) -> None:
         self.texts: tuple[str, ...] = tuple(texts)
         self._tokenize = tokenize
         settings = content_id(tokenize)
@@ -319,12 +360,102 @@ class TextExamples:
             bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{settings}".encode())
             for t in self.texts
         )
+        self.labels = _one_each(labels, len(self.ids))
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         return _stack([self._tokenize(self.texts[i]) for i in indices], "tokenize")
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+class DatasetExamples:
+    """Examples of a map-style data set, or of a list: whatever has a length and gives an item for an index.
+
+    An item is an example, or a pair of an example and its label, or a mapping of both. Its id is the hash of what the
+    model sees. Items are read once for it and again when they are loaded, and must then still be the same: what draws
+    at random, as an augmenting transform does, is refused.
+
+    Args:
+        items: a `torch.utils.data.Dataset`, `torchvision.datasets.ImageFolder`, `datasets.Dataset`, a list …
+        preprocess: from an item's picture, text or whatever it is to a tensor in model space; None where items are
+            tensors already. A picture is upright and in 8-bit RGB, as for `ImageExamples`.
+
+    Raises:
+        ExampleError: for items that no examples can be made of; the message says how they could be.
+        ChangedExampleError: for items that differ when they are read again.
+    """
+
+    def __init__(self, items: Any, preprocess: Prepare | None = None) -> None:
+        self._items, self.preprocess = items, preprocess
+        ids, labels = [], []
+        for index in range(len(items)):
+            example, label = self._read(index)
+            ids.append(tensor_id(self._prepared(example, index)))
+            labels.append(label)
+        self.ids: tuple[str, ...] = tuple(ids)
+        self.labels = tuple(labels) if any(label is not None for label in labels) else None
+        # What draws at random shows by now, before rows are computed of it
+        for index in range(0, len(ids), max(1, len(ids) // _READ_TWICE))[:_READ_TWICE]:
+            self.load([index])
+
+    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+        rows = []
+        for index in indices:
+            row = self._prepared(self._read(index)[0], index)
+            if tensor_id(row) != self.ids[index]:
+                raise ChangedExampleError(
+                    f"{self.name(index)} is not what it was when it was first read: give data without random transforms, "
+                    "such as augmentation, or list what has changed anew."
+                )
+            rows.append(row)
+        return _stack(rows, "the data set")
+
+    def name(self, index: int) -> str:
+        """Return where an example came from."""
+        return f"item {index} of the {type(self._items).__name__}"
+
+    def image(self, index: int) -> Image.Image:
+        """Return the whole picture, upright and small, or what a tensor looks like."""
+        example = self._read(index)[0]
+        picture = _opened(example)
+        if picture is None:
+            return _stretched(self._prepared(example, index))
+        return _thumbnail(flatten(picture))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _read(self, index: int) -> tuple[object, object]:
+        """Return an item's example and its label, or None for one without."""
+        item = self._items[index]
+        if isinstance(item, Mapping):
+            return _of_mapping(item, self.name(index))
+        if isinstance(item, tuple) and item and not isinstance(item[0], Number):
+            return _of_pair(item, self.name(index))
+        if (
+            isinstance(item, list)
+            and item
+            and isinstance(item[0], Tensor | np.ndarray | Image.Image)
+        ):
+            return _of_pair(item, self.name(index))
+        return item, None  # a row of numbers, or words
+
+    def _prepared(self, example: object, index: int) -> Tensor:
+        if self.preprocess is not None:
+            try:
+                given = _opened(example)
+                if given is not None and not isinstance(self.preprocess, Preprocess):
+                    given = flatten(given)
+            except ImageError as error:
+                raise _unusable([Skipped(self.name(index), str(error))]) from None
+            if given is None and isinstance(self.preprocess, Preprocess):
+                raise ExampleError(
+                    f"{self.name(index)} is a {type(example).__name__}, and preprocess is for pictures: leave it out for "
+                    "data that are in model space."
+                )
+            example = self.preprocess(example if given is None else given)
+        return _as_tensor(example, self.name(index))
 
 
 class Subset:
@@ -339,6 +470,8 @@ class Subset:
         self.examples = examples
         self.indices: tuple[int, ...] = tuple(indices)
         self.ids: tuple[str, ...] = tuple(examples.ids[i] for i in self.indices)
+        known = labels_of(examples)
+        self.labels = None if known is None else tuple(known[i] for i in self.indices)
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         return self.examples.load([self.indices[i] for i in indices])
@@ -357,6 +490,8 @@ class Concatenation:
         self.parts: tuple[ExampleSet, ...] = tuple(parts)
         self._places = [(p, i) for p, part in enumerate(self.parts) for i in range(len(part))]
         self.ids: tuple[str, ...] = tuple(i for part in self.parts for i in part.ids)
+        known = [label for part in self.parts for label in labels_of(part) or ()]
+        self.labels = tuple(known) if known and len(known) == len(self.ids) else None
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         places = [self._places[i] for i in indices]
@@ -381,10 +516,246 @@ def concat(*parts: ExampleSet) -> Concatenation:
     return Concatenation(parts)
 
 
+def as_examples(data: object, preprocess: Prepare | None = None) -> ExampleSet:
+    """Return whatever holds examples as an `ExampleSet`, whose ids are made of the content.
+
+    Labels that come with the data, as the second of a pair or under the name `label`, are kept: see `labels_of`. Whatever
+    takes examples calls this itself; call it to name the preprocessing, and once for data that are used several times,
+    since all of them are read for their ids.
+
+    Args:
+        data: a tensor or array with one example per row; a list of tensors, arrays, pictures, files or texts; a folder of
+            pictures; a PyTorch or Hugging Face data set; a `DataLoader` that neither shuffles nor collates in its own
+            way; a table of pandas, with numbers or one column of files or texts; an `ImageSource`; an `ExampleSet`.
+        preprocess: from a picture to model space, such as `loaded.preprocess`, or from a text to its tokens; None for data
+            in model space.
+
+    Raises:
+        ExampleError: for what holds no examples, or can be read once only; the message says how to go on.
+        ChangedExampleError: for data that differ when they are read again, as augmented ones do.
+
+    Example:
+        >>> as_examples(torchvision.datasets.ImageFolder("photos"), loaded.preprocess).load([0]).shape
+        torch.Size([1, 3, 224, 224])
+    """
+    if isinstance(data, DataLoader):
+        data = _dataset_of(data)
+    if isinstance(data, str | Path):
+        data = [data]
+    if isinstance(data, ExampleSet):
+        return data
+    if isinstance(data, ImageSource):
+        return ImageExamples(data, _needed(preprocess, "pictures"))
+    if isinstance(data, Tensor | np.ndarray) and data.ndim == 0:
+        raise ExampleError("a single number holds no examples: give one example per row.")
+    if isinstance(data, Tensor | np.ndarray) and preprocess is None:
+        return TensorExamples(_as_tensor(data, "the array"))
+    if isinstance(data, list | tuple) and data and all(isinstance(x, str | Path) for x in data):
+        return _of_files(data, preprocess)
+    found = _of_library(data, preprocess)
+    return DatasetExamples(_with_items(data), preprocess) if found is None else found
+
+
+def labels_of(examples: ExampleSet) -> tuple[object, ...] | None:
+    """Return the labels that came with examples, or None where none did."""
+    return cast("tuple[object, ...] | None", getattr(examples, "labels", None))
+
+
 def _picture(examples: ExampleSet, index: int) -> Image.Image:
     if not isinstance(examples, PicturedExamples):
         raise NoPictureError(f"{type(examples).__name__} has no pictures to show.")
     return examples.image(index)
+
+
+def _dataset_of(loader: "DataLoader[Any]") -> object:
+    """Return what a loader reads, where it hands that on in its order and as it is."""
+    data: Any = loader.dataset
+    if isinstance(data, IterableDataset):
+        return data
+    if not isinstance(loader.sampler, SequentialSampler):
+        raise ExampleError(
+            f"the DataLoader draws by {type(loader.sampler).__name__}, so that labels in its order would belong to other "
+            "examples: give loader.dataset, or a DataLoader with shuffle=False."
+        )
+    own = {
+        "a batch_sampler": type(loader.batch_sampler) not in {BatchSampler, type(None)},
+        "a collate_fn": loader.collate_fn is not default_collate,
+        "drop_last=True": loader.drop_last and len(data) % (loader.batch_size or 1),
+    }
+    if differs := [what for what, is_so in own.items() if is_so]:
+        raise ExampleError(
+            f"the DataLoader has {differs[0]} of its own, so that what it gives is not what its data set holds: give "
+            "loader.dataset, or a list of the examples that it gives."
+        )
+    return data
+
+
+def _of_files(
+    names: Sequence[str | Path], preprocess: Prepare | None, labels: Sequence[object] | None = None
+) -> ExampleSet:
+    """Return the examples of picture files, or of one folder of them; other strings are texts."""
+    if len(names) == 1 and Path(names[0]).is_dir():
+        return ImageExamples(ImageFiles.in_folder(names[0]), _needed(preprocess, "pictures"))
+    if all(isinstance(name, Path) or _names_picture(name) for name in names):
+        return ImageExamples(names, _needed(preprocess, "pictures"), labels=labels)
+    return TextExamples([str(n) for n in names], _needed(preprocess, "texts"), labels=labels)
+
+
+def _names_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _of_library(data: Any, preprocess: Prepare | None) -> ExampleSet | None:
+    """Return the examples of what pandas and Hugging Face make, or None for anything else."""
+    if _is_a(data, "pandas", "DataFrame"):
+        return _of_table(data, preprocess)
+    if _is_a(data, "pandas", "Series"):
+        return _of_table(data.to_frame(), preprocess)
+    if _is_a(data, "datasets", "DatasetDict"):
+        raise ExampleError(
+            f"the data set has splits: choose one, as in data[{next(iter(data))!r}]."
+        )
+    if not _is_a(data, "datasets", "Dataset") or preprocess is None or data.format["type"]:
+        return None
+    rest = [column for column in data.column_names if column not in LABELS]
+    if len(rest) != 1 or type(data.features[rest[0]]).__name__ != "Image":
+        return None
+    # Encoded pictures are read as they are, several at once
+    labels = [data[column] for column in data.column_names if column in LABELS]
+    return ImageExamples(
+        DatasetImages(data, rest[0]), preprocess, labels=labels[0] if labels else None
+    )
+
+
+def _of_table(table: Any, preprocess: Prepare | None) -> ExampleSet:
+    """Return the rows of a pandas table, whose column `label`, if there is one, holds labels."""
+    named = [column for column in table.columns if column in LABELS]
+    rest = table.drop(columns=named)
+    labels = table[named[0]].tolist() if named else None
+    if len(rest.columns) and all(kind.kind in "biuf" for kind in rest.dtypes):
+        return TensorExamples(torch.from_numpy(np.array(rest.to_numpy())), labels=labels)
+    if len(rest.columns) != 1:
+        raise ExampleError(
+            f"the columns {[str(c) for c in rest.columns]} are not all numbers: leave columns of numbers, or one of files "
+            "or texts, as in table[['file', 'label']]."
+        )
+    items = rest.iloc[:, 0].tolist()
+    if all(isinstance(item, str | Path) for item in items):
+        return _of_files(items, preprocess, labels)
+    pairs = items if labels is None else list(zip(items, labels, strict=True))
+    return DatasetExamples(pairs, preprocess)
+
+
+def _with_items(data: object) -> Any:
+    """Return data that have a length and items, or say why they are no examples."""
+    if isinstance(data, Mapping):
+        raise ExampleError(not_one_tensor(data, "examples"))
+    if isinstance(data, tuple):
+        raise ExampleError(
+            f"a tuple of {len(data)} can be examples, or several inputs, or inputs and labels: give a list of examples, "
+            "or torch.utils.data.TensorDataset(inputs, labels)."
+        )
+    once = isinstance(data, IterableDataset) or not isinstance(data, Sized)
+    if once or not hasattr(data, "__getitem__"):
+        raise ExampleError(
+            f"no examples can be made of a {type(data).__name__}, whose items can't be read again in any order: give a list "
+            "of them, or keep pictures that stream by probing.gathered.SpooledImages."
+        )
+    return data
+
+
+def _needed(preprocess: Prepare | None, what: str) -> Prepare:
+    if preprocess is None:
+        how = "loaded.preprocess" if what == "pictures" else "a tokeniser to a fixed length"
+        raise ExampleError(
+            f"{what} need a preprocessing to model space: give as_examples(…, preprocess), such as {how}."
+        )
+    return preprocess
+
+
+def _of_mapping(item: Mapping[Any, object], name: str) -> tuple[object, object]:
+    labels = [key for key in item if key in LABELS]
+    rest = [key for key in item if key not in LABELS]
+    if len(rest) != 1 or len(labels) > 1:
+        raise ExampleError(
+            f"{name} holds {[str(key) for key in item]}, of which one must be the example and one may be its 'label': leave "
+            "out the others, as by select_columns of a Hugging Face data set."
+        )
+    return item[rest[0]], _label(item[labels[0]]) if labels else None
+
+
+def _of_pair(item: Sequence[object], name: str) -> tuple[object, object]:
+    label = _label(item[1]) if len(item) == 2 else None
+    if len(item) > 2 or (len(item) == 2 and label is None):
+        kinds = ", ".join(type(part).__name__ for part in item)
+        raise ExampleError(
+            f"{name} holds ({kinds}), where an example and its label are expected: leave out the rest, as in "
+            "as_examples([item[0] for item in data])."
+        )
+    return item[0], label
+
+
+def _label(value: object) -> object:
+    """Return a label as Python's own, or None for what is no label: a mask, or boxes."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.item() if value.ndim == 0 else None
+    return value if isinstance(value, str | int | float) else None
+
+
+def _opened(example: object) -> Image.Image | None:
+    """Return a picture upright, if an example is one, in memory or in a file."""
+    if isinstance(example, Path) or (isinstance(example, str) and _names_picture(example)):
+        return decode(read_file(Path(example)))
+    if isinstance(example, Image.Image):
+        return upright(example)
+    return Image.fromarray(example) if _has_pixels(example) else None
+
+
+def _has_pixels(example: object) -> TypeGuard["np.ndarray[Any, Any]"]:
+    if not isinstance(example, np.ndarray) or example.dtype != np.uint8:
+        return False
+    return example.ndim == 2 or (example.ndim == 3 and example.shape[2] in {3, 4})
+
+
+def _as_tensor(example: object, name: str) -> Tensor:
+    if isinstance(example, Tensor):
+        return example.detach().as_subclass(Tensor)
+    if isinstance(example, Image.Image | Path | str):
+        _needed(None, "texts" if isinstance(example, str) else "pictures")
+    if isinstance(example, Mapping):
+        raise ExampleError(not_one_tensor(example, name))
+    try:  # numbers of Python's own are of torch's default precision
+        array = isinstance(example, np.ndarray | np.generic)
+        return torch.from_numpy(np.array(example)) if array else torch.tensor(example)
+    except (TypeError, ValueError, RuntimeError):
+        raise ExampleError(
+            f"{name} is a {type(example).__name__}, which no tensor can be made of: give numbers of one shape."
+        ) from None
+
+
+def _is_a(value: object, library: str, name: str) -> bool:
+    """Whether a value is of a library's class, without importing the library."""
+    return any(
+        base.__name__ == name and base.__module__.split(".")[0] == library
+        for base in type(value).__mro__
+    )
+
+
+def _one_each(labels: Sequence[object] | None, count: int) -> tuple[object, ...] | None:
+    if labels is not None and len(labels) != count:
+        raise ExampleError(f"there are {len(labels)} labels for {count} examples: give one each.")
+    return None if labels is None else tuple(labels)
+
+
+def _stretched(row: Tensor) -> Image.Image:
+    row = row.detach().cpu().float()
+    if row.ndim != 3 or row.shape[0] not in {1, 3}:
+        raise NoPictureError(
+            f"an example of shape {tuple(row.shape)} is no picture: [1 or 3, h, w] is needed."
+        )
+    low, high = row.amin(), row.amax()
+    grey = ((row - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return _thumbnail(Image.fromarray(grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()))
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
@@ -394,6 +765,8 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 
 def _stack(rows: Sequence[Tensor], maker: str) -> Tensor:
+    if other := [row for row in rows if not isinstance(row, Tensor)]:
+        raise ExampleError(not_one_tensor(other[0], f"what {maker} gives"))
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
         raise ExampleError(

@@ -14,13 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from probing.errors import ProbingError
 from probing.hooks import watch
+from probing.inputs import InputError as InputError  # noqa: PLC0414 - for attribution.passes
 from probing.layers import split_call
 from probing.precision import Precision, frozen_copy
 from probing.remembered import remembered
-
-
-class InputError(ProbingError, ValueError):
-    """Inputs that can't be explained: none, NaN, or of a shape that the method or the model does not take."""
 
 
 class RefusedError(ProbingError, RuntimeError):

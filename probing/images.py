@@ -141,7 +141,17 @@ def decode(data: bytes) -> Image.Image:
             stated range, or more pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     with _decoding():
-        image = _open(data)
+        return upright(_open(data))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an opened picture as `decode` returns it.
+
+    Raises:
+        ImageError: where `decode` would.
+    """
+    with _decoding():
+        _refuse_unfit(image)
         image.load()
         return _eight_bit(ImageOps.exif_transpose(image))
 
@@ -219,6 +229,11 @@ def _decoding() -> Iterator[None]:
 
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    _refuse_unfit(image)
+    return image
+
+
+def _refuse_unfit(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise ImageError(
@@ -234,7 +249,6 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(
             f"its pixels are of mode {image.mode!r}, without a stated range: save it with 8 or 16 bits"
         )
-    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

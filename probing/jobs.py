@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.examples import ExampleSet
+from probing.examples import Examples, ExampleSet, as_examples
 from probing.fingerprint import is_sharded, model_id
+from probing.inputs import not_one_tensor
 from probing.layers import expand
 from probing.passes import Pool
 from probing.precision import Precision
@@ -77,7 +78,7 @@ class Request:
 
     model: nn.Module
     layers: tuple[str, ...]
-    examples: ExampleSet
+    examples: Examples
     pool: Pool = "none"
     scores: tuple[Score, ...] = ()
 
@@ -111,14 +112,17 @@ class Job:
 
     def load(self, ids: Sequence[str]) -> Tensor:
         """Return examples by id."""
-        return self.examples.load([self.positions[e][0] for e in ids])
+        batch: object = self.examples.load([self.positions[e][0] for e in ids])
+        if not isinstance(batch, Tensor):
+            raise RequestError(not_one_tensor(batch, f"what {type(self.examples).__name__} loads"))
+        return batch
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
         layers: Sequence[str],
-        examples: ExampleSet,
+        examples: Examples,
         pool: Pool,
         precision: Precision,
         scores: Sequence[Score] = (),
@@ -132,6 +136,7 @@ class Job:
         """
         refuse_training(model)
         _refuse_sharded(model)
+        examples = as_examples(examples)
         if not len(examples):
             raise RequestError("the example set is empty: there is nothing to read.")
         names = expand(model, layers, lambda: calls(model, examples.load([0])))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.errors import ArgumentError, Mend, ProbingError
+from probing.inputs import one_tensor
 from probing.precision import device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
@@ -71,11 +72,12 @@ class Score:
 
         Raises:
             ModelModeError: if the model, or a part of it, is in training mode.
+            InputError: if the inputs are not one tensor.
             OutputError: if the output is not `[n, classes]`, or holds probabilities where the unit is one.
             TargetError: if a target is no class, or targets and inputs differ in number.
         """
         refuse_training(self.model)
-        output = self.model(inputs)
+        output = self.model(one_tensor(inputs))
         read = self._at_top(output) if self.target is None and rows is None else self
         score = read.read(output, rows)
         if len(score) != len(inputs):
@@ -96,7 +98,7 @@ class Score:
         with torch.no_grad():
             found = [
                 self._at_top(self.model(part.to(device, copy=True))).target
-                for part in torch.split(inputs, _ROWS)
+                for part in torch.split(one_tensor(inputs), _ROWS)
             ]
         return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.examples import ExampleSet, Subset
+from probing.examples import Examples, Subset, as_examples
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
@@ -72,7 +72,7 @@ class ActivationStore:
         return self._engine.stats
 
     def activations(
-        self, model: nn.Module, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+        self, model: nn.Module, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
     ) -> dict[str, Float[Tensor, "n ..."]]:
         """Return what layers return for each example, in the order of the examples; all layers from one pass.
 
@@ -88,7 +88,7 @@ class ActivationStore:
         return self._collect(self._job(model, layers, examples, pool)).activations
 
     def gradients(
-        self, score: Score, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+        self, score: Score, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
     ) -> dict[str, Float[Tensor, "n ..."]]:
         """Return the gradient of a score at layers' outputs for each example, in score units per unit of activation.
 
@@ -98,7 +98,7 @@ class ActivationStore:
             score = self._named(score, examples)
         if not isinstance(score.target, Tensor):
             return self.gradients_of([score], layers, examples, pool=pool)[0]
-        targets = score.target.tolist()
+        targets, examples = score.target.tolist(), as_examples(examples)
         if len(targets) != len(examples):
             raise RequestError(
                 f"score.target has {len(targets)} classes for {len(examples)} examples: give one each."
@@ -130,7 +130,7 @@ class ActivationStore:
         self,
         scores: Sequence[Score],
         layers: Sequence[str],
-        examples: ExampleSet,
+        examples: Examples,
         *,
         pool: Pool = "none",
     ) -> list[dict[str, Float[Tensor, "n ..."]]]:
@@ -146,7 +146,7 @@ class ActivationStore:
         self,
         scores: Sequence[Score],
         layers: Sequence[str],
-        examples: ExampleSet,
+        examples: Examples,
         *,
         pool: Pool = "none",
     ) -> Rows:
@@ -157,7 +157,7 @@ class ActivationStore:
         return self._collect(self._job(model_of(scores), layers, examples, pool, scores))
 
     def batches(
-        self, model: nn.Module, layers: Sequence[str], examples: ExampleSet, *, pool: Pool = "none"
+        self, model: nn.Module, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yield positions in the example set with their rows, batch by batch, in bounded memory.
 
@@ -174,7 +174,7 @@ class ActivationStore:
         self,
         model: nn.Module,
         layers: Sequence[str],
-        examples: ExampleSet,
+        examples: Examples,
         *,
         pool: Pool = "none",
         scores: Sequence[Score] = (),
@@ -229,7 +229,7 @@ class ActivationStore:
         self,
         model: nn.Module,
         layers: Sequence[str],
-        examples: ExampleSet,
+        examples: Examples,
         pool: Pool,
         scores: Sequence[Score] = (),
     ) -> Job:

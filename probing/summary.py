@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from probing.errors import ProbingError
 from probing.hooks import watch
+from probing.inputs import one_tensor
 from probing.layers import Calls
 from probing.precision import device_of, frozen_copy
 from probing.remembered import remembered
@@ -44,8 +45,10 @@ def summarize(model: nn.Module, inputs: Tensor) -> list[LayerRow]:
     The pass runs on a copy that shares the weights: the model is left as it is.
 
     Raises:
+        InputError: for inputs that are not one tensor.
         SummaryError: if the model fails on these inputs.
     """
+    one_tensor(inputs)
     seen: dict[str, list[tuple[int, ...] | str]] = {}
 
     def ended(path: str, output: object) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is first imported
 os.environ["MPLBACKEND"] = "Agg"
 
+import jaxtyping
 import nets
 import pytest
 import torch
@@ -41,6 +43,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests away from the user's own activation store."""
     monkeypatch.setenv("PROBING_CACHE", str(tmp_path / "default-cache"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Run as users do, without the checks of annotated types that tests add."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.path import IntegratedGradients
 from probing.fingerprint import model_id
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.provenance import describe, rebuild
 from probing.scores import ModelModeError, OutputError, Score, TargetError, Unit
 

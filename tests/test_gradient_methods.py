@@ -19,7 +19,8 @@ from probing.attribution.lrp import LRP
 from probing.attribution.lrp_composites import Uniform
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.rules import Epsilon
-from probing.geometry import InputError, RefusedError
+from probing.geometry import RefusedError
+from probing.inputs import InputError
 from probing.precision import Precision
 from probing.scores import Score
 

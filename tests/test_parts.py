@@ -17,7 +17,7 @@ from probing.attribution.parts import (
     fillings,
 )
 from probing.attribution.superpixels import Each, Given, Grid, Quickshift, Segmentation, Slic
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.packages import PackageMissingError
 
 

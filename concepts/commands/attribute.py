@@ -295,7 +295,8 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
 def _explained(
     name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor"
 ) -> "Attribution":
-    from probing.geometry import InputError, RefusedError
+    from probing.geometry import RefusedError
+    from probing.inputs import InputError
     from probing.scores import OutputError
 
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
 from probing.errors import ProbingError
-from probing.examples import ExampleSet, ImageExamples, PicturedExamples
+from probing.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
 from probing.images import Preprocess
 
 Planes = Int[np.ndarray, "planes h w"]
@@ -172,6 +172,7 @@ class Scenes:
     colours: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", as_examples(self.examples))
         if min(self.size) < 1:
             raise LabelError(f"size must be at least 1 by 1 label cells, got {self.size}.")
         count = len(self.source)

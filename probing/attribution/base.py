@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.geometry import Geometry, InputError, naming_inputs
+from probing.geometry import Geometry, naming_inputs
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
+from probing.inputs import InputError, one_tensor
 from probing.precision import device_of
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
@@ -120,12 +121,13 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
         integers: whether whole numbers, such as token ids, are inputs too.
 
     Raises:
-        InputError: for an empty batch, integers, NaN or infinity.
+        InputError: for what is not one tensor, an empty batch, integers, NaN or infinity.
         ModelModeError: for a model in training mode.
         TargetError: for targets of another number than the inputs.
         OutputError: for probabilities of what are probabilities already.
     """
     refuse_training(score.model)
+    one_tensor(inputs)
     if inputs.ndim < 2 or not inputs.numel():
         raise InputError(
             f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}."

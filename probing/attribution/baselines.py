@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.errors import ProbingError
 from probing.fingerprint import tensor_id
-from probing.geometry import InputError
+from probing.inputs import InputError
 
 
 class SamplesError(ProbingError, LookupError):

@@ -11,7 +11,7 @@ from torch import Tensor
 from probing.attribution.base import Attribution, AttributionMethod, Moments, attribution, checked
 from probing.attribution.gates import Gates, Rule, Which
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.precision import Precision
 from probing.progress import Progress
 from probing.remembered import unchanged

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attribution.baselines import Baseline
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
 Variants_co = TypeVar("Variants_co", covariant=True)

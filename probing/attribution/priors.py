@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.scores import Score
 
 Prior = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.attribution.passes import Passes
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.progress import Progress
 
 Quadrature = Literal["left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc"]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probing.attribution.baselines import Samples
-from probing.geometry import InputError
+from probing.inputs import InputError
 from probing.packages import PackageMissingError
 
 _Array = np.ndarray[Any, np.dtype[Any]]

@@ -18,6 +18,7 @@ from probing.attribution.baselines import Samples
 from probing.errors import ProbingError, line_of_users
 from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
+from probing.inputs import one_tensor
 from probing.provenance import Provenance, Result
 from probing.scores import Score, class_scores
 
@@ -202,7 +203,7 @@ class Dummy:
     ) -> Check:
         """Return the largest attribution of a dummy in each input."""
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (*inputs.shape[:-1], self.columns)
+        shape = (*one_tensor(inputs).shape[:-1], self.columns)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
         width = inputs.shape[-1]
         wide = replace(score, model=Narrow(score.model, width).eval())
@@ -244,7 +245,7 @@ class Linearity:
     ) -> Check:
         """Return the largest difference of each input."""
         with torch.no_grad():
-            count = class_scores(score.model(inputs[:1].clone()), score.output).shape[1]
+            count = class_scores(score.model(one_tensor(inputs)[:1].clone()), score.output).shape[1]
         if max(self.classes) >= count:
             raise EvaluationError(f"classes {self.classes} need more than the model's {count}.")
         one, two = (
@@ -274,7 +275,7 @@ class Symmetry:
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Check:
         """Return the largest difference of each input."""
-        same = (inputs + inputs.flip(-1)) / 2
+        same = (one_tensor(inputs) + inputs.flip(-1)) / 2
         mirrored = Mirrored(score.model, score.output).eval()
         half = replace(score, model=mirrored, output=None)
         values = _explained(method, half, same).upsampled().double()

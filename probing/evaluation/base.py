@@ -15,6 +15,7 @@ from probing.attribution.base import Attribution, AttributionMethod
 from probing.errors import ProbingError
 from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels, reduce_channels
+from probing.inputs import one_tensor
 from probing.provenance import Provenance, Result
 from probing.scores import Score
 
@@ -213,8 +214,10 @@ def maps_of(explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"
     """Return maps that lie over the inputs.
 
     Raises:
+        InputError: for inputs that are not one tensor.
         EvaluationError: for maps that don't lie over the inputs, or that hold NaN or infinity.
     """
+    one_tensor(inputs)
     if isinstance(explained, Tensor):
         found = Maps(explained.detach(), None)
     elif isinstance(explained, Attribution):

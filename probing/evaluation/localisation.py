@@ -24,6 +24,7 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.heatmaps import Channels
+from probing.inputs import one_tensor
 from probing.scores import Score
 
 Masks = Bool[Tensor, "n h w"]
@@ -251,7 +252,7 @@ def _measured(
 ) -> Measurement:
     """Return a value of each map; chance is the share of places that a mask covers, or given."""
     covered = masks.flatten(1).double().mean(1)
-    if masks.shape != (len(inputs), *inputs.shape[2:]) or not bool(((covered > 0) & (covered < 1)).all()):  # fmt: skip
+    if masks.shape != (len(one_tensor(inputs)), *inputs.shape[2:]) or not bool(((covered > 0) & (covered < 1)).all()):  # fmt: skip
         raise EvaluationError(
             f"each input needs a mask of its size that covers a part of it, got {tuple(masks.shape)} for inputs of "
             f"{tuple(inputs.shape)}, covering {float(covered.min()):.3g} to {float(covered.max()):.3g}."

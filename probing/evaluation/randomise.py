@@ -12,6 +12,7 @@ from probing.errors import ProbingError
 from probing.evaluation.base import EvaluationError
 from probing.fingerprint import bytes_id
 from probing.geometry import layers_run
+from probing.inputs import one_tensor
 from probing.layers import matches
 from probing.precision import device_of
 
@@ -60,7 +61,7 @@ def plan_of(model: nn.Module, inputs: Float[Tensor, "n *shape"], keep: Sequence[
     Raises:
         EvaluationError: if nothing is left to be drawn.
     """
-    place = _places(model, inputs)
+    place = _places(model, one_tensor(inputs))
     owned: dict[str, list[str]] = {}
     left: list[str] = []
     for name, tensor, learned in _tensors(model):

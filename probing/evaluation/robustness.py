@@ -25,6 +25,7 @@ from probing.evaluation.base import (
 from probing.evaluation.removal import Units, substrates
 from probing.evaluation.similarity import SignedSpearman, correlation
 from probing.fingerprint import tensor_id
+from probing.inputs import one_tensor
 from probing.precision import Precision
 from probing.remembered import unchanged
 from probing.scores import Score
@@ -213,7 +214,7 @@ class SeedStability:
         if self.reruns < 2:
             raise EvaluationError(f"reruns must be at least 2, got {self.reruns}.")
         seeded = [with_seed(method, seed) for seed in range(self.reruns)]
-        one = torch.ones(len(inputs), dtype=torch.float64)
+        one = torch.ones(len(one_tensor(inputs)), dtype=torch.float64)
         forward = backward = 0
         if seeded[0] is not None:
             found = [m(score, inputs) for m in seeded if m is not None]

@@ -26,6 +26,7 @@ from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.scorecard import Row, Scorecard
 from probing.fingerprint import content_id, model_id, tensor_id
 from probing.geometry import RefusedError
+from probing.inputs import one_tensor
 from probing.precision import Precision, device_of
 from probing.provenance import Provenance, SavedResultError, describe
 from probing.scores import Score, Unit, class_scores, gives_probabilities
@@ -102,6 +103,7 @@ class Scoring:
             folder: rows are kept in it, and reused if nothing that they depend on has changed.
             done: is told each method's name, and whether it was computed or found.
         """
+        one_tensor(inputs)
         found, score = [], score.named(inputs)
         for name, method in methods.items():
             key = row_key(self, method, score, inputs, "" if masks is None else tensor_id(masks))

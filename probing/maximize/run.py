@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from probing.errors import ArgumentError, Mend, ProbingError
-from probing.examples import ExampleSet
+from probing.examples import Examples, as_examples
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
 from probing.maximize.climb import Climb, ZeroGradientError
@@ -75,7 +75,7 @@ class Maximize:
         space: Space | None = None,
         start: Float[Tensor, "n c h w"] | None = None,
         store: ActivationStore | None = None,
-        examples: ExampleSet | None = None,
+        examples: Examples | None = None,
         progress: bool | None = None,
     ) -> Maximization:
         """Return an image for each objective; see `maximize`."""
@@ -105,7 +105,7 @@ class Maximize:
             return found
         margins = [view for view in views if isinstance(view, Pad)]
         seen = viewed(found.images, margins, torch.empty(len(found.images), 0), space)
-        return replace(found, beside=place(found, seen, net, goals, store, examples))
+        return replace(found, beside=place(found, seen, net, goals, store, as_examples(examples)))
 
     def _views(self, space: Space) -> tuple[tuple[Transform, ...], tuple[int, int]]:
         """Return the random views, and the height and width of images."""
@@ -141,7 +141,7 @@ def maximize(
     space: Space | None = None,
     start: Float[Tensor, "n c h w"] | None = None,
     store: ActivationStore | None = None,
-    examples: ExampleSet | None = None,
+    examples: Examples | None = None,
 ) -> Maximization:
     """Return images that raise objectives: what a unit, a class, a direction or a layer looks for.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.errors import ArgumentError
-from probing.examples import ExampleSet
+from probing.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.fingerprint import content_id
 from probing.jobs import Request
 from probing.probes.kinds import Probe, SoftmaxProbe
@@ -74,8 +74,8 @@ class LayerProbes:
         self,
         store: ActivationStore,
         model: nn.Module,
-        examples: ExampleSet,
-        labels: Sequence[object] | Int[Tensor, " n"],
+        examples: Examples,
+        labels: Sequence[object] | Int[Tensor, " n"] | None = None,
         *,
         groups: Sequence[str] | None = None,
         types: Sequence[str] | None = None,
@@ -87,7 +87,7 @@ class LayerProbes:
             store: reads activations and keeps them.
             model: in evaluation mode.
             examples: with a label each.
-            labels: classes, of any kind that can be sorted.
+            labels: classes, of any kind that can be sorted; by default those that came with the examples.
             groups: what each example belongs to (a person, a role); a group is never on two sides of the split, and
                 intervals treat groups as independent.
             types: of input, for the control task; random labels are drawn for types and can be learnt where a type's
@@ -100,7 +100,8 @@ class LayerProbes:
             DegenerateRowsError: for a layer whose features are all constant, or not finite.
             LayerNotFoundError, ProbeLayerError: for layers that can't be probed.
         """
-        known, names = encode(labels, len(examples))
+        examples = as_examples(examples)
+        known, names = encode(labels_of(examples) if labels is None else labels, len(examples))
         if split is None:
             split = draw_split(
                 known, groups, validation=self.validation, test=self.test, seed=self.seed, names=names
@@ -119,8 +120,9 @@ class LayerProbes:
         provenance = Provenance.collect(model=model, examples=content_id(ids), method=self)
         return self._result(provenance, shapes, readings, random, tasks, groups is not None, types is not None)  # fmt: skip
 
-    def requests(self, model: nn.Module, examples: ExampleSet) -> tuple[Request, ...]:
+    def requests(self, model: nn.Module, examples: Examples) -> tuple[Request, ...]:
         """Return what a call asks of the store, in its order, so that engines can fill it before."""
+        examples = as_examples(examples)
         shapes = self._reader.layers(model, self._patterns, examples, inputs=self.inputs)
         models = [model, *([untrained_copy(model, self.seed)] if self.untrained else [])]
         return tuple(r for m in models for r in self._reader.requests(m, shapes, examples))

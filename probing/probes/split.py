@@ -37,13 +37,17 @@ class Split:
 
 
 def encode(
-    labels: Sequence[object] | Int[Tensor, " n"], examples: int
+    labels: Sequence[object] | Int[Tensor, " n"] | None, examples: int
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
     """Return labels as numbers from 0, with what each stands for, sorted.
 
     Raises:
         SplitError: if there are not as many labels as examples, one is missing, or all are the same.
     """
+    if labels is None:
+        raise SplitError(
+            "the examples came without labels: give labels, or a data set whose items are pairs of an example and its label."
+        )
     given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     if len(given) != examples:
         raise SplitError(

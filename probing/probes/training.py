@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from probing.errors import ArgumentError
-from probing.examples import ExampleSet
+from probing.examples import Examples, as_examples
 from probing.precision import frozen_copy
 from probing.probes.layers import LayerProbes
 from probing.probes.result import ProbeResult
@@ -81,10 +81,13 @@ class TrainingProbes:
 
     method: LayerProbes
     store: ActivationStore
-    examples: ExampleSet
-    labels: Sequence[object] | Int[Tensor, " n"]
+    examples: Examples
+    labels: Sequence[object] | Int[Tensor, " n"] | None = None
     groups: Sequence[str] | None = None
     _found: dict[int, ProbeResult] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.examples = as_examples(self.examples)
 
     def __call__(self, model: nn.Module, moment: int) -> ProbeResult:
         """Probe the network as it is now; asked again for a moment, the newer reading counts."""

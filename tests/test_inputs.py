@@ -1,0 +1,157 @@
+"""Inputs that are not one tensor are refused by everything in one sentence, with the way out."""
+
+from collections.abc import Callable
+from typing import cast
+
+import nets
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
+
+from probing.attribution import METHODS
+from probing.attribution.baselines import Samples
+from probing.attribution.gradient import Saliency
+from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
+from probing.evaluation import (
+    axioms,
+    complexity,
+    controls,
+    curves,
+    localisation,
+    robustness,
+    sanity,
+)
+from probing.evaluation.scoring import Scoring
+from probing.examples import ExampleError, TensorExamples, TextExamples, as_examples
+from probing.inputs import InputError
+from probing.jobs import RequestError
+from probing.scores import Score
+from probing.store import ActivationStore
+from probing.summary import summarize
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+X = nets.images()
+IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
+ENCODED = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
+
+NOT_ONE: dict[str, tuple[object, str]] = {
+    "mapping": (
+        dict(ENCODED),
+        r"a dict of \['input_ids', 'attention_mask'\]: wrap the model in a module that takes one of them and makes the rest "
+        r"of it, as in `def forward\(self, input_ids\): return self.model\(input_ids=input_ids, attention_mask=…\)`",
+    ),
+    "BatchEncoding": (BatchEncoding(ENCODED), r"a BatchEncoding of \['input_ids'.*wrap the model"),
+    "tuple": ((X, X + 1), r"a tuple of 2 tensors: for a model of several inputs wrap it.*self\.second"),
+    "list of equal tensors": ([X[0], X[1]], r"a list of 2 tensors: torch\.stack or torch\.cat"),
+    "list of tensors of different sizes": (
+        [X[0], X[0, :, :3]], r"bring them to one size and stack them.*\(1, 6, 6\), \(1, 3, 6\)",
+    ),
+    "array": (X.numpy(), r"got ndarray: as_examples\(…\)\.load\(range\(n\)\)"),
+    "picture": (Image.new("RGB", (6, 6)), r"got Image: as_examples"),
+    "data set": (TensorDataset(X), r"got TensorDataset: as_examples"),
+    "examples": (TensorExamples(X), r"got TensorExamples: as_examples"),
+    "nothing": (None, r"got NoneType: as_examples"),
+}  # fmt: skip
+every_kind = pytest.mark.parametrize("kind", NOT_ONE)
+
+_MAPS = torch.zeros(4, 1, 6, 6)
+_MASKS = torch.ones(4, 6, 6, dtype=torch.bool)
+TAKERS: dict[str, Callable[[Score, Tensor], object]] = {
+    **{name: METHODS[name]() for name in METHODS if name not in {"expected_gradients", "layer_ig"}},
+    "expected_gradients": METHODS["expected_gradients"](background=Samples.of(X)),  # type: ignore[call-arg]
+    "layer_ig": LayerIntegratedGradients("features.0"),
+    "score": lambda score, inputs: score(inputs),
+    "summary": lambda score, inputs: summarize(score.model, inputs),
+    "edges": controls.EdgeDetector(),
+    "random map": controls.RandomMap(),
+    **{
+        f"{metric} of {what}": lambda score, inputs, m=metric, e=explained: m(e, score, inputs)
+        for metric in (
+            complexity.Gini(), curves.Deletion(), robustness.Infidelity(), robustness.SensitivityN(),
+        )
+        for what, explained in (("a method", Saliency()), ("maps", _MAPS))
+    },
+    **{
+        type(metric).__name__: lambda score, inputs, m=metric: m(Saliency(), score, inputs)
+        for metric in (
+            axioms.Completeness(), axioms.SensitivityA(), axioms.InputShift(), axioms.Linearity(), axioms.Dummy(), axioms.Symmetry(),
+            axioms.ImplementationInvariance(),
+            robustness.MaxSensitivity(), robustness.SeedStability(),
+            sanity.CascadingRandomisation(), sanity.IndependentRandomisation(),
+        )
+    },
+    "pointing game": lambda score, inputs: localisation.PointingGame()(_MAPS, score, inputs, _MASKS),
+    "top class": lambda score, inputs: Score(score.model, None).named(inputs),
+    "scorecard": lambda score, inputs: Scoring()({"saliency": Saliency(), "ig": IntegratedGradients()}, score, inputs),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_whatever_takes_inputs_refuses_what_is_not_one_tensor(
+    name: str, conv_net: nn.Module
+) -> None:
+    for given, message in NOT_ONE.values():
+        with pytest.raises(InputError, match=f"^inputs must be one tensor .*{message}"):
+            TAKERS[name](Score(conv_net, 1), cast("Tensor", given))
+
+
+def _classifier() -> nn.Module:
+    config = BertConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )  # fmt: skip
+    return nets.seeded(BertForSequenceClassification(config))
+
+
+class OfIds(nn.Module):
+    """What the sentence tells to write."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=(input_ids > 0).long()).logits
+
+
+def test_the_way_out_gives_the_models_own_scores_and_rows() -> None:
+    bert = _classifier()
+    own = OfIds(bert).eval()
+    layer = "model.bert.embeddings.word_embeddings"
+    found = LayerIntegratedGradients(layer, IntegratedGradients(steps=2))(Score(own, 1), IDS)
+    torch.testing.assert_close(found.score, bert(**ENCODED).logits[:, 1].detach())
+    rows = ActivationStore(progress=False).activations(own, ["model.bert.encoder.layer.0"], IDS)
+    hidden = bert(**ENCODED, output_hidden_states=True).hidden_states[-1].detach()
+    torch.testing.assert_close(rows["model.bert.encoder.layer.0"], hidden)
+
+
+class Encoded:
+    """A user's own examples, which load what a tokeniser returns."""
+
+    ids = ("a", "b")
+
+    def load(self, indices: object) -> object:
+        return BatchEncoding(ENCODED)
+
+    def __len__(self) -> int:
+        return 2
+
+
+def _encode(text: str) -> object:
+    return {name: values[0] for name, values in ENCODED.items()}
+
+
+def test_examples_that_give_mappings_are_refused_with_the_way_out() -> None:
+    store, bert = ActivationStore(progress=False), _classifier()
+    wrap = r"wrap the model in a module that takes one.*self\.model\(input_ids=input_ids"
+    with pytest.raises(RequestError, match=f"^what Encoded loads must be one tensor.*{wrap}"):
+        store.activations(bert, [""], Encoded())
+    texts = TextExamples(["a", "b"], cast("Callable[[str], Tensor]", _encode))
+    with pytest.raises(ExampleError, match=f"^what tokenize gives must be one tensor.*{wrap}"):
+        store.activations(bert, [""], texts)
+    with pytest.raises(ExampleError, match=f"^examples must be one tensor.*{wrap}"):
+        store.activations(bert, [""], ENCODED)
+    with pytest.raises(ExampleError, match=f"^item 0 of the list must be one tensor.*{wrap}"):
+        as_examples([Image.new("RGB", (2, 2))] * 2, _encode)
