@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.examples import Examples, Subset, as_examples
+from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
@@ -94,11 +94,12 @@ class ActivationStore:
 
         With pooling it is summed over positions: the derivative with respect to the mean. Raises as `activations`.
         """
+        examples = as_examples(examples)
         if score.target is None:
             score = self._named(score, examples)
         if not isinstance(score.target, Tensor):
             return self.gradients_of([score], layers, examples, pool=pool)[0]
-        targets, examples = score.target.tolist(), as_examples(examples)
+        targets = score.target.tolist()
         if len(targets) != len(examples):
             raise RequestError(
                 f"score.target has {len(targets)} classes for {len(examples)} examples: give one each."
