@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from probing.errors import ProbingError
 from probing.hooks import watch
-from probing.inputs import InputError as InputError  # noqa: PLC0414 - for attribution.passes
+from probing.inputs import InputError
 from probing.layers import split_call
 from probing.precision import Precision, frozen_copy
 from probing.remembered import remembered
