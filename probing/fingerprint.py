@@ -21,17 +21,13 @@ from typing import cast
 import torch
 import xxhash
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as torch_module
 
 from probing.errors import ProbingError
+from probing.foreign import left_by_libraries, refuse_foreign, refuse_global_hooks
 
 
 class FingerprintError(ProbingError, TypeError):
     """A value has no stable content to name it by."""
-
-
-class ForeignHookError(ProbingError, RuntimeError):
-    """A model carries hooks, patched methods or compiled code, which its weights do not tell."""
 
 
 def bytes_id(data: bytes | bytearray | memoryview) -> str:
@@ -110,13 +106,13 @@ def _model_parts(model: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
     weights = {id(weight): path for path, weight in model.named_parameters()}
     above = (*above, *paths, *weights)
     class_ids: dict[type, str] = {}
-    _refuse_global_hooks()
+    refuse_global_hooks()
     for path, module in modules:
         yield f"module:{path}"
         if paths[id(module)] != path:
             yield f"same:{paths[id(module)]}"
             continue
-        _refuse_foreign(path, module)
+        refuse_foreign(path, module)
         own = _unsharded_class(type(module))
         if own not in class_ids:
             class_ids[own] = _class_id(own)
@@ -142,8 +138,9 @@ def _optional_id(tensor: Tensor | None) -> str:
 
 def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
     machinery = _GRAPH_MACHINERY if isinstance(module, fx.GraphModule) else _MACHINERY
+    left = left_by_libraries(module)
     for name, value in sorted(_state(module).items()):
-        if name not in machinery and not _SHARDING.match(name):
+        if name not in machinery and name not in left and not _SHARDING.match(name):
             yield f"attribute:{name}"
             yield from _parts(value, above)
 
@@ -157,7 +154,6 @@ _SHARDING = re.compile(
     "_fsdp_use_orig_params$|_is_fsdp_managed_module$|__composable_api_state_key_"
 )
 _FSDP = "torch.distributed.fsdp"
-_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def _state(value: object) -> dict[str, object]:
@@ -177,39 +173,6 @@ def _unsharded_class(cls: type) -> type:
     names = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
     mixed_in = f"{_FSDP}.FSDPModule"
     return cls.__mro__[names.index(mixed_in) + 1] if mixed_in in names else cls
-
-
-def _refuse_global_hooks() -> None:
-    for kind in _HOOKS:
-        if getattr(torch_module, f"_global_{kind}", None):
-            raise ForeignHookError(
-                f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: "
-                "remove them first."
-            )
-
-
-def _refuse_foreign(path: str, module: nn.Module) -> None:
-    where = f"{repr(path) if path else 'the model'} ({type(module).__name__})"
-    attributes = vars(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ForeignHookError(
-            f"{where} is TorchScript, whose layers can't be read: pass the Python model."
-        )
-    if "_orig_mod" in attributes["_modules"] and "dynamo_ctx" in attributes:
-        raise ForeignHookError(f"{where} is compiled: pass the model that torch.compile was given.")
-    for kind in _HOOKS:
-        hooks = attributes[f"_{kind}"].values()
-        if foreign := [h for h in hooks if not str(getattr(h, "__module__", "")).startswith(_FSDP)]:
-            raise ForeignHookError(
-                f"{where} carries {len(foreign)} {kind.replace('_', ' ')}: what "
-                "it computes is not told by its weights; remove them first (pruning: prune.remove; old "
-                "weight norm: remove_weight_norm)."
-            )
-    methods = [k for k, v in attributes.items() if callable(v) and k not in _MACHINERY]
-    if patched := [k for k in methods if callable(getattr(type(module), k, None))]:
-        raise ForeignHookError(
-            f"{where} has the method {patched[0]!r} replaced on the instance; subclass it instead."
-        )
 
 
 _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device)

@@ -5,14 +5,16 @@ most three passes of one example: one alone, and two in a batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
+from probing.foreign import ForeignHookError, is_watched
 from probing.hooks import ModuleCall, record_calls
-from probing.precision import Precision, Prepared, agree
+from probing.precision import Precision, Prepared, agree, device_of
 from probing.remembered import remembered
 
 _AS_GIVEN = Precision("reference")
@@ -44,6 +46,8 @@ def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) 
 def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
     prepared = _AS_GIVEN.prepare(model, (), device, inputs)
     one = inputs[:1]
+    if is_watched(model):
+        _refuse_other_without(model, one)
     pair = torch.cat([_another(one), one])
     try:
         # First, so that what remembers its first answer gives another example's, or too many rows, to the one alone.
@@ -55,6 +59,16 @@ def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
     if not right:
         raise InconsistentModelError(_why(model, one, pair, device))
     return True
+
+
+def _refuse_other_without(model: nn.Module, one: Tensor) -> None:
+    """Refuse a model whose copy, without what libraries have left on it, gives another output: one more pass each."""
+    home = device_of(model)
+    copied = _AS_GIVEN.prepare(model, (), home, one)
+    if not agree(_drawn(replace(copied, model=model), one, 0), _drawn(copied, one, 0)):
+        raise ForeignHookError(
+            f"{type(model).__name__} gives another output without the hooks that a library has left on it: load it anew."
+        )
 
 
 def _alone(prepared: Prepared, one: Tensor) -> object:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from probing.errors import ArgumentError
+from probing.foreign import take_off
 from probing.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]
@@ -233,6 +234,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
             memo |= {id(v): v.detach().clone() for v in own}
         memo |= {id(p): _frozen(p) for p in model.parameters()}
         clone = copy.deepcopy(model, memo)
+    take_off(clone)
     for module in clone.modules():
         for switch in _CHECKPOINTING:
             if getattr(module, switch, None) is True:

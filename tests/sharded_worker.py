@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from probing.examples import TensorExamples
-from probing.fingerprint import ForeignHookError, model_id
+from probing.fingerprint import model_id
+from probing.foreign import ForeignHookError
 from probing.gradients import layer_gradients
 from probing.hooks import capture, edit
 from probing.jobs import ShardedModelError

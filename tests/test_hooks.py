@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from probing.examples import TensorExamples
-from probing.fingerprint import ForeignHookError
+from probing.foreign import ForeignHookError
 from probing.hooks import Edit, LayerCallError, capture, edit
 from probing.layers import LayerNotFoundError
 from probing.store import ActivationStore

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from probing.errors import ProbingError
 from probing.evaluation.base import EvaluationError
 from probing.fingerprint import bytes_id
+from probing.foreign import take_off
 from probing.geometry import layers_run
 from probing.inputs import one_tensor
 from probing.layers import matches
@@ -123,6 +124,7 @@ def randomised(
 ) -> nn.Module:
     """Return a copy with the parameters of some blocks drawn anew, as by `redraw`; the model is left as found."""
     clone = copy.deepcopy(model)
+    take_off(clone)
     redraw(clone, blocks, seed, calibrate)
     return clone
 

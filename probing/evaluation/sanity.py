@@ -27,6 +27,7 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
+from probing.foreign import take_off
 from probing.heatmaps import Channels
 from probing.provenance import Provenance, Result
 from probing.scores import Score
@@ -294,6 +295,7 @@ def _networks(
             yield randomised(model, plan.blocks[depth : depth + 1], seed, calibrate)
         return
     net, done = copy.deepcopy(model), 0
+    take_off(net)
     for depth in depths:
         redraw(net, plan.blocks[done : depth + 1], seed, calibrate, plan.blocks[:done])
         done = depth + 1

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from probing.errors import ProbingError
+from probing.foreign import take_off
 from probing.precision import device_of
 
 
@@ -22,7 +23,9 @@ def untrained_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises:
         UntrainedError: if there is nothing to draw.
     """
-    clone = copy.deepcopy(model).cpu()  # where the generator that is seeded and restored draws
+    clone = copy.deepcopy(model)
+    take_off(clone)
+    clone.cpu()  # where the generator that is seeded and restored draws
     if not any(True for _ in clone.parameters()):
         raise UntrainedError(
             f"{type(model).__name__} has no weights: there is nothing to draw anew."
