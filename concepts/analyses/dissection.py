@@ -105,6 +105,12 @@ class AttributeUnits(Result):
         return torch.stack([told[:, self.layer_of == k].sum(1) for k in range(len(self.layers))], 1)
 
 
+def _bare(material: Material) -> nn.Module:
+    """Return the model at random weights."""
+    seed, example = material.file.statistics.seed, _data(material).load([0])
+    return untrained_copy(material.loaded.model, seed, example=example)
+
+
 @dataclass(frozen=True)
 class Units:
     """Compares units over the pairs that contrasts match, and dissects the layers by drawn scenes if the audit has any.
@@ -115,8 +121,7 @@ class Units:
 
     def requests(self, material: Material) -> tuple[Request, ...]:
         """Return rows at random weights, and of the scenes."""
-        bare = untrained_copy(material.loaded.model, material.file.statistics.seed)
-        rows = Request(bare, material.layers, _data(material), material.file.model.pool)
+        rows = Request(_bare(material), material.layers, _data(material), material.file.model.pool)
         scenes = _scenes(material)
         named = _dissection(material).requests(material.loaded.model, scenes) if scenes else ()
         return (rows, *named)
@@ -127,7 +132,7 @@ class Units:
         method = UnitContrasts(statistics.relabellings, statistics.level, statistics.seed)
         fit, judge = ([getattr(c, side) for c in material.contrasts] for side in ("fit", "judge"))
         trained = _rows(material, store, model)
-        bare = _rows(material, store, untrained_copy(model, statistics.seed))
+        bare = _rows(material, store, _bare(material))
         sizes = [rows.shape[1] for rows in trained]
         return AttributeUnits(
             provenance=Provenance.collect(model=model, method=method),

@@ -1,6 +1,5 @@
 """Copies of a network in which parameters and running statistics are drawn anew, each by name and each surely changed."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probing.copied import own_copy, prove_own_weights
 from probing.errors import ProbingError
 from probing.evaluation.base import EvaluationError
 from probing.fingerprint import bytes_id
-from probing.foreign import take_off
 from probing.geometry import layers_run
 from probing.inputs import one_tensor
 from probing.layers import matches
@@ -61,6 +60,7 @@ def plan_of(model: nn.Module, inputs: Float[Tensor, "n *shape"], keep: Sequence[
 
     Raises:
         EvaluationError: if nothing is left to be drawn.
+        SharedWeightsError: if a copy of the model computes by other weights than its own.
     """
     place = _places(model, one_tensor(inputs))
     owned: dict[str, list[str]] = {}
@@ -72,6 +72,7 @@ def plan_of(model: nn.Module, inputs: Float[Tensor, "n *shape"], keep: Sequence[
             left.append(name)
     if not owned:
         raise EvaluationError(f"{type(model).__name__} has no parameter that could be drawn anew.")
+    prove_own_weights(own_copy(model), model, inputs[:1])
     order = sorted(owned, key=lambda path: place[path])
     blocks: list[Block] = []
     for path in order:
@@ -123,8 +124,7 @@ def randomised(
     calibrate: Float[Tensor, "n *shape"] | None = None,
 ) -> nn.Module:
     """Return a copy with the parameters of some blocks drawn anew, as by `redraw`; the model is left as found."""
-    clone = copy.deepcopy(model)
-    take_off(clone)
+    clone = own_copy(model)
     redraw(clone, blocks, seed, calibrate)
     return clone
 

@@ -4,7 +4,6 @@ Adebayo et al. 2018, sec. 3. The class explained is the trained network's at eve
 network's own favourite would mix a change of class into it, as the authors' notebooks do.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from probing.attribution.base import AttributionMethod
+from probing.copied import own_copy
 from probing.evaluation.base import (
     Better,
     EvaluationError,
@@ -27,7 +27,6 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
-from probing.foreign import take_off
 from probing.heatmaps import Channels
 from probing.provenance import Provenance, Result
 from probing.scores import Score
@@ -294,8 +293,7 @@ def _networks(
         for depth in depths:
             yield randomised(model, plan.blocks[depth : depth + 1], seed, calibrate)
         return
-    net, done = copy.deepcopy(model), 0
-    take_off(net)
+    net, done = own_copy(model), 0
     for depth in depths:
         redraw(net, plan.blocks[done : depth + 1], seed, calibrate, plan.blocks[:done])
         done = depth + 1

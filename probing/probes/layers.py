@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError
+from probing.copied import SharedWeightsError
+from probing.errors import ArgumentError, Mend
 from probing.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.fingerprint import content_id
 from probing.jobs import Request
@@ -98,6 +99,7 @@ class LayerProbes:
             SplitError: if labels or groups allow no split, or are not as many as the examples.
             FeatureSizeError: for a layer with too many features.
             DegenerateRowsError: for a layer whose features are all constant, or not finite.
+            SharedWeightsError: if the untrained control would compute by the model's own weights.
             LayerNotFoundError, ProbeLayerError: for layers that can't be probed.
         """
         examples = as_examples(examples)
@@ -112,7 +114,7 @@ class LayerProbes:
         random: list[LayerReading] = []
         if self.untrained:
             bare = Tasks(tasks.labels[:1], names, split, tasks.groups)
-            random = self._read(store, untrained_copy(model, self.seed), shapes, examples, bare)
+            random = self._read(store, self._control(model, examples), shapes, examples, bare)
         ids = [
             list(examples.ids), known.tolist(), list(groups or ()), list(types or ()),
             *(side.tolist() for side in (split.train, split.validation, split.test)),
@@ -124,8 +126,16 @@ class LayerProbes:
         """Return what a call asks of the store, in its order, so that engines can fill it before."""
         examples = as_examples(examples)
         shapes = self._reader.layers(model, self._patterns, examples, inputs=self.inputs)
-        models = [model, *([untrained_copy(model, self.seed)] if self.untrained else [])]
+        models = [model, *([self._control(model, examples)] if self.untrained else [])]
         return tuple(r for m in models for r in self._reader.requests(m, shapes, examples))
+
+    def _control(self, model: nn.Module, examples: ExampleSet) -> nn.Module:
+        try:
+            return untrained_copy(model, self.seed, example=examples.load([0]))
+        except SharedWeightsError as error:
+            problem = str(error).removesuffix(".")
+            mends = [Mend("leave that control out", "untrained=False")]
+            raise SharedWeightsError(problem, mends=mends) from None
 
     @property
     def _patterns(self) -> tuple[str, ...] | None:
