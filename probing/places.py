@@ -5,7 +5,6 @@ only when it is whole: what is written under a temporary name and renamed on a d
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import tempfile
@@ -17,8 +16,15 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from probing.errors import ArgumentError, ProbingError
 from probing.packages import PackageMissingError
+
+try:
+    import fcntl
+except ImportError:  # no system of POSIX, such as Windows
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 _AT_ONCE = 16
@@ -172,7 +178,7 @@ def read_pieces(place: Place, pieces: Sequence[tuple[int, memoryview]]) -> bool:
     """Fill views with a file's bytes from given offsets; return whether the file was long enough."""
     if isinstance(place, Path):
         with place.open("rb", buffering=0) as file:
-            return all(os.preadv(file.fileno(), [v], at) == len(v) for at, v in pieces)
+            return all(file.seek(at) == at and file.readinto(v) == len(v) for at, v in pieces)
     found = each(lambda piece: place.read_range(piece[0], piece[0] + len(piece[1])), pieces, place)
     for (_, view), data in zip(pieces, found, strict=True):
         if len(data) != len(view):
@@ -224,11 +230,12 @@ def write_whole(place: Place, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the renames themselves
-    finally:
-        os.close(folder)
+    if hasattr(os, "O_DIRECTORY"):  # on Windows a folder can't be opened
+        folder = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the renames themselves
+        finally:
+            os.close(folder)
 
 
 def each(work: Callable[[Any], T], items: Iterable[Any], place: Place) -> list[T]:
@@ -250,7 +257,26 @@ def listed(folder: Place, pattern: str) -> list[Place]:
     return sorted(folder.glob(pattern), key=str)
 
 
-def locked(path: Path, *, wait: bool) -> int | None:
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got.
+
+    The file is gone once its holder is done.
+    """
+    if fcntl is None:
+        with _lock_elsewhere(path, wait=wait) as held:
+            yield held
+        return
+    file = _locked(path, wait=wait)
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            os.close(file)
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
     """Return the open file of a lock that was got, which closing frees; None where another process has it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -264,6 +290,20 @@ def locked(path: Path, *, wait: bool) -> int | None:
         except FileNotFoundError:
             pass
         os.close(file)  # its holder removed the file that we locked: lock the one that others see
+
+
+@contextlib.contextmanager
+def _lock_elsewhere(path: Path, *, wait: bool) -> Iterator[bool]:
+    file = FileLock(path)
+    try:
+        file.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        file.release()
 
 
 def _file_system(protocol: str) -> Any:

@@ -30,7 +30,7 @@ from probing.places import (
     each,
     listed,
     located,
-    locked,
+    lock,
     move,
     read_head,
     read_pieces,
@@ -40,6 +40,7 @@ from probing.places import (
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PAGE = 4096
+_BINARY = getattr(os, "O_BINARY", 0)  # without it Windows changes the ends of lines
 
 
 ANOTHER_FOLDER = Mend("name another folder", "root=…")
@@ -195,7 +196,9 @@ class ShardWriter:
         self.offset = len(header)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self.file = os.open(
+                self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o644
+            )
         self._write(memoryview(header))
 
     def _write(self, data: memoryview) -> None:
@@ -396,7 +399,7 @@ class Disk:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock between processes, which the kernel frees when its holder dies; yields whether it was got.
+        """Hold a lock between processes; yields whether it was got, as `probing.places.lock` does.
 
         An object store has none: there two workers on one chunk write the same bytes twice.
         """
@@ -404,15 +407,11 @@ class Disk:
             yield True
             return
         path = self.root / "locks" / name
-        with writing(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = locked(path, wait=wait)
-        try:
-            yield file is not None
-        finally:
-            if file is not None:
-                path.unlink(missing_ok=True)
-                os.close(file)
+        with contextlib.ExitStack() as until_done:
+            with writing(self.root):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held = until_done.enter_context(lock(path, wait=wait))
+            yield held
 
 
 def default_root() -> Place:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nets
 import pytest
 import torch
+from store_worker import fill
 from torch import Tensor, nn
 
 from probing import extraction, shards
@@ -584,3 +585,23 @@ def test_two_ranks_under_torchrun_write_the_same_bytes_as_one_process(tmp_path: 
     assert one == two
     assert sum(counts) == 96  # no row was computed twice
     assert min(counts) > 0
+
+
+def test_every_module_is_imported_without_what_only_posix_has() -> None:
+    worker = str(Path(__file__).parent / "elsewhere_worker.py")
+    subprocess.run([sys.executable, worker, "import"], check=True, timeout=300)
+
+
+def test_two_processes_fill_a_store_without_what_only_posix_has(tmp_path: Path) -> None:
+    worker, root = str(Path(__file__).parent / "elsewhere_worker.py"), tmp_path / "two"
+    ranks = [os.environ | {"RANK": str(r), "WORLD_SIZE": "2"} for r in range(2)]
+    run = [sys.executable, worker, "fill", str(root)]
+    processes = [subprocess.Popen(run, env=env) for env in ranks]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    found = files(root)
+    counts = [int(found.pop(f"count-{rank}")) for rank in range(2)]
+    assert sum(counts) == 96  # no row was computed twice
+    assert min(counts) > 0
+    fill(tmp_path / "one", TensorExamples(nets.images(96, size=24)))
+    kept = {name: data for name, data in found.items() if name.endswith((".json", ".safetensors"))}
+    assert kept == files(tmp_path / "one")
