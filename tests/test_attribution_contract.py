@@ -13,6 +13,7 @@ from probing.attribution import METHODS
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.path import IntegratedGradients
+from probing.errors import ProbingError
 from probing.fingerprint import model_id
 from probing.inputs import InputError
 from probing.provenance import describe, rebuild
@@ -279,6 +280,35 @@ def test_fault_15_errors_in_a_model_are_raised_and_leave_it_as_found(
     with pytest.raises((kind, InputError), match="lost"):
         made(name)(Score(model, TARGETS), x)
     assert list(state(model, x)) == before
+
+
+class Noisy(nets.ConvNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+class Counting(nets.ConvNet):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x) * self.calls
+
+
+class Centred(nets.ConvNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+@every_method
+@pytest.mark.parametrize("kind", [Noisy, Counting, Centred])
+def test_a_model_that_is_no_function_of_one_example_is_refused(
+    name: str, kind: type[nets.ConvNet]
+) -> None:
+    with pytest.raises(
+        ProbingError, match=rf"^{kind.__name__} in evaluation mode returns something else"
+    ):
+        made(name)(Score(nets.seeded(kind()).double(), TARGETS), batch())
 
 
 class Named(nn.Module):

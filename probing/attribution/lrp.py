@@ -23,6 +23,7 @@ from probing.attribution.rules import Relevance
 from probing.errors import Mend
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
+from probing.model_check import refuse_inconsistent
 from probing.precision import Precision, device_of
 from probing.scores import OutputError, Score, class_scores
 
@@ -85,6 +86,10 @@ class LRP:
                 size,
                 lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device)),
             )
+        with naming_inputs(
+            score.model, inputs
+        ):  # last, since what is refused above names the operation
+            refuse_inconsistent(score.model, inputs, device)
         found = _Part.join(parts)
         return attribution(
             self,
