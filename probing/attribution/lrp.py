@@ -81,15 +81,17 @@ class LRP:
             size = max(1, size // 2)
         # Of a caller in that mode, tensors could not be written to as models with in-place operations do.
         with torch.inference_mode(False), torch.no_grad(), Precision().arithmetic(device):
-            parts = in_chunks(
-                len(inputs),
-                size,
-                lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device)),
-            )
-        with naming_inputs(
-            score.model, inputs
-        ):  # last, since what is refused above names the operation
-            refuse_inconsistent(score.model, inputs, device)
+            try:
+                parts = in_chunks(
+                    len(inputs),
+                    size,
+                    lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device)),
+                )
+            except _OpenLedgerError:
+                refuse_inconsistent(score.model, inputs, device)  # the likeliest reason
+                raise
+        with naming_inputs(score.model, inputs):
+            refuse_inconsistent(score.model, inputs, device)  # last: LRP's own refusals name more
         found = _Part.join(parts)
         return attribution(
             self,
@@ -207,11 +209,14 @@ def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:
     tolerance = max(1e-3, 8 * torch.finfo(dtype).eps)
     open_rows = (gap.abs() > tolerance * size).nonzero().flatten().tolist()
     if open_rows:
-        raise RefusedError(
+        raise _OpenLedgerError(
             f"the relevance of input {open_rows[0]} and what was absorbed miss its start by "
-            f"{float(gap[open_rows[0]]):.3g}: if examples of a batch influence each other in this model, explain them "
-            "with batch_size=1; else this is rounding, and float64 helps."
+            f"{float(gap[open_rows[0]]):.3g}: this is rounding, which float64 mends."
         )
+
+
+class _OpenLedgerError(RefusedError):
+    """Relevance is lost or made on its way."""
 
 
 def _refuse_idle_keys(composite: Composite, met: list[LrpLayer]) -> None:
