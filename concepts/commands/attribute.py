@@ -272,7 +272,10 @@ class _Page:
 def _gap(result: "Attribution") -> float | None:
     """Return by which share of the score's change a map fails to add up to it; None for maps that need not."""
     relative = result.diagnostics.get("relative_gap")
-    return None if relative is None else float(relative[0])
+    if relative is None:
+        return None
+    own = bool(result.diagnostics["unmoved"][0] == 1)  # of nothing, nothing is missed
+    return 0.0 if own else float(relative[0])
 
 
 def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:

@@ -138,7 +138,8 @@ class SmoothGrad:
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map; `diagnostics["standard_error"]` is its sampling error, of its shape.
 
-        For the variance that is the error if maps were normally distributed.
+        For the variance that is the error if maps were normally distributed. `diagnostics["noise"]` is each input's
+        standard deviation of the noise: zero for an input of one value, whose range is none.
         """
         score, inputs = checked(score, inputs)
         if self.samples < 2 or self.noise < 0:
@@ -147,10 +148,13 @@ class SmoothGrad:
                 f"got samples={self.samples} and noise={self.noise}."
             )
         passes = Passes.of(score, inputs, self.batch_size)
+        scale = self._scale(inputs)
         with unchanged(score.model):
             clean = passes.values(inputs, torch.arange(len(inputs)))
             moments, last = Moments(), None
-            for maps in self._maps(score, inputs, max(1, passes.chunk // len(inputs)), passes):
+            for maps in self._maps(
+                score, inputs, scale, max(1, passes.chunk // len(inputs)), passes
+            ):
                 values = maps.values.reshape(-1, len(inputs), *maps.values.shape[1:]).double()
                 moments.add(values.square() if self.statistic == "square" else values)
                 last = maps
@@ -166,20 +170,22 @@ class SmoothGrad:
                 clean,
                 n_forward=passes.n_forward,
                 n_backward=passes.n_backward,
-                diagnostics={"standard_error": error.to(inputs.dtype)},
+                diagnostics={"standard_error": error.to(inputs.dtype), "noise": scale},
                 layer=last.layer,
                 geometry=last.geometry,
             )
 
+    def _scale(self, inputs: Tensor) -> Float[Tensor, " n"]:
+        """Return each input's standard deviation of the noise."""
+        flat = inputs.flatten(1)
+        scale = torch.full_like(flat[:, 0], self.noise)
+        return scale * (flat.amax(1) - flat.amin(1)) if self.unit == "range" else scale
+
     def _maps(
-        self, score: Score, inputs: Tensor, at_once: int, passes: Passes
+        self, score: Score, inputs: Tensor, scale: Tensor, at_once: int, passes: Passes
     ) -> Iterator[Attribution]:
         """Yield the method's maps of some noisy copies at a time, copies first, then examples."""
         generator = torch.Generator().manual_seed(self.seed)
-        flat = inputs.flatten(1)
-        scale = torch.full_like(flat[:, 0], self.noise)
-        if self.unit == "range":
-            scale = scale * (flat.amax(1) - flat.amin(1))
         scale = scale.reshape(-1, *[1] * (inputs.ndim - 1))
         with Progress(self.samples, "SmoothGrad", unit="noisy copies of each input") as meter:
             for start in range(0, self.samples, at_once):

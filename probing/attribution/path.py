@@ -29,7 +29,9 @@ class IntegratedGradients:
 
     The map adds up to the score minus the baseline's score, up to `diagnostics["completeness_gap"]` (signed, in
     score units); `relative_gap` is its size over that difference. With several baselines the map is their mean, and
-    `baseline_spread` its standard deviation over them. `steps` counts the points used.
+    `baseline_spread` its standard deviation over them. `steps` counts the points used. `unmoved` is the share of values
+    that equal the baseline: the path does not move them, so they get 0 whatever they mean. Where that is all of them,
+    the map is empty and `relative_gap` NaN.
 
     Attributes:
         baseline: where the path starts; zero in model space unless given. Black is
@@ -239,6 +241,7 @@ def _integrate(
         steps = torch.maximum(steps, used)
     base = torch.stack(bases).mean(0)
     diagnostics = _checks(method, moments, value - base, steps, torch.stack(errors))
+    diagnostics["unmoved"] = (starts == ends).all(0).flatten(1).double().mean(1)
     return passes.attribution(
         described,
         inputs,
@@ -256,10 +259,12 @@ def _checks(
 ) -> dict[str, Tensor]:
     """Return what tells how far to trust the mean of maps from several baselines."""
     gap = maps.mean.flatten(1).sum(1) - difference.double()
-    relative = gap.abs() / difference.double().abs().clamp(min=1e-8)
+    whole = difference.double().abs().clamp(min=1e-8)
+    nothing = (gap == 0) & (difference == 0)  # a gap of nothing is no share
+    relative = (gap.abs() / whole).masked_fill(nothing, torch.nan)
     found = {"completeness_gap": gap, "relative_gap": relative, "steps": steps}
     if method.steps == "auto":
-        found["converged"] = relative <= method.tolerance
+        found["converged"] = gap.abs() <= method.tolerance * whole
     if method.rule == "mc":
         found["standard_error"] = errors.square().sum(0).sqrt() / len(errors)
     if maps.count > 1:

@@ -47,19 +47,34 @@ def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
         same = f"; {lost} parts look the same hidden" if lost else ""
         return f"{r2_in_words(float(facts['r2']))}, gives {given:+.3g} of {score:+.3g}{same}"
     if "completeness_gap" in facts:
-        gap = float(facts["completeness_gap"])
-        base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])
-        whole = abs(float(found.score[row]) - base)
-        share = f" ({abs(gap) / whole:.1%})" if whole > 0 else ""
-        missed = "" if bool(facts.get("converged", torch.tensor(True))) else ", not converged"
-        return f"gap {gap:+.2g}{share}{missed}"
+        return _sum_check(facts, found, row)
     if "standard_error" in facts:
-        size = float(found.values[row].abs().mean())
-        error = float(facts["standard_error"].mean())
-        return f"standard error {error / size:.0%}" if size > 0 else ""
+        return _noise_check(facts, found.values[row])
     if "nothing_positive" in facts and bool(facts["nothing_positive"]):
         return "empty: nothing raises the score"
     return ""
+
+
+def _sum_check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
+    """Return by how much a map misses the change of the score that it should add up to."""
+    unmoved = float(facts.get("unmoved", torch.tensor(0.0)))
+    if unmoved == 1:
+        return "empty: the input is its own baseline"
+    gap = float(facts["completeness_gap"])
+    base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])
+    whole = abs(float(found.score[row]) - base)
+    share = f" ({abs(gap) / whole:.1%})" if whole > 0 else ""
+    missed = "" if bool(facts.get("converged", torch.tensor(True))) else ", not converged"
+    own = f"; {unmoved:.0%} equals the baseline and gets 0" if unmoved >= 0.005 else ""
+    return f"gap {gap:+.2g}{share}{missed}{own}"
+
+
+def _noise_check(facts: dict[str, Tensor], values: Tensor) -> str:
+    """Return the error of a map by the draw of noise, if there was any."""
+    if not float(facts.get("noise", torch.tensor(1.0))):
+        return "no noise: the input has one value"
+    size, error = float(values.abs().mean()), float(facts["standard_error"].mean())
+    return f"standard error {error / size:.0%}" if size > 0 else ""
 
 
 def column(

@@ -30,6 +30,9 @@ EXACT = 1e-4
 """Relative differences up to here are rounding, in float32."""
 
 
+_NO_TRIAL = "no trial says anything, as where maps are zero or the score never changes"
+
+
 @dataclass(frozen=True)
 class Check(Result):
     """By how much maps miss a property, for each trial."""
@@ -71,6 +74,8 @@ class Check(Result):
         return check_figure(self)
 
     def __str__(self) -> str:
+        if self.excluded == len(self.statistic):
+            return f"{self.axiom} can't be judged for {self.method}: {_NO_TRIAL}."
         verdict = "holds" if self.passed else "does not hold"
         return (
             f"{self.axiom} {verdict} for {self.method}: {self.what} up to {self.worst:.3g}, "
@@ -405,7 +410,10 @@ def axiom_table(
                 said.append(_why_not(error))
                 continue
             row.append(found.worst)
-            said.append("holds" if found.passed else "fails")
+            if found.excluded == len(found.statistic):
+                said.append(_NO_TRIAL)
+            else:
+                said.append("holds" if found.passed else "fails")
         rows.append(row)
         outcomes.append(tuple(said))
     return AxiomTable(

@@ -106,7 +106,7 @@ class Gini:
 
 @dataclass(frozen=True)
 class PictureBytes:
-    """The size of the map as a PNG of 8 bits: how much there is to see.
+    """The size of the map as a PNG of 8 bits: how much there is to see; NaN for a map of zeros, which shows nothing.
 
     Attributes:
         channels: how the maps' channels become one value.
@@ -125,9 +125,9 @@ class PictureBytes:
         shown = pixels(maps.values, self.channels).double().cpu()
         top = shown.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         grey = ((shown / top + 1) * 127.5).round().to(torch.uint8)
-        return measurement(
-            self, score, torch.tensor([_png_bytes(g) for g in grey], dtype=torch.float64), maps
-        )
+        sizes = torch.tensor([_png_bytes(g) for g in grey], dtype=torch.float64)
+        empty = ~shown.flatten(1).any(1)
+        return measurement(self, score, sizes.masked_fill(empty, torch.nan), maps)
 
 
 def _png_bytes(grey: Tensor) -> float:

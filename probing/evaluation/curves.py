@@ -109,6 +109,17 @@ class Curves(Result):
         """Mean curve over inputs and its interval, each `[substrates, orders, steps]`."""
         return mean_interval(self.values.movedim(2, 0))
 
+    def sentences(self) -> tuple[str, ...]:
+        """Return where nothing was measured: on inputs that look like the substrate, or that the score does not depend on."""
+        still = self.values.amax(-1) == self.values.amin(-1)
+        counts = still.all(1).sum(1).tolist()
+        return tuple(
+            f"The score of {count} of {self.values.shape[2]} inputs never changes, whatever is {self.changed} "
+            f"({substrate}): their curves measure nothing."
+            for substrate, count in zip(self.substrates, counts, strict=True)
+            if count
+        )
+
     def measured(
         self, values: Float[Tensor, " n"], metric: str, better: Better | None = None
     ) -> Measurement:

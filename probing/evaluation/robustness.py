@@ -54,7 +54,7 @@ class MaxSensitivity:
     def __call__(
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
     ) -> Measurement:
-        """Return each input's largest relative change; NaN where the map is zero everywhere."""
+        """Return each input's largest relative change; NaN for maps of zeros and inputs of one value, which don't move."""
         score, inputs = checked(score, inputs)
         if self.draws < 1 or self.radius <= 0:
             raise EvaluationError(
@@ -76,7 +76,7 @@ class MaxSensitivity:
         return measurement(
             self,
             score,
-            torch.where(size > 0, largest, torch.nan),
+            torch.where((size > 0) & (width.flatten() > 0), largest, torch.nan),
             Maps(clean.values, None, forward, backward),
         )
 

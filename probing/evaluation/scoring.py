@@ -209,7 +209,7 @@ class ScoringWork:
 
 
 def _gap(found: Attribution) -> Float[Tensor, " n"]:
-    """Return the relative completeness gap; NaN for maps of a layer's resolution, which promise no sum.
+    """Return the relative completeness gap; NaN for maps of a layer's resolution, which promise no sum, and of nothing.
 
     A linear model of segments is held to its own prediction: intercept plus coefficients.
     """
@@ -221,7 +221,8 @@ def _gap(found: Attribution) -> Float[Tensor, " n"]:
         base = found.diagnostics["intercept"].double()
         total = found.diagnostics["prediction"].double() - base
     difference = score - base
-    return (total - difference).abs() / difference.abs().clamp(min=1e-12)
+    gap = (total - difference).abs() / difference.abs().clamp(min=1e-12)
+    return gap.masked_fill((difference == 0) & (total == 0), torch.nan)
 
 
 def spread_out(found: Attribution) -> Attribution:
