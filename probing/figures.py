@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def style() -> Iterator[None]:
 
 def _settings() -> dict[Any, Any]:
     return {
-        "font.family": ["DejaVu Sans"],
+        "font.family": [_FONT],
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.labelsize": 8,
@@ -190,6 +190,8 @@ def _settle(figure: "Figure") -> None:
         assert isinstance(text, Text)
         if (drawn := drawable(text.get_text())) != text.get_text():
             text.set_text(drawn)
+        if text.get_fontfamily() == [_FONT] and len(fonts := fonts_of(drawn)[0]) > 1:
+            text.set_fontfamily(fonts)
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -203,6 +205,53 @@ def drawable(text: str) -> str:
         for c, kind in kinds
         if kind != "Cf" or c in _JOINERS
     )
+
+
+def fonts_of(text: str) -> tuple[list[str], frozenset[str]]:
+    """Return the fonts that a text is drawn in, and the characters that no installed font has.
+
+    The suite's own font draws what it can, and installed ones what it lacks.
+    """
+    missing = {c for c in text if not c.isspace()} - _letters_of(_own_font())
+    fonts = [_FONT]
+    for name, path in _installed_fonts() if missing else ():
+        if found := missing & _letters_of(path):
+            fonts.append(name)
+            missing -= found
+    return fonts, frozenset(missing)
+
+
+_FONT = "DejaVu Sans"
+
+
+def _own_font() -> str:
+    from matplotlib.font_manager import findfont
+
+    return findfont(_FONT)
+
+
+@cache
+def _installed_fonts() -> tuple[tuple[str, str], ...]:
+    """Return name and path of each upright font of usual weight, without those of TeX, whose letters lie elsewhere."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import fontManager
+
+    return tuple(
+        sorted(
+            (font.name, font.fname)
+            for font in fontManager.ttflist
+            if font.style == "normal"
+            and font.weight in {400, "normal", "regular"}
+            and not font.fname.startswith(mpl.get_data_path())
+        )
+    )
+
+
+@cache
+def _letters_of(path: str) -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(map(chr, FT2Font(path).get_charmap()))
 
 
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"

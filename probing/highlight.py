@@ -1,12 +1,16 @@
 """Words of a text in the colours of what they contribute, as HTML and as a figure."""
 
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from probing.errors import ProbingError
-from probing.figures import FAINT, INK, PAPER, new_figure, style
+from probing.figures import FAINT, INK, PAPER, fonts_of, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +90,10 @@ def highlight_html(text: str, spans: Spans, values: Sequence[float], *, caption:
         if line
     )
     look = "font-family:system-ui,sans-serif;line-height:1.9;white-space:pre-wrap;max-width:44em"
-    return f'<div style="{look}"><div>{marked}</div>{below}</div>'
+    runs = (
+        "unicode-bidi:plaintext;text-align:start"  # each paragraph from where its own script begins
+    )
+    return f'<div style="{look}"><div dir="auto" style="{runs}">{marked}</div>{below}</div>'
 
 
 def _shown(piece: Piece, scale: float) -> bool:
@@ -122,10 +129,12 @@ def highlight_figure(
         width: of the figure, in inches.
     """
     scale = max(map(abs, values), default=0.0)
+    fonts, missing = fonts_of(text)
+    unseen = _unseen(missing)
     with style():
-        lines = list(_lines(pieces(text, spans, values), _measure(), width - 2 * _MARGIN))
+        lines = list(_lines(pieces(text, spans, values), _measure(fonts), width - 2 * _MARGIN))
         letters = int((width - 2 * _MARGIN) / _SMALL_LETTER)
-        below = [line for text in (caption, _key(scale)) for line in wrap(text, letters)]
+        below = [line for said in (caption, _key(scale), unseen) for line in wrap(said, letters)]
         height = _LINE * len(lines) + 0.16 * len(below) + 2 * _MARGIN
         figure = new_figure(width, height, fitted=False)
         axes = figure.add_axes((0, 0, 1, 1))
@@ -134,7 +143,9 @@ def highlight_figure(
             for piece, x, wide in line:
                 if _shown(piece, scale):
                     _mark(figure, (x + _MARGIN, y), wide, piece.value or 0.0, scale)
-                axes.text(x + _MARGIN, y, piece.text, fontsize=_SIZE, va="center_baseline")
+                axes.text(
+                    x + _MARGIN, y, piece.text, fontsize=_SIZE, va="center_baseline", family=fonts
+                )
         for i, line_below in enumerate(reversed(below)):
             axes.text(_MARGIN, _MARGIN + 0.16 * i, line_below, fontsize=6.5, color=FAINT)
         axes.set(xlim=(0, width), ylim=(0, height))
@@ -161,17 +172,28 @@ def _mark(
     axes.plot([x, x + wide], [y - 0.085] * 2, color=INK, lw=0.7, ls=dashes, zorder=1)
 
 
-def _measure() -> Callable[[str], float]:
+def _unseen(missing: AbstractSet[str]) -> str:
+    """Return that no font has some letters, by the name of their script."""
+    if not missing:
+        return ""
+    names = {unicodedata.name(c, "unknown").split()[0] for c in missing}
+    scripts = sorted(name if name == "CJK" else name.capitalize() for name in names)
+    return f"No installed font has the letters of: {', '.join(scripts)}."
+
+
+def _measure(fonts: list[str]) -> Callable[[str], float]:
     """Return what gives the width of a word in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family=["DejaVu Sans"], size=_SIZE)
+    font = FontProperties(family=fonts, size=_SIZE)
 
     def width(word: str) -> float:
-        sides: tuple[float, float, float] = text_to_path.get_text_width_height_descent(
-            word, font, ismath=False
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # which is said beneath
+            sides: tuple[float, float, float] = text_to_path.get_text_width_height_descent(
+                word, font, ismath=False
+            )
         return sides[0] / 72
 
     return width
@@ -180,20 +202,109 @@ def _measure() -> Callable[[str], float]:
 def _lines(
     parts: Sequence[Piece], measure: Callable[[str], float], width: float
 ) -> Iterator[list[tuple[Piece, float, float]]]:
-    """Yield lines of pieces, each with its place and width; lines break at white space only, and where the text does."""
-    space, x, line = measure("a a") - measure("aa"), 0.0, list[tuple[Piece, float, float]]()
-    for word in _words(parts):
-        wide = sum(measure(p.text) for p in word if not p.text.isspace())
-        if word[0].text == "\n" or (line and x + wide > width and not word[0].text.isspace()):
-            yield line
-            x, line = 0.0, []
-        for piece in word:
-            if piece.text.isspace():
-                x += space if line and piece.text != "\n" else 0.0
+    """Yield lines of pieces, each with its place and width; lines break at white space only, and where the text does.
+
+    Lines of a paragraph that begins from the right are set from there.
+    """
+    space = Piece(" ")
+    blank = measure("a a") - measure("aa")
+
+    def laid_out(line: list[Piece], right: bool) -> list[tuple[Piece, float, float]]:
+        shown = in_sight(line, right=right)
+        wide = [blank if piece is space else measure(piece.text) for piece in shown]
+        ends = list(accumulate(wide, initial=width - sum(wide) if right else 0.0))
+        placed = zip(shown, ends[:-1], wide, strict=True)
+        return [at for at in placed if at[0] is not space]
+
+    for paragraph in _paragraphs(parts):
+        right = _is_right(paragraph)
+        line, x = list[Piece](), 0.0
+        for word in _words(paragraph):
+            if word[0].text.isspace():
+                line += [space] if line else []
+                x += blank if line else 0.0
                 continue
-            line.append((piece, x, measure(piece.text)))
-            x += line[-1][2]
-    yield line
+            wide = sum(measure(piece.text) for piece in word)
+            if line and x + wide > width:
+                yield laid_out(_stripped(line, space), right)
+                line, x = [], 0.0
+            line += word
+            x += wide
+        yield laid_out(_stripped(line, space), right)
+
+
+def _stripped(line: list[Piece], space: Piece) -> list[Piece]:
+    return line[:-1] if line and line[-1] is space else line
+
+
+def _paragraphs(parts: Sequence[Piece]) -> Iterator[list[Piece]]:
+    paragraph = list[Piece]()
+    for piece in parts:
+        first, *others = piece.text.split("\n")
+        paragraph.append(Piece(first, piece.value))
+        for text in others:
+            yield paragraph
+            paragraph = [Piece(text, piece.value)]
+    yield paragraph
+
+
+def _is_right(pieces: Sequence[Piece]) -> bool:
+    """Whether the first letter of a direction runs from the right (UAX #9, P2 and P3)."""
+    ways = (_way(piece.text) for piece in pieces)
+    return next((way == "R" for way in ways if way in {"L", "R"}), False)
+
+
+def _way(text: str) -> Literal["L", "R", "number", ""]:
+    """Return the direction of a text's first letter, or that it is a number, or neither."""
+    kinds = [unicodedata.bidirectional(c) for c in text]
+    for kind in kinds:
+        if kind in {"L", "R", "AL"}:
+            return "L" if kind == "L" else "R"
+    return "number" if {"EN", "AN"}.intersection(kinds) else ""
+
+
+def in_sight(line: Sequence[Piece], *, right: bool) -> list[Piece]:
+    """Return a line's pieces from left to right, as a reader sees them.
+
+    Unicode's bidirectional algorithm (UAX #9) with whole pieces for characters, which the letters of a piece follow
+    when it is drawn: numbers run from the left, and what has no direction goes the way of its neighbours, or of the
+    paragraph where these differ.
+
+    Args:
+        line: pieces in the order they are read.
+        right: whether the paragraph runs from the right.
+    """
+    base: Literal["L", "R"] = "R" if right else "L"
+    ways, last = list[str](), base
+    for piece in line:
+        own = _way(piece.text)
+        if own in {"L", "R"}:
+            last = "R" if own == "R" else "L"
+        ways.append("L" if own == "number" and last == "L" else own)
+    levels = []
+    for i, way in enumerate(ways):
+        before = next((w for w in reversed(ways[:i]) if w), base).replace("number", "R")
+        after = next((w for w in ways[i + 1 :] if w), base).replace("number", "R")
+        between: str = before if before == after else base
+        levels.append({"L": 2 * right, "R": 1, "number": 2}[way or between])
+    placed = [
+        (Piece(_mirrored(piece.text), piece.value) if level == 1 and not way and not piece.text.isspace() else piece, level)
+        for piece, level, way in zip(line, levels, ways, strict=True)
+    ]  # fmt: skip
+    for level in range(max(levels, default=0), 0, -1):
+        runs = [list(run) for _, run in groupby(placed, lambda at: at[1] >= level)]  # noqa: B023
+        placed = [at for run in runs for at in (run[::-1] if run[0][1] >= level else run)]
+    return [piece for piece, _ in placed]
+
+
+def _mirrored(text: str) -> str:
+    """Return signs without a direction as they look in text that runs from the right."""
+    import regex
+
+    return "".join(reversed(regex.findall(r"\X", text))).translate(_MIRROR)
+
+
+_MIRROR = str.maketrans("()[]{}<>\u00ab\u00bb\u2039\u203a", ")(][}{><\u00bb\u00ab\u203a\u2039")
 
 
 def _words(parts: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -202,7 +313,7 @@ def _words(parts: Sequence[Piece]) -> Iterator[list[Piece]]:
 
     word: list[Piece] = []
     for piece in parts:
-        for text in re.findall(r"\n|[^\S\n]+|\S+", piece.text):
+        for text in re.findall(r"\s+|\S+", piece.text):
             if text.isspace():
                 if word:
                     yield word

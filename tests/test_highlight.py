@@ -1,10 +1,14 @@
 """Texts whose words are coloured: cut exactly, escaped, told apart without colour, broken into lines."""
 
 import re
+import unicodedata
+from typing import Literal
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from probing import figures
 from probing.attribution.lime import TextLIME
 from probing.attribution.surrogate import Local
 from probing.highlight import (
@@ -14,9 +18,11 @@ from probing.highlight import (
     Piece,
     highlight_figure,
     highlight_html,
+    in_sight,
     pieces,
     tone,
 )
+from probing.texts import words
 
 TEXT = "good, bad good"
 SPANS = (((0, 4), (10, 14)), ((6, 9),))
@@ -133,3 +139,95 @@ def test_an_explained_text_shows_itself() -> None:
     assert raised
     assert lowered
     assert found.plot(width=4.0).get_figwidth() == 4.0
+
+
+# Texts that run from the right
+
+
+SHALOM, SEFER, KITAB = "\u05e9\u05dc\u05d5\u05dd", "\u05e1\u05e4\u05e8", "\u0643\u062a\u0627\u0628"
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+
+
+@pytest.mark.parametrize(
+    ("right", "read", "seen"),
+    [
+        (False, "a b c", "a b c"),
+        (True, f"{SHALOM} {SEFER} {KITAB}", f"{KITAB} {SEFER} {SHALOM}"),
+        (False, f"the word {SHALOM} {SEFER} ends .", f"the word {SEFER} {SHALOM} ends ."),
+        (True, f"{SHALOM} hello world {SEFER}", f"{SEFER} hello world {SHALOM}"),
+        (True, f"{SHALOM} 3.14 {SEFER}", f"{SEFER} 3.14 {SHALOM}"),
+        (
+            True,
+            f"{SHALOM} 3 GPT 4 {SEFER}",
+            f"{SEFER} GPT 4 3 {SHALOM}",
+        ),  # 4 belongs to GPT, 3 does not
+        (False, f"{SHALOM} 3 a", f"3 {SHALOM} a"),
+        (True, f"{SHALOM} , ( {SEFER} ) !", f"! ( {SEFER} ) , {SHALOM}"),
+        (False, f"a ( {SHALOM} ) b", f"a ( {SHALOM} ) b"),
+        (True, f"{SHALOM} {FAMILY} .", f". {FAMILY} {SHALOM}"),
+        (True, f"{SHALOM} ({FAMILY}", f"{FAMILY}) {SHALOM}"),
+    ],
+)
+def test_pieces_stand_where_a_reader_sees_them(right: bool, read: str, seen: str) -> None:
+    """Worked by hand from the rules of UAX #9."""
+    cut = [Piece(text) for text in re.findall(r"\s|\S+", read)]
+    assert "".join(piece.text for piece in in_sight(cut, right=right)) == seen
+
+
+def test_each_paragraph_of_a_figure_begins_where_its_own_script_does() -> None:
+    text = f"{SHALOM} {SEFER}\n... \u201c{KITAB}\nhello {SHALOM}"
+    spans = [[match.span()] for match in re.finditer(r"\w+", text)]
+    figure = highlight_figure(text, spans, [1.0, -1.0, 0.5, -0.5, 1.0], width=4.0)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = {}
+    for drawn in figure.axes[0].texts:
+        boxes.setdefault(drawn.get_text(), []).append(drawn.get_window_extent(renderer))
+    inch = figure.dpi
+    first, second = (boxes[word] for word in (SHALOM, SEFER))
+    assert first[0].x1 > second[0].x1  # read from the right
+    assert first[0].x1 / inch == pytest.approx(4.0 - 0.08, abs=0.05)
+    assert boxes[KITAB][0].x0 < boxes["...\u201c"[:3]][0].x0
+    assert boxes["hello"][0].x0 / inch == pytest.approx(0.08, abs=0.05)
+    assert boxes["hello"][0].x1 < first[1].x0
+    grounds = sorted(p.get_x() for p in figure.axes[0].patches)
+    shown = sorted(t.get_position()[0] for t in figure.axes[0].texts if t.get_text() in {SHALOM, SEFER, KITAB, "hello"})  # fmt: skip
+    assert grounds == pytest.approx(shown)
+
+
+def test_html_leaves_directions_to_the_text() -> None:
+    page = highlight_html(f"{SHALOM} 1\nhello", [[(0, 4)]], [1.0])
+    assert '<div dir="auto" style="unicode-bidi:plaintext;text-align:start">' in page
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_how_letters_are_composed_changes_no_colour(form: Literal["NFC", "NFD"]) -> None:
+    text = unicodedata.normalize(form, "d\u00e9j\u00e0 \u00fcber")
+    page = highlight_html(text, [[span] for span in words(text)], [1.0, -0.5])
+    marked = re.findall(r"<span[^>]*>([^<]*)</span>", page)
+    assert [unicodedata.normalize("NFC", word) for word in marked] == [
+        "d\u00e9j\u00e0",
+        "\u00fcber",
+    ]
+
+
+def test_letters_that_no_font_has_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_installed_fonts", tuple)
+    fonts, missing = figures.fonts_of("abc \u0928\u092e \u7535")
+    assert (fonts, missing) == (["DejaVu Sans"], {"\u0928", "\u092e", "\u7535"})
+    figure = highlight_figure("\u0928\u092e a \u7535", [[(0, 2)]], [1.0])
+    below = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert "No installed font has the letters of: CJK, Devanagari." in below
+    plain = highlight_figure("abc", [[(0, 3)]], [1.0])
+    assert "No installed font" not in " ".join(t.get_text() for t in plain.axes[0].texts)
+
+
+def test_an_installed_font_draws_what_the_own_one_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = {"dev.ttf": frozenset("\u0928\u092e"), "han.otf": frozenset("\u7535a")}
+    own = figures._letters_of
+    monkeypatch.setattr(
+        figures, "_installed_fonts", lambda: (("Dev", "dev.ttf"), ("Han", "han.otf"))
+    )
+    monkeypatch.setattr(figures, "_letters_of", lambda path: letters.get(path) or own(path))
+    assert figures.fonts_of("a \u0928") == (["DejaVu Sans", "Dev"], set())
+    assert figures.fonts_of("\u7535 \u0928 \u0e2a") == (["DejaVu Sans", "Dev", "Han"], {"\u0e2a"})
+    assert figures.fonts_of("abc") == (["DejaVu Sans"], set())
