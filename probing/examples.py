@@ -1,11 +1,14 @@
 """Examples have content ids: what is read is named by what it is, never by a path or a name someone chose."""
 
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Number
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 import numpy as np
@@ -237,7 +240,8 @@ class ImageExamples:
 
     Args:
         files: paths, or a source such as `DatasetImages`.
-        preprocess: any callable whose code and settings are its content; a random one has no place here.
+        preprocess: any callable whose code and settings are its content. One that draws at random, or counts its calls,
+            is refused when the first picture is loaded.
         on_error: `skip` leaves out pictures that cannot be decoded, listed in `skipped`, and for that decodes
             all once; `raise` refuses at once what the headers show, and the rest when it is loaded.
         labels: of each picture given, where known; those of pictures left out are left out.
@@ -245,6 +249,7 @@ class ImageExamples:
     Raises:
         ImageError: for a picture that cannot be read, by name.
         ExampleError: if there is no picture at all.
+        ChangedExampleError: on loading, for a picture that is not what it was, or is prepared otherwise each time.
 
     Example:
         >>> examples = ImageExamples(sorted(Path("zebras").glob("*.jpg")), Preprocess())
@@ -284,6 +289,11 @@ class ImageExamples:
         self.labels = None if given is None else tuple(given[i] for i in self.kept)
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+        for index in indices[:1]:
+            if not isinstance(self.preprocess, Preprocess):
+                _refuse_random(
+                    self._settings, repr(self.name(index)), partial(self._prepared, index)
+                )
         return _stack(_in_threads(self._prepared, indices), "the preprocessing")
 
     def name(self, index: int) -> str:
@@ -355,14 +365,17 @@ class TextExamples:
     ) -> None:
         self.texts: tuple[str, ...] = tuple(texts)
         self._tokenize = tokenize
-        settings = content_id(tokenize)
+        self._settings = content_id(tokenize)
         self.ids: tuple[str, ...] = tuple(
-            bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{settings}".encode())
+            bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{self._settings}".encode())
             for t in self.texts
         )
         self.labels = _one_each(labels, len(self.ids))
 
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+        for i in indices[:1]:
+            name = f"text {i} ({shorten(self.texts[i], 40)!r})"
+            _refuse_random(self._settings, name, partial(self._tokenize, self.texts[i]))
         return _stack([self._tokenize(self.texts[i]) for i in indices], "tokenize")
 
     def __len__(self) -> int:
@@ -554,6 +567,64 @@ def as_examples(data: object, preprocess: Prepare | None = None) -> ExampleSet:
         return _of_files(data, preprocess)
     found = _of_library(data, preprocess)
     return DatasetExamples(_with_items(data), preprocess) if found is None else found
+
+
+def refuse_random(examples: ExampleSet) -> None:
+    """Refuse a set of somebody's own that gives one example otherwise each time; the suite's sets do so on loading.
+
+    Raises:
+        ChangedExampleError: naming the example.
+    """
+    if isinstance(examples, Subset):
+        refuse_random(examples.examples)
+    elif isinstance(examples, Concatenation):
+        for part in examples.parts:
+            refuse_random(part)
+    elif len(examples) and not isinstance(
+        examples, TensorExamples | ImageExamples | TextExamples | DatasetExamples
+    ):
+        name = f"example 0 of the {type(examples).__name__}"
+        _refuse_random(f"{type(examples)} {examples.ids[0]}", name, lambda: examples.load([0]))
+
+
+_STEADY: set[str] = set()
+"""Content ids of preprocessings that were seen to give the same again, in this process."""
+_LOADS, _MORE_LOADS = 4, 16
+
+
+def _refuse_random(settings: str, name: str, load: Callable[[], object]) -> None:
+    """Load one example several times, once a process for each preprocessing, and refuse what differs.
+
+    More often where numbers were drawn, since a flip of one in two shows in every other load only.
+    """
+    if settings in _STEADY:
+        return
+    before = _generators()
+    first = load()
+    drawn = _generators() != before
+    if isinstance(first, Tensor):  # anything else is refused by whoever stacks it
+        own = tensor_id(first)
+        for _ in range(_MORE_LOADS if drawn else _LOADS - 1):
+            again = load()
+            if not isinstance(again, Tensor) or tensor_id(again) != own:
+                raise ChangedExampleError(
+                    f"{name} becomes another input each time it is loaded, so that rows of it would be of none: give a "
+                    "preprocessing that draws nothing at random and keeps nothing from call to call, such as the one that "
+                    "the model was validated with."
+                )
+    _STEADY.add(settings)
+
+
+def _generators() -> tuple[object, ...]:
+    """Return the states of the global random generators."""
+    kind, keys, *place = np.random.get_state(legacy=True)  # noqa: NPY002 (it is others' generator that is watched)
+    return (
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        kind,
+        np.asarray(keys).tobytes(),
+        *place,
+    )
 
 
 def labels_of(examples: ExampleSet) -> tuple[object, ...] | None:

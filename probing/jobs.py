@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
-from probing.examples import Examples, ExampleSet, as_examples
+from probing.examples import Examples, ExampleSet, as_examples, refuse_random
 from probing.fingerprint import is_sharded, model_id
 from probing.inputs import not_one_tensor
 from probing.layers import expand
@@ -133,12 +133,14 @@ class Job:
             RequestError: for an empty example set, or scores of another model or with a class per example.
             LayerNotFoundError, ModelModeError, ForeignHookError: for a model or layers that can't be read.
             ShardedModelError: for a model that lies in pieces in several processes.
+            ChangedExampleError: for examples that are loaded otherwise each time.
         """
         refuse_training(model)
         _refuse_sharded(model)
         examples = as_examples(examples)
         if not len(examples):
             raise RequestError("the example set is empty: there is nothing to read.")
+        refuse_random(examples)
         names = expand(model, layers, lambda: calls(model, examples.load([0])))
         weights = model_id(model)
 

@@ -1,8 +1,10 @@
 """Pictures, tensors and texts as examples, and what turns a picture into model space."""
 
 import io
+import random
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from probing import images
 from probing.examples import (
@@ -31,6 +34,7 @@ from probing.examples import (
 )
 from probing.images import ImageError, Preprocess, PreprocessError, decode, flatten
 from probing.packages import PackageMissingError, PathEscapeError, package_path, path_under, require
+from probing.store import ActivationStore
 
 SMALL = Preprocess(size=16, resize=20)
 
@@ -355,6 +359,95 @@ def test_any_callable_preprocesses_and_its_code_and_settings_are_in_the_id(folde
     assert torch.equal(2 * one.load([0]), other.load([0]))
 
 
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1))
+
+
+class Counted:
+    """Adds how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        self.calls += 1
+        return _as_tensor(image) + self.calls
+
+
+def _seeded_by_time(image: Image.Image) -> Tensor:
+    noise_ = np.random.default_rng(time.perf_counter_ns()).normal(size=3)
+    return _as_tensor(image) + torch.tensor(noise_)[:, None, None]
+
+
+def _half_of_the_time(image: Image.Image) -> Tensor:
+    return _as_tensor(image).flip(2) if random.random() < 0.5 else _as_tensor(image)
+
+
+RANDOM: dict[str, Callable[[Image.Image], Tensor]] = {
+    "a crop": v2.Compose([v2.RandomCrop(16), _as_tensor]),
+    "a flip": v2.Compose([v2.RandomHorizontalFlip(), _as_tensor]),
+    "a flip by Python": _half_of_the_time,
+    "noise": lambda image: _as_tensor(image) + torch.randn(3, 1, 1),
+    "noise of NumPy": lambda image: _as_tensor(image) + np.random.normal(),  # noqa: NPY002 (as users do)
+    "a seed from the clock": _seeded_by_time,
+    "a counter": Counted(),
+    "a dropout left on": v2.Compose([_as_tensor, nn.Dropout()]),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_a_preprocessing_that_draws_or_counts_is_refused_on_loading(
+    kind: str, folder: Path
+) -> None:
+    files = sorted(folder.glob("*.png"))
+    for examples in (ImageExamples(files, RANDOM[kind]), Subset(ImageExamples(files, RANDOM[kind]), [1])):  # fmt: skip
+        with pytest.raises(ChangedExampleError, match=r"png' becomes another input each time"):
+            examples.load([0])
+
+
+def test_a_preprocessing_that_gives_the_same_is_tried_once_a_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, prepare = [], ImageExamples._prepared
+    monkeypatch.setattr(
+        ImageExamples, "_prepared", lambda self, i: calls.append(i) or prepare(self, i)
+    )
+    files, state = sorted(folder.glob("*.png")), torch.get_rng_state()
+    for _ in range(3):
+        ImageExamples(files, lambda image: _as_tensor(image) / 7).load(range(6))
+    assert len(calls) == 3 * 6 + 4
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_preprocessing_that_draws_to_no_effect_is_taken(folder: Path) -> None:
+    never = v2.Compose([v2.RandomHorizontalFlip(0.0), _as_tensor])
+    files = sorted(folder.glob("*.png"))
+    found = ImageExamples(files, never).load([1])[0]
+    assert torch.equal(found, _as_tensor(Image.open(files[1])))
+
+
+def test_texts_and_sets_of_ones_own_that_are_loaded_otherwise_each_time_are_refused() -> None:
+    texts = TextExamples(["one two"], lambda text: torch.randint(0, 99, (8,)))
+    with pytest.raises(ChangedExampleError, match=r"text 0 \('one two'\) becomes another input"):
+        texts.load([0])
+
+    class Augmented:
+        ids = ("a", "b")
+
+        def load(self, indices: Sequence[int]) -> Tensor:
+            return torch.rand(len(indices), 4)
+
+        def __len__(self) -> int:
+            return 2
+
+    net, own = nn.Linear(4, 2).eval(), Augmented()
+    steady = TensorExamples(torch.ones(1, 4))
+    for examples in (own, Subset(own, [1]), concat(steady, own)):
+        with pytest.raises(ChangedExampleError, match="example 0 of the Augmented becomes another"):
+            ActivationStore().activations(net, [""], examples)
+    assert ActivationStore().activations(net, [""], steady)[""].shape == (1, 2)
+
+
 def test_a_callable_gets_rgb_whatever_the_file_holds(tmp_path: Path) -> None:
     noise().convert("LA").save(tmp_path / "x.png")
     modes = []
@@ -365,7 +458,7 @@ def test_a_callable_gets_rgb_whatever_the_file_holds(tmp_path: Path) -> None:
 
     spied = ImageExamples([tmp_path / "x.png"], lambda picture: spy(picture))  # noqa: PLW0108 # without the list in its id
     spied.load([0])
-    assert modes == ["RGB"]
+    assert set(modes) == {"RGB"}
 
 
 def test_examples_of_several_shapes_are_refused(folder: Path) -> None:
