@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probing.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples
 from probing.figures import FAINT, INK, PALETTE, new_figure, style
-from probing.geometry import Layout, layers_run
+from probing.geometry import Layout
 from probing.hooks import edit
 from probing.precision import device_of
 from probing.provenance import Provenance, Result
@@ -135,7 +135,7 @@ class Ablation:
                 f"{len(examples)} examples need as many classes, got {len(classes)}."
             )
         one = examples.load([0])
-        layout = Layout.of(layers_run(model, one), self.layer, tuple(one.shape[2:]), None)
+        layout = Layout.of(model, one, self.layer)
         units = self._units(model, layout, one)
         ranked = order.tolist()
         if len(set(ranked)) < len(ranked) or not all(0 <= u < units for u in ranked):
@@ -203,11 +203,10 @@ class Ablation:
     def _outputs(
         self, model: nn.Module, layout: Layout, examples: ExampleSet, left_out: Sequence[int]
     ) -> Iterator[Float[Tensor, "n classes"]]:
-        axis = 1 if layout.kind == "channels_first" else -1
         units = torch.tensor(left_out, dtype=torch.long)
 
         def silence(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
-            return output.index_fill(axis, units.to(output.device), 0)
+            return output.index_fill(layout.axis, units.to(output.device), 0)
 
         for start in range(0, len(examples), _ROWS):
             rows = range(start, min(start + _ROWS, len(examples)))

@@ -67,7 +67,7 @@ class Compare:
         draws: sets of random units.
         level: of intervals and decisions (0-1).
         seed: of divisions and draws.
-        channels_last: whether the layer returns maps `[n, h, w, c]`.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
 
     Example:
         >>> found = Compare("layer3")(store, {"zebra": Score(net, 340)}, [stripes, grass])
@@ -84,7 +84,7 @@ class Compare:
     draws: int = 5
     level: float = 0.95
     seed: int = 0
-    channels_last: bool = False
+    channels_last: bool | None = None
 
     @property
     def pool(self) -> Pool:

@@ -27,7 +27,7 @@ from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Scenes
 from probing.engines import Engine
 from probing.fingerprint import content_id, model_id
-from probing.geometry import Layout, layers_run
+from probing.geometry import Layout
 from probing.jobs import Request
 from probing.layers import expand
 from probing.partials import Parts, accumulated
@@ -64,7 +64,7 @@ class Dissection:
         level: of the test, as a share of false detectors among those called so.
         top: how many of each unit's highest images are named.
         grid: rows and columns of patches, for tokens whose number does not tell.
-        channels_last: whether the layers return `[n, h, w, c]`.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
         seed: of shuffles and halves.
 
     Raises:
@@ -84,7 +84,7 @@ class Dissection:
     level: float = 0.05
     top: int = 9
     grid: tuple[int, int] | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -170,12 +170,9 @@ class Dissection:
     def lenses(self, model: nn.Module, scenes: Scenes) -> list[Lens]:
         """Return how the outputs of each layer asked for become units' maps, and these label cells."""
         one = scenes.examples.load([0])
-        ran = layers_run(model, one)
         lenses = []
         for layer in expand(model, self.layers, lambda: calls(model, one)):
-            layout = Layout.of(
-                ran, layer, tuple(one.shape[2:]), self.grid, channels_last=self.channels_last
-            )
+            layout = Layout.of(model, one, layer, self.grid, channels_last=self.channels_last)
             if layout.height * layout.width < 2:
                 raise DissectionError(
                     f"layer {layer!r} returns one value per unit and image, which has no place: name a layer with a map."

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.errors import ArgumentError
+from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters
 from probing.hooks import edit
 from probing.scores import Score
@@ -34,25 +35,26 @@ def edit_along(
         ValueError: if the direction does not fit the layer's output.
     """
     score = score.named(inputs)
+    axis = (channel_axis(score.model, inputs, layer) if inputs.ndim == 4 else None) or 1
     with torch.no_grad(), frozen_parameters(score.model):
         before = score(inputs)
         changes = []
         for step in steps.tolist():
 
             def moved(module: nn.Module, x: Tensor, y: Tensor, step: float = step) -> Tensor:
-                return y + step * _broadcast(direction.to(y), y, layer)
+                return y + step * _broadcast(direction.to(y), y, layer, axis)
 
             with edit(score.model, {layer: moved}):
                 changes.append(score(inputs) - before)
     return torch.stack(changes)
 
 
-def _broadcast(direction: Tensor, output: Tensor, layer: str) -> Tensor:
-    """Return the direction in a shape that adds to the output of one input."""
+def _broadcast(direction: Tensor, output: Tensor, layer: str, axis: int) -> Tensor:
+    """Return the direction in a shape that adds to the output of one input; maps have channels along an axis."""
     shape = output.shape[1:]
     if direction.numel() == shape.numel():
         return direction.reshape(shape)
-    if direction.ndim == 1 and len(direction) == shape[0] and len(shape) > 2:
+    if direction.ndim == 1 and len(direction) == shape[0] and len(shape) > 2 and axis == 1:
         return direction.reshape(-1, *[1] * (len(shape) - 1))
     if direction.ndim == 1 and len(direction) == shape[-1]:
         return direction

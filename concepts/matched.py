@@ -12,6 +12,7 @@ from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.errors import ProbingError
 from probing.examples import ExampleSet, as_examples
+from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters
 from probing.heatmaps import reduce_channels
 from probing.hooks import edit
@@ -136,14 +137,17 @@ def silenced(
     inputs: Float[Tensor, "n *shape"],
     units: Sequence[int],
     *,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
 ) -> Float[Tensor, " n"]:
     """Return scores where some channels of a layer (features of its tokens) are 0 at every place."""
     score = score.named(inputs)
     index = torch.tensor(list(units), dtype=torch.long)
+    last = channels_last
+    if last is None and inputs.ndim == 4:
+        last = channel_axis(score.model, inputs, layer) == -1
 
     def silence(module: object, before: Tensor, output: Tensor) -> Tensor:
-        axis = -1 if output.ndim == 3 or channels_last else 1
+        axis = -1 if output.ndim == 3 or last else 1
         return output.index_fill(axis, index.to(output.device), 0)
 
     with torch.no_grad(), frozen_parameters(score.model), edit(score.model, {layer: silence}):

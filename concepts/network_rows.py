@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from concepts.cav import mean_difference
 from concepts.dissect import Dissection
@@ -31,7 +31,7 @@ from probing.evaluation.scoring import effective_number, kept_row, row_key, stat
 from probing.evaluation.similarity import correlation
 from probing.examples import ExampleSet, TensorExamples, Transform
 from probing.fingerprint import content_id, tensor_id
-from probing.geometry import RefusedError, layers_run
+from probing.geometry import RefusedError, layers_run, map_size
 from probing.packages import PackageMissingError
 from probing.precision import device_of
 from probing.provenance import Provenance
@@ -109,7 +109,7 @@ class NetworkRows:
             done: is told each method's name, and whether it was computed or found.
         """
         score = score.named(inputs)
-        layer = self.layer or map_layer(score.model, inputs)
+        layer = self.layer or map_layer(score, inputs)
         tcav = Tcav(seed=self.seed)
         dissection = Dissection((layer,), draws=self.draws, seed=self.seed)
         found = []
@@ -187,20 +187,23 @@ class NetworkRows:
         return Row(facts, "dissection", "Dissection", "network", key, values, cost, notes=(note,))
 
 
-def map_layer(model: nn.Module, inputs: Float[Tensor, "n c h w"]) -> str:
+def map_layer(score: Score, inputs: Float[Tensor, "n c h w"]) -> str:
     """Return the last, least nested layer of a finer map than the last map's; the last map's if all are as coarse.
 
     Raises:
-        RefusedError: if no convolution returns a map.
+        RefusedError: if no layer returns a map.
     """
-    ran = layers_run(model, inputs[:1])
-    last = cam_layer(ran, model)[0]
-    maps = [r for r in ran if r.layer and r.call == 0 and len(r.shape) == 4]
-    coarse = next(r.shape[2:] for r in maps if r.layer == last)
-    finer = [r for r in maps if r.shape[2] > coarse[0]]
+    model, size = score.model, (inputs.shape[2], inputs.shape[3])
+    last = cam_layer(score, inputs)
+    sizes = {
+        r.layer: found
+        for r in layers_run(model, inputs[:1])
+        if r.layer and r.call == 0 and (found := map_size(r, size))
+    }
+    finer = [layer for layer, found in sizes.items() if last in sizes and found[0] > sizes[last][0]]
     if not finer:
         return last
-    alike = [r.layer for r in finer if r.shape[2:] == finer[-1].shape[2:]]
+    alike = [layer for layer in finer if sizes[layer] == sizes[finer[-1]]]
     least = min(layer.count(".") for layer in alike)
     return [layer for layer in alike if layer.count(".") == least][-1]
 

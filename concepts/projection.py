@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from probing.attribution.base import checked
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
@@ -15,6 +15,7 @@ from probing.attribution.quadrature import Quadrature, nodes
 from probing.errors import ProbingError
 from probing.figures import FAINT, INK, PALETTE, RULE, new_figure, style
 from probing.fingerprint import tensor_id
+from probing.geometry import channel_axis
 from probing.precision import Precision
 from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
@@ -121,7 +122,7 @@ class ConceptGradients:
         seed: of random points, for the rule `mc`.
         batch_size: points of a pass.
         precision: how passes run.
-        channels_last: whether the layer returns maps `[n, h, w, c]`.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
 
     Raises:
         DirectionError: for directions that do not fit the layer, or of which one is a combination of the others.
@@ -137,7 +138,7 @@ class ConceptGradients:
     seed: int = 0
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
-    channels_last: bool = False
+    channels_last: bool | None = None
 
     def __call__(
         self,
@@ -202,9 +203,17 @@ class ConceptGradients:
                 start = read_layer(passes, checked(score, starts)[1], self.layer)
             along = tail_passes(passes, inputs, self.layer, end)
             slope = self._mean_slope(along, start, end)
+            axis = self._axis(score.model, inputs, end)
             scores = [along.values(at, torch.arange(len(at))).double() for at in (start, end)]
-        axis = -1 if end.ndim == 3 or self.channels_last else 1
         return LayerPath(start.double(), end.double(), slope, scores[0], scores[1], axis)
+
+    def _axis(self, model: nn.Module, inputs: Tensor, output: Tensor) -> int:
+        """Return which axis of the layer's output holds channels, or features of tokens."""
+        if output.ndim != 4:
+            return -1 if output.ndim == 3 else 1
+        if self.channels_last is not None:
+            return -1 if self.channels_last else 1
+        return channel_axis(model, inputs, self.layer) or 1
 
     def _mean_slope(
         self, along: Passes, start: Float[Tensor, "n *shape"], end: Float[Tensor, "n *shape"]

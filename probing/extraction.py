@@ -242,7 +242,7 @@ class Engine:
         if scores:
             runner = self.runner(job, self.precision.gradients, inputs)
             outputs, *gradients = runner.run(
-                inputs, layers, job.pool, [job.scores[i] for i in scores]
+                inputs, layers, job.pools, [job.scores[i] for i in scores]
             )
             self.stats.backward_rows += len(names) * len(scores)
             for i, by_layer in zip(scores, gradients, strict=True):
@@ -254,7 +254,7 @@ class Engine:
             for n in layers
             if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found
         ]:
-            [outputs] = self.runner(job, self.precision, inputs).run(inputs, rest, job.pool)
+            [outputs] = self.runner(job, self.precision, inputs).run(inputs, rest, job.pools)
             found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         return {space: rows for space, rows in found.items() if space in lacking}
 

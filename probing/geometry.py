@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.errors import ProbingError
-from probing.hooks import watch
+from probing.hooks import capture, watch
 from probing.inputs import InputError
 from probing.layers import split_call
-from probing.precision import Precision, frozen_copy
+from probing.precision import Precision, device_of, frozen_copy
 from probing.remembered import remembered
 
 
@@ -106,6 +106,10 @@ class Ran:
     shape: tuple[int, ...]
     grid: Grid | None
 
+    def geometry(self, size: tuple[int, int]) -> Geometry:
+        """Return where the cells of a map `[n, c, h, w]` lie in an input of a size."""
+        return _geometry(self.grid, (self.shape[2], self.shape[3]), size)
+
 
 def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
     """Return all calls of layers that return a tensor, in the order in which they end.
@@ -117,6 +121,114 @@ def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
 
 
 MOST_PREFIXES = 8  # class and register tokens that stand before the patches
+
+
+def channel_axis(
+    model: nn.Module, inputs: Float[Tensor, "n c height width"], layer: str
+) -> int | None:
+    """Return which axis of a layer's output `[n, a, b, c]` holds channels, 1 or -1; None if that can't be told.
+
+    Convolutions tell, and so do the sides of a map, which are to each other as those of the input are. Where that fits
+    both ways, the output is measured: an input is changed at one of its edges at a time, and rows and columns are the
+    axes along which what changes in the output moves with it.
+
+    Args:
+        model: in evaluation mode.
+        inputs: one image or more; the first is passed.
+        layer: an address.
+    """
+    own = _call_of(layers_run(model, inputs), layer)
+    if own is None or len(own.shape) != 4 or inputs.ndim != 4:
+        return None
+    size = (inputs.shape[2], inputs.shape[3])
+    if own.grid is not None or not _tiles(own.shape[2:], size) or not _tiles(own.shape[1:3], size):
+        return _told_axis(own, size)
+    key = ("channel axis", layer, tuple(inputs.shape[1:]), inputs.dtype)
+    return remembered(model, key, lambda: _measured_axis(model, inputs[:1], layer))
+
+
+def map_size(ran: Ran, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the rows and columns of a map of an input of a size, if its shape tells which axes these are."""
+    axis = _told_axis(ran, size) if len(ran.shape) == 4 else None
+    if axis is None:
+        return None
+    rows, columns = ran.shape[2:] if axis == 1 else ran.shape[1:3]
+    return rows, columns
+
+
+def _told_axis(own: Ran, size: tuple[int, int]) -> int | None:
+    """Return what convolutions and the sides of a map tell of the axis of channels."""
+    if own.grid is not None:
+        return 1
+    first, last = _tiles(own.shape[2:], size), _tiles(own.shape[1:3], size)
+    return None if first == last else 1 if first else -1
+
+
+def _call_of(ran: Sequence[Ran], layer: str) -> Ran | None:
+    name, call = split_call(layer)
+    return next((r for r in ran if r.layer == name and r.call == (call or 0)), None)
+
+
+def _tiles(cells: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether so many rows and columns may be the cells of a map of an input: in its proportion, up to one cell."""
+    (rows, columns), (height, width) = cells, size
+    if height == width:
+        return rows == columns <= width
+    return (
+        rows <= height
+        and columns <= width
+        and abs(rows * width - columns * height) < max(height, width)
+    )
+
+
+_EDGE = 3
+"""The part of an image's height or width that is changed at an edge: one in so many."""
+_MOVED = 0.05
+"""Least way that changes move along rows and columns together, as a share of their lengths."""
+
+
+def _measured_axis(model: nn.Module, one: Tensor, layer: str) -> int | None:
+    prepared = Precision("reference").prepare(model, (), device_of(model), one)
+    found = []
+    for image in torch.split(_changed_at_edges(one), 1):  # alone, as some models take no more
+        with torch.no_grad(), capture(prepared.model, [layer]) as kept:
+            prepared.output(image)
+        found.append(kept[layer].double())
+    output = torch.cat(found)
+    changes = (output[1:] - output[0]).square()
+    top, bottom, left, right = ([_centre(change, axis) for axis in range(3)] for change in changes)
+    down = [b - a for a, b in zip(top, bottom, strict=True)]
+    across = [b - a for a, b in zip(left, right, strict=True)]
+    first, last = down[1] + across[2], down[0] + across[1]
+    if max(first, last) < _MOVED or min(first, last) > max(first, last) / 2:
+        return None
+    return 1 if first > last else -1
+
+
+def _changed_at_edges(one: Float[Tensor, "1 c h w"]) -> Float[Tensor, "5 c h w"]:
+    """Return an image and itself with noise along its upper, lower, left and right edge."""
+    height, width = (max(1, side // _EDGE) for side in one.shape[2:])
+    spread = float(one.double().std(correction=0)) or 1.0
+    noise = torch.randn(one.shape[1:], generator=torch.Generator().manual_seed(0)).to(one) * spread
+    images = one.repeat(5, 1, 1, 1)
+    edges = (
+        (slice(height), slice(None)),
+        (slice(-height, None), slice(None)),
+        (slice(None), slice(width)),
+        (slice(None), slice(-width, None)),
+    )
+    for image, (rows, columns) in zip(images[1:], edges, strict=True):
+        image[:, rows, columns] += noise[:, rows, columns]
+    return images
+
+
+def _centre(change: Float[Tensor, "a b c"], axis: int) -> float:
+    """Return where a change lies along an axis, from 0 to 1; the middle where nothing changes."""
+    shares = change.movedim(axis, 0).flatten(1).sum(1)
+    total = float(shares.sum())
+    if not 0 < total < math.inf or len(shares) == 1:
+        return 0.5
+    return float((shares * torch.linspace(0, 1, len(shares)).to(shares)).sum()) / total
 
 
 @dataclass(frozen=True)
@@ -131,41 +243,56 @@ class Layout:
     @classmethod
     def of(
         cls,
-        ran: Sequence[Ran],
+        model: nn.Module,
+        inputs: Float[Tensor, "n c height width"],
         layer: str,
-        size: tuple[int, ...],
-        grid: tuple[int, int] | None,
+        grid: tuple[int, int] | None = None,
         *,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
     ) -> "Layout":
         """Return the layout of a layer's output.
 
         Args:
-            ran: the layers of the model.
-            layer: one of them.
-            size: height and width of the input.
+            model: in evaluation mode.
+            inputs: one image or more.
+            layer: an address.
             grid: rows and columns of patches, for tokens; inferred if None.
-            channels_last: whether a map has its channels last.
+            channels_last: whether a map has its channels last, where that can't be told; see `channel_axis`.
 
         Raises:
-            RefusedError: if the output is no map, or the grid of its tokens can't be told.
+            RefusedError: if the output is no map, or its channels or the grid of its tokens can't be told, or are
+                other than is said.
         """
-        name, call = split_call(layer)
-        own = next((r for r in ran if r.layer == name and r.call == (call or 0)), None)
+        ran = layers_run(model, inputs)
+        own = _call_of(ran, layer)
         if own is None or len(own.shape) not in {3, 4}:
             shape = "no tensor" if own is None else f"shape {own.shape}"
             raise RefusedError(
                 f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another."
             )
-        known = own.grid
+        known, size = own.grid, (inputs.shape[2], inputs.shape[3])
         if len(own.shape) == 4:
-            kind = "channels_last" if channels_last else "channels_first"
-            height, width = own.shape[1:3] if channels_last else own.shape[2:]
+            last = _has_channels_last(layer, own, channel_axis(model, inputs, layer), channels_last)
+            kind = "channels_last" if last else "channels_first"
+            height, width = own.shape[1:3] if last else own.shape[2:]
         else:
             kind = "tokens"
-            height, width = _token_grid(ran, layer, own.shape, grid)
+            height, width = _token_grid(ran, layer, own.shape, grid, size)
             known = _patches(ran, (height, width))
-        return cls(kind, height, width, _geometry(known, (height, width), (size[0], size[1])))
+        return cls(kind, height, width, _geometry(known, (height, width), size))
+
+    @property
+    def axis(self) -> int:
+        """Which axis of the output holds channels, 1 or -1."""
+        return 1 if self.kind == "channels_first" else -1
+
+    def __str__(self) -> str:
+        shape = {
+            "channels_first": "maps [n, c, h, w]",
+            "channels_last": "maps with channels last [n, h, w, c]",
+            "tokens": "tokens [n, t, c]",
+        }
+        return f"{self.height} x {self.width} cells, {shape[self.kind]}"
 
     def maps(self, output: Float[Tensor, "n *axes"]) -> Float[Tensor, "n c h w"]:
         """Return an output, or its gradient, as maps; tokens before the patches are left out."""
@@ -178,8 +305,26 @@ class Layout:
         return patches.movedim(-1, 1).reshape(shape)
 
 
+def _has_channels_last(layer: str, own: Ran, axis: int | None, said: bool | None) -> bool:
+    if axis is None and said is None:
+        raise RefusedError(
+            f"layer {layer!r} returns shape {own.shape}, of which it can't be told whether channels come first or last: "
+            "give channels_last=True or False, or name a layer with maps."
+        )
+    if axis is not None and said is not None and said != (axis == -1):
+        raise RefusedError(
+            f"layer {layer!r} returns shape {own.shape} with channels {'last' if axis == -1 else 'first'}, not as "
+            f"channels_last={said} says: leave it out."
+        )
+    return axis == -1 if said is None else said
+
+
 def _token_grid(
-    ran: Sequence[Ran], layer: str, shape: tuple[int, ...], grid: tuple[int, int] | None
+    ran: Sequence[Ran],
+    layer: str,
+    shape: tuple[int, ...],
+    grid: tuple[int, int] | None,
+    size: tuple[int, int],
 ) -> tuple[int, int]:
     tokens = shape[1]
     if grid is not None:
@@ -190,11 +335,15 @@ def _token_grid(
             )
         return grid
     # The patches of a convolution, with as few tokens before them as can be; else a square.
-    before = [r for r in ran if len(r.shape) == 4 and math.prod(r.shape[2:]) > 1]
-    spare = {r.shape[2:]: tokens - math.prod(r.shape[2:]) for r in before}
-    fits = sorted((s, size) for size, s in spare.items() if 0 <= s <= MOST_PREFIXES)
+    before = {known for r in ran if (known := map_size(r, size)) and math.prod(known) > 1}
+    fits = sorted((s, known) for known in before if 0 <= (s := tokens - math.prod(known)) <= MOST_PREFIXES)  # fmt: skip
     if fits:
-        return fits[0][1][0], fits[0][1][1]
+        return fits[0][1]
+    if shape[2] in map(math.prod, before):
+        raise RefusedError(
+            f"layer {layer!r} returns shape {shape}, whose last axis has as many numbers as a map has places: tokens must "
+            "be its second; name a layer around it."
+        )
     side = math.isqrt(tokens)
     if side > 1 and tokens - side * side <= 1:
         return side, side
@@ -220,8 +369,8 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
     except Exception:  # whatever a model can't do without values it may do with them
         pass
     with naming_inputs(model, inputs):
-        ready = Precision("reference").prepare(model, (), one.device, one)
-        return _observed(ready.model, ready.inputs(one.detach()))
+        prepared = Precision("reference").prepare(model, (), device_of(model), one)
+        return _observed(prepared.model, prepared.inputs(one))
 
 
 def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
@@ -291,10 +440,24 @@ class _Centres(TorchFunctionMode):
             (y, x), (dy, dx) = grid.start, grid.stride
             return Grid((y - top * dy, x - left * dx), grid.stride)
         same = next((t for t in sources if t.shape[2:] == out.shape[2:]), None)
-        keeps = same is not None and name not in {"transpose", "permute", "movedim", "flip", "roll"}
+        keeps = same is not None and name not in _MOVING
         return self.of(same) if same is not None and keeps else None
 
 
+# `__get__` is that of `mT` and the like.
+_MOVING = {"transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "flip", "fliplr", "flipud", "rot90"}  # fmt: skip
+_MOVING |= {
+    "roll",
+    "adjoint",
+    "einsum",
+    "matmul",
+    "bmm",
+    "__matmul__",
+    "reshape",
+    "view",
+    "__get__",
+    "unflatten",
+}
 _POOL = ("input", "kernel_size", "stride", "padding")
 _WINDOWS = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),

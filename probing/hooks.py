@@ -35,7 +35,7 @@ def capture(
     *,
     graph: bool = False,
     stop: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[Mapping[str, Tensor]]:
     """Record what layers return while the model runs inside the block.
 
@@ -52,7 +52,7 @@ def capture(
         stop: end the `with` block at the model's call, as soon as all layers have run: what stands
             after that call inside the block does not run. (The first pass with inputs of a shape
             goes to its end, to count calls.)
-        reduce: applied to each output before it is kept, to save memory; not with `graph`.
+        reduce: of a path and its output what is kept, to save memory; not with `graph`.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
@@ -237,7 +237,7 @@ class _Recorder:
     taps: Sequence[_Tap]
     graph: bool
     stop: bool
-    reduce: Callable[[Tensor], Tensor] | None
+    reduce: Callable[[str, Tensor], Tensor] | None
     kept: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[nn.Module, int] = field(default_factory=dict)
     once: WeakSet[nn.Module] = field(default_factory=WeakSet)
@@ -312,7 +312,7 @@ class _Recorder:
             # `Identity` does; the network goes on with a copy, since an in-place ReLU may follow.
             self.kept[address] = source = output.clone().requires_grad_()
             return source.clone()
-        kept = output.detach() if self.reduce is None else self.reduce(output.detach())
+        kept = output.detach() if self.reduce is None else self.reduce(address, output.detach())
         with torch.inference_mode(False):  # else what is kept could never enter autograd
             alias = kept.is_inference() or _shares_memory(kept, output)
             self.kept[address] = kept.clone() if alias else kept

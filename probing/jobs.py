@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from probing.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples, refuse_random
-from probing.fingerprint import is_sharded, model_id
+from probing.fingerprint import is_sharded
+from probing.geometry import channel_axis
 from probing.inputs import not_one_tensor
 from probing.layers import expand
 from probing.passes import Pool
 from probing.precision import Precision
+from probing.remembered import unchanged
 from probing.scores import Score, refuse_training
 from probing.shards import Space
 from probing.summary import calls
@@ -90,7 +92,7 @@ class Job:
     model: nn.Module
     layers: tuple[str, ...]
     scores: tuple[Score, ...]
-    pool: Pool
+    pools: dict[str, Pool]
     outputs: dict[str, Space]
     slopes: tuple[dict[str, Space], ...]
     examples: ExampleSet
@@ -141,12 +143,14 @@ class Job:
         if not len(examples):
             raise RequestError("the example set is empty: there is nothing to read.")
         refuse_random(examples)
-        names = expand(model, layers, lambda: calls(model, examples.load([0])))
-        weights = model_id(model)
+        with unchanged(model) as weights:
+            names = expand(model, layers, lambda: calls(model, examples.load([0])))
+            pools = _pools(model, names, examples, pool)
 
         def spaces(quantity: str, how: Precision) -> dict[str, Space]:
             return {
-                n: Space(weights, type(model).__name__, n, quantity, pool, how.kind) for n in names
+                n: Space(weights, type(model).__name__, n, quantity, pools[n], how.kind)
+                for n in names
             }
 
         slopes = tuple(spaces(_quantity(score), precision.gradients) for score in scores)
@@ -154,7 +158,19 @@ class Job:
         for i, example in enumerate(examples.ids):
             positions.setdefault(example, []).append(i)
         outputs = spaces("activation", precision)
-        return cls(model, names, tuple(scores), pool, outputs, slopes, examples, positions)
+        return cls(model, names, tuple(scores), pools, outputs, slopes, examples, positions)
+
+
+def _pools(
+    model: nn.Module, layers: Sequence[str], examples: ExampleSet, pool: Pool
+) -> dict[str, Pool]:
+    """Return what a pooling means at each layer: a mean is one over places, whichever axes these are."""
+    pools = dict.fromkeys(layers, pool)
+    one = examples.load([0]) if pool == "mean" else None
+    if one is not None and one.ndim == 4:
+        last = [layer for layer in layers if channel_axis(model, one, layer) == -1]
+        pools |= dict.fromkeys(last, "mean_last")
+    return pools
 
 
 def _refuse_sharded(model: nn.Module) -> None:

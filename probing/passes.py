@@ -1,6 +1,6 @@
 """One batch through a prepared model: layers' outputs and several scores' gradients in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -55,7 +55,11 @@ class Runner:
         return cls(precision.prepare(model, layers, device, example))
 
     def run(
-        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score] = ()
+        self,
+        inputs: Tensor,
+        layers: Sequence[str],
+        pool: Pool | Mapping[str, Pool],
+        scores: Sequence[Score] = (),
     ) -> list[dict[str, Tensor]]:
         """Return layers' pooled outputs, then per score its pooled gradients there.
 
@@ -65,7 +69,7 @@ class Runner:
         Args:
             inputs: in model space; left as they are, also by models that overwrite their input.
             layers: as the runner was prepared for, or fewer.
-            pool: what is kept of each output and gradient.
+            pool: what is kept of each output and gradient, for all layers or for each.
             scores: of the model the runner was made of, with one class each.
 
         Raises:
@@ -73,24 +77,31 @@ class Runner:
             NonFiniteError: if an output or gradient holds NaN or infinity.
         """
         with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
-            return self._run(inputs, layers, pool, scores)
+            pools = pool if isinstance(pool, Mapping) else dict.fromkeys(layers, pool)
+            return self._run(inputs, layers, pools, scores)
 
     def _run(
-        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
+        self,
+        inputs: Tensor,
+        layers: Sequence[str],
+        pools: Mapping[str, Pool],
+        scores: Sequence[Score],
     ) -> list[dict[str, Tensor]]:
         try:
             if scores:
-                return self._gradients(inputs, layers, pool, scores)
-            return [self._outputs(inputs, layers, pool)]
+                return self._gradients(inputs, layers, pools, scores)
+            return [self._outputs(inputs, layers, pools)]
         except torch.OutOfMemoryError:
             if len(inputs) == 1:
                 raise
-        halves = [self._run(half, layers, pool, scores) for half in inputs.tensor_split(2)]
+        halves = [self._run(half, layers, pools, scores) for half in inputs.tensor_split(2)]
         return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
-    def _outputs(self, inputs: Tensor, layers: Sequence[str], pool: Pool) -> dict[str, Tensor]:
-        def reduce(output: Tensor) -> Tensor:
-            return pooled(output, pool).contiguous()
+    def _outputs(
+        self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]
+    ) -> dict[str, Tensor]:
+        def reduce(layer: str, output: Tensor) -> Tensor:
+            return pooled(output, pools[layer]).contiguous()
 
         with (
             torch.no_grad(),
@@ -101,16 +112,22 @@ class Runner:
         return {layer: _checked(layer, "output", kept[layer]) for layer in layers}
 
     def _gradients(
-        self, inputs: Tensor, layers: Sequence[str], pool: Pool, scores: Sequence[Score]
+        self,
+        inputs: Tensor,
+        layers: Sequence[str],
+        pools: Mapping[str, Pool],
+        scores: Sequence[Score],
     ) -> list[dict[str, Tensor]]:
         with torch.enable_grad(), self.prepared.arithmetic():
             with capture(self.prepared.model, layers, graph=True) as kept:
                 output = self.prepared.model(self.prepared.inputs(inputs))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
-        outputs = {n: pooled(kept[n].detach(), pool).contiguous() for n in layers}
+        outputs = {n: pooled(kept[n].detach(), pools[n]).contiguous() for n in layers}
         found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]
         for gradients in slopes:
-            rows = {n: pooled(g, pool, total=True) for n, g in zip(layers, gradients, strict=True)}
+            rows = {
+                n: pooled(g, pools[n], total=True) for n, g in zip(layers, gradients, strict=True)
+            }
             found.append({n: _checked(n, "gradient", g.contiguous()) for n, g in rows.items()})
         return found
 

@@ -220,7 +220,7 @@ class ActivationStore:
             return Estimate(0, len(job.positions), 0)
         example = job.load([e for e in job.positions if e in missing][:1])
         runner = self._engine.runner(job, self.precision, example)
-        [outputs] = runner.run(example, job.layers, job.pool)
+        [outputs] = runner.run(example, job.layers, job.pools)
         self.stats.estimate_rows += 1
         one = sum(out.numel() * out.element_size() for out in outputs.values())
         size = one * (bool(job.outputs) + len(job.scores))

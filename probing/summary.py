@@ -10,7 +10,7 @@ from probing.errors import ProbingError
 from probing.hooks import watch
 from probing.inputs import one_tensor
 from probing.layers import Calls
-from probing.precision import device_of, frozen_copy
+from probing.precision import Precision, device_of, frozen_copy
 from probing.remembered import remembered
 
 
@@ -80,7 +80,8 @@ def _calls(model: nn.Module, one: Tensor) -> Calls:
     try:
         return _counted(model, frozen_copy(model).to("meta"), torch.empty_like(two, device="meta"))
     except Exception:  # whatever a model can't do without values it may do with them
-        return _counted(model, frozen_copy(model), two.to(device_of(model), copy=True))
+        prepared = Precision("reference").prepare(model, (), device_of(model), one)
+        return _counted(model, prepared.model, prepared.inputs(two))
 
 
 def _counted(model: nn.Module, clone: nn.Module, two: Tensor) -> Calls:

@@ -22,7 +22,7 @@ from concepts.dissection.tally import Tally
 from concepts.segmentation import Scenes, Vocabulary
 from probing.compiled import compiled
 from probing.engines import Local, SlurmArray, Work
-from probing.geometry import Geometry, Layout, layers_run
+from probing.geometry import Geometry, Layout
 from probing.shares import Share
 from probing.store import ActivationStore
 from probing.streaming import UpperQuantile
@@ -114,7 +114,7 @@ def test_nd_5_images_without_the_category_change_nothing_in_the_paper_s_protocol
 
 
 def layout_of(net: nn.Module, layer: str, inputs: Tensor) -> Layout:
-    return Layout.of(layers_run(net, inputs), layer, tuple(inputs.shape[2:]), None)
+    return Layout.of(net, inputs, layer)
 
 
 @pytest.mark.parametrize(

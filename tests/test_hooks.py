@@ -230,7 +230,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("reduce", VIEWS.values(), ids=VIEWS)
 def test_a_reduction_that_returns_a_view_is_copied(reduce: Callable[[Tensor], Tensor]) -> None:
     net, apart = seeded(ConvNet(inplace=True)), seeded(ConvNet(inplace=False))
-    with torch.no_grad(), capture(net, ["features.0"], reduce=reduce) as kept:
+    with torch.no_grad(), capture(net, ["features.0"], reduce=lambda _, out: reduce(out)) as kept:
         net(images())
         expected = reduce(apart.features[0](images()))
     assert torch.equal(kept["features.0"], expected)
@@ -239,7 +239,7 @@ def test_a_reduction_that_returns_a_view_is_copied(reduce: Callable[[Tensor], Te
 def test_a_reduction_that_makes_a_new_tensor_is_kept_without_another_copy() -> None:
     made: list[int] = []
 
-    def mean(out: Tensor) -> Tensor:
+    def mean(layer: str, out: Tensor) -> Tensor:
         value = out.mean((2, 3))
         made.append(value.data_ptr())
         return value
@@ -255,7 +255,7 @@ def test_a_reduction_of_what_a_graph_is_kept_of_is_refused() -> None:
     net = seeded(ConvNet())
     with (
         pytest.raises(ValueError, match="drop `reduce`"),
-        capture(net, ["head"], graph=True, reduce=torch.relu),
+        capture(net, ["head"], graph=True, reduce=lambda _, out: out),
     ):
         pass
     assert hooks_of(net) == 0
@@ -266,7 +266,7 @@ def test_what_is_recorded_can_enter_autograd_whatever_mode_it_was_recorded_in(
     mode: Callable[[], torch.no_grad],
 ) -> None:
     net = seeded(ConvNet())
-    reduces: list[Callable[[Tensor], Tensor] | None] = [None, lambda out: out.mean((2, 3))]
+    reduces: list[Callable[[str, Tensor], Tensor] | None] = [None, lambda _, out: out.mean((2, 3))]
     for reduce in reduces:
         with mode(), capture(net, ["features.2"], reduce=reduce) as kept:
             net(images())

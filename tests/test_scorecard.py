@@ -432,9 +432,9 @@ def colours() -> Tensor:
 
 def test_the_layer_read_is_the_last_one_finer_than_the_last_map() -> None:
     x = torch.zeros(1, 3, 16, 16)
-    assert map_layer(Coloured(linear=True).eval(), x) == "fine"
+    assert map_layer(Score(Coloured(linear=True).eval(), 0), x) == "fine"
     flat = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 2)).eval()
-    assert map_layer(flat, x) == "1"
+    assert map_layer(Score(flat, 0), x) == "1"
     assert [c.name for c in Material.drawn(COLOUR, 9).concepts] == list(PATTERNS)
 
 

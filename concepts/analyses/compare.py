@@ -123,7 +123,7 @@ class HeatMaps:
         method = Compare(
             material.layers[-1], usable, _STEPS, explained=_EXPLAINED, relabellings=statistics.relabellings,
             pseudo_concepts=statistics.pseudo_concepts, level=1 - statistics.alpha, seed=statistics.seed,
-            channels_last=material.file.model.pool == "mean_last",
+            channels_last=True if material.file.model.pool == "mean_last" else None,
         )  # fmt: skip
         concepts = [
             MatchedConcept(

@@ -50,6 +50,8 @@ class Attribution(Result):
     `absorbed_by_bias`, `r2` …"""
     layer: str = ""
     """The layer that a class activation map was read at."""
+    layout: str = ""
+    """How its output was read, such as `7 x 7 cells, maps [n, c, h, w]`."""
     geometry: Geometry | None = None
     """Where the cells of a class activation map lie in the input; None for maps of another shape."""
 

@@ -21,7 +21,7 @@ from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.tail import given, is_affine, rerun, tail_of
-from probing.geometry import Layout, Ran, layers_run
+from probing.geometry import Layout
 from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.layers import resolve
@@ -82,19 +82,18 @@ class _LayerMap(ABC):
     """What all maps of a layer have in common.
 
     Attributes:
-        layer: a dotted path. By default the last layer whose map has the resolution of the last convolution (its
-            non-linearity and residual sum included); in a vision transformer the last layer of patch tokens that
-            the score depends on. The result names it.
+        layer: a dotted path; by default the end of the last stage, as `probing.attribution.maps.cam_layer` finds it. The
+            result names it and tells how it was read.
         grid: rows and columns of patches, for tokens whose number does not tell; class tokens before them are
             left out.
-        channels_last: whether the layer returns `[n, h, w, c]`.
+        channels_last: whether the layer returns `[n, h, w, c]`, where that can't be told or measured.
         batch_size: examples of a pass.
         precision: how passes run.
     """
 
     layer: str | None = None
     grid: tuple[int, int] | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
@@ -108,12 +107,11 @@ class _LayerMap(ABC):
         score, inputs = checked(score, inputs)
         inputs = images_only(inputs)
         with unchanged(score.model):
-            ran = layers_run(score.model, inputs)
-            layer = _chosen(score, inputs, ran) if self.layer is None else self.layer
+            layer = cam_layer(score, inputs) if self.layer is None else self.layer
             resolve(score.model, layer.partition(":")[0])
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
             layout = Layout.of(
-                ran, layer, tuple(inputs.shape[2:]), self.grid, channels_last=self.channels_last
+                score.model, inputs, layer, self.grid, channels_last=self.channels_last
             )
             value, maps = self._explain(_Reading(passes, inputs, layer, layout))
             dark = (maps <= 0).flatten(1).all(1)
@@ -123,6 +121,7 @@ class _LayerMap(ABC):
                 maps[:, None].contiguous(),
                 value,
                 layer=layer,
+                layout=str(layout),
                 geometry=layout.geometry,
                 diagnostics={"nothing_positive": dark},
             )
@@ -200,7 +199,7 @@ class AblationCAM(_LayerMap):
     """
 
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
-        axis = 1 if reading.layout.kind == "channels_first" else -1
+        axis = reading.layout.axis
         tail = _traced(reading)
         if tail is None:  # gradients refuse a layer that the score does not depend on
             value, output, _, _ = reading.slopes()
@@ -241,33 +240,8 @@ class GuidedGradCAM:
                 n_backward=where.n_backward + what.n_backward,
                 diagnostics=where.diagnostics | what.diagnostics,
                 layer=where.layer,
+                layout=where.layout,
             )
-
-
-def _chosen(score: Score, inputs: Tensor, ran: tuple[Ran, ...]) -> str:
-    layer, tokens = cam_layer(ran, score.model)
-    if not tokens:
-        return layer
-    key = ("token layer", tuple(inputs.shape[1:]))
-    return remembered(
-        score.model, key, lambda: _token_layer(score, inputs[:1], ran, tokens) or layer
-    )
-
-
-def _token_layer(
-    score: Score, one: Tensor, ran: tuple[Ran, ...], tokens: tuple[str, ...]
-) -> str | None:
-    """Return the last layer whose patch tokens the score depends on: a last block may read its class token only."""
-    with torch.inference_mode(False), torch.enable_grad():
-        passes = Passes.of(score_of(score, slice(0, 1)), one, "auto", FLOAT32, tokens)
-        with capture(passes.score.model, tokens, graph=True) as kept:
-            value = passes.value(one, None)
-        slopes = torch.autograd.grad(value.sum(), [kept[t] for t in tokens], allow_unused=True)
-    for layer, slope in zip(tokens, slopes, strict=True):
-        layout = Layout.of(ran, layer, tuple(one.shape[2:]), None)
-        if slope is not None and bool(layout.maps(slope).any()):
-            return layer
-    return None
 
 
 def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:

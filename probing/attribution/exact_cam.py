@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from probing.attribution.base import Attribution, checked, classes_of, images_only, in_chunks
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.geometry import Geometry, Layout, Ran, RefusedError, layers_run
+from probing.geometry import Ran, RefusedError, layers_run
 from probing.layers import resolve
 from probing.precision import Precision, agree
 from probing.remembered import unchanged
@@ -61,7 +61,9 @@ class CAM:
                 values[:, None].contiguous(),
                 value,
                 layer="" if layer is None else layer.layer,
-                geometry=_where(ran, layer, inputs),
+                geometry=None
+                if layer is None
+                else layer.geometry((inputs.shape[2], inputs.shape[3])),
                 diagnostics={"completeness_gap": gap},
             )
 
@@ -142,9 +144,3 @@ def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Te
     raise RefusedError(
         _no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged")
     )
-
-
-def _where(ran: tuple[Ran, ...], layer: Ran | None, inputs: Tensor) -> Geometry | None:
-    if layer is None:
-        return None
-    return Layout.of(ran, f"{layer.layer}:{layer.call}", tuple(inputs.shape[2:]), None).geometry

@@ -1,45 +1,128 @@
 """Which layer a class activation map is read at."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from probing.geometry import MOST_PREFIXES, Ran, RefusedError
+from probing.attribution.base import score_of
+from probing.attribution.passes import FLOAT32, Passes
+from probing.geometry import Layout, Ran, RefusedError, layers_run, map_size
+from probing.hooks import capture
 from probing.layers import resolve
+from probing.remembered import remembered, unchanged
+from probing.scores import Score
 
 
-def cam_layer(ran: Sequence[Ran], model: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """Return the layer that a class activation map is read at, and token layers that may serve instead.
+@dataclass(frozen=True)
+class _Map:
+    """A layer that runs once and returns a map, or tokens of one."""
 
-    That is the last layer whose map has the resolution of the last convolution, its non-linearity and
-    residual sum included. Where layers of tokens at that resolution follow, as in a vision transformer,
-    they are named too, last first: the caller takes the first one whose patches the score depends on.
+    layer: str
+    module: nn.Module
+    layout: Layout
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.layout.height, self.layout.width
+
+
+def cam_layer(score: Score, inputs: Float[Tensor, "n c height width"]) -> str:
+    """Return the layer that a class activation map is read at by default: the end of the last stage of maps.
+
+    Of the layers with the resolution of the last convolution, or dense layer at each place, that is the last one, its
+    non-linearity and residual sum included; a norm of each place after the stage is the head's. Of tokens it is the last
+    layer, norms included, whose patches the score depends on: a last block may read its class token only. A stage is
+    named rather than the whole backbone that returns the same.
+
+    Args:
+        score: of a model in evaluation mode.
+        inputs: one image or more.
 
     Raises:
-        RefusedError: if no convolution returns a map.
+        RefusedError: if no layer with a matrix of weights returns a map of more than one place and runs once.
     """
-    calls = Counter(r.layer for r in ran)
-    maps = [r for r in ran if r.layer and calls[r.layer] == 1]
-    convolutions = [
-        i
-        for i, r in enumerate(maps)
-        if isinstance(resolve(model, r.layer), nn.Conv2d)
-        and len(r.shape) == 4
-        and math.prod(r.shape[2:]) > 1
-    ]
-    if not convolutions:
-        raise RefusedError(
-            f"{type(model).__name__} has no convolution that returns a map and runs once: name a layer."
-        )
-    last = maps[convolutions[-1]]
-    after = maps[convolutions[-1] :]
-    same = [r.layer for r in after if len(r.shape) == 4 and r.shape[2:] == last.shape[2:]]
-    cells, width = math.prod(last.shape[2:]), last.shape[1]
-    tokens = [
-        r.layer
-        for r in after
-        if len(r.shape) == 3 and r.shape[2] == width and 0 <= r.shape[1] - cells <= MOST_PREFIXES
-    ]
-    return same[-1], tuple(reversed(tokens))
+    key = ("cam layer", score.output, tuple(inputs.shape[1:]), inputs.dtype)
+    with unchanged(score.model):
+        return remembered(score.model, key, lambda: _cam_layer(score, inputs[:1]))
+
+
+def _cam_layer(score: Score, one: Tensor) -> str:
+    model = score.model
+    runs = layers_run(model, one)
+    calls = Counter(r.layer for r in runs)
+    once = [r for r in runs if r.layer and calls[r.layer] == 1]
+    start, last = _last_matrix(model, one, once)
+    near = [m for r in once[start:] if (m := _map(model, one, r)) and m.size == last.size]
+    if near[-1].layout.kind != "tokens":
+        maps = [m for m in near if m.layout.kind != "tokens"]
+        return _stage(_without_head(maps), once, one)
+    tokens = [r for r in once if len(r.shape) == 3 and r.shape[2] == near[-1].width]
+    found = [m for r in reversed(tokens) if (m := _map(model, one, r)) and m.size == last.size]
+    return _that_matters(score, one, found) or near[-1].layer
+
+
+def _last_matrix(model: nn.Module, one: Tensor, once: Sequence[Ran]) -> tuple[int, _Map]:
+    """Return the last convolution or dense layer that returns a map, and where it stands among the layers."""
+    for i in reversed(range(len(once))):
+        module = resolve(model, once[i].layer)
+        if any(True for _ in module.children()) or all(p.ndim < 2 for p in module.parameters()):
+            continue
+        found = _map(model, one, once[i])
+        if found is not None:
+            return i, found
+    raise RefusedError(
+        f"{type(model).__name__} has no convolution or dense layer that returns a map and runs once: name a layer."
+    )
+
+
+def _map(model: nn.Module, one: Tensor, ran: Ran) -> _Map | None:
+    """Return how a layer's output is read as a map of several places, if it is one for sure."""
+    if len(ran.shape) not in {3, 4} or ran.shape[0] != 1:  # windows stand in the place of examples
+        return None
+    try:
+        layout = Layout.of(model, one, ran.layer)
+    except RefusedError:
+        return None
+    width = ran.shape[layout.axis]
+    several = layout.height * layout.width > 1
+    return _Map(ran.layer, resolve(model, ran.layer), layout, width) if several else None
+
+
+def _that_matters(score: Score, one: Tensor, tokens: Sequence[_Map]) -> str | None:
+    """Return the first of some layers whose patch tokens the score depends on."""
+    layers = [m.layer for m in tokens]
+    with torch.inference_mode(False), torch.enable_grad():
+        passes = Passes.of(score_of(score, slice(0, 1)), one, "auto", FLOAT32, layers)
+        with capture(passes.score.model, layers, graph=True) as kept:
+            value = passes.value(one, None)
+        slopes = torch.autograd.grad(value.sum(), [kept[t] for t in layers], allow_unused=True)
+    for found, slope in zip(tokens, slopes, strict=True):
+        if slope is not None and bool(found.layout.maps(slope).any()):
+            return found.layer
+    return None
+
+
+def _without_head(maps: list[_Map]) -> list[_Map]:
+    """Leave out a norm of each place that stands outside every layer after it, and what follows."""
+    for i, found in enumerate(maps):
+        inside = any(found.layer.startswith(f"{m.layer}.") for m in maps[i + 1 :])
+        if i and isinstance(found.module, nn.LayerNorm | nn.RMSNorm) and not inside:
+            return maps[:i]
+    return maps
+
+
+def _stage(maps: list[_Map], once: Sequence[Ran], one: Tensor) -> str:
+    """Return the last map's layer; in place of a sequence of several stages the last of these, which returns the same."""
+    best, size = maps[-1], (one.shape[2], one.shape[3])
+    for found in reversed(maps[:-1]):
+        inside = {map_size(r, size) for r in once if r.layer.startswith(f"{best.layer}.")}
+        if not isinstance(best.module, nn.Sequential) or len(inside - {None}) < 3:
+            break
+        if found.layer.startswith(f"{best.layer}."):
+            best = found
+    return best.layer

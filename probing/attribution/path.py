@@ -13,7 +13,6 @@ from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import given, rerun, tail_of
-from probing.geometry import layers_run
 from probing.hooks import capture
 from probing.inputs import InputError
 from probing.precision import Precision, agree
@@ -95,7 +94,7 @@ class LayerIntegratedGradients:
         with unchanged(score.model):
             layer = self.layer
             if layer is None:
-                layer = cam_layer(layers_run(score.model, inputs), score.model)[0]
+                layer = cam_layer(score, inputs)
             path = self.path
             passes = Passes.of(score, inputs, path.batch_size, path.precision, [layer])
             ends = read_layer(passes, inputs, layer)

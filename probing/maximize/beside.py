@@ -1,6 +1,6 @@
 """Where synthetic images stand among data: percentiles of their values, top and nearest examples."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from probing.examples import ExampleSet, TensorExamples
 from probing.fingerprint import content_id
+from probing.geometry import channel_axis
 from probing.maximize.objective import Objective, Seen
-from probing.maximize.objectives import by_unit
 from probing.maximize.result import Beside, Maximization
 from probing.store import ActivationStore
 
@@ -65,18 +65,19 @@ def place(
 class _Rows:
     """Per objective its value at each example, and per layer the means over positions."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, last: Collection[str]) -> None:
+        self.count, self.last = count, last
         self.values: dict[int, Float[Tensor, " examples"]] = {}
         self.means: dict[str, Float[Tensor, "examples units"]] = {}
 
     def add(self, where: list[int], rows: dict[str, Tensor], goals: Sequence[Objective]) -> None:
         for layer, values in rows.items():
-            mean = by_unit(values.float()).mean(2)
+            mean = Seen({layer: values.float()}, last=self.last).by_unit(layer).mean(2)
             self.means.setdefault(layer, mean.new_empty((self.count, mean.shape[1])))[where] = mean
         for i, goal in enumerate(goals):
             if goal.on_data:
-                value = goal(Seen({layer: rows[layer].float() for layer in goal.layers}))
+                seen = Seen({layer: rows[layer].float() for layer in goal.layers}, last=self.last)
+                value = goal(seen)
                 self.values.setdefault(i, value.new_empty(self.count))[where] = value
 
 
@@ -87,7 +88,9 @@ def _read(
     store: ActivationStore,
     examples: ExampleSet,
 ) -> _Rows:
-    found = _Rows(len(examples))
+    one = examples.load([0])
+    last = [layer for layer in layers if channel_axis(model, one, layer) == -1]
+    found = _Rows(len(examples), last)
     for where, rows in store.batches(model, layers, examples):
         found.add(where, rows, goals)
     return found

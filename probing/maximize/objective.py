@@ -1,7 +1,7 @@
 """What an objective is, and how objectives add, subtract, scale and go together."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,22 @@ class Seen:
     """Rows are the images."""
     references: Sequence[tuple[Tensor, Mapping[str, Tensor]]] = ()
     """Each picture with its own rows, seen through the same views."""
+    last: Collection[str] = ()
+    """Layers measured to return maps with channels last."""
+
+    def by_unit(
+        self, layer: str, *, image: Tensor | None = None, last: bool = False
+    ) -> Float[Tensor, "n units positions"]:
+        """Return a layer's output by unit and position; of three axes the last holds units, as in tokens.
+
+        Args:
+            layer: its path.
+            image: of a picture that is referred to; None: of the images.
+            last: whether units are the last axis of maps also where that was not measured.
+        """
+        rows = self.layers[layer] if image is None else self.reference(image, layer)
+        first = rows.movedim(-1, 1) if last or layer in self.last or rows.ndim == 3 else rows
+        return first.flatten(2) if first.ndim > 2 else first.unsqueeze(2)
 
     def reference(self, image: Tensor, layer: str) -> Tensor:
         """Return a layer's output for a picture."""

@@ -49,7 +49,7 @@ class Channel(Objective):
     Attributes:
         layer: returns `[n, units]`, maps `[n, units, h, w]`, or tokens `[n, tokens, units]`.
         unit: counts from 0.
-        last: whether units are the last axis of maps, as in Swin transformers.
+        last: whether units are the last axis of maps also where that can't be told or measured.
     """
 
     layer: str
@@ -65,7 +65,7 @@ class Channel(Objective):
         return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = by_unit(seen.layers[self.layer], last=self.last)
+        rows = seen.by_unit(self.layer, last=self.last)
         return _unit(rows, self.unit, f"layer {self.layer!r}").mean(1)
 
 
@@ -92,6 +92,8 @@ class Neuron(Objective):
 
     def __call__(self, seen: Seen) -> Values:
         maps = _maps(seen.layers[self.layer], self.layer, "neuron", "channel")
+        if self.layer in seen.last:
+            maps = maps.movedim(-1, 1)
         height, width = maps.shape[2:]
         row, column = self.at or (height // 2, width // 2)
         if not (0 <= row < height and 0 <= column < width):
@@ -131,7 +133,7 @@ class Direction(Objective):
         return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = by_unit(seen.layers[self.layer], last=self.last)
+        rows = seen.by_unit(self.layer, last=self.last)
         if self.vector.shape != rows.shape[1:2]:
             raise UnitError(
                 f"the direction {self.label!r} has {len(self.vector)} components, layer {self.layer!r} has "
@@ -220,7 +222,7 @@ class Diversity(Objective):
         return self.count
 
     def __call__(self, seen: Seen) -> Values:
-        maps = by_unit(seen.layers[self.layer])
+        maps = seen.by_unit(self.layer)
         gram = (maps @ maps.mT).flatten(1)
         norms: Tensor = gram.norm(dim=1, keepdim=True)
         gram = gram / norms.clamp(min=1e-12)
@@ -253,8 +255,8 @@ class Caricature(Objective):
         return (self.image,)
 
     def __call__(self, seen: Seen) -> Values:
-        rows = by_unit(seen.layers[self.layer])
-        other = by_unit(seen.reference(self.image, self.layer))
+        rows = seen.by_unit(self.layer)
+        other = seen.by_unit(self.layer, image=self.image)
         return _aligned(rows, other.expand_as(rows), self.cosine_power).mean(1)
 
 
@@ -287,12 +289,6 @@ class FeatureInversion(Objective):
         other = seen.reference(self.image, self.layer)
         distance = (seen.layers[self.layer] - other).flatten(1).square().sum(1)
         return -distance / other.square().sum().clamp(min=1e-12)
-
-
-def by_unit(rows: Tensor, *, last: bool = False) -> Float[Tensor, "n units positions"]:
-    """Return a layer's output by unit and position; of three axes the last holds units, as in tokens."""
-    first = rows.movedim(-1, 1) if last or rows.ndim == 3 else rows
-    return first.flatten(2) if first.ndim > 2 else first.unsqueeze(2)
 
 
 def _unit(rows: Tensor, unit: int, where: str) -> Tensor:

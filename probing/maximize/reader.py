@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.errors import ProbingError
+from probing.geometry import channel_axis
 from probing.hooks import capture
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.redirect import Redirected
@@ -32,6 +33,7 @@ class Reader:
     device: torch.device
 
     prepared: Prepared | None = None
+    _axes: dict[tuple[str, torch.Size], int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class Reader:
             ready = self.prepared or self._prepare(views.shape[1:])
             kept = self._run(ready, views, gates)
         counts = [o.images + len(o.references) for o in self.objectives]
+        last = [n for n in self.layers if self._has_last(n, kept[n], views)]
         split = {n: torch.split(_wide(kept[n]), counts) for n in self.layers}
         found = []
         for i, objective in enumerate(self.objectives):
@@ -85,7 +88,7 @@ class Reader:
                 (picture, {n: rows[objective.images + j][None] for n, rows in mine.items()})
                 for j, picture in enumerate(objective.references)
             ]
-            found.append(objective(Seen(images, others)))
+            found.append(objective(Seen(images, others, last)))
         return torch.cat(found)
 
     def _prepare(self, shape: torch.Size) -> Prepared:
@@ -103,6 +106,17 @@ class Reader:
             lambda: self.precision.prepare(model, self.layers, self.device, views),
         )
         return self.prepared
+
+    def _has_last(self, layer: str, output: Tensor, views: Tensor) -> bool:
+        """Whether a layer returns maps with their channels last."""
+        if output.ndim != 4:
+            return False
+        known = self._axes.get((layer, views.shape[1:]))
+        if known is None:
+            # Noise, as flat views tell nothing of places.
+            image = torch.randn(1, *views.shape[1:], generator=torch.Generator().manual_seed(0))
+            known = self._axes[layer, views.shape[1:]] = channel_axis(self.model, image, layer) or 1
+        return known == -1
 
     def _run(
         self, ready: Prepared, views: Tensor, gates: AbstractContextManager[object]
