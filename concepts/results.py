@@ -241,6 +241,11 @@ class AuditResults:
     by_cluster: tuple[ClusterRow, ...] = ()
     """None in results of older audits."""
 
+    def __repr__(self) -> str:
+        from probing.display import in_short
+
+        return in_short(self, f"{type(self).__name__} of {self.name!r}")
+
     @cached_property
     def _anchors(self) -> dict[object, str]:
         return {

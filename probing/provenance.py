@@ -96,10 +96,23 @@ class Result:
     Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples,
     mappings with string keys, or frozen dataclasses of these; one of yours is saved under the name that
     `probing.saved_names.saved_as` gives it. Each draws itself by `plot()`, and a notebook shows it:
-    the plot, the first rows of `to_pandas()` where it is a table, and `sentences()`.
+    the plot, the first rows of `to_pandas()` where it is a table, and `sentences()`. As text it is a few lines.
     """
 
     provenance: Provenance
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # dataclasses would give each its own, a screenful
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        from probing.display import in_short
+
+        method = str(self.provenance.method.get("class", "")).rpartition(":")[2]
+        return in_short(
+            self, f"{type(self).__name__} by {method}" if method else type(self).__name__
+        )
 
     def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers, in plain words."""

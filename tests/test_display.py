@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
 
 import made_up
 import pandas as pd
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from concepts.results import AuditResults
 from concepts.tcav_result import TcavResult
+from probing.attribution.base import Attribution
 from probing.display import MOST_ROWS, page, table_html
 from probing.evaluation.curves import Curves
 from probing.figures import FULL_WIDTH, figure_of
@@ -36,6 +41,52 @@ def test_a_result_draws_itself_and_shows_itself_in_a_notebook(cls: type[Result])
     assert not re.findall(r'src="(?!data:)|https?://|<script|<link', html)
     assert not re.findall(r"<b>(?!\w+</b>)|<[0-9]>", html)  # names of a result are no markup
     assert all(isinstance(s, str) and s.strip() for s in found.sentences())
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_result_is_a_few_lines_as_text(cls: type[Result], empty: bool) -> None:
+    found = made_up.result(cls, empty=empty)
+    lines = repr(found).splitlines()
+    assert len(lines) <= 7
+    assert all(len(line) <= 100 for line in lines)
+    assert lines[0].startswith(cls.__name__)
+    assert "provenance" not in repr(found).lower()
+    assert str(found.provenance.machine) not in repr(found)
+    first = next(f.name for f in fields(found) if f.name != "provenance")
+    assert first in repr(found)
+
+
+def test_the_text_of_a_result_tells_shapes_ranges_and_names_and_survives_any_tensor() -> None:
+    found = Attribution(
+        replace(made_up.result(Attribution).provenance, method={"class": "Saliency", "fields": {}}),
+        torch.tensor([[0.0, -1.5, 2.25, 0.5]] * 2),
+        torch.tensor([1.0, 2.0]),
+        (3, 1),
+        "logit",
+        n_forward=2,
+        n_backward=2,
+        diagnostics={"steps": torch.ones(2)},
+    )
+    assert repr(found) == (
+        "Attribution by Saliency:\n"
+        "    values [2, 4] from -1.5 to 2.25, score [1, 2], target (3, 1), unit 'logit', n_forward 2,\n"
+        "    n_backward 2, diagnostics of 1 (steps)"
+    )
+    for values, said in (
+        (torch.full((2, 9), torch.nan), "values [2, 9] of NaN"),
+        (torch.empty(2, 9, device="meta"), "values [2, 9], "),
+        (torch.zeros(2, 0), "values [2, 0]"),
+        (torch.ones(2, 9).to_sparse(), "values [2, 9], "),
+    ):
+        assert said in repr(replace(found, values=values))
+
+
+def test_an_audit_s_results_are_a_few_lines_as_text() -> None:
+    found = AuditResults.load(Path(__file__).parent / "saved" / "0.1.0" / "AuditResults")
+    lines = repr(found).splitlines()
+    assert lines[0] == f"AuditResults of {found.name!r}:"
+    assert 3 < len(lines) <= 7
 
 
 @pytest.mark.parametrize("cls", [c for c in CLASSES if c.__name__ not in NEVER_EMPTY])
