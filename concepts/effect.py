@@ -40,6 +40,7 @@ from concepts.statistics import (
     relabellings,
     same_sign,
 )
+from probing.doubles import near
 from probing.errors import ArgumentError
 from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.fingerprint import content_id
@@ -369,8 +370,9 @@ class LogitEffect:
         slopes = store.gradients_of(list(targets.values()), layers, inputs, pool=self.pool)
         found = []
         for layer in sides[0]:
-            rows = SharedRows(torch.cat([side[layer].flatten(1) for side in sides]))
-            gradients = [by_layer[layer].flatten(1) for by_layer in slopes]
+            features = torch.cat([side[layer].flatten(1) for side in sides])
+            rows = SharedRows(features.to(near(features.device)))
+            gradients = [by_layer[layer].flatten(1).to(rows.features) for by_layer in slopes]
             found.append(
                 effect_of(
                     grouped_products(rows, gradients, design.unit_of, design.input_unit_of), design
@@ -401,7 +403,7 @@ def measure_swap(
     model = next(iter(targets.values())).model
     outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
     scores = torch.stack(
-        [replace(score, output=None).read(outputs) for score in targets.values()], 1
+        [replace(score, output=None).read(outputs).cpu() for score in targets.values()], 1
     )
     return measured_swap(scores, torch.arange(len(scores)) < len(positive), index, level)
 

@@ -164,7 +164,7 @@ class ConceptGradients:
                 f"{len(directions)} directions have {len(concepts)} names: give one each."
             )
         path = self.path(score, inputs, starts)
-        moved, sloping, rows = _by_place(path, directions.double().to(path.way), self.layer)
+        moved, sloping, rows = _by_place(path, directions.to(path.way), self.layer)
         parts, left = _coordinates(moved, rows, concepts)
         maps = (parts * (sloping @ rows.T)).mT
         whole = (path.way * path.slope).flatten(1).sum(1)

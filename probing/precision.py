@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from probing.doubles import has_doubles
 from probing.errors import ArgumentError
 from probing.foreign import take_off
 from probing.layers import resolve, split_call
@@ -89,6 +90,10 @@ class Precision:
             return given
 
     def _as_given(self, model: nn.Module, device: torch.device, example: Tensor) -> "Prepared":
+        if self.kind == "float64" and not has_doubles(device):
+            raise ArgumentError(
+                f"{device.type} has no float64: compute in float32, or move the model to the CPU."
+            )
         copy = frozen_copy(model).to(device)
         if self.kind == "float64":
             return Prepared(copy.double(), self, device, torch.float64)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from concepts.dissection.kernels import find_active
 from concepts.dissection.protocols import Protocol
 from probing.compiled import compiled
+from probing.doubles import near
 from probing.geometry import Geometry, Layout
 
 _FIRST_SHARE = 0.02  # of all cells: what room is made for at first
@@ -96,7 +97,7 @@ class Upsampling:
 
     def ready(self, maps: Float[Tensor, "n units h w"]) -> Float[Tensor, "n units h2 w2"]:
         """Return maps in float32, with the ring of zeros if there is one."""
-        maps = maps.float().contiguous()
+        maps = maps.float().contiguous().to(near(maps.device))
         return functional.pad(maps, (1, 1, 1, 1)) if self.faded else maps
 
     def full(self, ready: Float[Tensor, "n units h w"]) -> Float[Tensor, "n units rows columns"]:
@@ -118,7 +119,7 @@ class Upsampling:
             return self._active_on_device(ready, thresholds)
         maps, starts = ready.numpy(), np.empty(len(ready) + 1, dtype=np.int64)
         at = (self.rows.cell, self.rows.weight, self.columns.weight, self.columns.first)
-        limits = thresholds.double().numpy()
+        limits = thresholds.cpu().double().numpy()
         room = max(
             1024, int(_FIRST_SHARE * len(ready) * len(self.rows.cell) * len(self.columns.cell))
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.doubles import near
 from probing.geometry import Geometry, naming_inputs
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.inputs import InputError, one_tensor
@@ -28,7 +29,8 @@ T = TypeVar("T")
 class Attribution(Result):
     """A map per example, in score units; positive values are evidence that raises the score.
 
-    Nothing is normalised, rectified or summed over channels here: that is rendering.
+    Nothing is normalised, rectified or summed over channels here: that is rendering. Maps lie where the inputs did, or on
+    the CPU if there is no float64 there.
     """
 
     values: Float[Tensor, "n *shape"]
@@ -115,6 +117,8 @@ class AttributionMethod(Protocol):
 def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Score, Tensor]:
     """Return the score with its classes named, and the inputs, detached, if they can be explained.
 
+    Inputs on a device without float64 are brought to the CPU, where maps add up; the model runs where it lies.
+
     The passes that this takes, where no class is named or the unit is a probability, are not counted.
 
     Args:
@@ -139,7 +143,7 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
     if not torch.isfinite(inputs).all():
         row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
         raise InputError(f"input {row} holds NaN or infinity.")
-    inputs = inputs.detach()
+    inputs = inputs.detach().to(near(inputs.device))
     with naming_inputs(score.model, inputs):
         score = score.named(inputs)
     if isinstance(score.target, Tensor) and len(score.target) != len(inputs):

@@ -53,7 +53,7 @@ class GradientTimesInput:
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map; `diagnostics["completeness_gap"]` is its sum minus the score."""
         found = _explain(self, score, inputs)
-        values = found.values * inputs.detach()
+        values = found.values * inputs.detach().to(found.values)
         gap = values.flatten(1).sum(1, dtype=torch.float64) - found.score
         return replace(found, values=values, diagnostics={"completeness_gap": gap})
 

@@ -134,7 +134,7 @@ class _Scored:
                 variants = self.parts.render(kept[part])
                 rows = torch.full((len(variants),), self.row)
                 with torch.no_grad():
-                    found.append(self.passes.value(variants, rows).double().cpu())
+                    found.append(self.passes.value(variants, rows).cpu().double())
                 meter.advance(part.stop - part.start)
         return torch.cat(found)
 

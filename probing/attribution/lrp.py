@@ -20,6 +20,7 @@ from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
 from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
+from probing.doubles import doubled
 from probing.errors import Mend
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
@@ -126,7 +127,7 @@ class LRP:
         tape.forget_names()
         value, start = self._start(score, outputs.detach())
         mark_gates(tape, constant_attention=self.attention == "constant")
-        begun = start.of(outputs).double().sum(1)
+        begun = doubled(start.of(outputs)).sum(1)
         last = tape.nodes[-1]
         if last.outputs[0] == key and last.name in {"_softmax", "_log_softmax"}:
             key, start = (
@@ -189,7 +190,7 @@ def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
     inputs = flow.tape.inputs
     values = flow.relevance.get(0, Relevance()).of(inputs)
     nothing = torch.zeros_like(begun)
-    ledger = {"input": values.flatten(1).double().sum(1)}
+    ledger = {"input": doubled(values.flatten(1)).sum(1)}
     ledger |= {name: flow.ledger.get(entry, nothing) for entry, name in _ENTRIES.items()}
     entries = torch.stack(list(ledger.values()))
     ledger["conservation_gap"] = begun - entries.sum(0)

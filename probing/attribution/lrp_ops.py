@@ -27,6 +27,7 @@ from probing.attribution.lrp_names import (
 )
 from probing.attribution.lrp_tape import Node, Slot, Tape
 from probing.attribution.rules import Relevance
+from probing.doubles import doubled
 from probing.geometry import RefusedError
 
 
@@ -54,7 +55,7 @@ class Flow:
         n = len(self.tape.inputs)
         if lead is None:
             raise MixedRowsError(entry)
-        total = amounts.double().reshape(lead, n, -1).sum((0, 2))
+        total = doubled(amounts).reshape(lead, n, -1).sum((0, 2))
         self.ledger[entry] = self.ledger.get(entry, 0) + total
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attribution.baselines import Baseline
+from probing.doubles import near
 from probing.inputs import InputError
 from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
@@ -96,7 +97,8 @@ class TensorParts:
 
     def spread(self, values: Float[Tensor, " parts"]) -> Float[Tensor, "*shape"]:
         """Return a tensor of the example's shape that holds each part's value all over the part."""
-        return values.to(self.labels.device)[self.labels].expand(self.example.shape)
+        place = near(self.labels.device)  # values are float64
+        return values.to(place)[self.labels.to(place)].expand(self.example.shape)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from probing.errors import ProbingError, line_of_users
 from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
 from probing.inputs import one_tensor
+from probing.precision import device_of
 from probing.provenance import Provenance, Result
 from probing.scores import Score, class_scores
 
@@ -163,6 +164,7 @@ class SensitivityA:
 
 def _contrast(method: AttributionMethod, score: Score, x: Tensor, place: int) -> float:
     """Return whether one value gets no attribution though the score depends on it; NaN if it does not."""
+    x = x.to(device_of(score.model))
     other = x.clone()
     other.flatten()[place] = 0.0
     with torch.no_grad():
@@ -250,7 +252,10 @@ class Linearity:
     ) -> Check:
         """Return the largest difference of each input."""
         with torch.no_grad():
-            count = class_scores(score.model(one_tensor(inputs)[:1].clone()), score.output).shape[1]
+            count = class_scores(
+                score.model(one_tensor(inputs)[:1].to(device_of(score.model), copy=True)),
+                score.output,
+            ).shape[1]
         if max(self.classes) >= count:
             raise EvaluationError(f"classes {self.classes} need more than the model's {count}.")
         one, two = (

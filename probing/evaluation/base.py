@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod
+from probing.doubles import near
 from probing.errors import ProbingError
 from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels, reduce_channels
@@ -219,7 +220,7 @@ def maps_of(explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"
     """
     one_tensor(inputs)
     if isinstance(explained, Tensor):
-        found = Maps(explained.detach(), None)
+        found = Maps(explained.detach().to(near(explained.device)), None)
     elif isinstance(explained, Attribution):
         found = Maps(explained.upsampled(), explained.score)
     else:

@@ -55,7 +55,7 @@ class Units:
 
     def values(self, maps: Float[Tensor, "n *places"]) -> Float[Tensor, "n units"]:
         """Return the mean of each unit's places."""
-        flat = maps.flatten(1).double().cpu()
+        flat = maps.flatten(1).cpu().double()
         labels = self.labels.flatten()
         if self.count == len(labels):
             return flat
@@ -214,7 +214,7 @@ def removal_scores(
             ]
         )
         with torch.no_grad():
-            found[part] = passes.value(variants, numbers // k).double().cpu()
+            found[part] = passes.value(variants, numbers // k).cpu().double()
     return found.view(n, k)
 
 
