@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from threading import Lock
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -167,6 +168,120 @@ def record_calls(model: nn.Module) -> Iterator[list[ModuleCall]]:
             hooks.callback(begin.remove)
             hooks.callback(module.register_forward_hook(hook(path, module)).remove)
         yield calls
+
+
+# What an argument of this name says is 1 (or True) for tokens that are read …
+_READ = {"attention_mask"}
+# … or for padding.
+_LEFT_OUT = {"key_padding_mask", "src_key_padding_mask", "tgt_key_padding_mask"}
+_OTHERS = {"encoder_attention_mask", "memory_key_padding_mask", "attn_mask"}
+
+
+class MaskError(ProbingError, ValueError):
+    """Which tokens of a text are padding can't be told."""
+
+
+class TokenMasks:
+    """Which tokens were read in a pass, as modules of the model were told."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[str, Tensor]] = []
+        self._unknown: list[tuple[str, Tensor]] = []
+
+    def forget(self) -> None:
+        """Begin another pass."""
+        self._seen.clear()
+        self._unknown.clear()
+
+    @property
+    def told(self) -> bool:
+        """Whether any module was given a mask in this pass so far."""
+        return bool(self._seen or self._unknown)
+
+    def note(self, name: str, module: nn.Module, value: object) -> None:
+        """Take in an argument of a module's call."""
+        if not isinstance(value, Tensor) or value.ndim != 2:
+            return
+        if name in _READ | _LEFT_OUT:
+            # Added to attention's scores, where a text without padding has zeros only.
+            additive = value.is_floating_point() and not bool((value > 0).any())
+            said = value == 0 if additive else value.bool()
+            self._seen.append((name, ~said if name in _LEFT_OUT and not additive else said))
+        elif not type(module).__module__.startswith("torch.nn") and not value.is_floating_point():
+            self._unknown.append((name, value.bool()))
+
+    def read(self, layer: str, shape: Sequence[int]) -> Tensor | None:
+        """Return which positions of a layer's output `[n, tokens, …]` were read; None if all were, as far as is known.
+
+        Raises:
+            MaskError: if there is padding, and which positions it takes in this layer can't be told.
+        """
+        padded = [(name, kept) for name, kept in self._seen if not bool(kept.all())]
+        fitting = [kept for _, kept in padded if kept.shape == tuple(shape[:2])]
+        if fitting and all(torch.equal(kept, fitting[0]) for kept in fitting):
+            return fitting[0]
+        if padded:
+            name, kept = padded[0]
+            why = (
+                "several masks of that shape differ"
+                if fitting
+                else f"its tokens are {shape[1]} a text"
+            )
+            raise MaskError(
+                f"the model is told of padding by {name!r} of shape {tuple(kept.shape)}, and which positions of layer "
+                f"{layer!r} are padding can't be told, since {why}: give pool='none', or name another layer."
+            )
+        for name, mask in self._unknown:
+            if mask.shape == tuple(shape[:2]) and bool(mask.any()) and not bool(mask.all()):
+                raise MaskError(
+                    f"the model passes on a mask named {name!r}, which does not tell whether it marks tokens or padding: "
+                    "name the argument attention_mask (1 for tokens) or key_padding_mask (True for padding), or give "
+                    "pool='none'."
+                )
+        return None
+
+
+@contextmanager
+def token_masks(model: nn.Module) -> Iterator[TokenMasks]:
+    """Note the masks of padding that modules are given while the model runs inside the block.
+
+    They are told by the names of arguments: of layers that end before the first such module begins nothing is known yet.
+    """
+    masks = TokenMasks()
+
+    def noting(names: Sequence[str], wanted: Sequence[str]) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            for name in wanted:
+                masks.note(name, module, given.get(name))
+
+        return note
+
+    with ExitStack() as hooks:
+        begin = model.register_forward_pre_hook(lambda module, args: masks.forget())
+        hooks.callback(begin.remove)
+        for module in model.modules():
+            names = _arguments(module)
+            if wanted := _masks_of(names):
+                hook = module.register_forward_pre_hook(noting(names, wanted), with_kwargs=True)
+                hooks.callback(hook.remove)
+        yield masks
+
+
+def takes_masks(model: nn.Module) -> bool:
+    """Whether any module of a model has an argument that `token_masks` looks at."""
+    return any(_masks_of(_arguments(module)) for module in model.modules())
+
+
+def _masks_of(names: Sequence[str]) -> list[str]:
+    return [n for n in names if "mask" in n and n not in _OTHERS]
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    try:
+        return list(signature(module.forward).parameters)
+    except (TypeError, ValueError):  # written in another language
+        return []
 
 
 def _copied(value: object) -> object:

@@ -1,7 +1,7 @@
 """One batch through a prepared model: layers' outputs and several scores' gradients in one pass."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probing.errors import ProbingError
 from probing.gradients import score_gradients
-from probing.hooks import capture
+from probing.hooks import TokenMasks, capture, takes_masks, token_masks
 from probing.model_check import refuse_inconsistent
 from probing.precision import Precision, Prepared
 from probing.scores import Score
@@ -17,7 +17,7 @@ from probing.scores import Score
 Pool = Literal["none", "mean", "mean_last"]
 """What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and
 tokens `[n, tokens, features]`; or the mean over all axes but the first and last, for maps with
-channels last.
+channels last. Of texts the mean is one over tokens, where modules of the model are told by a mask of padding.
 
 The pooled *gradient* is the sum over positions: the change of the score when every position moves
 alike, which is its derivative with respect to the mean."""
@@ -36,6 +36,8 @@ class Runner:
     """A prepared copy of a model that reads layers batch by batch."""
 
     prepared: Prepared
+    early: dict[str, bool] = field(default_factory=dict)
+    """Which layers end before the model is told of padding, as far as is known."""
 
     @classmethod
     def of(
@@ -100,16 +102,49 @@ class Runner:
     def _outputs(
         self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]
     ) -> dict[str, Tensor]:
+        early = self._early_layers(inputs, layers, pools)
+
+        def pool(layer: str, output: Tensor) -> Tensor:
+            read = _read(masks, layer, output, pools[layer])
+            return pooled(output, pools[layer], read=read).contiguous()
+
         def reduce(layer: str, output: Tensor) -> Tensor:
-            return pooled(output, pools[layer]).contiguous()
+            return output if layer in early else pool(layer, output)
 
         with (
             torch.no_grad(),
             self.prepared.arithmetic(),
-            capture(self.prepared.model, layers, stop=True, reduce=reduce) as kept,
+            token_masks(self.prepared.model) as masks,
+            capture(self.prepared.model, layers, stop=not early, reduce=reduce) as kept,
         ):
             self.prepared.model(self.prepared.inputs(inputs))
-        return {layer: _checked(layer, "output", kept[layer]) for layer in layers}
+        rows = {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
+        return {layer: _checked(layer, "output", rows[layer]) for layer in layers}
+
+    def _early_layers(
+        self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]
+    ) -> set[str]:
+        """Return layers that end before the model is told of padding, as embeddings do; found by a pass, once."""
+        model = self.prepared.model
+        if inputs.ndim == 4 or "mean" not in pools.values() or not takes_masks(model):
+            return set()
+        unknown = [n for n in layers if n not in self.early]
+        if unknown:
+            told: dict[str, bool] = {}
+
+            def note(layer: str, output: Tensor) -> Tensor:
+                told[layer] = masks.told
+                return output.new_empty(0)
+
+            with (
+                torch.no_grad(),
+                self.prepared.arithmetic(),
+                token_masks(model) as masks,
+                capture(model, unknown, reduce=note),
+            ):
+                model(self.prepared.inputs(inputs))
+            self.early |= {n: masks.told and not told[n] for n in unknown}
+        return {n for n in layers if self.early[n]}
 
     def _gradients(
         self,
@@ -119,21 +154,38 @@ class Runner:
         scores: Sequence[Score],
     ) -> list[dict[str, Tensor]]:
         with torch.enable_grad(), self.prepared.arithmetic():
-            with capture(self.prepared.model, layers, graph=True) as kept:
+            with (
+                token_masks(self.prepared.model) as masks,
+                capture(self.prepared.model, layers, graph=True) as kept,
+            ):
                 output = self.prepared.model(self.prepared.inputs(inputs))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
-        outputs = {n: pooled(kept[n].detach(), pools[n]).contiguous() for n in layers}
+        read = {n: _read(masks, n, kept[n], pools[n]) for n in layers}
+        outputs = {n: pooled(kept[n].detach(), pools[n], read=read[n]).contiguous() for n in layers}
         found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]
         for gradients in slopes:
             rows = {
-                n: pooled(g, pools[n], total=True) for n, g in zip(layers, gradients, strict=True)
+                n: pooled(g, pools[n], read=read[n], total=True)
+                for n, g in zip(layers, gradients, strict=True)
             }
             found.append({n: _checked(n, "gradient", g.contiguous()) for n, g in rows.items()})
         return found
 
 
-def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
+def _read(masks: TokenMasks, layer: str, output: Tensor, pool: Pool) -> Tensor | None:
+    return masks.read(layer, output.shape) if pool == "mean" and output.ndim == 3 else None
+
+
+def pooled(
+    values: Tensor, pool: Pool, *, read: Tensor | None = None, total: bool = False
+) -> Tensor:
     """Return what `pool` keeps of an output, or (`total`) of a gradient, in float32 or better.
+
+    Args:
+        values: `[n, …]`.
+        pool: what is kept.
+        read: `[n, tokens]`, False for padding, which takes no part.
+        total: whether positions are summed.
 
     Raises:
         PoolError: for a name that is no pooling, or an output without positions to pool.
@@ -153,6 +205,9 @@ def pooled(values: Tensor, pool: Pool, *, total: bool = False) -> Tensor:
         return values
     tokens = pool == "mean_last" or values.ndim == 3
     axes = tuple(range(1, values.ndim - 1)) if tokens else tuple(range(2, values.ndim))
+    if read is not None:
+        whole = values.masked_fill(~read.to(values.device)[:, :, None], 0).sum(1)
+        return whole if total else whole / read.to(whole).sum(1, keepdim=True)
     return values.sum(axes) if total else values.mean(axes)
 
 

@@ -25,6 +25,9 @@ from probing.maximize import Channel, Maximize, Neuron
 from probing.maximize.reader import Reader
 from probing.maximize.space import Space
 from probing.precision import Precision
+from probing.probes import GlobalAverage
+from probing.probes import Grid as ProbeGrid
+from probing.probes.reading import Reader as ProbeReader
 from probing.scores import Score
 from probing.store import ActivationStore
 
@@ -123,6 +126,13 @@ def test_every_analysis_reads_units_where_they_are(channels: int) -> None:
     torch.testing.assert_close(slopes["last"], slopes["first"])
     means = [Atlas(n, Pca(), least=1)(store, net, examples).means for n in ("first", "last")]
     torch.testing.assert_close(*means, equal_nan=True)
+
+    for reduction in (GlobalAverage(), ProbeGrid(2)):
+        reader = ProbeReader(reduction, None, 999, 1 << 20)
+        shapes = reader.layers(net, ("first", "last"), examples, inputs=False)
+        assert [s.features for s in shapes] == [reduction.size((channels, 8, 8))] * 2
+        [table] = reader.tables(store, net, shapes, examples)
+        torch.testing.assert_close(table["last"].features, table["first"].features)
 
     labels = torch.zeros(4, 1, 8, 8, dtype=torch.long)
     labels[:, :, :4] = 1

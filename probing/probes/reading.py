@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from probing.errors import ProbingError
 from probing.examples import ExampleSet
+from probing.geometry import channel_axis
 from probing.jobs import Request
 from probing.layers import expand, resolve, split_call
 from probing.precision import device_of
 from probing.probes.reduction import Reduction, refuse_size
 from probing.probes.table import MemoryTable, StreamedTable, Table
+from probing.remembered import unchanged
 from probing.store import ActivationStore
 from probing.summary import calls, summarize
 
@@ -28,11 +30,20 @@ class ProbeLayerError(ProbingError, LookupError):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A layer to probe: its path, what it returns for one example, and how that is reduced."""
+    """A layer to probe: its path, what it returns for one example, and how that is reduced.
+
+    Maps have their channels first here, also where the layer returns them `last`.
+    """
 
     path: str
     shape: tuple[int, ...]
     reduction: Reduction
+    last: bool = False
+
+    def reduced(self, outputs: Float[Tensor, "k *shape"]) -> Float[Tensor, "k m"]:
+        """Reduce rows as the store returns them."""
+        turned = self.last and outputs.ndim == 4
+        return self.reduction(outputs.movedim(-1, 1) if turned else outputs)
 
     @property
     def features(self) -> int:
@@ -82,7 +93,11 @@ class Reader:
                     "a layer around it, or after it."
                 )
             shapes[path] = output
-        return tuple(self._shaped(path, shape, len(examples)) for path, shape in shapes.items())
+        with unchanged(model):
+            return tuple(
+                self._shaped(path, shape, len(examples), last=_has_last(model, first, path, shape))
+                for path, shape in shapes.items()
+            )
 
     def tables(
         self,
@@ -117,8 +132,10 @@ class Reader:
         if group:
             yield group
 
-    def _shaped(self, path: str, shape: tuple[int, ...], examples: int) -> LayerShape:
-        layer = LayerShape(path, shape, self.reduction)
+    def _shaped(
+        self, path: str, shape: tuple[int, ...], examples: int, *, last: bool
+    ) -> LayerShape:
+        layer = LayerShape(path, (shape[-1], *shape[:-1]) if last else shape, self.reduction, last)
         if layer.features > self.most and self.oversized is not None:
             layer = replace(layer, reduction=self.oversized)
         refuse_size(path, layer.features, examples, self.most)
@@ -151,9 +168,7 @@ class Reader:
         return {layer.path: MemoryTable(kept[layer.path]) for layer in layers}
 
 
-def _paths(
-    model: nn.Module, patterns: Sequence[str] | None, first: Float[Tensor, "1 *shape"]
-) -> list[str]:
+def _paths(model: nn.Module, patterns: Sequence[str] | None, first: Tensor) -> list[str]:
     paths = expand(model, ["*"] if patterns is None else patterns, lambda: calls(model, first))
     if patterns is not None:
         return list(paths)
@@ -164,6 +179,11 @@ def _paths(
             "by one; 'probing layers' lists them."
         )
     return leaves
+
+
+def _has_last(model: nn.Module, first: Tensor, path: str, shape: tuple[int, ...]) -> bool:
+    maps = path != INPUT and len(shape) == 3 and first.ndim == 4
+    return maps and channel_axis(model, first, path) == -1
 
 
 def _batches(
@@ -178,7 +198,7 @@ def _batches(
         for positions, outputs in store.batches(
             model, paths, examples, pool=members[0].reduction.pool
         ):
-            reduced = {layer.path: layer.reduction(outputs[layer.path].cpu()) for layer in members}
+            reduced = {layer.path: layer.reduced(outputs[layer.path].cpu()) for layer in members}
             yield (
                 torch.tensor(positions),
                 {p: r if r.dtype == torch.float64 else r.float() for p, r in reduced.items()},
