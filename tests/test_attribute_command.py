@@ -267,7 +267,7 @@ def test_a_folder_stands_for_all_pictures_below_it_and_they_are_counted(
     mixture = (photos[0], Path(photos[1]).parent, photos[1])
     assert run(MODEL, *mixture, *given, "--out", out) == 0
     printed = capsys.readouterr()
-    assert printed.err == "4 pictures.\n"
+    assert but_for_times(printed.err) == ["4 pictures."]
     lines = [ln.split("  ")[0] for ln in printed.out.splitlines() if " saliency " in ln]
     assert lines == ["first.png", "a.jpg", "z.png", "my second.png"]
     assert {p.name for p in out.iterdir()} == {"first", "a", "z", "my second"}
@@ -313,6 +313,12 @@ def test_the_class_scores_of_an_output_of_several_parts_are_named(
     torch.testing.assert_close(found.values, whole.values)
 
 
+def but_for_times(printed: str) -> list[str]:
+    """Return the lines that a machine says however quick it is."""
+    lines = printed.splitlines()
+    return [line for line in lines if ", about " not in line and "still at work" not in line]
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"expected_gradients"}))
 def test_every_method_can_be_asked_for_by_its_name(
     name: str, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -322,7 +328,7 @@ def test_every_method_can_be_asked_for_by_its_name(
     assert status == 0
     assert json.loads((tmp_path / "first" / name / "result.json").read_text(encoding="utf-8"))
     assert set(drawn) == {name, "comparison"}
-    assert capsys.readouterr().err == ""
+    assert but_for_times(capsys.readouterr().err) == []
 
 
 # Texts
