@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.errors import ProbingError
-from probing.hooks import capture, watch
+from probing.hooks import LayerCallError, capture, other_rows, watch
 from probing.inputs import InputError
 from probing.layers import split_call
 from probing.precision import Precision, device_of, frozen_copy
@@ -118,6 +118,14 @@ def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
     """
     key = ("layers run", tuple(inputs.shape[1:]), inputs.dtype)
     return remembered(model, key, lambda: _run(model, inputs))
+
+
+def refuse_other_rows(ran: Sequence[Ran], layer: str) -> None:
+    """Raise `LayerCallError` for a layer whose output for one example is not one row."""
+    name, call = split_call(layer)
+    for one in ran:
+        if one.layer == name and one.call == (call or 0) and one.shape[:1] != (1,):
+            raise LayerCallError(other_rows(layer, one.shape, 1))
 
 
 MOST_PREFIXES = 8  # class and register tokens that stand before the patches
@@ -270,6 +278,7 @@ class Layout:
             raise RefusedError(
                 f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another."
             )
+        refuse_other_rows(ran, layer)
         known, size = own.grid, (inputs.shape[2], inputs.shape[3])
         if len(own.shape) == 4:
             last = _has_channels_last(layer, own, channel_axis(model, inputs, layer), channels_last)

@@ -62,7 +62,7 @@ def layer_gradients(
     refuse_training(score.model)
     score = score.named(inputs)
     with _graph_of(score.model):
-        with capture(score.model, layers, graph=True) as outputs:
+        with capture(score.model, layers, graph=True, rows=len(inputs)) as outputs:
             output = score.model(inputs.detach().clone())
         [gradients] = score_gradients([score], output, [outputs[layer] for layer in layers], layers)
     return {layer: (outputs[layer].detach(), g) for layer, g in zip(layers, gradients, strict=True)}

@@ -37,6 +37,7 @@ def capture(
     graph: bool = False,
     stop: bool = False,
     reduce: Callable[[str, Tensor], Tensor] | None = None,
+    rows: int | None = None,
 ) -> Iterator[Mapping[str, Tensor]]:
     """Record what layers return while the model runs inside the block.
 
@@ -54,17 +55,18 @@ def capture(
             after that call inside the block does not run. (The first pass with inputs of a shape
             goes to its end, to count calls.)
         reduce: of a path and its output what is kept, to save memory; not with `graph`.
+        rows: how many examples pass; a layer that returns another number of rows is refused.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
-        LayerCallError: if a layer ran twice under its plain name, never, or returned no tensor.
+        LayerCallError: if a layer ran twice under its plain name, never, or returned no tensor, or other rows.
     """
     if graph and reduce is not None:
         raise ArgumentError(
             "capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients."
         )
     taps = [_Tap.of(model, layer) for layer in dict.fromkeys(layers)]
-    recorder = _Recorder(model, taps, graph, stop, reduce)
+    recorder = _Recorder(model, taps, graph, stop, reduce, rows)
     with _UNFUSED, ExitStack() as hooks:
         recorder.attach(hooks)
         try:
@@ -353,6 +355,7 @@ class _Recorder:
     graph: bool
     stop: bool
     reduce: Callable[[str, Tensor], Tensor] | None
+    rows: int | None
     kept: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[nn.Module, int] = field(default_factory=dict)
     once: WeakSet[nn.Module] = field(default_factory=WeakSet)
@@ -418,6 +421,8 @@ class _Recorder:
                 f"layer {address!r} returns {_kind(output)}, expected one tensor; "
                 f"{_instead(tap.module)}."
             )
+        if self.rows is not None and (not output.ndim or len(output) != self.rows):
+            raise LayerCallError(other_rows(address, tuple(output.shape), self.rows))
         if self.graph:
             if not (output.is_floating_point() or output.is_complex()):
                 raise LayerCallError(
@@ -471,6 +476,14 @@ def _kind(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def other_rows(layer: str, shape: tuple[int, ...], rows: int) -> str:
+    """Say that a layer's output has no row for each example."""
+    return (
+        f"layer {layer!r} returns shape {shape} for {rows} example{'s' if rows > 1 else ''}: its first axis is not that "
+        "of the examples, as in attention over windows, where time comes first, and in experts; read a layer around it."
+    )
 
 
 def _ran_again(layer: str) -> str:

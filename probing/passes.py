@@ -54,7 +54,17 @@ class Runner:
             InconsistentModelError: if what the model returns for an example hangs on anything else.
         """
         refuse_inconsistent(model, example, device)
-        return cls(precision.prepare(model, layers, device, example))
+        made = cls(precision.prepare(model, layers, device, example))
+        # Alone: an axis that is no batch axis may be as long as a batch by chance.
+        ready = made.prepared
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            ready.arithmetic(),
+            capture(ready.model, layers, stop=True, rows=1),
+        ):
+            ready.model(ready.inputs(example[:1]))
+        return made
 
     def run(
         self,
@@ -111,13 +121,14 @@ class Runner:
         def reduce(layer: str, output: Tensor) -> Tensor:
             return output if layer in early else pool(layer, output)
 
+        model = self.prepared.model
         with (
             torch.no_grad(),
             self.prepared.arithmetic(),
-            token_masks(self.prepared.model) as masks,
-            capture(self.prepared.model, layers, stop=not early, reduce=reduce) as kept,
+            token_masks(model) as masks,
+            capture(model, layers, stop=not early, reduce=reduce, rows=len(inputs)) as kept,
         ):
-            self.prepared.model(self.prepared.inputs(inputs))
+            model(self.prepared.inputs(inputs))
         rows = {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
         return {layer: _checked(layer, "output", rows[layer]) for layer in layers}
 
@@ -156,7 +167,7 @@ class Runner:
         with torch.enable_grad(), self.prepared.arithmetic():
             with (
                 token_masks(self.prepared.model) as masks,
-                capture(self.prepared.model, layers, graph=True) as kept,
+                capture(self.prepared.model, layers, graph=True, rows=len(inputs)) as kept,
             ):
                 output = self.prepared.model(self.prepared.inputs(inputs))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)

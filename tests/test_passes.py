@@ -9,8 +9,11 @@ import torch
 from nets import AsksForTensors, BatchNormNet, ConvNet, SharedReluNet, TupleNet, images, seeded
 from torch import Tensor, nn
 
+from probing.attribution.cam import GradCAM
+from probing.attribution.path import LayerIntegratedGradients
 from probing.gradients import ZeroPathError, layer_gradients
 from probing.hooks import LayerCallError
+from probing.maximize import Channel, Space, maximize
 from probing.passes import NonFiniteError, PoolError, Runner, pooled
 from probing.precision import Precision
 from probing.scores import Score
@@ -292,6 +295,97 @@ def test_layers_that_can_not_be_read_are_refused_as_in_capture() -> None:
         torch.ones(1, 4), ["relu:1"], "none"
     )
     assert outputs["relu:1"].shape == (1, 3)
+
+
+class Windows(nn.Module):
+    """Cuts maps into quarters, which stand in place of the examples for `inside`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 1, 3, 3)
+        return self.inside(quarters).reshape(len(x), -1)[:, :3]
+
+
+class TimeFirst(nn.Module):
+    """Has one step of time for each example of a batch of six."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x[:, 0].transpose(0, 1)).sum(0)
+
+
+class Expert(nn.Module):
+    """Only some of the examples go through `inside`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        chosen = flat[:, 0] > 0
+        return torch.zeros(len(x), 3).index_add(
+            0, chosen.nonzero()[:, 0], self.inside(flat[chosen])
+        )
+
+
+class Table(nn.Module):
+    """`inside` returns what all examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3] + self.inside(torch.ones(4, 2)).sum(0)
+
+
+class Total(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3] + 0 * self.inside(x)
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().sum()
+
+
+@pytest.mark.parametrize("kind", [Windows, TimeFirst, Table, Total])
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_a_layer_without_a_row_for_each_example_is_refused_also_where_numbers_agree(
+    kind: type[nn.Module], count: int
+) -> None:
+    net, x = seeded(kind()), images(n=count)
+    message = "layer 'inside' returns shape .* its first axis is not that of the examples"
+    with pytest.raises(LayerCallError, match=message):
+        runner(net, ["inside"], example=x)
+    assert len(runner(net, [""], example=x).run(x, [""], "none")[0][""]) == count
+    if kind is not Total:
+        with pytest.raises(LayerCallError, match=message):
+            LayerIntegratedGradients("inside")(Score(net, 0), x)
+    if kind is Windows:
+        with pytest.raises(LayerCallError, match=message):
+            GradCAM("inside")(Score(net, 0), x)
+        with pytest.raises(LayerCallError, match=message):
+            maximize(net, Channel("inside", 0), size=6, steps=1, transforms=(), space=Space.plain())
+
+
+def test_a_layer_that_some_examples_pass_by_is_refused() -> None:
+    net, x = seeded(Expert()), images(n=3)
+    x[:, 0, 0, 0] = torch.tensor([1.0, -1.0, 1.0])
+    made = runner(net, ["inside"], example=x)
+    with pytest.raises(LayerCallError, match=r"returns shape \(2, 3\) for 3 examples"):
+        made.run(x, ["inside"], "none")
 
 
 def test_a_score_that_a_layer_does_not_lead_to_is_refused() -> None:

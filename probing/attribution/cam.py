@@ -54,7 +54,8 @@ class _Reading:
 
     def _outputs(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         passes, score = self.passes, score_of(self.passes.score, part)
-        with torch.no_grad(), capture(score.model, [self.layer]) as kept:
+        rows = len(self.inputs[part])
+        with torch.no_grad(), capture(score.model, [self.layer], rows=rows) as kept:
             output = passes.output(self.inputs[part])
         classes = class_scores(output, score.output)
         found = (score.read(output), kept[self.layer], classes)
@@ -64,7 +65,8 @@ class _Reading:
         passes = self.passes
         with torch.inference_mode(False), torch.enable_grad():
             score = score_of(passes.score, part)
-            with capture(score.model, [self.layer], graph=True) as kept:
+            rows = len(self.inputs[part])
+            with capture(score.model, [self.layer], graph=True, rows=rows) as kept:
                 output = passes.output(self.inputs[part])
             with passes.precision.gradients.arithmetic(passes.device):
                 [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])

@@ -13,6 +13,7 @@ from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import given, rerun, tail_of
+from probing.geometry import layers_run, refuse_other_rows
 from probing.hooks import capture
 from probing.inputs import InputError
 from probing.precision import Precision, agree
@@ -92,9 +93,10 @@ class LayerIntegratedGradients:
         """
         score, inputs = checked(score, inputs, integers=True)
         with unchanged(score.model):
-            layer = self.layer
+            layer, ran = self.layer, layers_run(score.model, inputs)
             if layer is None:
                 layer = cam_layer(score, inputs)
+            refuse_other_rows(ran, layer)
             path = self.path
             passes = Passes.of(score, inputs, path.batch_size, path.precision, [layer])
             ends = read_layer(passes, inputs, layer)
@@ -195,7 +197,8 @@ def read_layer(passes: Passes, inputs: Tensor, layer: str) -> Tensor:
     """Return a layer's outputs, from passes that end there."""
     parts = []
     for part in passes.slices(len(inputs)):
-        with torch.no_grad(), capture(passes.score.model, [layer], stop=True) as kept:
+        model, rows = passes.score.model, len(inputs[part])
+        with torch.no_grad(), capture(model, [layer], stop=True, rows=rows) as kept:
             passes.output(inputs[part])
         parts.append(kept[layer].to(inputs.device))
     return torch.cat(parts)

@@ -122,7 +122,12 @@ class Reader:
         self, ready: Prepared, views: Tensor, gates: AbstractContextManager[object]
     ) -> Mapping[str, Tensor]:
         layers = self.layers
-        with gates, ready.arithmetic(), capture(ready.model, layers, graph=True, stop=True) as kept:
+        rows = len(views)
+        with (
+            gates,
+            ready.arithmetic(),
+            capture(ready.model, layers, graph=True, stop=True, rows=rows) as kept,
+        ):
             ready.model(ready.inputs(views))
         return kept
 
