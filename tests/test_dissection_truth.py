@@ -110,8 +110,8 @@ def bars(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return images[:, None], inside * (kinds[:, None, None] + 1)
 
 
-def trained_on_bars(steps: int = 160) -> nn.Module:
-    """Return a small network trained to tell, at each pixel, which bar lies there, if any."""
+def trained_on_bars() -> nn.Module:
+    """Return a small network that tells, at each pixel of images never seen, which bar lies there, if any."""
     net = nn.Sequential(
         OrderedDict(
             first=nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
@@ -128,12 +128,15 @@ def trained_on_bars(steps: int = 160) -> nn.Module:
             weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / fan) ** 0.5)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     weight = torch.tensor([0.1] + [1.0] * 8)
-    for _ in range(steps):
+    for _ in range(400):
         images, labels = bars(32, generator)
         optimiser.zero_grad()
-        nn.functional.cross_entropy(net[:4](images), labels, weight).backward()
+        loss = nn.functional.cross_entropy(net[:4](images), labels, weight)
+        if float(loss.detach()) < 0.005:  # of images of this step: every kernel comes there by a path of its own
+            return net.eval()
+        loss.backward()
         optimiser.step()
-    return net.eval()
+    raise AssertionError("the network does not learn to tell bars")
 
 
 @pytest.mark.slow
@@ -149,11 +152,12 @@ def test_me_8_detectors_grow_with_depth_and_full_rotation_destroys_most() -> Non
     assert by_depth[0] <= by_depth[1] <= by_depth[2]
     assert by_depth[0] < by_depth[2] >= 7
     after = []
-    for seed in range(5):
+    turns = 8
+    for seed in range(turns):
         method = Dissection(("fields",), protocol=protocol, rotation=Rotation(seed=seed), draws=0)
         turned = method(store, net, scenes)
         after.append(sum(turned.detectors_by_category("fields", min_iou=0.5).values()))
-    assert sum(after) / 5 < by_depth[2] / 2
+    assert sum(after) / turns < by_depth[2] / 2
 
 
 def test_the_label_tests_tell_scores_apart_as_their_authors_do() -> None:
