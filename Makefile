@@ -1,5 +1,7 @@
 # make audit   installs what is needed and runs the default audit into results/occupations
 # make test    the same for the tests
+# make test-kernels   what hangs on kernels, under three sets of them, with one thread and with two
+# make test-peers     what needs other libraries, in an environment of their own, .venv-peers
 # make lint    the same for style, types and import layers
 # make experiments   every experiment and benchmark, small
 # make docs    the site: how-to pages and the reference of every module, in site/
@@ -16,7 +18,9 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 # One build of torch and torchvision shows when both are imported; the others stand for a whole installation.
 WORKS := .venv/bin/python -W ignore -c 'import torch, torchvision, timm, mypy, pytest, probing'
 
-.PHONY: audit test lint docs experiments notebooks chaos fuzz licences clean
+PEERS := .venv-peers/.ready
+
+.PHONY: audit test test-kernels test-peers lint docs experiments notebooks chaos fuzz licences clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last and holds this folder's path: a broken first try, a .venv whose Python has gone and a
@@ -28,6 +32,19 @@ audit: $(READY)
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+test-kernels: $(READY)
+	for threads in 1 2; do \
+	  for kernels in "" "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
+	    "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do \
+	    echo "$$kernels THREADS=$$threads"; \
+	    env $$kernels THREADS=$$threads .venv/bin/python -m pytest -q -m kernels || exit 1; \
+	  done; \
+	done
+
+test-peers: $(PEERS)
+	.venv-peers/bin/python -m pytest tests/test_quantus.py tests/test_lucent.py
+	.venv-peers/bin/python experiments/tiny.py benchmarks/evaluation benchmarks/maximization
 
 lint: $(READY)
 	.venv/bin/ruff check
@@ -66,5 +83,17 @@ $(READY): pyproject.toml
 	  "$(PIP) install --force-reinstall torch torchvision" >&2; exit 1; }
 	@pwd > $@
 
+# Lucent wants a kornia of 2020, so it gets an environment of its own, which finds all else in .venv.
+$(PEERS): $(READY)
+	"$(PYTHON)" -m venv --clear .venv-peers
+	.venv-peers/bin/python -c 'import sys, sysconfig; print(f"import site; site.addsitedir({sys.argv[1]!r})", \
+	  file=open(sysconfig.get_path("purelib") + "/suite.pth", "w"))' \
+	  "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --editable '.[lucent,peers]'
+	.venv-peers/bin/python -m pip --disable-pip-version-check uninstall --yes opencv-python
+	.venv-peers/bin/python -m pip --disable-pip-version-check install opencv-python-headless # needs no libGL
+	.venv-peers/bin/python -W ignore -c 'import lucent.optvis.render, quantus'
+	@touch $@
+
 clean:
-	rm -rf .venv results site
+	rm -rf .venv .venv-peers results site

@@ -15,7 +15,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # six times faster for nets this small on a busy machine
+# One is six times faster for nets this small on a busy machine; more are for `make test-kernels`.
+torch.set_num_threads(int(os.environ.get("THREADS", "1")))
 
 # The same examples in every run, and no deadline: a busy machine is no failure.
 settings.register_profile(

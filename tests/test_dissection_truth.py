@@ -132,13 +132,16 @@ def trained_on_bars() -> nn.Module:
         images, labels = bars(32, generator)
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(net[:4](images), labels, weight)
-        if float(loss.detach()) < 0.005:  # of images of this step: every kernel comes there by a path of its own
+        if (
+            float(loss.detach()) < 0.005
+        ):  # of images of this step: every kernel comes there by a path of its own
             return net.eval()
         loss.backward()
         optimiser.step()
     raise AssertionError("the network does not learn to tell bars")
 
 
+@pytest.mark.kernels
 @pytest.mark.slow
 def test_me_8_detectors_grow_with_depth_and_full_rotation_destroys_most() -> None:
     net, (images, labels) = trained_on_bars(), bars(160, torch.Generator().manual_seed(9))

@@ -64,6 +64,7 @@ def planted(n: int = 240, seed: int = 0) -> tuple[nn.Module, TensorExamples, Ten
     return net.eval(), TensorExamples(images), labels
 
 
+@pytest.mark.kernels
 def test_probes_find_a_planted_label_where_it_is_and_not_where_it_was_lost() -> None:
     net, examples, labels = planted()
     found = QUICK(store(), net, examples, labels)
@@ -76,6 +77,7 @@ def test_probes_find_a_planted_label_where_it_is_and_not_where_it_was_lost() -> 
     assert found.converged == (True, True, True)
 
 
+@pytest.mark.kernels
 def test_random_labels_are_not_found_anywhere() -> None:
     net, examples, labels = planted()
     shuffled = labels[torch.randperm(240, generator=torch.Generator().manual_seed(0))]
@@ -121,6 +123,7 @@ def small_cnn() -> nn.Sequential:
 BLOCKS = ("0", "1", "2", "4", "5")
 
 
+@pytest.mark.kernels
 @pytest.mark.slow
 def test_me_2_probe_error_falls_with_depth_in_a_trained_net_and_rises_at_random_weights() -> None:
     drawn, probed = shapes(1200, seed=0), shapes(900, seed=1)
@@ -168,6 +171,7 @@ def test_the_second_analysis_on_the_same_data_makes_no_forward_pass(tmp_path: Pa
     assert again.cross_entropy.isnan().all()  # ridge gives no probabilities
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("probe", [SoftmaxProbe((1e-2, 1e-1), tolerance=1e-5), RidgeProbe()])
 def test_rows_that_exceed_memory_are_streamed_with_the_same_result(
     probe: SoftmaxProbe | RidgeProbe,
@@ -201,6 +205,7 @@ def test_a_group_is_on_one_side_only_and_every_side_holds_every_class() -> None:
     assert not torch.equal(split.test.sort()[0], other.test.sort()[0])
 
 
+@pytest.mark.kernels
 def test_groups_that_give_the_label_away_help_only_a_probe_that_ignores_them() -> None:
     """Each person has a face of their own and a random label: nothing can be read of persons never seen."""
     generator = torch.Generator().manual_seed(0)
@@ -348,6 +353,7 @@ def test_random_weights_replace_every_weight_and_leave_the_model() -> None:
         untrained_copy(nn.ReLU())
 
 
+@pytest.mark.kernels
 def test_snapshots_are_probed_while_a_network_trains(tmp_path: Path) -> None:
     drawn = shapes(240, seed=0)
     net = small_cnn().train()

@@ -210,6 +210,7 @@ def test_am_11_small_steps_never_lower_a_smooth_unit() -> None:
     assert found.trace[0, -1] > found.trace[0, 0] + 0.1
 
 
+@pytest.mark.kernels
 def test_am_12_views_that_change_nothing_change_no_bit() -> None:
     net = nets.seeded(nets.ConvNet())
     bare = Maximize(transforms=(), steps=5, size=8)
@@ -236,6 +237,7 @@ def test_am_13_a_planted_template_is_recovered_and_nothing_drawn_outside_its_fie
     assert not image.any()
 
 
+@pytest.mark.kernels
 def test_a_template_is_recovered_from_noise_in_fourier_space_too() -> None:
     template = torch.randn(1, 5, 5, generator=torch.Generator().manual_seed(3))
     conv = nn.Conv2d(1, 1, 5)
@@ -290,6 +292,7 @@ def small(kind: str) -> tuple[nn.Module, Space, int, list[object]]:
     return nets.ConvNet(), Space.plain("grey"), 17, [Channel("features.2", 1), Logit(2)]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "kind", ["torchvision CNN", "timm CNN", "timm ViT", "torchvision ViT", "grey"]
 )
@@ -317,6 +320,7 @@ def convs() -> nn.Module:
     return nets.seeded(nn.Sequential(layers))
 
 
+@pytest.mark.kernels
 def test_the_same_call_gives_the_same_bits_and_another_seed_another_image() -> None:
     a, b, c = (maximize(convs(), Channel("second", 3), space=Space(), size=16, steps=8, seed=s) for s in (0, 0, 1))  # fmt: skip
     assert torch.equal(a.images, b.images)
@@ -324,6 +328,7 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_another_image() -> N
     assert not torch.allclose(a.images, c.images, atol=0.1)
 
 
+@pytest.mark.kernels
 def test_one_unit_alone_equals_the_same_unit_in_a_batch_of_32() -> None:
     goals = [Channel("second", k) for k in range(32)]
     settings = Maximize(steps=12, size=16)
@@ -335,6 +340,7 @@ def test_one_unit_alone_equals_the_same_unit_in_a_batch_of_32() -> None:
         assert torch.allclose(alone.trace[0], together.trace[k], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.kernels
 def test_batches_do_not_change_images() -> None:
     goals = [Channel("second", k) for k in range(5)]
     whole, parts = (
@@ -344,6 +350,7 @@ def test_batches_do_not_change_images() -> None:
     assert torch.allclose(whole.images, parts.images, atol=1e-3)
 
 
+@pytest.mark.kernels
 def test_half_precision_weights_run_in_float32() -> None:
     half = convs().half()
     found = maximize(half, Channel("second", 3), space=Space(), size=16, steps=8)
@@ -438,6 +445,7 @@ def test_images_of_one_objective_differ_and_diversity_drives_them_apart() -> Non
     assert unlike(100.0) > unlike(0.0) + 0.1
 
 
+@pytest.mark.kernels
 def test_minus_an_objective_is_minimised() -> None:
     up, down = (
         maximize(convs(), goal, space=Space(), size=16, steps=20)
@@ -446,6 +454,7 @@ def test_minus_an_objective_is_minimised() -> None:
     assert float(up.activation[0]) > 0.3 - float(down.activation[0])
 
 
+@pytest.mark.kernels
 def test_feature_inversion_finds_a_picture_with_the_same_activations(
     generator: torch.Generator,
 ) -> None:
@@ -458,6 +467,7 @@ def test_feature_inversion_finds_a_picture_with_the_same_activations(
     assert (found.images[0] - picture).abs().mean() < 0.5 * picture.abs().mean()
 
 
+@pytest.mark.kernels
 def test_a_caricature_exceeds_its_picture_in_its_own_direction(
     generator: torch.Generator,
 ) -> None:

@@ -527,6 +527,7 @@ def trained(penalty: float) -> tuple[nn.Module, Tensor, Tensor]:
     return net.eval(), x, y
 
 
+@pytest.mark.kernels
 def test_eg_7_a_strong_prior_removes_a_confounder_that_training_finds() -> None:
     shares = []
     for penalty in (0.0, 30.0):
@@ -539,6 +540,7 @@ def test_eg_7_a_strong_prior_removes_a_confounder_that_training_finds() -> None:
     assert shares[1] < 0.05 * shares[0]  # 0.0005 to 0.018 of it, over eight seeds
 
 
+@pytest.mark.kernels
 def test_a_smoothness_prior_makes_maps_smoother() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (64,), generator=generator)

@@ -75,6 +75,7 @@ def real(name: str) -> nn.Module:
     return _MADE[name]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", MODELS)
 def test_the_default_equals_the_model_as_given_up_to_rounding(name: str) -> None:
     net, x = real(name), images(n=2, channels=3, size=64)
@@ -105,6 +106,7 @@ def addresses(net: nn.Module, x: Tensor) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_that_is_read_returns_what_it_returned(name: str) -> None:
     """Whole networks in double precision, where only a wrong fold and no rounding can show."""
@@ -134,6 +136,7 @@ def test_one_layer_read_of_a_residual_network_costs_at_most_its_own_fold(layer: 
     assert gap(outputs(net, x, [layer])[layer], expected) < 1e-5
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
 def test_gradients_of_the_prepared_copy_equal_the_models(name: str) -> None:
     net, x, layers = real(name), images(n=1, channels=3, size=64), ["layer3", "layer4"]
@@ -339,6 +342,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("build", FOLDED.values(), ids=FOLDED)
 def test_a_convolution_and_its_norm_become_one(build: Callable[[], nn.Module]) -> None:
     net = build()
@@ -596,6 +600,7 @@ def test_gradients_are_never_computed_in_bfloat16() -> None:
         assert Precision(kind).gradients == Precision(kind)
 
 
+@pytest.mark.kernels
 def test_fast_runs_in_bfloat16_and_is_near_float32() -> None:
     net, fast = shaken(seeded(BatchNormNet())), Precision("fast")
     ready = fast.prepare(net, ["relu"], CPU, images())

@@ -63,12 +63,14 @@ def test_pr_1_two_normal_clouds_at_distance_one_are_told_apart_with_error_phi_of
     assert found == pytest.approx(expected, abs=3 * sqrt(expected * (1 - expected) / n))
 
 
+@pytest.mark.kernels
 def test_pr_2_classes_with_a_margin_are_told_apart_without_error() -> None:
     rows, labels = two_clouds(400, 5, 8, 0)
     model = SoftmaxClassifier(1e-4).fit(rows.numpy(), labels.numpy())
     assert error(model, *two_clouds(400, 5, 8, 1)) == 0
 
 
+@pytest.mark.kernels
 def test_pr_3_random_labels_are_learnt_by_heart_where_features_suffice_and_never_predict() -> None:
     n, classes = 2000, 4
     rows = normal(60, 80, seed=1)
@@ -92,6 +94,7 @@ def test_pr_4_xor_is_at_chance_and_solved_after_the_product_of_features() -> Non
     assert error(solved, product, labels) == 0
 
 
+@pytest.mark.kernels
 def test_pr_5_an_invertible_affine_map_of_features_leaves_the_optimal_loss() -> None:
     rows, labels = problem()
     mapped = rows @ normal(12, 12, seed=9) + normal(12, seed=10)
@@ -115,6 +118,7 @@ def test_pr_7_the_gradient_is_that_of_autograd() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3, 1e-5])
 def test_a_fit_is_the_optimum_that_scikit_learn_finds(penalty: float) -> None:
     linear = pytest.importorskip("sklearn.linear_model")
@@ -150,6 +154,7 @@ def test_the_certificate_is_the_largest_slope_at_the_fit_and_tells_of_an_early_s
     assert int(fits.steps) == 3
 
 
+@pytest.mark.kernels
 def test_fits_together_are_fits_alone_and_warm_starts_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,6 +174,7 @@ def test_fits_together_are_fits_alone_and_warm_starts_change_nothing(
             )
 
 
+@pytest.mark.kernels
 def test_whitening_changes_the_way_and_not_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = problem()
     table = TableRows.of(rows)
@@ -186,6 +192,7 @@ def test_a_class_that_is_absent_gets_no_probability_and_the_fit_still_ends() -> 
     assert float(fits.intercepts[0, 0, 3]) < -20
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("probe", [SoftmaxProbe((1e-3, 1e-1), 1e-10), RidgeProbe()])
 def test_a_fit_in_the_space_of_rows_is_the_fit(probe: SoftmaxProbe | RidgeProbe) -> None:
     rows, labels = problem(n=30, features=50)
@@ -238,6 +245,7 @@ def streamed(features: Tensor, positions: Tensor, step: int = 37) -> tuple[Strea
     return rows, passes
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("probe", [SoftmaxProbe((1e-3,)), RidgeProbe((1e-3, 1.0))])
 def test_rows_that_pass_by_in_batches_give_the_fit_of_rows_in_memory(
     probe: SoftmaxProbe | RidgeProbe,
@@ -368,6 +376,7 @@ def test_estimators_work_in_pipelines_and_copies_and_give_probabilities() -> Non
     assert fitted.certificate_ <= 1e-6
 
 
+@pytest.mark.kernels
 def test_two_classes_have_one_row_of_coefficients_as_in_scikit_learn() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     rows, labels = two_clouds(200, 4, 0.7, 0)

@@ -44,6 +44,7 @@ def roar(data: Data, rankings: dict[str, object], **settings: object) -> Retrain
     return metric(rankings, QUICK(make, data.train, data.train_labels, 9), make, data)  # type: ignore[arg-type]
 
 
+@pytest.mark.kernels
 def test_ro_1_only_the_place_that_holds_the_class_matters() -> None:
     data = signs()
     found = roar(data, {"right": ranking([4, 3, 2, 1], data), "wrong": ranking([1, 2, 3, 4], data)})
@@ -54,6 +55,7 @@ def test_ro_1_only_the_place_that_holds_the_class_matters() -> None:
     assert found.areas["right"] < found.areas["random"] < found.areas["wrong"]
 
 
+@pytest.mark.kernels
 def test_ro_2_of_two_places_that_say_the_same_either_can_go() -> None:
     data = signs(copied=True)
     found = roar(
@@ -86,6 +88,7 @@ def test_ro_4_masks_are_fixed_and_known_by_their_content() -> None:
     assert first.masks["random"] != roar(data, {}, seed=5).masks["random"]
 
 
+@pytest.mark.kernels
 def test_ro_5_the_true_places_make_the_lowest_curve() -> None:
     data = signs()
     given = {
@@ -98,6 +101,7 @@ def test_ro_5_the_true_places_make_the_lowest_curve() -> None:
     assert (lowest[None] <= found.summary[0] + 0.05).all()
 
 
+@pytest.mark.kernels
 def test_what_a_mask_s_pattern_gives_away_is_reported() -> None:
     data = signs()
     leaking = torch.zeros(900, 4)
@@ -143,6 +147,7 @@ def test_images_lose_whole_pixels_to_the_mean_of_each_channel() -> None:
     assert not bool((trained[0][:, :, 1, 1] == mean).all())
 
 
+@pytest.mark.kernels
 def test_maps_of_a_network_that_learned_shuffled_labels_are_others() -> None:
     x = torch.randn(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = torch.arange(80) % 2
@@ -164,6 +169,7 @@ def test_maps_of_a_network_that_learned_shuffled_labels_are_others() -> None:
         data_randomisation({}, model, net, data, Training(epochs=1))
 
 
+@pytest.mark.kernels
 def test_training_is_repeatable_and_stops_when_it_is_enough() -> None:
     data = signs()
     one, two = (QUICK(make, data.train, data.train_labels, 3) for _ in range(2))

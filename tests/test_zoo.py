@@ -69,6 +69,7 @@ def test_the_table_is_introduced_by_what_the_script_does(zoo: ModuleType, commit
     assert committed.startswith(zoo.header())
 
 
+@pytest.mark.kernels
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(3))
 def test_the_table_is_what_the_script_gives(zoo: ModuleType, committed: str, index: int) -> None:
