@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from probing.errors import ProbingError
 from probing.foreign import ForeignHookError, is_watched
 from probing.hooks import ModuleCall, record_calls
-from probing.precision import Precision, Prepared, agree, device_of
+from probing.precision import AS_GIVEN, Prepared, agree, device_of
 from probing.remembered import remembered
 
-_AS_GIVEN = Precision("reference")
 _REFUSALS = (RuntimeError, AssertionError, ValueError, IndexError)
 
 
@@ -44,7 +43,7 @@ def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) 
 
 
 def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
-    prepared = _AS_GIVEN.prepare(model, (), device, inputs)
+    prepared = AS_GIVEN.prepare(model, (), device, inputs)
     one = inputs[:1]
     if is_watched(model):
         _refuse_other_without(model, one)
@@ -64,7 +63,7 @@ def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
 def _refuse_other_without(model: nn.Module, one: Tensor) -> None:
     """Refuse a model whose copy, without what libraries have left on it, gives another output: one more pass each."""
     home = device_of(model)
-    copied = _AS_GIVEN.prepare(model, (), home, one)
+    copied = AS_GIVEN.prepare(model, (), home, one)
     if not agree(_drawn(replace(copied, model=model), one, 0), _drawn(copied, one, 0)):
         raise ForeignHookError(
             f"{type(model).__name__} gives another output without the hooks that a library has left on it: load it anew."
@@ -130,6 +129,7 @@ def _tensors(output: object) -> Iterator[Tensor]:
 _BATCH_WAY = (
     "Write it so that each row hangs on its own example, and give BatchNorm running statistics."
 )
+_TIME_FIRST_WAY = "Examples lie along the first axis of what it is given: set batch_first=True where the model is made."
 _CHANCE_WAY = (
     "Let it draw in training mode only, as functional.dropout(x, p, training=self.training) does."
 )
@@ -140,7 +140,7 @@ def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> s
     """Say on what else the output hangs, and which module makes it so."""
 
     def passes(*batches: tuple[Tensor, int]) -> list[list[ModuleCall]]:
-        fresh = _AS_GIVEN.prepare(model, (), device, one)  # one that remembers nothing
+        fresh = AS_GIVEN.prepare(model, (), device, one)  # one that remembers nothing
         return [_calls(fresh, batch, seed) for batch, seed in batches]
 
     name = type(model).__name__
@@ -153,14 +153,19 @@ def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> s
     elif chance := _place(first, again, _equal):
         what, place, way = "chance", chance, _CHANCE_WAY
     else:
+        time_first = any(f"({kind})" in mixed for kind in _MAY_TAKE_TIME_FIRST)
         return (
             f"{name} in evaluation mode returns something else for an example alone than in a batch with others: in "
-            f"{mixed or 'its forward'} examples influence each other, and so would maps and rows. {_BATCH_WAY}"
+            f"{mixed or 'its forward'} examples influence each other, and so would maps and rows. "
+            f"{_TIME_FIRST_WAY if time_first else _BATCH_WAY}"
         )
     return (
         f"{name} in evaluation mode returns something else for the same example at each call: in {place} it hangs on "
         f"{what}, and so would every map and row. {way}"
     )
+
+
+_MAY_TAKE_TIME_FIRST = ("MultiheadAttention", "RNN", "LSTM", "GRU")
 
 
 def _calls(prepared: Prepared, batch: Tensor, seed: int) -> list[ModuleCall]:

@@ -109,6 +109,9 @@ class Precision:
         return given
 
 
+AS_GIVEN = Precision("reference")
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A frozen copy of a model, and how batches enter it.

@@ -282,6 +282,20 @@ def test_fault_15_errors_in_a_model_are_raised_and_leave_it_as_found(
     assert list(state(model, x)) == before
 
 
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_examples_of_another_number_format_than_the_model_are_brought_to_it(
+    name: str, dtype: torch.dtype
+) -> None:
+    model, x = nets.seeded(nets.ConvNet()).to(dtype), nets.images()
+    given = x.float() if dtype == torch.float64 else x.double()
+    found = made(name)(Score(model, TARGETS), given)
+    wanted = made(name)(Score(model.double(), TARGETS), x.double())
+    assert found.values.dtype == (dtype if name in OF_A_LAYER else given.dtype)
+    scale = float(wanted.values.abs().max())
+    torch.testing.assert_close(found.values.double(), wanted.values, rtol=1e-3, atol=1e-4 * scale)
+
+
 class Noisy(nets.ConvNet):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + 0.1 * torch.randn_like(x))

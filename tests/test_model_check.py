@@ -217,6 +217,33 @@ def test_a_model_that_takes_no_example_alone_is_refused_and_one_that_takes_only_
         refuse_inconsistent(seeded(nn.Linear(5, 2)), images(size=6), CPU)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        nn.TransformerEncoderLayer(4, 2, 8),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 2, enable_nested_tensor=False),
+    ],
+    ids=["layer", "encoder"],
+)
+def test_attention_over_the_examples_is_told_how_to_take_them_first(part: nn.Module) -> None:
+    net = seeded(nn.Sequential(part, nn.Flatten(), nn.Linear(20, 3)))
+    with pytest.raises(InconsistentModelError, match=r"MultiheadAttention.* batch_first=True"):
+        refuse_inconsistent(net, torch.randn(2, 5, 4), CPU)
+
+
+class Last(nn.Module):
+    def forward(self, states: tuple[Tensor, object]) -> Tensor:
+        return states[0].flatten(1)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_over_the_examples_is_told_so_too(kind: type[nn.Module]) -> None:
+    x = torch.randn(3, 5, 4)
+    refuse_inconsistent(seeded(nn.Sequential(kind(4, 4, batch_first=True), Last())), x, CPU)
+    with pytest.raises(InconsistentModelError, match=r"(RNN|LSTM|GRU).* batch_first=True"):
+        refuse_inconsistent(seeded(nn.Sequential(kind(4, 4), Last())), x, CPU)
+
+
 class Tokens(nn.Module):
     def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

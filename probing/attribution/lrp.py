@@ -25,7 +25,7 @@ from probing.errors import Mend
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
 from probing.model_check import refuse_inconsistent
-from probing.precision import Precision, device_of
+from probing.precision import AS_GIVEN, Precision, device_of
 from probing.scores import OutputError, Score, class_scores
 
 _ENTRIES = {
@@ -77,6 +77,8 @@ class LRP:
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         score, inputs = checked(score, inputs)
         device = device_of(score.model)
+        with naming_inputs(score.model, inputs):
+            taken = AS_GIVEN.prepare(score.model, (), device, inputs).dtype or inputs.dtype
         size = rows_at_once(inputs, self.batch_size, device)
         if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
             size = max(1, size // 2)
@@ -86,7 +88,9 @@ class LRP:
                 parts = in_chunks(
                     len(inputs),
                     size,
-                    lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device)),
+                    lambda rows: self._explain(
+                        score_of(score, rows), inputs[rows].to(device, taken)
+                    ),
                 )
             except _OpenLedgerError:
                 refuse_inconsistent(score.model, inputs, device)  # the likeliest reason
@@ -98,8 +102,8 @@ class LRP:
             self,
             score,
             inputs,
-            found.values.to(inputs.device),
-            found.score.to(inputs.device),
+            found.values.to(inputs),
+            found.score.to(inputs),
             n_forward=len(inputs),
             n_backward=len(inputs),
             diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
