@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from probing.errors import ProbingError
 from probing.foreign import take_off
-from probing.precision import device_of
+from probing.precision import AS_GIVEN, device_of
 
 
 class SharedWeightsError(ProbingError, RuntimeError):
@@ -45,9 +45,10 @@ def prove_own_weights(clone: nn.Module, model: nn.Module, example: Tensor) -> No
     Raises:
         SharedWeightsError: if it reads weights of the model itself or of neither, or none at all.
     """
+    given = AS_GIVEN.prepare(model, (), device_of(clone), example)
     reads = _Reads(clone, model)
     with torch.inference_mode(False), torch.no_grad(), reads:
-        clone(example.to(device_of(clone), copy=True))
+        clone(given.inputs(example))
     kind = type(model).__name__
     if reads.of_model:
         raise SharedWeightsError(

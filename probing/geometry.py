@@ -16,7 +16,7 @@ from probing.errors import ProbingError
 from probing.hooks import LayerCallError, capture, other_rows, watch
 from probing.inputs import InputError
 from probing.layers import split_call
-from probing.precision import Precision, device_of, frozen_copy
+from probing.precision import AS_GIVEN, device_of, frozen_copy
 from probing.remembered import remembered
 
 
@@ -196,7 +196,7 @@ _MOVED = 0.05
 
 
 def _measured_axis(model: nn.Module, one: Tensor, layer: str) -> int | None:
-    prepared = Precision("reference").prepare(model, (), device_of(model), one)
+    prepared = AS_GIVEN.prepare(model, (), device_of(model), one)
     found = []
     for image in torch.split(_changed_at_edges(one), 1):  # alone, as some models take no more
         with torch.no_grad(), capture(prepared.model, [layer]) as kept:
@@ -378,7 +378,7 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
     except Exception:  # whatever a model can't do without values it may do with them
         pass
     with naming_inputs(model, inputs):
-        prepared = Precision("reference").prepare(model, (), device_of(model), one)
+        prepared = AS_GIVEN.prepare(model, (), device_of(model), one)
         return _observed(prepared.model, prepared.inputs(one))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.errors import ArgumentError, Mend, ProbingError
 from probing.inputs import one_tensor
-from probing.precision import device_of
+from probing.precision import AS_GIVEN, device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
 Target = int | np.integer[Any] | Sequence[SupportsIndex] | npt.NDArray[Any] | Tensor | None
@@ -94,12 +94,9 @@ class Score:
         if self.target is not None:
             return self
         refuse_training(self.model)
-        device = device_of(self.model)
-        with torch.no_grad():
-            found = [
-                self._at_top(self.model(part.to(device, copy=True))).target
-                for part in torch.split(one_tensor(inputs), _ROWS)
-            ]
+        inputs = one_tensor(inputs).detach()
+        given = AS_GIVEN.prepare(self.model, (), device_of(self.model), inputs)
+        found = [self._at_top(given.output(part)).target for part in torch.split(inputs, _ROWS)]
         return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))
 
     def _at_top(self, output: object) -> "Score":

@@ -10,7 +10,7 @@ from probing.errors import ProbingError
 from probing.hooks import watch
 from probing.inputs import one_tensor
 from probing.layers import Calls
-from probing.precision import Precision, device_of, frozen_copy
+from probing.precision import AS_GIVEN, device_of, frozen_copy
 from probing.remembered import remembered
 
 
@@ -55,7 +55,8 @@ def summarize(model: nn.Module, inputs: Tensor) -> list[LayerRow]:
         of_tensor = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
         seen.setdefault(path, []).append(type(output).__name__ if of_tensor is None else of_tensor)
 
-    _pass(model, frozen_copy(model).eval(), inputs, ended)
+    given = AS_GIVEN.prepare(model, (), device_of(model), inputs)
+    _pass(model, given.model.eval(), given.inputs(inputs), ended)
     return [_row(path, module, seen.get(path, [])) for path, module in model.named_modules()]
 
 
@@ -80,7 +81,7 @@ def _calls(model: nn.Module, one: Tensor) -> Calls:
     try:
         return _counted(model, frozen_copy(model).to("meta"), torch.empty_like(two, device="meta"))
     except Exception:  # whatever a model can't do without values it may do with them
-        prepared = Precision("reference").prepare(model, (), device_of(model), one)
+        prepared = AS_GIVEN.prepare(model, (), device_of(model), one)
         return _counted(model, prepared.model, prepared.inputs(two))
 
 

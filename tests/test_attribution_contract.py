@@ -84,6 +84,21 @@ def test_no_target_is_the_top_class_of_each_input(name: str) -> None:
     assert torch.equal(found.score, expected.score)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["saliency", "lrp", "lime"])
+def test_examples_are_cast_for_the_top_class_and_for_probabilities(
+    name: str, dtype: torch.dtype
+) -> None:
+    model, x = nets.seeded(nets.ConvNet()).to(dtype), nets.images()
+    tops = model(x.to(dtype)).argmax(1)
+    for unit in ("logit", "probability"):
+        found = made(name)(Score(model, unit=unit), x)
+        assert found.target == tuple(tops.tolist())
+        assert found.values.dtype == torch.float32
+        expected = made(name)(Score(model, tops, unit), x)
+        assert torch.equal(found.values, expected.values)
+
+
 class Ends(nn.Module):
     """A network with another end."""
 

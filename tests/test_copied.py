@@ -199,6 +199,16 @@ def test_a_copy_of_its_own_is_really_untrained(kind: type[Body]) -> None:
             assert (bare(X) - model(X)).abs().min() > 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_examples_are_cast_to_what_the_control_takes(dtype: torch.dtype) -> None:
+    model, examples = made(Body).to(dtype), TensorExamples(nets.images(24))
+    probes = LayerProbes(("net.4",), controls=0, description_length=False)
+    found = probes(ActivationStore(), model, examples, [0, 1] * 12)
+    assert found.untrained_error.isfinite().all()
+    with pytest.raises(SharedWeightsError, match=OF_THE_MODEL):
+        untrained_copy(made(OnlyItsHead).to(dtype), example=X[:1])
+
+
 def test_what_is_shared_is_named_with_the_way_out() -> None:
     model = made(OnlyItsHead)
     with pytest.raises(

@@ -318,6 +318,13 @@ def test_a_random_map_passes_and_the_input_does_not() -> None:
     assert set(apart.traces.values()) == {"training"}  # more alike than strangers are
 
 
+def test_examples_are_cast_to_what_randomised_networks_take() -> None:
+    model, x = nets.seeded(nets.BatchNormNet()).double(), nets.images(4)
+    metric = CascadingRandomisation(seeds=1, measures=("spearman",))
+    found, expected = (metric(Saliency(), Score(model), inputs) for inputs in (x, x.double()))
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("lost", ["values", "strangers", "shuffled"])
 def test_what_nothing_can_be_told_from_is_no_trace_of_nothing(lost: str) -> None:
     found = checked(RandomMap())

@@ -14,7 +14,7 @@ from probing.doubles import near
 from probing.geometry import Geometry, naming_inputs
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.inputs import InputError, one_tensor
-from probing.precision import device_of
+from probing.precision import AS_GIVEN, device_of
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
 from probing.scores import Score, TargetError, refuse_training
@@ -157,11 +157,12 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
 
 def _read_with_graph(score: Score, one: Tensor) -> None:
     """Read a score where it can be seen whether the model ends with a sigmoid: passes without a graph don't tell."""
-    with torch.inference_mode(False), torch.enable_grad():
-        at = one.to(device_of(score.model), copy=True)
-        with naming_inputs(score.model, at):
+    with naming_inputs(score.model, one), torch.random.fork_rng():
+        given = AS_GIVEN.prepare(score.model, (), device_of(score.model), one)
+        with torch.inference_mode(False), torch.enable_grad():
+            at = given.inputs(one)
             output = score.model(at.requires_grad_(at.is_floating_point()))
-        score.read(output)
+            score.read(output)
 
 
 def images_only(inputs: Tensor) -> Tensor:

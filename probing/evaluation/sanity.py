@@ -28,6 +28,7 @@ from probing.evaluation.base import (
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
 from probing.heatmaps import Channels
+from probing.precision import AS_GIVEN, device_of
 from probing.provenance import Provenance, Result
 from probing.scores import Score
 
@@ -237,7 +238,8 @@ def _randomise(
     plan = plan_of(score.model, inputs, metric.keep)
     depths = _depths(len(plan.blocks), metric.steps)
     explain = _Explainer(method, score, inputs, metric.channels)
-    calibrate = inputs if metric.calibrate else None
+    given = AS_GIVEN.prepare(score.model, (), device_of(score.model), inputs)
+    calibrate = given.inputs(inputs) if metric.calibrate else None
     trained = explain(score.model)
     features = _features(metric.measures, trained)
     seeds = range(metric.seed, metric.seed + metric.seeds)
