@@ -14,7 +14,7 @@ from probing.errors import ArgumentError, ProbingError
 from probing.layers import resolve, split_call
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(layer, its input, its output) → the output that the rest of the network sees."""
+"""(layer, its first input, its output) → the output that the rest of the network sees."""
 
 
 class LayerCallError(ProbingError, RuntimeError):
@@ -304,11 +304,16 @@ class _Editor:
     inputs: list[object] = field(default_factory=list)
 
     def attach(self, hooks: ExitStack) -> None:
-        hooks.callback(self.module.register_forward_pre_hook(self._keep_input).remove)
+        keep = self.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        hooks.callback(keep.remove)
         hooks.callback(self.module.register_forward_hook(self._edit).remove)
 
-    def _keep_input(self, module: nn.Module, args: tuple[object, ...]) -> None:
-        before = args[0] if args else None
+    def _keep_input(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        # transformers gives its layers all that they take by name
+        named = (value for value in kwargs.values() if isinstance(value, Tensor))
+        before = args[0] if args else next(named, None)
         self.inputs.append(before.clone() if isinstance(before, Tensor) else before)
 
     def _edit(self, module: nn.Module, args: tuple[object, ...], output: object) -> Tensor:
@@ -317,7 +322,7 @@ class _Editor:
         if not isinstance(output, Tensor) or not isinstance(before, Tensor):
             raise LayerCallError(
                 f"layer {self.layer!r} maps {_kind(before)} to {_kind(output)}, "
-                "expected one tensor, given by position, and one tensor returned."
+                "expected a tensor given first, and one tensor returned: choose a layer inside it."
             )
         after: object = self.change(module, before, output)
         if not isinstance(after, Tensor):

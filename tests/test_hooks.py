@@ -794,7 +794,7 @@ def test_an_edit_of_a_layer_that_maps_no_tensor_to_a_tensor_is_an_error() -> Non
     assert hooks_of(net) == 0
 
 
-def test_a_layer_fed_by_keyword_is_recorded_and_its_edit_refused() -> None:
+def test_a_layer_fed_by_keyword_is_recorded_and_edited() -> None:
     class Keyword(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -807,7 +807,22 @@ def test_a_layer_fed_by_keyword_is_recorded_and_its_edit_refused() -> None:
     with capture(net, ["linear"]) as kept:
         output = net(x=torch.ones(1, 2))
     assert torch.equal(kept["linear"], output.detach())
-    with refused("'linear' maps nothing to a Tensor.*by position"), edit(net, {"linear": _keep}):
+    with edit(net, {"linear": lambda module, x, y: y + 2 * x}):
+        edited = net(torch.ones(1, 2))
+    assert torch.equal(edited, output + 2)
+
+
+def test_an_edit_of_a_layer_that_is_given_no_tensor_is_an_error() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table(3)
+
+    net = Given()
+    with refused("'table' maps a int to a int.*a tensor given first"), edit(net, {"table": _keep}):
         net(torch.ones(1, 2))
 
 

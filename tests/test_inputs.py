@@ -155,3 +155,19 @@ def test_examples_that_give_mappings_are_refused_with_the_way_out() -> None:
         store.activations(bert, [""], ENCODED)
     with pytest.raises(ExampleError, match=f"^item 0 of the list must be one tensor.*{wrap}"):
         as_examples([Image.new("RGB", (2, 2))] * 2, _encode)
+
+
+def test_layer_ig_reads_a_layer_that_is_given_its_inputs_by_name() -> None:
+    bert = _classifier()
+    found = LayerIntegratedGradients("bert.embeddings", IntegratedGradients(steps=3))(
+        Score(bert, 1, output="logits"), IDS
+    )
+    ends = bert.bert.embeddings(input_ids=IDS).detach()
+    total = torch.zeros_like(ends)
+    for share in (1 / 6, 3 / 6, 5 / 6):
+        point = (share * ends).requires_grad_()
+        handle = bert.bert.embeddings.register_forward_hook(lambda *_, p=point: p)
+        logits = bert(input_ids=IDS).logits
+        handle.remove()
+        total += torch.autograd.grad(logits[:, 1].sum(), point)[0] / 3
+    torch.testing.assert_close(found.values, ends * total)
