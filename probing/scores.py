@@ -234,7 +234,7 @@ def _in_unit(
     return chosen - scores.scatter(1, index, -torch.inf).amax(dim=1)
 
 
-def gives_probabilities(scores: Float[Tensor, "n classes"]) -> bool:
+def _are_probabilities(scores: Float[Tensor, "n classes"]) -> bool:
     """Whether class scores are probabilities already: they add up to 1, or a sigmoid or softmax made them.
 
     The latter can be seen only where a graph is recorded.
@@ -264,7 +264,7 @@ _RESHAPES = (
 
 
 def _refuse_probabilities(scores: Tensor, unit: str) -> None:
-    if gives_probabilities(scores):
+    if _are_probabilities(scores):
         raise OutputError(
             f"the model returns probabilities already, of which no {unit} can be taken anew: read them as they are",
             mends=[Mend("do so", "unit='logit'")],

@@ -29,6 +29,7 @@ from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import Local
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.cost import Cost, PeakMemory, cost_of, hyperparameters
+from probing.evaluation.curves import Insertion
 from probing.evaluation.quantities import (
     ANSWERED,
     CONSTRAINTS,
@@ -219,6 +220,22 @@ class Backwards:
         return attribution(
             self, score, inputs, -found.values, found.score, n_forward=1, n_backward=1
         )
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.Sigmoid()])
+def test_of_probabilities_the_sufficient_parts_are_those_of_the_probabilities_themselves(
+    end: nn.Module,
+) -> None:
+    logits = seeded(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))).eval()
+    ended = nn.Sequential(*logits, end).eval()
+    x, scoring = picture(2), replace(QUICK, substrate=Constant((0.0,)), steps=8, grid=8, draws=3)
+    (row,) = scoring.rows({"map": Saliency()}, Score(ended, 0), x)
+    found = row.values["sufficient"]
+    score, maps = Score(ended, 0), Saliency()(Score(ended, 0), x)
+    insertion = Insertion(baselines=(Constant((0.0,)),), steps=8, patch=1, seed=scoring.seed)
+    curves = insertion(maps, score, x)
+    enough = curves.values[0, 0] >= 0.9 * curves.values[0, 0][:, -1:]
+    torch.testing.assert_close(found, curves.shares[enough.double().argmax(1)].double())
 
 
 def test_of_a_linear_score_the_true_map_is_faithful_and_its_opposite_is_not() -> None:

@@ -27,9 +27,9 @@ from probing.evaluation.scorecard import Row, Scorecard
 from probing.fingerprint import content_id, model_id, tensor_id
 from probing.geometry import RefusedError
 from probing.inputs import one_tensor
-from probing.precision import Precision, device_of
+from probing.precision import Precision
 from probing.provenance import Provenance, SavedResultError, describe
-from probing.scores import Score, Unit, class_scores, gives_probabilities
+from probing.scores import OutputError, Score
 from probing.shares import Share
 
 Masks = Bool[Tensor, "n h w"]
@@ -177,11 +177,10 @@ class Scoring:
         self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor
     ) -> Tensor:
         """Return the smallest share of patches with nine tenths of the class's probability."""
-        with torch.no_grad():
-            outputs = score.model(inputs[:1].to(device_of(score.model), copy=True))
-        already = gives_probabilities(class_scores(outputs, score.output))
-        unit: Unit = "logit" if already else "probability"
-        curves = insertion(found, replace(score, unit=unit), inputs)
+        try:
+            curves = insertion(found, replace(score, unit="probability"), inputs)
+        except OutputError:  # of a model that returns probabilities already
+            curves = insertion(found, replace(score, unit="logit"), inputs)
         curve = curves.values[0, 0]
         enough = curve >= 0.9 * curve[:, -1:]
         first = enough.double().argmax(1)
