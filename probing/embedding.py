@@ -19,6 +19,7 @@ from probing.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.fingerprint import content_id
+from probing.geometry import channel_axis
 from probing.layers import resolve, split_call
 from probing.provenance import Provenance, Result
 from probing.store import ActivationStore
@@ -325,6 +326,7 @@ class Atlas:
             return rows.cpu().flatten(1)
         drawn = torch.from_numpy(np.random.default_rng(self.seed).uniform(size=len(examples)))
         found: list[Tensor] = [torch.empty(0)] * len(examples)
+        last = channel_axis(model, examples.load([0]), self.layer) == -1
         for positions, batch in store.batches(model, [self.layer], examples):
             outputs = batch[self.layer].cpu()
             if outputs.ndim not in {3, 4}:
@@ -332,6 +334,7 @@ class Atlas:
                     f"position=True needs maps or tokens, got {tuple(outputs.shape[1:])} for each example at "
                     f"{self.layer!r}: leave it out."
                 )
+            outputs = outputs.movedim(-1, 1) if last else outputs
             places = outputs.flatten(2) if outputs.ndim == 4 else outputs.mT
             for i, values in zip(positions, places, strict=True):
                 found[i] = values[:, int(drawn[i] * values.shape[1])]

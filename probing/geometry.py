@@ -131,9 +131,7 @@ def refuse_other_rows(ran: Sequence[Ran], layer: str) -> None:
 MOST_PREFIXES = 8  # class and register tokens that stand before the patches
 
 
-def channel_axis(
-    model: nn.Module, inputs: Float[Tensor, "n c height width"], layer: str
-) -> int | None:
+def channel_axis(model: nn.Module, inputs: Tensor, layer: str) -> int | None:
     """Return which axis of a layer's output `[n, a, b, c]` holds channels, 1 or -1; None if that can't be told.
 
     Convolutions tell, and so do the sides of a map, which are to each other as those of the input are. Where that fits
@@ -142,11 +140,11 @@ def channel_axis(
 
     Args:
         model: in evaluation mode.
-        inputs: one image or more; the first is passed.
+        inputs: one image or more, `[n, c, height, width]`, of which the first is passed; of other inputs nothing is told.
         layer: an address.
     """
-    own = _call_of(layers_run(model, inputs), layer)
-    if own is None or len(own.shape) != 4 or inputs.ndim != 4:
+    own = _call_of(layers_run(model, inputs), layer) if inputs.ndim == 4 else None
+    if own is None or len(own.shape) != 4:
         return None
     size = (inputs.shape[2], inputs.shape[3])
     if own.grid is not None or not _tiles(own.shape[2:], size) or not _tiles(own.shape[1:3], size):

@@ -124,8 +124,9 @@ def test_every_analysis_reads_units_where_they_are(channels: int) -> None:
     torch.testing.assert_close(rows["last"], rows["first"])
     slopes = store.gradients(score, ["first", "last"], examples, pool="mean")
     torch.testing.assert_close(slopes["last"], slopes["first"])
-    means = [Atlas(n, Pca(), least=1)(store, net, examples).means for n in ("first", "last")]
-    torch.testing.assert_close(*means, equal_nan=True)
+    for position in (False, True):
+        atlas = [Atlas(n, Pca(), least=1, position=position)(store, net, examples) for n in ("first", "last")]  # fmt: skip
+        torch.testing.assert_close(atlas[0].means, atlas[1].means, equal_nan=True)
 
     for reduction in (GlobalAverage(), ProbeGrid(2)):
         reader = ProbeReader(reduction, None, 999, 1 << 20)
