@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from probing.evaluation.scorecard import Scorecard
     from probing.models import LoadedModel
 
-EXAMPLE = "probing evaluate torchvision:resnet18 photos/*.jpg --out results/scorecard"
+EXAMPLE = "probing evaluate torchvision:resnet18 zebra.jpg okapi.jpg --out results/scorecard"
 DEFAULT = (
     "saliency", "gradient_times_input", "guided_backprop", "smoothgrad", "ig", "gradcam", "layercam", "lrp", "lime",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from concepts.commands.common import one_line, say
 
 app = typer.Typer(
     help="Data manifests: where images come from.",
-    epilog="Example: probing manifest check data_manifests/occupations.yaml",
+    epilog="Example: probing manifest check data_manifests/twemoji_people.yaml",
 )
 
 
@@ -17,7 +17,7 @@ MOST = 200
 """Findings that are printed; the rest are counted."""
 
 
-@app.command("check", epilog="Example: probing manifest check data_manifests/occupations.yaml")
+@app.command("check", epilog="Example: probing manifest check data_manifests/twemoji_people.yaml")
 def check(
     file: Annotated[
         Path,

@@ -52,7 +52,7 @@ class LayerProbes:
         level: of intervals (0-1).
 
     Example:
-        >>> result = LayerProbes("layer*")(ActivationStore(), net, images, labels, groups=people)
+        >>> result = LayerProbes("layer?")(ActivationStore(), net, images, labels, groups=people)
         >>> result.to_pandas()
     """
 

@@ -72,7 +72,7 @@ class TrainingProbes:
         method: random weights are the snapshot before training, so they are not read again.
 
     Example:
-        >>> probes = TrainingProbes(LayerProbes("layer*"), ActivationStore(), images, labels)
+        >>> probes = TrainingProbes(LayerProbes("layer?"), ActivationStore(), images, labels)
         >>> for epoch in range(10):
         ...     probes(net, epoch)
         ...     train_one_epoch(net)

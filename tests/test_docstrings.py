@@ -1,0 +1,275 @@
+"""Every example in a docstring runs and gives what it says, on small data that bear the names it uses."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import shutil
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from test_examples_run import load as load_stand_in
+from test_howto import take_photos
+
+from probing import models
+
+ROOT = Path(__file__).parent.parent
+COMMON = """
+import torch, torchvision
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from concepts.sets import Concept
+from probing import models
+from probing.engines import Local
+from probing.examples import Subset, TensorExamples
+from probing.images import Preprocess
+from probing.scores import Score
+from probing.shares import Share
+from probing.store import ActivationStore
+
+loaded = models.load("torchvision:resnet18")
+net = model = loaded.model
+generator = torch.Generator().manual_seed(0)
+pictures = torch.rand(12, 3, 32, 32, generator=generator)
+images = TensorExamples(pictures)
+labels = torch.arange(12) % 2
+store = ActivationStore("rows")
+"""
+ROWS = "activations = torch.randn(40, 5, generator=generator)\nactivations[:20, 0] += 3\n"
+PAIRS = """
+from concepts.draws import Pairs
+from probing.estimators import Logistic
+from probing.rows import SharedRows
+"""
+LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
+FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
+# What an example calls by name, beside the names above; whatever its module imports is there too.
+GIVEN = {
+    "concepts.ablation:Ablation": """
+from types import SimpleNamespace
+classes, cat = labels, 0
+result = SimpleNamespace(
+    rows_of=lambda layer: torch.arange(64), iou=torch.rand(64, 3, generator=generator), unit=torch.arange(64)
+)
+""",
+    "concepts.cav:fit_cavs": ROWS + PAIRS + """
+striped = torch.arange(20)
+randoms = torch.arange(20, 40).expand(3, -1)
+""",
+    "concepts.cav:sort_by_concept": ROWS + PAIRS + """
+from concepts.cav import fit_cavs
+cavs = fit_cavs(
+    SharedRows(activations), torch.arange(20), torch.arange(20, 40).expand(1, -1), Logistic(), seed=0
+)
+""",
+    "concepts.compare:Compare": """
+from concepts.matched import MatchedConcept
+def changed(row, name):
+    other = pictures.clone()
+    other[:, :, row:row + 8, 4:16] = 1 - other[:, :, row:row + 8, 4:16]
+    return MatchedConcept(name, images, TensorExamples(other))
+stripes, grass = changed(2, "stripes"), changed(20, "grass")
+Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
+""",
+    "concepts.dissect:Dissection": """
+from concepts.segmentation.emoji import EmojiScenes
+scenes = EmojiScenes(8).scenes(loaded.preprocess)
+Dissection = partial(Dissection, draws=9)
+""",
+    "concepts.dissection.tally:Tally": """
+from concepts.dissection.masks import Upsampling
+from concepts.dissection.protocols import PAPER
+from concepts.segmentation.emoji import EmojiScenes
+from probing.geometry import Layout, layers_run
+scenes = EmojiScenes(4).scenes(loaded.preprocess)
+layout = Layout.of(layers_run(net, pictures[:1]), "layer4", (32, 32), None)
+upsampling = Upsampling.of(layout, scenes.size, PAPER)
+maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
+thresholds = torch.zeros(512)
+""",
+    "concepts.projection:ConceptGradients": """
+from concepts.cav import mean_difference
+rows = store.activations(net, ["layer3"], images)["layer3"].flatten(1)
+striped, plain, dotted = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
+zebras = pictures[:2]
+""",
+    "concepts.sets:random_sets": """
+pool = TensorExamples(torch.rand(80, 3, 4, 4, generator=generator))
+concept = Concept("dots", Subset(pool, range(10)))
+""",
+    "concepts.tcav:Tcav.__call__": """
+from concepts.tcav import Tcav
+Tcav = partial(Tcav, runs=2, relabellings=19, bootstraps=19)
+striped = Concept("striped", Subset(images, range(9)))
+zebras = Subset(images, range(9, 12))
+random_photos = TensorExamples(torch.rand(40, 3, 32, 32, generator=generator))
+""",
+    "probing.attribution.lrp:LRP": "from probing.attribution.lrp_composites import EpsilonPlus\nimages = pictures[:2]",
+    "probing.attribution.priors:attribution_prior": "x, y, step = pictures[:4], torch.arange(4), 1",
+    "probing.embedding:Atlas": "Atlas = partial(Atlas, projection=Pca())",
+    "probing.evaluation.base:Tally": """
+from probing.attribution import Saliency
+from probing.evaluation.curves import Deletion
+deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(net, 1), pictures[:2], ["a", "b"]
+""",
+    "concepts.segmentation.labels:Scenes": "from concepts.segmentation.emoji import EmojiScenes\n" + LARGE + FEW,
+    "concepts.segmentation.emoji:EmojiScenes": FEW,
+    "concepts.synthetic:SyntheticImages": LARGE,
+    "probing.examples:as_examples": LARGE,
+    "probing.gathered:PlacedImages": "from probing.examples import ImageExamples",
+    "probing.gathered:TarImages": "from probing.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
+    "probing.gradients:layer_gradients": "images = pictures",
+    "probing.interpretable:FilterLoss": """
+from probing.hooks import capture
+images = pictures[:2]
+net = nn.Sequential()
+net.relu5 = nn.Sequential(nn.Conv2d(3, 32, 2, 5), nn.ReLU())
+net.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+labels, categories = torch.tensor([0, 1]), torch.zeros(32, dtype=torch.long)
+""",
+    "probing.layers:expand": "from probing.summary import calls\nimages = pictures",
+    "probing.linear:fit_pairs": ROWS + PAIRS + """
+concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3, -1)
+gradients = torch.randn(4, 5, generator=generator)
+""",
+    "probing.maximize.run:maximize": "from probing.maximize import Channel\nmaximize = partial(maximize, steps=2)",
+    "probing.partials:accumulated": """
+root, RayActors = Path("."), Local
+from probing.fingerprint import content_id, model_id
+from probing.streaming import Moments
+def moments_of_share(share):
+    found = {"layer4": Moments()}
+    for _, rows in store.batches(net, ["layer4"], Subset(images, share.of(range(len(images))))):
+        found["layer4"].add(rows["layer4"])
+    return found
+""",
+    "probing.probes.classifiers:SoftmaxClassifier": """
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+features = torch.randn(120, 60, generator=generator).numpy()
+labels = features[:, 0] > 0
+others, theirs = features[:20], labels[:20]
+""",
+    "probing.probes.layers:LayerProbes": "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)",
+    "probing.probes.ridge:RidgeStatistics": "rows = torch.randn(60, 4, generator=generator)\nlabels = torch.arange(60) % 10",
+    "probing.probes.softmax:fit_softmax": """
+from probing.probes.table import TableRows
+features, labels = torch.randn(60, 4, generator=generator), torch.arange(60) % 10
+""",
+    "probing.probes.training:TrainingProbes": """
+LayerProbes = partial(LayerProbes, controls=1)
+def train_one_epoch(net):
+    net.fc.weight.data += 0.01
+def range(n): return [0, 1]
+""",
+    "probing.saved_names:saved_as": "from probing.provenance import Result",
+    "probing.store:ActivationStore.gradients_of": "classes = [3, 5]",
+    "probing.store:ActivationStore.fill": "from probing.jobs import Request",
+    "probing.streaming:Moments": "batches = pictures.split(5)",
+    "probing.streaming:UpperQuantile": "examples = images",
+    "probing.streaming:CountedQuantile": "activations = torch.randn(8, 3, 4, 4, generator=generator)",
+    "probing.streaming:TopK": "activations, indices = torch.randn(12, 3, 4, 4, generator=generator), list(range(12))",
+    "probing.streaming:PairwiseIou": """
+upsampled, thresholds = torch.rand(4, 3, 8, 8, generator=generator), torch.tensor([0.5, 0.6, 0.7])
+masks = torch.rand(4, 2, 8, 8, generator=generator) > 0.5
+""",
+}  # fmt: skip
+
+
+def absent(package: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(package) is None
+
+
+NOT_HERE: dict[str, tuple[str, Callable[[], bool]]] = {
+    "probing.maximize.lucent:from_lucent": ("lucent is an extra", absent("lucent")),
+    "probing.maximize.lucent:LucentImage.of": ("lucent is an extra", absent("lucent")),
+    "concepts.segmentation.broden:Broden": (
+        "its 2 GB are fetched by hand", lambda: not (ROOT / "broden1_224").exists()
+    ),
+    "concepts.segmentation.masks:MaskedManifest": (
+        "needs drawn masks, with which the tests of segmentation run it",
+        lambda: "MaskedManifest(data).scenes(" in (ROOT / "tests/test_segmentation.py").read_text(encoding="utf-8"),
+    ),
+}  # fmt: skip
+"""Examples that are not run here, why, and whether the reason holds."""
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of each docstring that has an example."""
+    for package in ("probing", "concepts"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield from _inside(ast.parse(path.read_text(encoding="utf-8")), f"{module}:")
+
+
+def _inside(node: ast.AST, place: str) -> Iterator[tuple[str, str]]:
+    for below in ast.iter_child_nodes(node):
+        if isinstance(below, ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(below) or ""
+            if ">>>" in text:
+                yield f"{place}{below.name}", text
+            yield from _inside(below, f"{place}{below.name}.")
+
+
+EXAMPLES = dict(examples())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", sorted(set(EXAMPLES) - set(NOT_HERE)))
+def test_the_example_of_a_docstring_runs(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", load_stand_in)
+    _data(tmp_path)
+    module = importlib.import_module(place.partition(":")[0])
+    names = dict(vars(module)) | {"__name__": "__main__"}
+    exec(COMMON, names)
+    exec(GIVEN.get(place, ""), names)
+    test = doctest.DocTestParser().get_doctest(
+        EXAMPLES[place].replace("s3://", "memory://"), names, place, None, 0
+    )
+    told: list[str] = []
+    runner = doctest.DocTestRunner(_Checker(), optionflags=doctest.NORMALIZE_WHITESPACE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)
+        runner.run(test, out=told.append)
+    assert runner.failures == 0, "".join(told)
+
+
+class _Checker(doctest.OutputChecker):
+    """What an example leaves unsaid may be anything."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+def _data(folder: Path) -> None:
+    take_photos(folder)
+    shutil.copytree(folder / "beach", folder / "photos" / "beach")
+    shutil.copytree(folder / "forest", folder / "zebras")
+    (folder / "data_manifests").symlink_to(ROOT / "data_manifests")
+    remote = fsspec.filesystem("memory")
+    for i in (0, 1):
+        photo = folder / "beach" / f"IMG_{i}.jpg"
+        remote.pipe(f"/bucket/photos/{i}.jpg", photo.read_bytes())
+        with tarfile.open(folder / "one.tar", "w") as tar:
+            tar.add(photo, f"{i}.jpg")
+            (folder / "class").write_text(str(i))
+            tar.add(folder / "class", f"{i}.cls")
+        remote.pipe(f"/bucket/train-{i:04}.tar", (folder / "one.tar").read_bytes())
+
+
+def test_what_is_not_run_has_its_reason_and_what_is_given_has_its_example() -> None:
+    assert len(EXAMPLES) >= 50
+    for place, (reason, holds) in NOT_HERE.items():
+        assert place in EXAMPLES
+        assert holds(), f"{place} can be run here, no longer: {reason}"
+    assert set(GIVEN) <= set(EXAMPLES)
