@@ -68,7 +68,7 @@ TAKERS: dict[str, Callable[[Score, Tensor], object]] = {
     "edges": controls.EdgeDetector(),
     "random map": controls.RandomMap(),
     **{
-        f"{metric} of {what}": lambda score, inputs, m=metric, e=explained: m(e, score, inputs)
+        f"{type(metric).__name__} of {what}": lambda score, inputs, m=metric, e=explained: m(e, score, inputs)
         for metric in (
             complexity.Gini(), curves.Deletion(), robustness.Infidelity(), robustness.SensitivityN(),
         )
