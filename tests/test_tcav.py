@@ -175,7 +175,7 @@ def uniform_distance(p: Tensor, draws: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("null", "runs", "pool"), [(Relabelled(99), 12, 60), (LeaveOneOut(), 19, 240)]
+    ("null", "runs", "pool"), [(Relabelled(39), 12, 60), (LeaveOneOut(), 19, 240)]
 )
 def test_tc_8_the_permutation_test_keeps_its_level_and_the_t_tests_do_not(
     null: Relabelled | LeaveOneOut, runs: int, pool: int
