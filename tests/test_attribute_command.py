@@ -450,3 +450,19 @@ def test_texts_that_cannot_be_explained_are_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert said in refused(capsys, model, "--text", text, *arguments, "--out", tmp_path / "out")
+
+
+def test_a_picture_that_a_method_can_t_explain_is_named_and_what_is_done_is_kept(
+    photos: list[str], tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    black = tmp_path / "black.png"
+    Image.new("RGB", (24, 24)).save(black)
+    names = ("--method", "saliency", "--method", "lime")
+    assert run(MODEL, photos[0], black, *names, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"Error: {str(black)!r}, --method lime: every part looks the same when it is hidden, so hiding changes nothing."
+    )
+    for done in ("first/saliency", "black/saliency", "first/lime"):
+        assert Attribution.load(tmp_path / "out" / done).values.any()
+    assert not (tmp_path / "out" / "black" / "lime").exists()

@@ -254,7 +254,8 @@ class _Page:
         for name, explain in methods.items():
             for i, target in enumerate(targets):
                 score = Score(self.loaded.model, target, output=self.choice.part)
-                result = _explained(name, explain, score, self.inputs[i : i + 1])
+                one = self.inputs[i : i + 1]
+                result = _explained(name, explain, score, one, self.images[i])
                 result.save(self.out / self.names[i] / name)
                 found.setdefault(name, []).append(result)
                 meter.advance(1)
@@ -296,7 +297,7 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
 
 
 def _explained(
-    name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor"
+    name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path
 ) -> "Attribution":
     from probing.geometry import RefusedError
     from probing.inputs import InputError
@@ -304,8 +305,11 @@ def _explained(
 
     try:
         return explain(score, inputs)
-    except (RefusedError, InputError, OutputError) as error:
+    except (RefusedError, OutputError) as error:
         raise CommandError(f"--method {name}: {error.args[0]}", mends=error.mends) from None
+    except InputError as error:  # of this picture, among others
+        said = f"{str(image)!r}, --method {name}: {error.args[0]}"
+        raise CommandError(said, mends=error.mends) from None
 
 
 def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probing.attribution.baselines import Baseline
 from probing.doubles import near
+from probing.errors import Mend
 from probing.inputs import InputError
 from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
@@ -84,8 +85,8 @@ class TensorParts:
         unhidden = int(_unchanged(example, filling, labels).sum())
         if unhidden == count:
             raise InputError(
-                "every part looks the same when it is hidden, so hiding changes nothing: give another `hidden`, such as "
-                "Constant of a colour that the input has not."
+                "every part looks the same when it is hidden, so hiding changes nothing:",
+                mends=[Mend("give a colour that the input has not", "hidden=Constant((…))")],
             )
         return cls(example, filling, labels, count, flat, unhidden)
 
