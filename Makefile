@@ -31,14 +31,14 @@ audit: $(READY)
 	.venv/bin/probing audit experiments/audits/occupations.yaml --out results/occupations
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-kernels: $(READY)
 	for threads in 1 2; do \
 	  for kernels in "" "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
 	    "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do \
 	    echo "$$kernels THREADS=$$threads"; \
-	    env $$kernels THREADS=$$threads .venv/bin/python -m pytest -q -m kernels || exit 1; \
+	    env $$kernels THREADS=$$threads .venv/bin/python -m pytest -n 2 --dist loadfile -q -m kernels || exit 1; \
 	  done; \
 	done
 

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from probing.errors import Mend, ProbingError
+from probing.errors import ProbingError
 from probing.fingerprint import bytes_id, model_id
 from probing.saved_names import SavedNameError, class_of, name_of
 
@@ -310,10 +310,8 @@ def _name(cls: type, *, saved: bool) -> str:
     place = f"{cls.__module__}:{cls.__qualname__}"
     if name is None and (saved or cls.__module__.split(".")[0] in {"probing", "concepts"}):
         raise UnsavableError(
-            f"{place} has no name in saved files:",
-            mends=[
-                Mend("give it one", f"@saved_as('mylab.{cls.__name__}') of probing.saved_names")
-            ],
+            f"{place} has no name in saved files: give it one by @saved_as('mylab.{cls.__name__}') of "
+            "probing.saved_names."
         )
     return name or place
 
