@@ -18,24 +18,20 @@ from harness import Row, arguments, has_bf16, race, report
 from torch import Tensor, nn
 
 from probing.examples import TensorExamples
-from probing.precision import Precision
+from probing.precision import Precision, Prepared
 from probing.store import ActivationStore
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 
-def bare_forward(
-    net: nn.Module, precision: Precision, images: Tensor, batch: int, device: torch.device
-) -> None:
+def bare_forward(net: Prepared, images: Tensor, batch: int) -> None:
     """Pass all images forward and keep nothing."""
-    with torch.no_grad(), precision.arithmetic(device):
+    with torch.no_grad(), net.arithmetic():
         for part in images.split(batch):
-            net(precision.inputs(part, device))
+            net.model(net.inputs(part))
 
 
-def kept_forward(
-    net: nn.Module, precision: Precision, images: Tensor, batch: int, device: torch.device
-) -> dict[str, Tensor]:
+def kept_forward(net: Prepared, images: Tensor, batch: int) -> dict[str, Tensor]:
     """Pass all images forward and keep what the layers return."""
     kept: dict[str, Tensor] = {}
     start = 0
@@ -48,11 +44,11 @@ def kept_forward(
 
         return hook
 
-    hooks = [net.get_submodule(layer).register_forward_hook(keep(layer)) for layer in LAYERS]
+    hooks = [net.model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in LAYERS]
     try:
-        with torch.no_grad(), precision.arithmetic(device):
+        with torch.no_grad(), net.arithmetic():
             for part in images.split(batch):
-                net(precision.inputs(part, device))
+                net.model(net.inputs(part))
                 start += len(part)
     finally:
         for hook in hooks:
@@ -70,7 +66,8 @@ def main() -> list[Row]:
     device = args.device
     net = torchvision.models.resnet18(weights=None).to(device).eval()
     exact, fast = Precision("float32"), Precision("fast")
-    prepared = {p: p.prepare(net, LAYERS, device) for p in (exact, fast)}
+    given = Precision("reference")
+    prepared = {p: p.prepare(net, LAYERS, device, images) for p in (exact, fast, given)}
     in_batch = 8 if device.type == "cpu" else 128
     batch = max(1, min(128, in_batch * 3 * 224 * 224 // images[0].numel()))
 
@@ -92,17 +89,15 @@ def main() -> list[Row]:
         return f"largest difference {max(float((a - b).abs().max()) for a, b in pairs):.1g}"
 
     contenders: dict[str, Callable[[], object]] = {
-        "floor": lambda: bare_forward(prepared[exact], exact, images, batch, device),
-        "floor, kept": lambda: kept_forward(prepared[exact], exact, images, batch, device),
-        "eager": lambda: bare_forward(net, Precision("reference"), images, 32, device),
+        "floor": lambda: bare_forward(prepared[exact], images, batch),
+        "floor, kept": lambda: kept_forward(prepared[exact], images, batch),
+        "eager": lambda: bare_forward(prepared[given], images, 32),
         "ours": lambda: ours(exact, disk=False),
         "ours to disk": lambda: ours(exact, disk=True),
         "captum": captum,
     }
     if has_bf16() or device.type == "cuda" or args.tiny:
-        contenders["floor (bf16)"] = lambda: bare_forward(
-            prepared[fast], fast, images, batch, device
-        )
+        contenders["floor (bf16)"] = lambda: bare_forward(prepared[fast], images, batch)
         contenders["ours (bf16)"] = lambda: ours(fast, disk=False)
     rows = race(f"four layers of {count} images", contenders, args.rounds, {"captum": gap})
     report(rows, args.out)

@@ -76,7 +76,7 @@ def floor(
     side = SIZE + growth(STANDARD)
     views = torch.randn(channels, 3, side, side, device=device)
     if fast:
-        body = Precision("fast").prepare(body, ["6"], device)
+        body = Precision("fast").prepare(body, ["6"], device, views).model
         views = views.to(memory_format=torch.channels_last)
 
     if compiled:

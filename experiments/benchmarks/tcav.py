@@ -63,11 +63,11 @@ class Task:
         self.batch = max(1, min(128, rows * 224 * 224 // (size * size)))
 
     def floor(self, precision: Precision, batch: int) -> None:
-        runner = Runner.of(self.net, ["layer3"], precision, self.device)
+        runner = Runner.of(self.net, ["layer3"], precision, self.device, self.pool)
         for images in (*self.concepts.values(), self.pool):
             with torch.no_grad():
                 for part in images.split(batch):
-                    runner.model(precision.inputs(part, self.device))
+                    runner.prepared.model(runner.prepared.inputs(part))
         for part in self.inputs.split(batch):
             runner.run(part, ["layer3"], "none", [self.score])
 
