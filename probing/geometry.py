@@ -178,13 +178,15 @@ def _call_of(ran: Sequence[Ran], layer: str) -> Ran | None:
 def _tiles(cells: Sequence[int], size: tuple[int, int]) -> bool:
     """Whether so many rows and columns may be the cells of a map of an input: in its proportion, up to one cell."""
     (rows, columns), (height, width) = cells, size
+    if max(rows / height, columns / width) > _MOST_UPSAMPLED:
+        return False
     if height == width:
-        return rows == columns <= width
-    return (
-        rows <= height
-        and columns <= width
-        and abs(rows * width - columns * height) < max(height, width)
-    )
+        return rows == columns
+    return abs(rows * width - columns * height) < max(height, width)
+
+
+_MOST_UPSAMPLED = 4
+"""Most cells for a pixel along an axis: decoders return maps larger than their input."""
 
 
 _EDGE = 3

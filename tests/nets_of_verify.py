@@ -19,6 +19,20 @@ class Slow(nets.ConvNet):
         return super().forward(x)
 
 
+class Stuck(nets.ConvNet):
+    """A network that comes to no end with more than two examples at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            time.sleep(600)
+        return super().forward(x)
+
+
+def stuck() -> LoadedModel:
+    """Return one that is still in a pass whenever it is interrupted."""
+    return LoadedModel(nets.seeded(Stuck()), transform=PLAIN, classes=("a", "b", "c"))
+
+
 def quick() -> LoadedModel:
     """Return a small network with preprocessing."""
     return LoadedModel(nets.seeded(nets.ConvNet()), transform=PLAIN, classes=("a", "b", "c"))

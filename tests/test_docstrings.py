@@ -87,9 +87,9 @@ Dissection = partial(Dissection, draws=9)
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.protocols import PAPER
 from concepts.segmentation.emoji import EmojiScenes
-from probing.geometry import Layout, layers_run
+from probing.geometry import Layout
 scenes = EmojiScenes(4).scenes(loaded.preprocess)
-layout = Layout.of(layers_run(net, pictures[:1]), "layer4", (32, 32), None)
+layout = Layout.of(net, pictures[:1], "layer4")
 upsampling = Upsampling.of(layout, scenes.size, PAPER)
 maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
 thresholds = torch.zeros(512)

@@ -188,15 +188,15 @@ def test_a_bad_sector_is_damage(
     filled: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, broken = files(filled), sorted(filled.rglob("*.safetensors"))[0]
-    preadv = os.preadv
+    whole = shards.read_pieces
 
-    def failing(file: int, parts: list[memoryview], at: int) -> int:
-        if Path(f"/proc/self/fd/{file}").readlink() == broken:
+    def failing(place: Path, pieces: list[tuple[int, memoryview]]) -> bool:
+        if place == broken:
             raise OSError(errno.EIO, "Input/output error")
-        return preadv(file, parts, at)
+        return whole(place, pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "preadv", failing)
+        patch.setattr(shards, "read_pieces", failing)
         [damage] = verify_cache(filled).damaged
     assert "the disk can't read" in damage.reason
     assert damage.rows == 8

@@ -86,7 +86,7 @@ class TensorParts:
         if unhidden == count:
             raise InputError(
                 "every part looks the same when it is hidden, so hiding changes nothing:",
-                mends=[Mend("give a colour that the input has not", "hidden=Constant((…))")],
+                mends=[Mend("give a colour that the input has not", "hidden=…")],
             )
         return cls(example, filling, labels, count, flat, unhidden)
 
