@@ -76,7 +76,7 @@ class Dissection:
         >>> result.to_pandas().query("detector")
     """
 
-    layers: tuple[str, ...]
+    layers: str | tuple[str, ...]
     protocol: Protocol = PAPER
     min_iou: float = 0.04
     rotation: Rotation | None = None

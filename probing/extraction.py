@@ -145,7 +145,7 @@ class Engine:
         device = self.device or device_of(job.model)
         # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
         own = self._runners.get(job.model, {})
-        key = (job.weights, job.layers, precision, device)
+        key = (job.weights, job.layers, precision, device, inputs.dtype)
         if key not in own:
             made = Runner.of(job.model, job.layers, precision, device, inputs)
             self.stats.prepared.add(made.prepared.how)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from probing.errors import ProbingError
 from probing.hooks import capture
+from probing.layers import several
 from probing.scores import Score, refuse_training
 
 
@@ -57,10 +58,10 @@ def layer_gradients(
         ZeroPathError: if the score does not depend on a layer.
 
     Example:
-        >>> activation, gradient = layer_gradients(Score(net, 3), images, ["layer4"])["layer4"]
+        >>> activation, gradient = layer_gradients(Score(net, 3), images, "layer4")["layer4"]
     """
     refuse_training(score.model)
-    score = score.named(inputs)
+    score, layers = score.named(inputs), several(layers)
     with _graph_of(score.model):
         with capture(score.model, layers, graph=True, rows=len(inputs)) as outputs:
             output = score.model(inputs.detach().clone())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.errors import ArgumentError, ProbingError
-from probing.layers import resolve, split_call
+from probing.layers import resolve, several, split_call
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(layer, its first input, its output) → the output that the rest of the network sees."""
@@ -65,7 +65,7 @@ def capture(
         raise ArgumentError(
             "capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients."
         )
-    taps = [_Tap.of(model, layer) for layer in dict.fromkeys(layers)]
+    taps = [_Tap.of(model, layer) for layer in dict.fromkeys(several(layers))]
     recorder = _Recorder(model, taps, graph, stop, reduce, rows)
     with _UNFUSED, ExitStack() as hooks:
         recorder.attach(hooks)

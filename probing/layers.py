@@ -5,7 +5,7 @@ one character, `[12]` for one of these, and `*` for any number, dots included. S
 ResNet, `"layer4.*"` all that is inside the last, and `"*"` everything. Of what it matches, a glob names those layers
 that can be read by their path, which run once in a pass and return a tensor with a row per example, in the order in
 which they end; `"*.relu:1"` names the second call of each. It never names the model itself, and what is a path is no
-glob. All that takes layers takes globs in this meaning.
+glob. All that takes layers takes globs in this meaning, and one string where there is but one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +44,11 @@ def is_glob(model: nn.Module, pattern: str) -> bool:
     return any(c in pattern for c in "*?[") and split_call(pattern)[0] not in dict(_modules(model))
 
 
+def several(layers: str | Sequence[str]) -> list[str]:
+    """Return layers as a list: one string is one layer, not its letters."""
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
 def matches(path: str, pattern: str) -> bool:
     """Whether a path, or another dotted name, fits a glob as a whole; upper and lower case differ everywhere."""
     return fnmatchcase(path, pattern)
@@ -56,7 +61,7 @@ def matching(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         LayerNotFoundError: if a path or a glob matches nothing.
     """
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in several(patterns):
         if is_glob(model, pattern):
             found.update(dict.fromkeys(_matched(model, pattern)))
         else:
@@ -83,7 +88,7 @@ def expand(
         ('layer1', 'layer2', 'layer3', 'layer4')
     """
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in several(patterns):
         if is_glob(model, pattern):
             found.update(dict.fromkeys(_readable(model, pattern, calls())))
         else:

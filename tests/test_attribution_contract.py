@@ -69,6 +69,7 @@ def test_the_score_its_unit_and_its_targets_are_in_the_result(name: str) -> None
     assert found.target == (0, 1, 2, 1)
     assert found.unit == "logit"
     assert found.n_forward > 0
+    assert found.prepared == ("as given" if name == "lrp" else "channels_last")
     for key, values in found.diagnostics.items():
         assert len(values) == 4, key
 
@@ -304,7 +305,9 @@ def test_examples_of_another_number_format_than_the_model_are_brought_to_it(
 ) -> None:
     model, x = nets.seeded(nets.ConvNet()).to(dtype), nets.images()
     given = x.float() if dtype == torch.float64 else x.double()
+    made(name)(Score(model, TARGETS), x.to(dtype))  # the copy for these serves no others
     found = made(name)(Score(model, TARGETS), given)
+    assert f"examples cast to {str(dtype)[6:]}" in found.prepared
     wanted = made(name)(Score(model.double(), TARGETS), x.double())
     assert found.values.dtype == (dtype if name in OF_A_LAYER else given.dtype)
     scale = float(wanted.values.abs().max())

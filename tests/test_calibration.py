@@ -35,12 +35,22 @@ def most(draws: int) -> float:
     return float(stats.binom.ppf(0.999, draws, 0.05)) / draws
 
 
-@pytest.mark.parametrize("mode", ["random", "ovr", "pairwise"])
-def test_no_mode_rejects_above_its_level_with_a_clustered_concept(
-    script: ModuleType, mode: str
+@pytest.mark.parametrize(
+    ("mode", "clusters"),
+    [
+        ("random", (3, 1)),
+        ("ovr", (3, 1)),
+        ("pairwise", (3, 1)),
+        ("random", (1, 3)),
+        ("random", (3, 3)),
+        ("random", ("mixed", "mixed")),
+    ],
+)
+def test_no_mode_rejects_above_its_level_whatever_the_sizes_of_clusters(
+    script: ModuleType, mode: str, clusters: tuple[int | str, int | str]
 ) -> None:
     draws = SEEDS if mode == "random" else SEEDS // 3  # more concepts, each of which takes its time
-    row = script.rejections(mode, (3, 1), 30, draws, sets=19, runs=2)
+    row = script.rejections(mode, clusters, 30, draws, sets=19, runs=2)
     # Three targets share their rows: the mean over them varies as one test's share or less.
     assert max(row.rates) <= most(draws), row
 

@@ -187,24 +187,26 @@ class Stages(nn.Module):
 
 
 @pytest.mark.parametrize("pattern", ["layer?", "layer?.1", "layer3", "*.0.0", "*"])
-def test_every_analysis_reads_the_layers_that_a_glob_names(pattern: str) -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_every_analysis_reads_the_layers_that_a_glob_names(pattern: str, listed: bool) -> None:
     net = seeded(Stages())
     pictures = images(12, 3, 8)
     examples, labels = TensorExamples(pictures), [i % 2 for i in range(12)]
+    layers = [pattern] if listed else pattern  # one string is one layer, not its letters
     wanted = of(net, pattern, shape=(3, 8, 8))
     if pattern == "layer?":
         assert wanted == ("layer1", "layer2", "layer3", "layer4")
     store = ActivationStore()
-    assert tuple(store.activations(net, [pattern], examples, pool="mean")) == wanted
-    assert tuple(store.gradients(Score(net, 1), [pattern], examples, pool="mean")) == wanted
-    assert tuple(store.batches(net, [pattern], examples).__next__()[1]) == wanted
+    assert tuple(store.activations(net, layers, examples, pool="mean")) == wanted
+    assert tuple(store.gradients(Score(net, 1), layers, examples, pool="mean")) == wanted
+    assert tuple(store.batches(net, layers, examples).__next__()[1]) == wanted
     probes = LayerProbes(pattern, RidgeProbe((1.0,)), inputs=False, controls=0, untrained=False, description_length=False)  # fmt: skip
     assert probes(store, net, examples, labels).layers == wanted
     [*requests] = probes.requests(net, examples)
     assert tuple(layer for request in requests for layer in request.layers) == wanted
     parts = [TensorExamples(images(9, 3, 8, seed=k)) for k in (1, 2)]
     found = Tcav(null=None, runs=2, relabellings=9)(
-        store, {"first": Score(net, 0)}, [pattern], [Concept("c", parts[0])], examples, parts[1]
+        store, {"first": Score(net, 0)}, layers, [Concept("c", parts[0])], examples, parts[1]
     )
     assert found.layers == wanted
     if pattern != "*":  # a dissection refuses `fc`, which returns no map
@@ -212,7 +214,10 @@ def test_every_analysis_reads_the_layers_that_a_glob_names(pattern: str) -> None
         labelled[:, :, :4] = 1
         words = Vocabulary(("a",), ("object",))
         scenes = Scenes(examples, TensorLabels(labelled, words), size=(8, 8), frame="input")
-        assert Dissection((pattern,), draws=0)(store, net, scenes).layers == wanted
+        assert (
+            Dissection(tuple(layers) if listed else pattern, draws=0)(store, net, scenes).layers
+            == wanted
+        )
 
 
 def test_by_default_probes_read_the_layers_without_layers_inside() -> None:

@@ -149,6 +149,18 @@ def test_rows_do_not_depend_on_the_batch_size(
     )
 
 
+@pytest.mark.parametrize("order", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_examples_of_two_number_formats_are_each_brought_to_the_models(
+    net: nn.Module, order: tuple[torch.dtype, torch.dtype]
+) -> None:
+    store, wide = ActivationStore(), net.double()
+    for dtype in order:
+        images = nets.images(6).to(dtype)
+        found = store.activations(wide, "features.0", TensorExamples(images))
+        torch.testing.assert_close(found["features.0"].double(), direct(wide, images.double())[0])
+    assert store.stats.prepared == {"channels_last", "channels_last, examples cast to float64"}
+
+
 def test_rows_are_computed_once_per_distinct_example(net: nn.Module, tmp_path: Path) -> None:
     images = nets.images(30)
     pool = TensorExamples(images)

@@ -56,6 +56,9 @@ class Attribution(Result):
     """How its output was read, such as `7 x 7 cells, maps [n, c, h, w]`."""
     geometry: Geometry | None = None
     """Where the cells of a class activation map lie in the input; None for maps of another shape."""
+    prepared: str = ""
+    """How the model and its inputs were prepared for the passes, such as `channels_last, 17 BatchNorm folded` or
+    `examples cast to float16`; `as given` if not at all."""
 
     def upsampled(self) -> Float[Tensor, "n *shape"]:
         """Return the map at the input's resolution; what has it already is returned as it is.

@@ -243,6 +243,7 @@ class GuidedGradCAM:
                 diagnostics=where.diagnostics | what.diagnostics,
                 layer=where.layer,
                 layout=where.layout,
+                prepared=what.prepared,
             )
 
 

@@ -173,6 +173,7 @@ class SmoothGrad:
                 diagnostics={"standard_error": error.to(inputs.dtype), "noise": scale},
                 layer=last.layer,
                 geometry=last.geometry,
+                prepared=last.prepared,
             )
 
     def _scale(self, inputs: Tensor) -> Float[Tensor, " n"]:

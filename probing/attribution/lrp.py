@@ -78,7 +78,8 @@ class LRP:
         score, inputs = checked(score, inputs)
         device = device_of(score.model)
         with naming_inputs(score.model, inputs):
-            taken = AS_GIVEN.prepare(score.model, (), device, inputs).dtype or inputs.dtype
+            given = AS_GIVEN.prepare(score.model, (), device, inputs)
+        taken = given.dtype or inputs.dtype
         size = rows_at_once(inputs, self.batch_size, device)
         if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
             size = max(1, size // 2)
@@ -107,6 +108,7 @@ class LRP:
             n_forward=len(inputs),
             n_backward=len(inputs),
             diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
+            prepared=given.how,
         )
 
     def _explain(self, score: Score, inputs: Tensor) -> "_Part":

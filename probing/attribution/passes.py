@@ -75,7 +75,7 @@ class Passes:
             InconsistentModelError: if what the model returns for an example hangs on anything else.
         """
         device = device_of(score.model)
-        key = ("prepared", precision, frozenset(layers), device)
+        key = ("prepared", precision, frozenset(layers), device, inputs.dtype)
         with naming_inputs(score.model, inputs):
             refuse_inconsistent(score.model, inputs, device)
             prepared = remembered(
@@ -190,8 +190,12 @@ class Passes:
         **facts: object,
     ) -> Attribution:
         """Return a method's result, with these passes counted in it."""
-        counts = {"n_forward": self.n_forward, "n_backward": self.n_backward}
-        return attribution(method, self.origin, inputs, values, value, **(counts | facts))
+        told = {
+            "n_forward": self.n_forward,
+            "n_backward": self.n_backward,
+            "prepared": self.prepared.how,
+        }
+        return attribution(method, self.origin, inputs, values, value, **(told | facts))
 
 
 def rows_at_once(inputs: Tensor, batch_size: BatchSize, device: torch.device) -> int:
