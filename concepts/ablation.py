@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples
 from probing.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.geometry import Layout

@@ -27,16 +27,16 @@ from concepts.tabulate import (
     swap_rows,
 )
 from concepts.verdict import verdict
-from probing.fingerprint import content_id, model_id
+from probing.core.content_ids import content_id, model_id
+from probing.core.progress import Progress
+from probing.core.storage import Place
+from probing.core.threads import one_thread
 from probing.jobs import Request
-from probing.places import Place
 from probing.precision import Precision
-from probing.progress import Progress
 from probing.provenance import Provenance, Result
 from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
-from probing.threads import one_thread
 
 Say = Callable[[str], object]
 

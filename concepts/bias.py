@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.statistics import TooFewError, holm, rank_sum
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.figures import DIVERGING, figure_of, new_figure, style
 from probing.provenance import Provenance, Result
 

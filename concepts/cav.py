@@ -18,7 +18,7 @@ from torch import Tensor
 
 from concepts.draws import Pair, Pairs, Rows
 from concepts.statistics import TooFewError, above_chance, rank_sum
-from probing.errors import ArgumentError, OutOfRangeError
+from probing.core.errors import ArgumentError, OutOfRangeError
 from probing.linear import Estimator, PairFits, SharedRows, fit_pairs
 
 LEVEL = 0.05

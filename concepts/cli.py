@@ -33,7 +33,7 @@ from concepts.commands import (
 )
 from concepts.commands.common import OPTIONS, forget_folders, one_line
 from probing import __version__
-from probing.errors import Mend, ProbingError, line_of_users
+from probing.core.errors import Mend, ProbingError, line_of_users
 
 app = typer.Typer(
     help="Read a PyTorch network and relate what it computes to concepts that people have names for.",
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             typer.main.get_command(app).make_context("probing", given) as context,
         ):
             debug = context.params["debug"]
-            from probing.progress import talking
+            from probing.core.progress import talking
 
             with talking():
                 context.command.invoke(context)

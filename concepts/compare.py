@@ -32,9 +32,9 @@ from concepts.statistics import clustered_mean, codes, holm
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.path import IntegratedGradients
+from probing.core.content_ids import content_id
 from probing.estimators import Ridge
 from probing.examples import Examples, ExampleSet, Subset, as_examples, concat
-from probing.fingerprint import content_id
 from probing.passes import Pool
 from probing.provenance import Provenance
 from probing.scores import Score

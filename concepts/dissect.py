@@ -25,8 +25,8 @@ from concepts.dissection.rotation import Rotation
 from concepts.dissection.sanity import Judged, label_tests
 from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Scenes
+from probing.core.content_ids import content_id, model_id
 from probing.engines import Engine
-from probing.fingerprint import content_id, model_id
 from probing.geometry import Layout
 from probing.jobs import Request
 from probing.layers import expand

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from concepts.statistics import TooFewError, exchangeable_cap, relabellings
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 
 Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]

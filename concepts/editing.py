@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters
 from probing.hooks import edit

@@ -40,10 +40,10 @@ from concepts.statistics import (
     relabellings,
     same_sign,
 )
-from probing.doubles import near
-from probing.errors import ArgumentError
+from probing.core.content_ids import content_id
+from probing.core.doubles import near
+from probing.core.errors import ArgumentError
 from probing.examples import Examples, ExampleSet, Subset, as_examples
-from probing.fingerprint import content_id
 from probing.linear import SharedRows
 from probing.passes import Pool
 from probing.provenance import Provenance

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concepts.pictures import RANDOM, Pictures
 from concepts.sets import MINIMUM
 from concepts.sources import some
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 LEAST_RANDOM = 3 * MINIMUM
 """Random pictures that concepts are told from."""

@@ -119,8 +119,8 @@ class Manifest:
             concepts.schema.SchemaError: if the file breaks its schema.
             ManifestError: if groups and matched sets do not fit the images.
             ChecksumError: if images are missing or changed, by name.
-            probing.packages.PathEscapeError: if a path leaves its root.
-            probing.packages.PackageMissingError: if a package is not installed.
+            probing.core.packages.PathEscapeError: if a path leaves its root.
+            probing.core.packages.PackageMissingError: if a package is not installed.
 
         Example:
             >>> manifest = Manifest.load("data_manifests/twemoji_people.yaml")

@@ -12,9 +12,9 @@ from concepts.manifest import UNSTATED, Manifest, ManifestFile
 from concepts.schema import SchemaError, parse, validated
 from concepts.segmentation import MaskedManifest
 from concepts.sources import DatasetSource, FolderImages, ManifestError, PackageImages, find, some
+from probing.core.packages import package_path, path_under
 from probing.examples import ImageFiles
 from probing.images import ImageError, decode
-from probing.packages import package_path, path_under
 
 _STATED = {
     "name": "a short name, as in name: street",

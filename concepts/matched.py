@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import ExampleSet, as_examples
 from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters

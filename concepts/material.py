@@ -14,7 +14,7 @@ from concepts.manifest import Manifest, Pairs
 from concepts.sets import MINIMUM, Concept, random_sets
 from concepts.synthetic import SyntheticImages
 from probing import models
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import Concatenation, ExampleSet, Subset, concat
 from probing.layers import expand
 from probing.models import LoadedModel

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from concepts.sources import DatasetSource, open_dataset, some, texts
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
+from probing.core.packages import path_under
 from probing.examples import SUFFIXES, DatasetImages, ImageFiles, ImageSource
 from probing.images import ImageError, decode
-from probing.packages import path_under
 
 RANDOM = "random"
 """The folder of pictures of nothing in particular, beside those of concepts."""

@@ -12,9 +12,9 @@ from probing.attribution.base import checked
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
-from probing.errors import ProbingError
+from probing.core.content_ids import tensor_id
+from probing.core.errors import ProbingError
 from probing.figures import FAINT, INK, PALETTE, RULE, new_figure, style
-from probing.fingerprint import tensor_id
 from probing.geometry import channel_axis
 from probing.precision import Precision
 from probing.provenance import Provenance, Result

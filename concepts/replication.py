@@ -16,7 +16,7 @@ from torch import Tensor
 from concepts.material import AuditError, Material
 from concepts.results import AuditResults
 from concepts.statistics import Correlation, clustered_mean, codes, holm, pearson
-from probing.fingerprint import content_id
+from probing.core.content_ids import content_id
 from probing.provenance import Provenance, Result
 from probing.store import ActivationStore
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.tables import anchor
 
 Direction = Literal["up", "down"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 MAX_BYTES = 16 << 20  # a line an image: more than a hundred thousand images
 MAX_DEPTH = 20

@@ -10,7 +10,7 @@ import concepts
 import probing
 from concepts.auditfile import AuditFile
 from concepts.results import AuditResults
-from probing.fingerprint import bytes_id, content_id
+from probing.core.content_ids import bytes_id, content_id
 from probing.provenance import Provenance, Result
 
 _FILE = "report.seal"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probing.errors import Mend, ProbingError
+from probing.core.errors import Mend, ProbingError
 from probing.examples import Examples, ExampleSet, as_examples
 
 MINIMUM = 9

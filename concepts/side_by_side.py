@@ -13,7 +13,7 @@ import torch
 
 from concepts.results import AuditResults, SwapRow, made_of
 from concepts.statistics import clustered_mean, holm
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.tables import known
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from concepts.schema import Schema
+from probing.core.errors import ProbingError
+from probing.core.packages import PathEscapeError, package_path, package_version, path_under
 from probing.drawings import VectorFiles
-from probing.errors import ProbingError
 from probing.examples import DatasetImages, ImageFiles, ImageSource
-from probing.packages import PathEscapeError, package_path, package_version, path_under
 
 
 class ManifestError(ProbingError, ValueError):
@@ -146,8 +146,8 @@ def find(source: FolderImages | ListedImages | PackageImages | DatasetSource, ro
     Raises:
         ManifestError: if the source contradicts itself, or a data set cannot be read.
         probing.examples.ExampleError: if a folder holds no picture, or a data set no such column.
-        probing.packages.PathEscapeError: if a path leaves its root.
-        probing.packages.PackageMissingError: if a package is not installed.
+        probing.core.packages.PathEscapeError: if a path leaves its root.
+        probing.core.packages.PackageMissingError: if a package is not installed.
     """
     match source:
         case FolderImages():
@@ -223,7 +223,7 @@ def open_dataset(source: DatasetSource, root: Path) -> Any:  # datasets ships no
 
     Raises:
         ManifestError: if it cannot be read.
-        probing.packages.PathEscapeError: if its path leaves the root.
+        probing.core.packages.PathEscapeError: if its path leaves the root.
     """
     try:
         return _opened(source, root)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 from probing.statistics import ClusteredMean, clustered_mean, holm, two_sided
 
 __all__ = [

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from probing.errors import ArgumentError, OutOfRangeError, ProbingError
+from probing.core.errors import ArgumentError, OutOfRangeError, ProbingError
 from probing.examples import ImageExamples, Transform
 
 Array = npt.NDArray[np.float64]

@@ -20,12 +20,12 @@ from concepts.sensitivity import LayerReader, Reading
 from concepts.sets import Concept, OverlapError, refuse_overlap
 from concepts.statistics import TooFewError, holm, max_t, permutation_p
 from concepts.tcav_result import TcavResult
-from probing.errors import ArgumentError, Mend
+from probing.core.content_ids import content_id
+from probing.core.errors import ArgumentError, Mend
+from probing.core.progress import Progress
 from probing.estimators import Estimator, Ridge
 from probing.examples import Examples, ExampleSet, Subset, as_examples
-from probing.fingerprint import content_id
 from probing.passes import Pool
-from probing.progress import Progress
 from probing.provenance import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore

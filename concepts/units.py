@@ -9,7 +9,7 @@ from torch import Tensor
 
 from concepts.manifest import Pairs
 from concepts.statistics import clustered_mean, max_t, relabellings
-from probing.threads import one_thread
+from probing.core.threads import one_thread
 
 _HELD = 1 << 24
 """Numbers that are held at once for the test, which limits relabellings where there are very many units."""

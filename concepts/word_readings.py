@@ -23,8 +23,8 @@ from concepts.wording import Wording, WordingFile
 from probing.attribution.lime import TextLIME
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 from probing.attribution.surrogate import Local
+from probing.core.content_ids import content_id
 from probing.examples import TextExamples
-from probing.fingerprint import content_id
 from probing.probes import LayerProbes, ProbeResult
 from probing.provenance import Provenance
 from probing.scores import Score

@@ -12,7 +12,7 @@ from pydantic import Field
 from concepts.auditfile import Share
 from concepts.effect import split_clusters
 from concepts.schema import Schema, read
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import TextExamples
 from probing.texts import TextClassifier
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from probing.packages import package_path, package_version
+from probing.core.packages import package_path, package_version
 
 SIDE = 72
 """Pixels: Twemoji's size, and that at which OpenMoji is drawn for it to be as coarse."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from probing.archives import Archive, unpickle
+from probing.core.archives import Archive, unpickle
 from probing.images import Preprocess
 from probing.models import LoadedModel
 
@@ -39,7 +39,7 @@ def load(archive: Path) -> LoadedModel:
     """Return the network in evaluation mode, with its own preprocessing.
 
     Raises:
-        probing.archives.ArchiveError: if the archive is another one, or its pickle asks for more than arrays.
+        probing.core.archives.ArchiveError: if the archive is another one, or its pickle asks for more than arrays.
     """
     arrays = unpickle(ARCHIVE.member(archive, MEMBER), _ARRAYS)
     assert isinstance(arrays, dict)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probing.errors import ProbingError
-from probing.foreign import take_off
+from probing.core.errors import ProbingError
+from probing.core.foreign import take_off
 from probing.precision import AS_GIVEN, device_of
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError, ParserCreate
 
+from probing.core.packages import require
 from probing.images import ImageError, read_file
-from probing.packages import require
 
 _REFERS = re.compile(rb"""(?:href\s*=\s*["'](?!\s*\#)|url\(\s*["']?(?!\s*["']?\#)|<!ENTITY|@import)""", re.I)  # fmt: skip
 _TEXT = re.compile(rb"<(?:\w+:)?(?:text|tspan)\b", re.I)
@@ -47,7 +47,7 @@ def rendered(svg: bytes, size: int) -> bytes:
 
     Raises:
         ImageError: if it is no SVG, holds text, refers to other files, or is too large.
-        probing.packages.PackageMissingError: without resvg-py.
+        probing.core.packages.PackageMissingError: without resvg-py.
     """
     if len(svg) > _MOST_BYTES:
         raise ImageError(f"it is a drawing of {len(svg)} bytes, over the limit of {_MOST_BYTES}")

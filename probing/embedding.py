@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.content_ids import content_id
+from probing.core.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.figures import FAINT, PAPER, look, new_figure, style
-from probing.fingerprint import content_id
 from probing.geometry import channel_axis
 from probing.layers import resolve, split_call
 from probing.provenance import Provenance, Result

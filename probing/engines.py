@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from probing.errors import ProbingError
-from probing.packages import require
-from probing.progress import Progress
+from probing.core.errors import ProbingError
+from probing.core.packages import require
+from probing.core.progress import Progress
 from probing.shares import Share, array_share, ranks_share
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.systems import PairSystem, less_class_mean
 
 MAX_STEPS = 100

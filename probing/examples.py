@@ -24,8 +24,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from probing.errors import Mend, OutOfRangeError, ProbingError
-from probing.fingerprint import bytes_id, content_id, tensor_id
+from probing.core.content_ids import bytes_id, content_id, tensor_id
+from probing.core.errors import Mend, OutOfRangeError, ProbingError
+from probing.core.inputs import not_one_tensor
 from probing.images import (
     ImageError,
     Preprocess,
@@ -35,7 +36,6 @@ from probing.images import (
     read_file,
     upright,
 )
-from probing.inputs import not_one_tensor
 
 Transform = Callable[[Image.Image], Tensor]
 """From an upright picture to model space: a `Preprocess`, or a callable that gets 8-bit RGB, white where transparent."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from probing.background import LoadAhead, WriteBehind
-from probing.errors import ProbingError
-from probing.fingerprint import bytes_id, tensor_id
+from probing.core.content_ids import bytes_id, tensor_id
+from probing.core.errors import ProbingError
+from probing.core.progress import Progress
 from probing.jobs import Job, Rows, StoreStats
 from probing.passes import Runner
 from probing.precision import Precision, device_of
-from probing.progress import Progress
 from probing.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
 from probing.shares import Share
 from probing.tiers import MemoryTier, Place, gather

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from probing.errors import ArgumentError
-from probing.fingerprint import bytes_id
+from probing.core.content_ids import bytes_id
+from probing.core.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from probing.core.storage import Place
 from probing.jobs import Request
-from probing.places import Place
 from probing.precision import Precision
 from probing.shares import Share
 from probing.store import ActivationStore

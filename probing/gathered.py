@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from probing.core.content_ids import bytes_id
+from probing.core.storage import Address, Place, each, listed, located
 from probing.examples import SUFFIXES, ExampleError
-from probing.fingerprint import bytes_id
 from probing.images import ImageError
-from probing.places import Address, Place, each, listed, located
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
+from probing.core.inputs import InputError
 from probing.hooks import LayerCallError, capture, other_rows, watch
-from probing.inputs import InputError
 from probing.layers import split_call
 from probing.precision import AS_GIVEN, device_of, frozen_copy
 from probing.remembered import remembered

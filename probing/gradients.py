@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.hooks import capture
 from probing.layers import several
 from probing.scores import Score, refuse_training

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, RULE, new_figure, style
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.figures import FAINT, INK, PAPER, fonts_of, new_figure, style
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 from probing.layers import resolve, several, split_call
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Colour = tuple[int, int, int]

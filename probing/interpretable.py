@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.geometry import Geometry
 from probing.streaming import UpperQuantile
 

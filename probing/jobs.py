@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.content_ids import is_sharded
+from probing.core.errors import ProbingError
+from probing.core.inputs import not_one_tensor
 from probing.examples import Examples, ExampleSet, as_examples, refuse_random
-from probing.fingerprint import is_sharded
 from probing.geometry import channel_axis
-from probing.inputs import not_one_tensor
 from probing.layers import expand
 from probing.passes import Pool
 from probing.precision import Precision

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 Calls = Mapping[str, int]
 """How often each layer returns a tensor with a row per example in a pass, in the order in which they end."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.errors import ArgumentError, OutOfRangeError, ProbingError
+from probing.core.errors import ArgumentError, OutOfRangeError, ProbingError
 from probing.estimators import TOLERANCE, Estimator, Hinge, Lda, Logistic, Pattern, Ridge
 from probing.rows import BLOCK, DegenerateRowsError, RowProducts, SharedRows
 from probing.systems import GramSystem, RowSystem

@@ -11,8 +11,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
-from probing.foreign import ForeignHookError, is_watched
+from probing.core.errors import ProbingError
+from probing.core.foreign import ForeignHookError, is_watched
 from probing.hooks import ModuleCall, record_calls
 from probing.precision import AS_GIVEN, Prepared, agree, device_of
 from probing.remembered import remembered

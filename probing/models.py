@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
+from probing.core.packages import require
 from probing.examples import Transform
 from probing.images import Interpolation, Preprocess
-from probing.packages import require
 from probing.weights import Keys, WeightsError, load_weights, weights_file
 
 
@@ -125,7 +125,7 @@ def load(
         DeviceError: for a device that is none, or not here.
         ModelReferenceError: if the reference names no model.
         WeightsError: if the weights cannot be had or do not fit.
-        probing.packages.PackageMissingError: if a package is not installed.
+        probing.core.packages.PackageMissingError: if a package is not installed.
 
     Example:
         >>> load(

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from probing.core.content_ids import bytes_id
+from probing.core.errors import ProbingError
 from probing.engines import Engine
-from probing.errors import ProbingError
-from probing.fingerprint import bytes_id
 from probing.shares import Share
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.gradients import score_gradients
 from probing.hooks import TokenMasks, capture, takes_masks, token_masks
 from probing.model_check import refuse_inconsistent

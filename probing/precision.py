@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from probing.doubles import has_doubles
-from probing.errors import ArgumentError
-from probing.foreign import take_off
+from probing.core.doubles import has_doubles
+from probing.core.errors import ArgumentError
+from probing.core.foreign import take_off
 from probing.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]

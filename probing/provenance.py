@@ -20,8 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
-from probing.fingerprint import bytes_id, model_id
+from probing.core.content_ids import bytes_id, model_id
+from probing.core.errors import ProbingError
 from probing.saved_names import SavedNameError, class_of, name_of
 
 if TYPE_CHECKING:

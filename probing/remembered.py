@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from probing.fingerprint import model_id
+from probing.core.content_ids import model_id
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.tables import DataTable, anchor
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 
 SMALLEST_SCALE = 1e-2
 """A feature's standard deviation counts as at least this share of the root mean square over features:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 C = TypeVar("C", bound=type)
 

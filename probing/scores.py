@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from probing.errors import ArgumentError, Mend, ProbingError
-from probing.inputs import one_tensor
+from probing.core.errors import ArgumentError, Mend, ProbingError
+from probing.core.inputs import one_tensor
 from probing.precision import AS_GIVEN, device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]

@@ -21,9 +21,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from probing.errors import ArgumentError, Mend, ProbingError
-from probing.fingerprint import bytes_id, tensor_bytes
-from probing.places import (
+from probing.core.content_ids import bytes_id, tensor_bytes
+from probing.core.errors import ArgumentError, Mend, ProbingError
+from probing.core.storage import (
     Address,
     Place,
     beside,
@@ -399,7 +399,7 @@ class Disk:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock between processes; yields whether it was got, as `probing.places.lock` does.
+        """Hold a lock between processes; yields whether it was got, as `probing.core.storage.lock` does.
 
         An object store has none: there two workers on one chunk write the same bytes twice.
         """

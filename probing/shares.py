@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probing.core.storage import Place, located
 from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool
-from probing.places import Place, located
 from probing.precision import Precision
 from probing.scores import Score, class_scores
 from probing.shards import Disk

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.compiled import exceeding
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 
 class StreamError(ProbingError, ValueError):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.hooks import watch
-from probing.inputs import one_tensor
 from probing.layers import Calls
 from probing.precision import AS_GIVEN, device_of, frozen_copy
 from probing.remembered import remembered

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
+from probing.core.errors import ProbingError
 from probing.csvs import csv_text
-from probing.errors import ProbingError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 
 Span = tuple[int, int]
 """Where a word begins and ends in a text, in characters."""

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from probing.errors import ProbingError
-from probing.places import Place, inside, listed
-from probing.progress import Progress
+from probing.core.errors import ProbingError
+from probing.core.progress import Progress
+from probing.core.storage import Place, inside, listed
 from probing.shards import DamagedShardError, Shard, read_record, writing
 
 _READ_BYTES = 64 << 20  # at a time

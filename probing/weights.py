@@ -11,8 +11,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
-from probing.packages import package_path
+from probing.core.errors import ProbingError
+from probing.core.packages import package_path
 
 Keys = Literal["name", "order"]
 

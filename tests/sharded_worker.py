@@ -12,9 +12,9 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from probing.core.content_ids import model_id
+from probing.core.foreign import ForeignHookError
 from probing.examples import TensorExamples
-from probing.fingerprint import model_id
-from probing.foreign import ForeignHookError
 from probing.gradients import layer_gradients
 from probing.hooks import capture, edit
 from probing.jobs import ShardedModelError

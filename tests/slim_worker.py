@@ -34,8 +34,8 @@ from probing.attribution.gradient import Saliency
 from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.surrogate import Local
+from probing.core.errors import ArgumentError
 from probing.embedding import Atlas, Pca
-from probing.errors import ArgumentError
 from probing.evaluation import axioms, complexity, curves, localisation, robustness, sanity
 from probing.examples import TensorExamples
 from probing.maximize import Channel, Fourier, Maximize, Space

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from probing.archives import Archive, ArchiveError, unpickle
+from probing.core.archives import Archive, ArchiveError, unpickle
 
 _KNOWN = {("collections", "OrderedDict"): OrderedDict}
 

@@ -13,9 +13,9 @@ from probing.attribution import METHODS
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.path import IntegratedGradients
-from probing.errors import ProbingError
-from probing.fingerprint import model_id
-from probing.inputs import InputError
+from probing.core.content_ids import model_id
+from probing.core.errors import ProbingError
+from probing.core.inputs import InputError
 from probing.provenance import describe, rebuild
 from probing.scores import ModelModeError, OutputError, Score, TargetError, Unit
 

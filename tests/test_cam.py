@@ -18,9 +18,9 @@ from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.path import LayerIntegratedGradients
+from probing.core.inputs import InputError
 from probing.geometry import Geometry, RefusedError, layers_run
 from probing.hooks import LayerCallError, edit
-from probing.inputs import InputError
 from probing.layers import LayerNotFoundError
 from probing.scores import Score
 

@@ -142,7 +142,7 @@ gradients = torch.randn(4, 5, generator=generator)
     "probing.maximize.run:maximize": "from probing.maximize import Channel\nmaximize = partial(maximize, steps=2)",
     "probing.partials:accumulated": """
 root, RayActors = Path("."), Local
-from probing.fingerprint import content_id, model_id
+from probing.core.content_ids import content_id, model_id
 from probing.streaming import Moments
 def moments_of_share(share):
     found = {"layer4": Moments()}

@@ -17,9 +17,9 @@ from concepts.commands.common import OPTIONS
 from concepts.sets import OverlapError
 from probing.attribution.base import Attribution
 from probing.attribution.gradient import Saliency
-from probing.errors import ArgumentError, Mend, ProbingError, line_of_users
+from probing.core.errors import ArgumentError, Mend, ProbingError, line_of_users
+from probing.core.storage import PlaceError
 from probing.evaluation.axioms import axiom_table
-from probing.places import PlaceError
 from probing.scores import Score
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,10 @@ BUILTINS = {
 OTHERS = {
     ("concepts/begin.py", "PermissionError"): "as the operating system tells it, with the path",
     ("concepts/sources.py", "FileNotFoundError"): "caught in its module, where more is known",
-    ("probing/places.py", "FileNotFoundError"): "as open() tells it of a file of this machine",
+    (
+        "probing/core/storage.py",
+        "FileNotFoundError",
+    ): "as open() tells it of a file of this machine",
     ("probing/probes/classifiers.py", "NotImplementedError"): "a private base class",
 }
 # What is thrown to leave a pass or a command, and caught by who began it.

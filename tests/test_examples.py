@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from probing import images
+from probing.core.packages import (
+    PackageMissingError,
+    PathEscapeError,
+    package_path,
+    path_under,
+    require,
+)
 from probing.examples import (
     ChangedExampleError,
     Concatenation,
@@ -33,7 +40,6 @@ from probing.examples import (
     concat,
 )
 from probing.images import ImageError, Preprocess, PreprocessError, decode, flatten
-from probing.packages import PackageMissingError, PathEscapeError, package_path, path_under, require
 from probing.store import ActivationStore
 
 SMALL = Preprocess(size=16, resize=20)

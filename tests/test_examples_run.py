@@ -256,7 +256,7 @@ def test_the_pages_beside_the_how_to_ones_run(here: Path) -> None:
 PAGES_IMPORT = """
 from pathlib import Path
 from probing.examples import Subset
-from probing.fingerprint import content_id, model_id
+from probing.core.content_ids import content_id, model_id
 from probing.partials import Parts, accumulated
 from probing.store import ActivationStore
 from probing.streaming import Moments

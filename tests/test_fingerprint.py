@@ -28,14 +28,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from probing.fingerprint import (
+from probing.core.content_ids import (
     FingerprintError,
     bytes_id,
     content_id,
     model_id,
     tensor_id,
 )
-from probing.foreign import ForeignHookError
+from probing.core.foreign import ForeignHookError
 
 
 class Kind(Enum):

@@ -15,12 +15,12 @@ from probing.attribution.path import (
     IntegratedGradients,
     LayerIntegratedGradients,
 )
+from probing.core.inputs import InputError
 from probing.evaluation.axioms import Completeness, SensitivityA, axiom_table
 from probing.evaluation.complexity import PictureBytes
 from probing.evaluation.curves import Deletion, Insertion, PixelFlipping, Road
 from probing.evaluation.robustness import MaxSensitivity
 from probing.evaluation.scoring import _gap
-from probing.inputs import InputError
 from probing.scores import Score
 
 SIDE = 12

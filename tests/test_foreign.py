@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
+from probing.core.content_ids import model_id
+from probing.core.foreign import ForeignHookError
 from probing.evaluation.randomise import plan_of, randomised
-from probing.fingerprint import model_id
-from probing.foreign import ForeignHookError
 from probing.precision import frozen_copy
 from probing.probes.untrained import untrained_copy
 from probing.scores import Score

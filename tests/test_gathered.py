@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from probing.core.storage import located, write_whole
 from probing.examples import DatasetImages, ExampleError, ImageExamples, ImageFiles
 from probing.gathered import PlacedImages, SpooledImages, TarImages
 from probing.images import ImageError, Preprocess
-from probing.places import located, write_whole
 
 PREPROCESS = Preprocess(size=8, resize=None)
 COUNT = 6

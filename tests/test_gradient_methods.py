@@ -19,8 +19,8 @@ from probing.attribution.lrp import LRP
 from probing.attribution.lrp_composites import Uniform
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.rules import Epsilon
+from probing.core.inputs import InputError
 from probing.geometry import RefusedError
-from probing.inputs import InputError
 from probing.precision import Precision
 from probing.scores import Score
 

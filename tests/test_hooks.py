@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from probing.core.foreign import ForeignHookError
 from probing.examples import TensorExamples
-from probing.foreign import ForeignHookError
 from probing.hooks import Edit, LayerCallError, capture, edit
 from probing.layers import LayerNotFoundError
 from probing.store import ActivationStore

@@ -28,7 +28,7 @@ from probing.attribution.surrogate import (
     Local,
     every_coalition,
 )
-from probing.inputs import InputError
+from probing.core.inputs import InputError
 from probing.precision import Precision
 from probing.provenance import SavedResultError, describe, rebuild
 from probing.scores import OutputError, Score, TargetError

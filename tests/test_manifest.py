@@ -20,9 +20,9 @@ from concepts.manifest import ChecksumError, Manifest, ManifestFile
 from concepts.manifest_check import Finding, check
 from concepts.schema import Schema, SchemaError, read
 from concepts.sources import ManifestError
+from probing.core.packages import PackageMissingError, PathEscapeError
 from probing.examples import ChangedExampleError, ExampleError
 from probing.images import ImageError, Preprocess
-from probing.packages import PackageMissingError, PathEscapeError
 
 SMALL = Preprocess(size=8, resize=8)
 COLUMNS = ["file", "sha256", "role", "gender"]

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from probing import models
+from probing.core.packages import PackageMissingError
 from probing.images import Preprocess
 from probing.models import (
     ClassNameError,
@@ -19,7 +20,6 @@ from probing.models import (
     PreprocessingUnknownError,
     load,
 )
-from probing.packages import PackageMissingError
 from probing.weights import WeightsError
 
 LITE0 = (

@@ -17,8 +17,8 @@ from probing.attribution.parts import (
     fillings,
 )
 from probing.attribution.superpixels import Each, Given, Grid, Quickshift, Segmentation, Slic
-from probing.inputs import InputError
-from probing.packages import PackageMissingError
+from probing.core.inputs import InputError
+from probing.core.packages import PackageMissingError
 
 
 def scene(n: int = 1, size: int = 48) -> Tensor:

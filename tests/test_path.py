@@ -32,7 +32,7 @@ from probing.attribution.priors import (
     total_variation,
 )
 from probing.attribution.quadrature import Quadrature, nodes
-from probing.inputs import InputError
+from probing.core.inputs import InputError
 from probing.provenance import describe, rebuild
 from probing.scores import Score
 

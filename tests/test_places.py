@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from concepts.cli import main
+from probing.core.packages import PackageMissingError
+from probing.core.storage import Address, PlaceError, beside, inside, listed, located, write_whole
 from probing.examples import Subset, TensorExamples
 from probing.jobs import Request
-from probing.packages import PackageMissingError
-from probing.places import Address, PlaceError, beside, inside, listed, located, write_whole
 from probing.shards import StoreFullError, cache_info, clear_cache
 from probing.shares import Share
 from probing.store import ActivationStore

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from probing.fingerprint import model_id
+from probing.core.content_ids import model_id
 from probing.gradients import layer_gradients
 from probing.hooks import capture
 from probing.layers import LayerNotFoundError

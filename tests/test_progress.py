@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from concepts import cli
-from probing import progress
 from probing.attribution.cam import AblationCAM
 from probing.attribution.gradient import SmoothGrad
 from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
-from probing.progress import Progress, about, talking
+from probing.core import progress
+from probing.core.progress import Progress, about, talking
 from probing.scores import Score
 
 ROOT = Path(__file__).parent.parent

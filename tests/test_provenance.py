@@ -25,8 +25,8 @@ import concepts
 import probing
 from probing import saved_names
 from probing.attribution import baselines, lrp_composites
+from probing.core.content_ids import model_id
 from probing.embedding import Pca
-from probing.fingerprint import model_id
 from probing.provenance import (
     Provenance,
     Result,

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.attribution.gradient import GradientTimesInput, Saliency
+from probing.core.content_ids import model_id
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.retraining import (
     Data,
@@ -15,7 +16,6 @@ from probing.evaluation.retraining import (
     accuracy,
     data_randomisation,
 )
-from probing.fingerprint import model_id
 
 QUICK = Training(epochs=12, rate=0.05, batch=100)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
 from probing.attribution.path import IntegratedGradients
+from probing.core.content_ids import model_id
 from probing.evaluation.base import EvaluationError, Tally, mean_interval
 from probing.evaluation.controls import EdgeDetector, InputSize, RandomMap
 from probing.evaluation.randomise import Block, UnchangedError, plan_of, randomised, redraw
@@ -32,7 +33,6 @@ from probing.evaluation.similarity import (
     hog,
     ssim,
 )
-from probing.fingerprint import model_id
 from probing.scores import Score
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from probing.core.seeds import seed_of
 from probing.maximize import Channel, Direction, Diversity, Logit, Neuron, Space, maximize
-from probing.seeds import seed_of
 
 ROOT = Path(__file__).parents[1]
 DRAW = """

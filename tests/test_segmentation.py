@@ -25,9 +25,9 @@ from concepts.segmentation import (
 from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
 from concepts.segmentation.labels import present
 from concepts.segmentation.masks import read_mask
+from probing.core.packages import PathEscapeError
 from probing.examples import ImageExamples, ImageSource, TensorExamples
 from probing.images import Preprocess
-from probing.packages import PathEscapeError
 
 WORDS = Vocabulary(("cat", "ear", "beach"), ("object", "part", "scene"))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probing.fingerprint import content_id
+from probing.core.content_ids import content_id
 from probing.hooks import capture
 from probing.recurrent import BidirectionalLSTM, RecurrentClassifier
 from probing.texts import TextClassifier, TokeniserError, WordIds, words

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from concepts.wording import Wording, read_wording
-from probing.archives import ArchiveError
+from probing.core.archives import ArchiveError
 
 
 @pytest.fixture(scope="module")

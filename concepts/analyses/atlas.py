@@ -17,6 +17,7 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.sections.plates import plate
 from concepts.statistics import ClusteredMean, clustered_mean
+from probing.core.threads import one_thread
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.examples import Concatenation
 from probing.jobs import Request
@@ -24,7 +25,6 @@ from probing.provenance import Provenance, Result
 from probing.report import Block, Finding, Paragraph, Section, Table, interval, linked, number
 from probing.store import ActivationStore
 from probing.tables import DataTable, known
-from probing.threads import one_thread
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from probing.attribution.base import Attribution, AttributionMethod
     from probing.attribution.lime import TextAttribution
+    from probing.core.progress import Progress
     from probing.models import LoadedModel
-    from probing.progress import Progress
     from probing.scores import Score
 
 EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
@@ -199,7 +199,7 @@ def _explain_images(
     loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path
 ) -> None:
     from probing.attribution.shown import checks
-    from probing.progress import Progress
+    from probing.core.progress import Progress
 
     methods, names = choice.methods(loaded), _folder_names(images)
     table = new_table("image", "method", "target", "score", "check", "layer")
@@ -299,8 +299,8 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
 def _explained(
     name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path
 ) -> "Attribution":
+    from probing.core.inputs import InputError
     from probing.geometry import RefusedError
-    from probing.inputs import InputError
     from probing.scores import OutputError
 
     try:

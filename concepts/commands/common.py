@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from probing.errors import ProbingError
-from probing.places import located
+from probing.core.errors import ProbingError
+from probing.core.storage import located
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from probing.core.storage import Place
     from probing.engines import Work
     from probing.examples import ImageExamples, OnError
     from probing.jobs import Request
     from probing.models import LoadedModel
-    from probing.places import Place
     from probing.precision import Kind
 
 ModelArgument = Annotated[

@@ -101,10 +101,10 @@ def evaluate(
     from concepts.network_rows import NetworkRows
     from concepts.scorecard_page import scorecard_page
     from probing import models
+    from probing.core.progress import Progress
     from probing.evaluation.scoring import Scoring, ScoringWork
     from probing.examples import ImageExamples
     from probing.precision import Precision
-    from probing.progress import Progress
     from probing.scores import Score
 
     names = tuple(method or DEFAULT)

@@ -162,7 +162,7 @@ class _Run:
 
     def _known(self, goal: "Objective") -> "Maximization | None":
         """Return an image made before of the same model with the same settings, placed among the same data."""
-        from probing.fingerprint import content_id, model_id
+        from probing.core.content_ids import content_id, model_id
         from probing.maximize import Maximization
         from probing.provenance import SavedResultError, rebuild
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from concepts.dissection.kernels import find_active
 from concepts.dissection.protocols import Protocol
 from probing.compiled import compiled
-from probing.doubles import near
+from probing.core.doubles import near
 from probing.geometry import Geometry, Layout
 
 _FIRST_SHARE = 0.02  # of all cells: what room is made for at first

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 
 class DissectionError(ProbingError, ValueError):

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.segmentation.masks import read_mask
+from probing.core.packages import path_under
 from probing.examples import ImageExamples, ImageFiles, Transform
-from probing.packages import path_under
 
 _MEASURES = ("ih", "iw", "sh", "sw")
 _FIXED = ("image", "split", *_MEASURES)
@@ -45,7 +45,7 @@ class Broden:
 
     Raises:
         LabelError: if a table is missing, or says what can't be.
-        probing.packages.PathEscapeError: if a file lies outside the folder.
+        probing.core.packages.PathEscapeError: if a file lies outside the folder.
 
     Example:
         >>> scenes = Broden(Path("broden1_224"), limit=1000).scenes(loaded.preprocess)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.synthetic import SyntheticImages
-from probing.errors import OutOfRangeError
+from probing.core.errors import OutOfRangeError
+from probing.core.packages import package_path
 from probing.examples import ImageExamples, Transform
-from probing.packages import package_path
 
 THEMES: Mapping[str, Mapping[str, str]] = {
     "farm": {"dog": "1f415", "cat": "1f408", "horse": "1f40e", "cow": "1f404", "sheep": "1f411", "rooster": "1f413"},

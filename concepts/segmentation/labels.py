@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
 from probing.images import Preprocess
 

@@ -13,8 +13,8 @@ from PIL import Image
 from concepts.manifest import Manifest
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.sources import MaskSource
+from probing.core.packages import path_under
 from probing.examples import Transform
-from probing.packages import path_under
 
 
 def read_mask(path: Path) -> npt.NDArray[np.int64]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from probing.archives import Archive, ArchiveError, unpickle
-from probing.packages import require
+from probing.core.archives import Archive, ArchiveError, unpickle
+from probing.core.packages import require
 from probing.recurrent import RecurrentClassifier
 from probing.texts import TextClassifier, WordIds
 
@@ -37,7 +37,7 @@ def load(archive: Path) -> TextClassifier:
 
     Raises:
         ArchiveError: if the archive is another one, its pickle asks for more than words, or the scores differ.
-        probing.packages.PackageMissingError: without h5py.
+        probing.core.packages.PackageMissingError: without h5py.
     """
     words = _vocabulary(ARCHIVE.member(archive, ENCODER))
     model = RecurrentClassifier(len(words) + 1, labels=len(LABELS))

@@ -28,8 +28,8 @@ from harness import Row, machine, report
 from PIL import Image
 from torch import Tensor, nn
 
+from probing.core.content_ids import content_id
 from probing.fill import Fill
-from probing.fingerprint import content_id
 from probing.images import Preprocess, decode
 from probing.jobs import Request
 from probing.shares import Share

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.doubles import near
+from probing.core.doubles import near
+from probing.core.inputs import InputError, one_tensor
 from probing.geometry import Geometry, naming_inputs
 from probing.heatmaps import ALPHA, PERCENTILE, Channels
-from probing.inputs import InputError, one_tensor
 from probing.precision import AS_GIVEN, device_of
 from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from probing.errors import ProbingError
-from probing.fingerprint import tensor_id
-from probing.inputs import InputError
+from probing.core.content_ids import tensor_id
+from probing.core.errors import ProbingError
+from probing.core.inputs import InputError
 
 
 class SamplesError(ProbingError, LookupError):

@@ -21,12 +21,12 @@ from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.tail import given, is_affine, rerun, tail_of
+from probing.core.progress import Progress
 from probing.geometry import Layout
 from probing.gradients import score_gradients
 from probing.hooks import capture
 from probing.layers import resolve
 from probing.precision import Precision, agree
-from probing.progress import Progress
 from probing.remembered import remembered, unchanged
 from probing.scores import Score, class_scores
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from probing.attribution.base import Attribution, AttributionMethod, Moments, attribution, checked
 from probing.attribution.gates import Gates, Rule, Which
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.inputs import InputError
+from probing.core.inputs import InputError
+from probing.core.progress import Progress
 from probing.precision import Precision
-from probing.progress import Progress
 from probing.remembered import unchanged
 from probing.scores import Score
 

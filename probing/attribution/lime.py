@@ -22,10 +22,10 @@ from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.regression import r2_in_words
 from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
+from probing.core.inputs import InputError
+from probing.core.progress import Progress
 from probing.highlight import highlight_figure, highlight_html
-from probing.inputs import InputError
 from probing.precision import Precision
-from probing.progress import Progress
 from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
 from probing.scores import OutputError, Score, TargetError, classes

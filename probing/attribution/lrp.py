@@ -20,8 +20,8 @@ from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp_tape import Tape
 from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
-from probing.doubles import doubled
-from probing.errors import Mend
+from probing.core.doubles import doubled
+from probing.core.errors import Mend
 from probing.geometry import RefusedError, naming_inputs
 from probing.layers import LayerNotFoundError
 from probing.model_check import refuse_inconsistent

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attribution.baselines import Baseline
-from probing.doubles import near
-from probing.errors import Mend
-from probing.inputs import InputError
+from probing.core.doubles import near
+from probing.core.errors import Mend
+from probing.core.inputs import InputError
 from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
 Variants_co = TypeVar("Variants_co", covariant=True)

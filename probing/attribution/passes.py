@@ -11,9 +11,9 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
+from probing.core.inputs import InputError
 from probing.geometry import naming_inputs
 from probing.gradients import ZeroPathError
-from probing.inputs import InputError
 from probing.model_check import refuse_inconsistent
 from probing.precision import Precision, Prepared, device_of
 from probing.remembered import remembered

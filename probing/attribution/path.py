@@ -13,9 +13,9 @@ from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import given, rerun, tail_of
+from probing.core.inputs import InputError
 from probing.geometry import layers_run, refuse_other_rows
 from probing.hooks import capture
-from probing.inputs import InputError
 from probing.precision import Precision, agree
 from probing.remembered import remembered, unchanged
 from probing.scores import Score

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.inputs import InputError
+from probing.core.inputs import InputError
 from probing.scores import Score
 
 Prior = Callable[[Tensor], Tensor]

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.attribution.passes import Passes
-from probing.inputs import InputError
-from probing.progress import Progress
+from probing.core.inputs import InputError
+from probing.core.progress import Progress
 
 Quadrature = Literal["left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc"]
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.lrp_maps import LinearMap
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.geometry import RefusedError
 
 

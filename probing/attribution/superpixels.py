@@ -10,8 +10,8 @@ from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from probing.attribution.baselines import Samples
-from probing.inputs import InputError
-from probing.packages import PackageMissingError
+from probing.core.inputs import InputError
+from probing.core.packages import PackageMissingError
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 

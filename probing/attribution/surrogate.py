@@ -20,7 +20,7 @@ from probing.attribution.regression import (
     split_half,
     weighted_r2,
 )
-from probing.inputs import InputError
+from probing.core.inputs import InputError
 
 Value = Callable[[Tensor], Tensor]
 """Scores `[k]` of coalitions `[k, parts]`, boolean: true where a part is kept."""

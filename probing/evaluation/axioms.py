@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from probing.attribution.base import Attribution, AttributionMethod, checked, score_of
 from probing.attribution.baselines import Samples
-from probing.errors import ProbingError, line_of_users
+from probing.core.errors import ProbingError, line_of_users
+from probing.core.inputs import one_tensor
 from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
-from probing.inputs import one_tensor
 from probing.precision import device_of
 from probing.provenance import Provenance, Result
 from probing.scores import Score, class_scores

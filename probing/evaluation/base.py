@@ -12,11 +12,11 @@ from scipy import stats
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod
-from probing.doubles import near
-from probing.errors import ProbingError
-from probing.fingerprint import tensor_id
+from probing.core.content_ids import tensor_id
+from probing.core.doubles import near
+from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.heatmaps import Channels, reduce_channels
-from probing.inputs import one_tensor
 from probing.provenance import Provenance, Result
 from probing.scores import Score
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution, attribution, checked
-from probing.fingerprint import tensor_id
+from probing.core.content_ids import tensor_id
 from probing.heatmaps import edges, pictures
 from probing.scores import Score
 

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional
 
+from probing.core.inputs import one_tensor
 from probing.evaluation.base import (
     Better,
     EvaluationError,
@@ -24,7 +25,6 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.heatmaps import Channels
-from probing.inputs import one_tensor
 from probing.scores import Score
 
 Masks = Bool[Tensor, "n h w"]

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.copied import own_copy, prove_own_weights
-from probing.errors import ProbingError
+from probing.core.content_ids import bytes_id
+from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.evaluation.base import EvaluationError
-from probing.fingerprint import bytes_id
 from probing.geometry import layers_run
-from probing.inputs import one_tensor
 from probing.layers import matches
 from probing.precision import device_of
 

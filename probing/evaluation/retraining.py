@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probing.attribution.base import AttributionMethod
+from probing.core.content_ids import tensor_id
 from probing.evaluation.base import (
     Better,
     EvaluationError,
@@ -23,7 +24,6 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.evaluation.similarity import SIMILARITIES
-from probing.fingerprint import tensor_id
 from probing.heatmaps import Channels
 from probing.provenance import Provenance, Result
 from probing.scores import Score

@@ -12,6 +12,8 @@ from torch import Tensor
 from probing.attribution.base import AttributionMethod, checked
 from probing.attribution.baselines import ZERO, Baseline
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.core.content_ids import tensor_id
+from probing.core.inputs import one_tensor
 from probing.evaluation.base import (
     Better,
     EvaluationError,
@@ -24,8 +26,6 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.removal import Units, substrates
 from probing.evaluation.similarity import SignedSpearman, correlation
-from probing.fingerprint import tensor_id
-from probing.inputs import one_tensor
 from probing.precision import Precision
 from probing.remembered import unchanged
 from probing.scores import Score

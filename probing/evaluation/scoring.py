@@ -15,6 +15,8 @@ from probing import __version__
 from probing.attribution.base import Attribution, AttributionMethod, score_of
 from probing.attribution.baselines import Baseline, Blurred
 from probing.attribution.passes import FLOAT32
+from probing.core.content_ids import content_id, model_id, tensor_id
+from probing.core.inputs import one_tensor
 from probing.evaluation.base import pixels
 from probing.evaluation.complexity import PictureBytes
 from probing.evaluation.cost import Cost, cost_of, hyperparameters
@@ -24,9 +26,7 @@ from probing.evaluation.quantities import CONSTRAINTS, Family, answered
 from probing.evaluation.robustness import SensitivityN
 from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.scorecard import Row, Scorecard
-from probing.fingerprint import content_id, model_id, tensor_id
 from probing.geometry import RefusedError
-from probing.inputs import one_tensor
 from probing.precision import Precision
 from probing.provenance import Provenance, SavedResultError, describe
 from probing.scores import OutputError, Score

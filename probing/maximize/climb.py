@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.maximize.ascent import Ascent
 from probing.maximize.images import Canvas, ImageOptionError
 from probing.maximize.objective import Objective

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.maximize.space import Space
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 
 Values = Float[Tensor, " n"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 from probing.maximize.objective import Objective, Seen, Values
 from probing.scores import class_scores
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.geometry import channel_axis
 from probing.hooks import capture
 from probing.maximize.objective import Objective, Seen

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError, Mend, ProbingError
+from probing.core.errors import ArgumentError, Mend, ProbingError
+from probing.core.progress import Progress
+from probing.core.seeds import seed_of
 from probing.examples import Examples, as_examples
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
@@ -21,11 +23,9 @@ from probing.maximize.space import Space, SpaceError
 from probing.maximize.transforms import Pad, Transform, growth, standard, viewed
 from probing.models import LoadedModel
 from probing.precision import Precision, device_of
-from probing.progress import Progress
 from probing.provenance import Provenance, describe
 from probing.remembered import identity
 from probing.scores import refuse_training
-from probing.seeds import seed_of
 from probing.store import ActivationStore
 
 

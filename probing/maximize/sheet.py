@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import PicturedExamples
 from probing.figures import Strip, montage
 from probing.maximize.result import Maximization

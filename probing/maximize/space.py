@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import Transform
 from probing.images import Preprocess
 from probing.models import LoadedModel

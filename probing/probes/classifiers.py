@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.probes.kinds import PathFits, Probe, RidgeProbe, SoftmaxProbe
 from probing.probes.table import RowMoments, Scaler, TableRows
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.probes.ridge import RidgeStatistics
 from probing.probes.softmax import fit_softmax
 from probing.probes.table import Rows, RowSpace, TableRows

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.copied import SharedWeightsError
-from probing.errors import ArgumentError, Mend
+from probing.core.content_ids import content_id
+from probing.core.errors import ArgumentError, Mend
+from probing.core.progress import Progress
 from probing.examples import Examples, ExampleSet, as_examples, labels_of
-from probing.fingerprint import content_id
 from probing.jobs import Request
 from probing.probes.kinds import Probe, SoftmaxProbe
 from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked
@@ -21,7 +22,6 @@ from probing.probes.reduction import GlobalAverage, Reduction
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, control_labels, draw_split, encode, group_numbers
 from probing.probes.untrained import untrained_copy
-from probing.progress import Progress
 from probing.provenance import Provenance
 from probing.statistics import clustered_mean, clustered_share, holm
 from probing.store import ActivationStore

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.examples import ExampleSet
 from probing.geometry import channel_axis
 from probing.jobs import Request

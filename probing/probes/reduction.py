@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.errors import ArgumentError, ProbingError
+from probing.core.errors import ArgumentError, ProbingError
 from probing.passes import Pool, pooled
 
 

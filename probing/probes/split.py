@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 DRAWS = 200
 

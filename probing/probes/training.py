@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from probing.errors import ArgumentError
+from probing.core.errors import ArgumentError
 from probing.examples import Examples, as_examples
 from probing.precision import frozen_copy
 from probing.probes.layers import LayerProbes

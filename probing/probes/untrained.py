@@ -5,7 +5,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from probing.copied import own_copy, prove_own_weights, refuse_held_parts
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 from probing.precision import device_of
 
 

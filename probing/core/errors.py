@@ -70,7 +70,7 @@ def line_of_users(error: BaseException) -> str:
     What counts is the innermost line that is neither a library's nor generated: an error deep in PyTorch is told of
     whoever called it there.
     """
-    ours = Path(__file__).parents[1]
+    ours = Path(__file__).parents[2]
     packages = tuple(str(ours / name) + "/" for name in ("probing", "concepts"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         place = str(Path(frame.filename))

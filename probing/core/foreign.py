@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 
 class ForeignHookError(ProbingError, RuntimeError):

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from probing.errors import ArgumentError, ProbingError
-from probing.packages import PackageMissingError
+from probing.core.errors import ArgumentError, ProbingError
+from probing.core.packages import PackageMissingError
 
 try:
     import fcntl
@@ -162,7 +162,7 @@ def located(where: str | Path | Address) -> Place:
 
     Raises:
         PlaceError: for a protocol that is none.
-        probing.packages.PackageMissingError: if the package that speaks it is not installed.
+        probing.core.packages.PackageMissingError: if the package that speaks it is not installed.
     """
     if isinstance(where, Path | Address):
         return where

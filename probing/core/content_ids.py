@@ -22,8 +22,8 @@ import torch
 import xxhash
 from torch import Tensor, fx, nn
 
-from probing.errors import ProbingError
-from probing.foreign import left_by_libraries, refuse_foreign, refuse_global_hooks
+from probing.core.errors import ProbingError
+from probing.core.foreign import left_by_libraries, refuse_foreign, refuse_global_hooks
 
 
 class FingerprintError(ProbingError, TypeError):

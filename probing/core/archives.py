@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 
 class ArchiveError(ProbingError, ValueError):

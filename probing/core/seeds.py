@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from torch import Tensor
 
-from probing.fingerprint import bytes_id
+from probing.core.content_ids import bytes_id
 
 
 def seed_of(*meant: object) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 
 class InputError(ProbingError, ValueError):

@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
-from probing.errors import ProbingError
+from probing.core.errors import ProbingError
 
 _EXTRAS = {
     "timm": "demo",
