@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples
-from probing.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.geometry import Layout
 from probing.hooks import edit
 from probing.precision import device_of
-from probing.provenance import Provenance, Result
+from probing.results.figures import FAINT, INK, PALETTE, new_figure, style
+from probing.results.result import Provenance, Result
 from probing.scores import class_scores, refuse_training
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from probing.core.storage import Place
 from probing.core.threads import one_thread
 from probing.jobs import Request
 from probing.precision import Precision
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
@@ -121,7 +121,7 @@ def rebuild(out: Path) -> AuditResults:
 
     Raises:
         concepts.results.ResultsError: if the folder holds no readable audit.
-        probing.provenance.SavedResultError: if those of an analysis can't be read.
+        probing.results.result.SavedResultError: if those of an analysis can't be read.
     """
     return write_report(out, made_of(out))
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from concepts.statistics import TooFewError, holm, rank_sum
 from probing.core.errors import ArgumentError
-from probing.figures import DIVERGING, figure_of, new_figure, style
-from probing.provenance import Provenance, Result
+from probing.results.figures import DIVERGING, figure_of, new_figure, style
+from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     import pandas as pd

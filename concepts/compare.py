@@ -36,7 +36,7 @@ from probing.core.content_ids import content_id
 from probing.estimators import Ridge
 from probing.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.passes import Pool
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.statistics import Correlation, spearman
-from probing.provenance import Result
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,14 @@ class Comparison(Result):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the rank agreement of every two measures; a star marks an interval that leaves out zero."""
-        from probing.figures import DIVERGING, FULL_WIDTH, ON_DARK, ON_LIGHT, new_figure, style
+        from probing.results.figures import (
+            DIVERGING,
+            FULL_WIDTH,
+            ON_DARK,
+            ON_LIGHT,
+            new_figure,
+            style,
+        )
 
         if ax is None:
             side = min(FULL_WIDTH, 1.6 + 0.42 * len(self.measures))

@@ -32,7 +32,7 @@ from probing.jobs import Request
 from probing.layers import expand
 from probing.partials import Parts, accumulated
 from probing.precision import Precision
-from probing.provenance import Provenance, describe
+from probing.results.result import Provenance, describe
 from probing.shares import Share
 from probing.store import ActivationStore
 from probing.summary import calls

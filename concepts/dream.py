@@ -12,10 +12,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from probing.figures import Strip, montage
 from probing.maximize import Direction, Maximization, Maximize, TensorDirection
 from probing.maximize.objective import Objective
 from probing.models import LoadedModel
+from probing.results.figures import Strip, montage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

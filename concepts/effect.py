@@ -46,7 +46,7 @@ from probing.core.errors import ArgumentError
 from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.linear import SharedRows
 from probing.passes import Pool
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.rows import grouped_products, sums
 from probing.scores import Score
 from probing.store import ActivationStore

@@ -9,8 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concepts.statistics import Correlation
-from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, PALETTE, RULE, new_figure, style
-from probing.provenance import Result
+from probing.results.figures import (
+    COLUMN_WIDTH,
+    FAINT,
+    FULL_WIDTH,
+    PALETTE,
+    RULE,
+    new_figure,
+    style,
+)
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

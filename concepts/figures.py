@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from concepts.results import AuditResults, CellRow, LikenessRow, SwapRow, TargetInfo
-from probing.figures import (
+from probing.results.figures import (
     COLUMN_WIDTH,
     DIVERGING,
     FAINT,
@@ -24,7 +24,7 @@ from probing.figures import (
     spread,
     style,
 )
-from probing.report import number
+from probing.results.html_report import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from concepts.side_by_side import Difference, SideBySide
-from probing.figures import FULL_WIDTH, INK, MARKERS, PALETTE, PAPER, new_figure, style
+from probing.results.figures import FULL_WIDTH, INK, MARKERS, PALETTE, PAPER, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from probing.core.errors import ProbingError
 from probing.examples import ExampleSet, as_examples
 from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters
-from probing.heatmaps import reduce_channels
 from probing.hooks import edit
+from probing.results.heatmaps import reduce_channels
 from probing.scores import Score
 
 _DIFFERS = 0.1

@@ -34,7 +34,7 @@ from probing.evaluation.similarity import correlation
 from probing.examples import ExampleSet, TensorExamples, Transform
 from probing.geometry import RefusedError, layers_run, map_size
 from probing.precision import device_of
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -19,8 +19,8 @@ from concepts.sections.origin import origin_section, reproduction_section
 from concepts.verdict import verdict
 from probing import __version__
 from probing.evaluation.scorecard import Scorecard
-from probing.provenance import Result
-from probing.report import Paragraph, Report, Section
+from probing.results.html_report import Paragraph, Report, Section
+from probing.results.result import Result
 
 
 def _swapped(results: AuditResults, folder: Path) -> tuple[Section | None, ...]:

@@ -14,11 +14,11 @@ from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
 from probing.core.content_ids import tensor_id
 from probing.core.errors import ProbingError
-from probing.figures import FAINT, INK, PALETTE, RULE, new_figure, style
 from probing.geometry import channel_axis
 from probing.precision import Precision
-from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
+from probing.results.figures import FAINT, INK, PALETTE, RULE, new_figure, style
+from probing.results.result import Provenance, Result
 from probing.scores import Score
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from concepts.material import AuditError, Material
 from concepts.results import AuditResults
 from concepts.statistics import Correlation, clustered_mean, codes, holm, pearson
 from probing.core.content_ids import content_id
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, SECOND, Replication
-from probing.figures import (
+from probing.results.figures import (
     FAINT,
     FULL_WIDTH,
     PALETTE,
@@ -14,7 +14,7 @@ from probing.figures import (
     spread,
     style,
 )
-from probing.report import (
+from probing.results.html_report import (
     MINUS,
     Block,
     Finding,
@@ -27,7 +27,7 @@ from probing.report import (
     number,
     p_value,
 )
-from probing.tables import DataTable
+from probing.results.tables import DataTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from probing.core.errors import ProbingError
-from probing.tables import anchor
+from probing.results.tables import anchor
 
 Direction = Literal["up", "down"]
 
@@ -242,7 +242,7 @@ class AuditResults:
     """None in results of older audits."""
 
     def __repr__(self) -> str:
-        from probing.display import in_short
+        from probing.results.notebook import in_short
 
         return in_short(self, f"{type(self).__name__} of {self.name!r}")
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from probing.evaluation.quantities import DESIDERATA, QUANTITIES, QUESTIONS, answered
 from probing.evaluation.scorecard import Record, Scorecard, sign
-from probing.figures import inline_svg
-from probing.report import (
+from probing.results.figures import inline_svg
+from probing.results.html_report import (
     NONE,
     Block,
     Finding,

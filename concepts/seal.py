@@ -11,7 +11,7 @@ import probing
 from concepts.auditfile import AuditFile
 from concepts.results import AuditResults
 from probing.core.content_ids import bytes_id, content_id
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 
 _FILE = "report.seal"
 

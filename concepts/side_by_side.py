@@ -14,7 +14,7 @@ import torch
 from concepts.results import AuditResults, SwapRow, made_of
 from concepts.statistics import clustered_mean, holm
 from probing.core.errors import ProbingError
-from probing.tables import known
+from probing.results.tables import known
 
 
 class SideBySideError(ProbingError, ValueError):

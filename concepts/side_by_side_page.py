@@ -8,8 +8,8 @@ from concepts.results import AuditResults, CellRow, LayerRow
 from concepts.side_by_side import Difference, Side, SideBySide, side_by_side
 from concepts.verdict import verdict
 from probing import __version__
-from probing.figures import inline_svg
-from probing.report import (
+from probing.results.figures import inline_svg
+from probing.results.html_report import (
     NONE,
     Finding,
     Link,
@@ -28,7 +28,7 @@ from probing.report import (
     plain,
     words,
 )
-from probing.tables import DataTable
+from probing.results.tables import DataTable
 
 _SCALES = 1.5  # times apart, from which on a reader is warned
 CHANGES = "What the same exchanges do in both"

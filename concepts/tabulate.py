@@ -20,7 +20,7 @@ from concepts.results import (
 )
 from concepts.statistics import holm
 from concepts.tcav_result import TcavResult
-from probing.tables import known
+from probing.results.tables import known
 
 _TAIL = 0.025  # the backdrop is the middle 95 % of all classes
 

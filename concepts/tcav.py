@@ -26,7 +26,7 @@ from probing.core.progress import Progress
 from probing.estimators import Estimator, Ridge
 from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.passes import Pool
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 

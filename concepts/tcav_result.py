@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probing.figures import (
+from probing.results.figures import (
     DIVERGING,
     FAINT,
     FULL_WIDTH,
@@ -19,7 +19,7 @@ from probing.figures import (
     new_figure,
     style,
 )
-from probing.provenance import Result
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

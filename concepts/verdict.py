@@ -24,7 +24,16 @@ from concepts.findings import (
 from concepts.results import AuditResults, CellRow, ConceptInfo, SwapRow, TargetInfo
 from concepts.statistics import rank_sum
 from concepts.verdict_unmatched import named, unmatched_verdict
-from probing.report import Finding, Link, Words, interval, listed, number, p_value, words
+from probing.results.html_report import (
+    Finding,
+    Link,
+    Words,
+    interval,
+    listed,
+    number,
+    p_value,
+    words,
+)
 
 
 def verdict(results: AuditResults) -> tuple[Finding, ...]:

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 from concepts.findings import NAMED, SCORES, exists, predicted, used
 from concepts.results import AuditResults, CellRow, ConceptInfo
-from probing.report import Finding, Link, Words, interval, listed, number, p_value, words
+from probing.results.html_report import (
+    Finding,
+    Link,
+    Words,
+    interval,
+    listed,
+    number,
+    p_value,
+    words,
+)
 
 UNSWAPPED = Finding(
     "Whether any logit would really move with a concept is not known: there are no matched images.",

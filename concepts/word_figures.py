@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from concepts.word_result import SWAP, WordResult
-from probing.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
-from probing.report import interval, number
+from probing.results.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
+from probing.results.html_report import interval, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,13 +9,13 @@ from concepts.tcav_result import TcavResult
 from concepts.word_figures import agreement_figure, middle, ranked, word_figure
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
 from concepts.wording import WordingFile
-from probing.figures import (
+from probing.probes import ProbeResult
+from probing.results.figures import (
     inline_svg,
     save_figure,
     style,
 )
-from probing.probes import ProbeResult
-from probing.report import (
+from probing.results.html_report import (
     Block,
     Finding,
     Paragraph,
@@ -29,7 +29,7 @@ from probing.report import (
     number,
     p_value,
 )
-from probing.tables import DataTable
+from probing.results.tables import DataTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

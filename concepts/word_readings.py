@@ -26,7 +26,7 @@ from probing.attribution.surrogate import Local
 from probing.core.content_ids import content_id
 from probing.examples import TextExamples
 from probing.probes import LayerProbes, ProbeResult
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
 from probing.texts import TextClassifier

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from concepts.statistics import Correlation, RankSum, rank_sum
-from probing.provenance import Result
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

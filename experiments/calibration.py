@@ -21,7 +21,7 @@ import torch
 from concepts.draws import Mode, Relabelled, Sets
 from concepts.statistics import TooFewError
 from concepts.tcav import Tcav
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 
 LEVEL = 0.05
 MODES: tuple[Mode, ...] = ("random", "ovr", "pairwise")

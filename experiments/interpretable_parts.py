@@ -24,7 +24,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from probing.figures import FULL_WIDTH, INK, MARKERS, PALETTE, new_figure, save_figure, style
 from probing.geometry import Geometry
 from probing.hooks import capture
 from probing.interpretable import (
@@ -35,6 +34,15 @@ from probing.interpretable import (
     part_interpretability,
 )
 from probing.miniatures import figures, shapes
+from probing.results.figures import (
+    FULL_WIDTH,
+    INK,
+    MARKERS,
+    PALETTE,
+    new_figure,
+    save_figure,
+    style,
+)
 
 SIZE, CELLS, FILTERS = 28, 14, 12
 ACTIVE = 0.02

@@ -30,7 +30,6 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from probing import models
-from probing.figures import new_figure, style
 from probing.maximize import Fourier, Logit, Maximization, Maximize, Space
 from probing.maximize.ascent import Adam, Normalized
 from probing.maximize.images import spectrum_slope
@@ -39,7 +38,8 @@ from probing.maximize.space import picture
 from probing.maximize.transforms import Pad, standard, viewed
 from probing.models import LoadedModel
 from probing.precision import device_of
-from probing.provenance import SavedResultError, rebuild
+from probing.results.figures import new_figure, style
+from probing.results.result import SavedResultError, rebuild
 
 CLASSES = (
     "strawberry", "zebra", "daisy", "beacon", "school bus", "pretzel", "tarantula", "peacock", "banana", "castle",

@@ -24,7 +24,7 @@ from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Sal
 from probing.attribution.path import IntegratedGradients
 from probing.evaluation.figures import randomisation_figure
 from probing.evaluation.sanity import PRIMARY, CascadingRandomisation, Randomisation
-from probing.figures import save_figure
+from probing.results.figures import save_figure
 from probing.scores import Score
 
 REFERENCE = "timm:tf_efficientnet_lite0"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from probing.core.content_ids import content_id
 from probing.core.errors import ProbingError
 from probing.examples import Examples, ExampleSet, as_examples, labels_of
-from probing.figures import FAINT, PAPER, look, new_figure, style
 from probing.geometry import channel_axis
 from probing.layers import resolve, split_call
-from probing.provenance import Provenance, Result
+from probing.results.figures import FAINT, PAPER, look, new_figure, style
+from probing.results.result import Provenance, Result
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from concepts.results import (
 )
 from probing.images import Preprocess
 from probing.models import LoadedModel
-from probing.report import Finding
+from probing.results.html_report import Finding
 
 LAYERS = ("blocks.2", "blocks.4", "blocks.5", "blocks.6")
 TARGETS = ("bikini", "purse", "lipstick", "apron", "ballplayer", "power drill", "suit", "toaster")

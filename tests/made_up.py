@@ -13,7 +13,7 @@ from torch import Tensor
 
 import concepts
 import probing
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 
 SIZES = {
     "layers": 3,

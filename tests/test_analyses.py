@@ -20,8 +20,8 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.schema import SchemaError
 from concepts.statistics import TooFewError
-from probing.provenance import Result
-from probing.report import plain
+from probing.results.html_report import plain
+from probing.results.result import Result
 from probing.store import ActivationStore
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from concepts import cli
 from concepts.commands import attribute as command
-from probing import figures, heatmaps
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
 from probing.attribution.lime import TextAttribution
 from probing.images import Preprocess
 from probing.models import LoadedModel
+from probing.results import figures, heatmaps
 from probing.scores import Score
 
 MODEL, PREDICT = "test_attribute_command:pictured", "test_attribute_command:predict"

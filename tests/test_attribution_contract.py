@@ -16,7 +16,7 @@ from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import model_id
 from probing.core.errors import ProbingError
 from probing.core.inputs import InputError
-from probing.provenance import describe, rebuild
+from probing.results.result import describe, rebuild
 from probing.scores import ModelModeError, OutputError, Score, TargetError, Unit
 
 TARGETS = torch.tensor([0, 1, 2, 1])

@@ -22,12 +22,12 @@ from concepts.material import AuditError
 from concepts.results import AuditResults, CellRow
 from concepts.schema import SchemaError
 from concepts.seal import Seal
-from concepts.sections import plates
 from concepts.sign_score import SignTest
 from concepts.statistics import TooFewError
 from concepts.verdict import verdict
 from probing.estimators import Pattern, Ridge
-from probing.provenance import Provenance, Result
+from probing.results import plates
+from probing.results.result import Provenance, Result
 
 GENDER, TONE = "woman against man", "dark against light"
 

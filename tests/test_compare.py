@@ -18,7 +18,7 @@ from probing.attribution.base import Attribution
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.examples import TensorExamples
-from probing.provenance import Result, rebuild
+from probing.results.result import Result, rebuild
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -22,8 +22,8 @@ from concepts.results import AuditResults
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.gradient import GradientTimesInput
 from probing.geometry import RefusedError
-from probing.provenance import Result
-from probing.report import Plate, Points, plain
+from probing.results.html_report import Plate, Points, plain
+from probing.results.result import Result
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probing.csvs import cell, write_csv
+from probing.results.csv_files import cell, write_csv
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+A1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "-x", "--1", "=", "+ 1"])  # fmt: skip

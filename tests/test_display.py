@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from concepts.results import AuditResults
 from concepts.tcav_result import TcavResult
 from probing.attribution.base import Attribution
-from probing.display import MOST_ROWS, page, table_html
 from probing.evaluation.curves import Curves
-from probing.figures import FULL_WIDTH, figure_of
-from probing.provenance import Result
+from probing.results.figures import FULL_WIDTH, figure_of
+from probing.results.notebook import MOST_ROWS, page, table_html
+from probing.results.result import Result
 
 CLASSES = made_up.result_classes()
 NEVER_EMPTY = {"Attribution", "AtlasResult", "AttributeAtlases", "ConceptDreams", "Maximization"}

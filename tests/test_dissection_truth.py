@@ -23,7 +23,7 @@ from concepts.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
 from probing.examples import TensorExamples
 from probing.geometry import RefusedError
 from probing.layers import LayerNotFoundError
-from probing.provenance import rebuild
+from probing.results.result import rebuild
 from probing.store import ActivationStore
 
 

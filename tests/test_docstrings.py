@@ -169,7 +169,7 @@ def train_one_epoch(net):
     net.fc.weight.data += 0.01
 def range(n): return [0, 1]
 """,
-    "probing.saved_names:saved_as": "from probing.provenance import Result",
+    "probing.results.saved_names:saved_as": "from probing.results.result import Result",
     "probing.store:ActivationStore.gradients_of": "classes = [3, 5]",
     "probing.store:ActivationStore.fill": "from probing.jobs import Request",
     "probing.streaming:Moments": "batches = pictures.split(5)",

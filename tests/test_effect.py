@@ -23,7 +23,7 @@ from concepts.statistics import TooFewError, permutation_p
 from probing.examples import TensorExamples
 from probing.hooks import edit
 from probing.precision import Precision
-from probing.provenance import describe, rebuild
+from probing.results.result import describe, rebuild
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from concepts import cli
 from probing.embedding import Atlas, AtlasError, AtlasResult, Pca, Umap, trustworthiness
 from probing.examples import TensorExamples
-from probing.provenance import rebuild
+from probing.results.result import rebuild
 from probing.store import ActivationStore
 
 

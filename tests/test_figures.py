@@ -14,7 +14,16 @@ from PIL import Image
 
 from concepts import figures
 from concepts.results import AuditResults
-from probing.figures import Strip, inline_svg, look, montage, new_figure, save_figure, spread, style
+from probing.results.figures import (
+    Strip,
+    inline_svg,
+    look,
+    montage,
+    new_figure,
+    save_figure,
+    spread,
+    style,
+)
 
 
 def small_figure(text: str = "a") -> Figure:

@@ -17,8 +17,8 @@ from probing.attribution.lrp import LRP
 from probing.attribution.shown import checks, column
 from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import Local
-from probing.figures import save_figure
-from probing.heatmaps import (
+from probing.results.figures import save_figure
+from probing.results.heatmaps import (
     Channels,
     Column,
     RenderError,

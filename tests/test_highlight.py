@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from probing import figures
 from probing.attribution.lime import TextLIME
 from probing.attribution.surrogate import Local
-from probing.highlight import (
+from probing.results import figures
+from probing.results.text_highlight import (
     LOWERS,
     RAISES,
     HighlightError,

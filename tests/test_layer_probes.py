@@ -35,7 +35,7 @@ from probing.probes.reading import INPUT, ProbeLayerError
 from probing.probes.split import control_labels, draw_split, encode
 from probing.probes.training import ProbeHistory, TrainingProbes
 from probing.probes.untrained import UntrainedError, untrained_copy
-from probing.provenance import rebuild
+from probing.results.result import rebuild
 from probing.rows import DegenerateRowsError
 from probing.statistics import clustered_share
 from probing.store import ActivationStore

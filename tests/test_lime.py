@@ -30,7 +30,7 @@ from probing.attribution.surrogate import (
 )
 from probing.core.inputs import InputError
 from probing.precision import Precision
-from probing.provenance import SavedResultError, describe, rebuild
+from probing.results.result import SavedResultError, describe, rebuild
 from probing.scores import OutputError, Score, TargetError
 
 DOUBLE = Precision("float64")

@@ -45,7 +45,7 @@ from probing.attribution.rules import (
 from probing.geometry import RefusedError
 from probing.layers import LayerNotFoundError
 from probing.model_check import InconsistentModelError
-from probing.provenance import Result, describe, rebuild
+from probing.results.result import Result, describe, rebuild
 from probing.scores import OutputError, Score
 
 ABSORBED = ("absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 from probing.maximize.lucent import LucentImage, from_lucent
 from probing.maximize.objective import Seen
-from probing.provenance import rebuild
+from probing.results.result import rebuild
 
 SPACE = Space()
 

@@ -71,7 +71,7 @@ from probing.maximize.transforms import (
     viewed,
 )
 from probing.precision import Precision
-from probing.provenance import rebuild
+from probing.results.result import rebuild
 from probing.scores import ModelModeError
 from probing.store import ActivationStore
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from concepts import cli
 from concepts.dream import cav_objective, dream, dream_figure
-from probing import figures
 from probing.examples import TensorExamples
 from probing.images import Preprocess
 from probing.maximize import (
@@ -28,6 +27,7 @@ from probing.maximize import (
 )
 from probing.maximize.sheet import SheetError, contact_sheet, unit_page
 from probing.models import LoadedModel
+from probing.results import figures
 from probing.store import ActivationStore
 
 MODEL = "test_maximize_command:pictured"

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from probing.figures import (
+from probing.results.figures import (
     COLUMN_WIDTH,
     DIVERGING,
     FULL_WIDTH,
@@ -26,7 +26,7 @@ from probing.figures import (
     save_figure,
     style,
 )
-from probing.figures import Strip as Row
+from probing.results.figures import Strip as Row
 
 SMALLEST = 4.5
 """Points, of anything said in a figure."""

@@ -23,11 +23,11 @@ from torch import Tensor
 
 import concepts
 import probing
-from probing import saved_names
 from probing.attribution import baselines, lrp_composites
 from probing.core.content_ids import model_id
 from probing.embedding import Pca
-from probing.provenance import (
+from probing.results import saved_names
+from probing.results.result import (
     Provenance,
     Result,
     SavedResultError,
@@ -35,7 +35,7 @@ from probing.provenance import (
     describe,
     rebuild,
 )
-from probing.saved_names import SavedNameError, class_of, name_of, saved_as
+from probing.results.saved_names import SavedNameError, class_of, name_of, saved_as
 
 OURS = {"probing", "concepts"}
 
@@ -302,8 +302,8 @@ FOREIGN = [
     "test_provenance:Foreign",
     "test_provenance:Part",  # has a name, under which alone it is loaded
     "probing.nowhere:Found",
-    "probing.provenance:SavedResultError",
-    "probing.provenance:Result",
+    "probing.results.result:SavedResultError",
+    "probing.results.result:Result",
     "probing.store:ActivationStore",
     "probing.attribution.cam:GradCAM.__call__",
     "concepts..x:y",
@@ -341,7 +341,7 @@ def test_a_class_without_a_name_is_described_but_not_saved(tmp_path: Path) -> No
         found(more={"x": Foreign()}).save(tmp_path)
     assert str(caught.value) == (
         "test_provenance:Foreign has no name in saved files: give it one by @saved_as('mylab.Foreign') of "
-        "probing.saved_names."
+        "probing.results.saved_names."
     )
     assert not list(tmp_path.iterdir())
     assert describe(Foreign()) == {"class": "test_provenance:Foreign", "fields": {}}

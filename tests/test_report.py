@@ -11,8 +11,8 @@ import pytest
 
 from concepts.page import write_report
 from concepts.results import AuditResults, ResultsError
-from concepts.sections import plates
-from probing.report import (
+from probing.results import plates
+from probing.results.html_report import (
     Code,
     Finding,
     Link,
@@ -29,7 +29,7 @@ from probing.report import (
     p_value,
     words,
 )
-from probing.tables import DataTable, DataTableError
+from probing.results.tables import DataTable, DataTableError
 
 HOSTILE = '<script>alert(1)</script><img src="http://x.test/a.png" onerror="alert(1)">'
 EXTERNAL = re.compile(

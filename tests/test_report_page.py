@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from concepts.page import SCORECARD, _scorecard, write_report
-from concepts.sections import plates
 from probing.evaluation.cost import Cost
 from probing.evaluation.scorecard import Row, Scorecard
-from probing.provenance import Provenance
-from probing.report import Finding, Paragraph, Report, Section, Table
+from probing.results import plates
+from probing.results.html_report import Finding, Paragraph, Report, Section, Table
+from probing.results.result import Provenance
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=1</script>"\'>'
 

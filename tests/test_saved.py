@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from concepts.results import AuditResults
-from probing.provenance import Result, describe, rebuild
-from probing.saved_names import class_of, name_of
+from probing.results.result import Result, describe, rebuild
+from probing.results.saved_names import class_of, name_of
 
 SAVED = Path(__file__).parent / "saved"
 FOLDERS = sorted(path.parent for path in SAVED.glob("*/*/result.json"))

@@ -43,7 +43,7 @@ from probing.evaluation.scoring import Scoring, effective_number, parts_to_read,
 from probing.evaluation.standing import ranks, standings, summary
 from probing.images import Preprocess
 from probing.models import LoadedModel
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.scores import Score
 
 NO_COST = Cost(1, 0, 0.1, 1.0, 0.0, 1, 0)

@@ -15,11 +15,11 @@ from torch import nn
 from concepts import material
 from concepts.cli import main
 from concepts.results import AuditResults, ClusterRow, SwapRow
-from concepts.sections import plates
 from concepts.side_by_side import SideBySideError, side_by_side
 from concepts.side_by_side_page import side_by_side_page
 from concepts.statistics import holm
-from probing.report import plain
+from probing.results import plates
+from probing.results.html_report import plain
 
 GENDER, TONE = "woman against man", "dark against light"
 CLUSTERS = tuple(f"role {i}" for i in range(12))

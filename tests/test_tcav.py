@@ -21,7 +21,7 @@ from probing.estimators import Logistic, Pattern, Ridge
 from probing.examples import TensorExamples
 from probing.linear import SharedRows, fit_pairs
 from probing.precision import Precision
-from probing.provenance import Provenance, describe, rebuild
+from probing.results.result import Provenance, describe, rebuild
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -15,16 +15,25 @@ from torch import Tensor
 from concepts.analyses import figures
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.sections.plates import plate
 from concepts.statistics import ClusteredMean, clustered_mean
 from probing.core.threads import one_thread
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.examples import Concatenation
 from probing.jobs import Request
-from probing.provenance import Provenance, Result
-from probing.report import Block, Finding, Paragraph, Section, Table, interval, linked, number
+from probing.results.html_report import (
+    Block,
+    Finding,
+    Paragraph,
+    Section,
+    Table,
+    interval,
+    linked,
+    number,
+)
+from probing.results.plates import plate
+from probing.results.result import Provenance, Result
+from probing.results.tables import DataTable, known
 from probing.store import ActivationStore
-from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,10 +6,10 @@ from typing import Protocol, runtime_checkable
 from concepts.material import Material
 from concepts.results import AuditResults
 from probing.jobs import Request
-from probing.provenance import Result
-from probing.report import Finding, Section
+from probing.results.html_report import Finding, Section
+from probing.results.result import Result
+from probing.results.tables import DataTable
 from probing.store import ActivationStore
-from probing.tables import DataTable
 
 
 @runtime_checkable

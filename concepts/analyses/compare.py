@@ -31,17 +31,15 @@ from concepts.compare_result import (
 from concepts.matched import MatchedConcept
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.sections.plates import plate
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.attribution.lrp import LRP
-from probing.figures import Strip, figure_of, montage
 from probing.geometry import RefusedError
-from probing.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
 from probing.jobs import Request
-from probing.provenance import Provenance, Result
-from probing.report import (
+from probing.results.figures import Strip, figure_of, montage
+from probing.results.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
+from probing.results.html_report import (
     Block,
     Finding,
     Link,
@@ -54,9 +52,11 @@ from probing.report import (
     number,
     words,
 )
+from probing.results.plates import plate
+from probing.results.result import Provenance, Result
+from probing.results.tables import DataTable, known
 from probing.scores import Score
 from probing.store import ActivationStore
-from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,14 +14,12 @@ from concepts.dissect import Dissection
 from concepts.dissection.result import DissectionResult
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.sections.plates import plate
 from concepts.segmentation import EmojiScenes, Scenes
 from concepts.units import UnitContrasts, UnitShifts
 from probing.examples import Subset
 from probing.jobs import Request
 from probing.probes import untrained_copy
-from probing.provenance import Provenance, Result
-from probing.report import (
+from probing.results.html_report import (
     NONE,
     Block,
     Finding,
@@ -36,8 +34,10 @@ from probing.report import (
     p_value,
     words,
 )
+from probing.results.plates import plate
+from probing.results.result import Provenance, Result
+from probing.results.tables import DataTable, known
 from probing.store import ActivationStore
-from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd

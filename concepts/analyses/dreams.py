@@ -13,19 +13,19 @@ from torch import Tensor
 from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
-from concepts.sections.plates import plate
 from concepts.statistics import TooFewError
 from probing.estimators import Ridge
 from probing.examples import TensorExamples
-from probing.figures import Strip, montage
 from probing.jobs import Request
 from probing.linear import fit_pairs
 from probing.maximize import Maximization, Maximize
 from probing.maximize.presets import FOURIER
-from probing.provenance import Provenance, Result
-from probing.report import Block, Finding, Paragraph, Points, Section
+from probing.results.figures import Strip, montage
+from probing.results.html_report import Block, Finding, Paragraph, Points, Section
+from probing.results.plates import plate
+from probing.results.result import Provenance, Result
+from probing.results.tables import DataTable, known
 from probing.store import ActivationStore
-from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

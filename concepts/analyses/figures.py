@@ -8,7 +8,7 @@ from torch import Tensor
 
 from concepts.units import UnitShifts
 from probing.embedding import AtlasResult
-from probing.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
+from probing.results.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

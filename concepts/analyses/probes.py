@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.sections.plates import plate
-from probing.figures import FULL_WIDTH, figure_of, new_figure, style
 from probing.jobs import Request
 from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
-from probing.provenance import Provenance, Result
-from probing.report import (
+from probing.results.figures import FULL_WIDTH, figure_of, new_figure, style
+from probing.results.html_report import (
     Block,
     Finding,
     Link,
@@ -25,8 +23,10 @@ from probing.report import (
     number,
     words,
 )
+from probing.results.plates import plate
+from probing.results.result import Provenance, Result
+from probing.results.tables import DataTable, known
 from probing.store import ActivationStore
-from probing.tables import DataTable, known
 
 if TYPE_CHECKING:
     import pandas as pd

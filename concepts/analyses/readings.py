@@ -3,8 +3,8 @@
 import torch
 
 from concepts.compare_result import OWN, SWAP, Comparison
-from probing.report import NONE, Cell, Link, Table, interval, linked, number
-from probing.tables import DataTable, known
+from probing.results.html_report import NONE, Cell, Link, Table, interval, linked, number
+from probing.results.tables import DataTable, known
 
 
 def readings(found: Comparison) -> DataTable:

@@ -53,7 +53,7 @@ def atlas(
     """Lay a layer's activations out on a plane, with pictures in their places."""
     from probing import models
     from probing.embedding import Atlas, Pca, Umap
-    from probing.figures import save_figure
+    from probing.results.figures import save_figure
     from probing.shards import default_root
     from probing.store import ActivationStore
 

@@ -346,8 +346,8 @@ def _as_picture(row: "Tensor", transform: object) -> "Tensor":
     """Return an input as colours between 0 and 1: as it was before normalising, where that is known."""
     import torch
 
-    from probing.heatmaps import pictures as displayed
     from probing.images import Preprocess
+    from probing.results.heatmaps import pictures as displayed
 
     if isinstance(transform, Preprocess):
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (transform.mean, transform.std))
@@ -369,8 +369,8 @@ def _draw(
     import torch
 
     from probing.attribution.shown import checks, column
-    from probing.figures import save_figure
-    from probing.heatmaps import ALPHA, Column, edge_control, side_by_side
+    from probing.results.figures import save_figure
+    from probing.results.heatmaps import ALPHA, Column, edge_control, side_by_side
 
     columns: list[Column] = []
     for name, results in found.items():
@@ -401,8 +401,8 @@ def _label(name: str, target: str, result: "Attribution") -> str:
 
 def _explain_text(model: str, text: str, method: Sequence[str], target: str, out: Path) -> None:
     from probing.attribution import TEXT_METHODS
-    from probing.figures import save_figure
     from probing.models import load_function
+    from probing.results.figures import save_figure
 
     _known(method, TEXT_METHODS)
     if target != TOP and not target.isdecimal():

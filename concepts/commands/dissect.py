@@ -91,8 +91,8 @@ def dissect(
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
     from probing import models
-    from probing.csvs import write_frame
     from probing.engines import ENGINES
+    from probing.results.csv_files import write_frame
     from probing.shards import default_root
     from probing.store import ActivationStore
 
@@ -172,8 +172,8 @@ def _write_pages(
         unit_strips,
         with_dreams,
     )
-    from probing.figures import save_figure
     from probing.maximize import Channel, maximize
+    from probing.results.figures import save_figure
 
     save_figure(result.plot(), out / "detectors")
     overview(result, subject).save(out / "index.html")
@@ -190,7 +190,7 @@ def _write_pages(
 
 
 def _table(result: "DissectionResult") -> "Table":
-    from probing.report import NONE
+    from probing.results.html_report import NONE
 
     table = new_table(
         "layer", "units", "detectors", "concepts", "by chance", "significant", "IoU", "held out"

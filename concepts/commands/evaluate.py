@@ -211,7 +211,7 @@ def _all(rows: object) -> "Tensor":
 
 
 def _cell(card: "Scorecard", row: int, desideratum: int) -> str:
-    from probing.report import NONE
+    from probing.results.html_report import NONE
 
     mark, at = card.mark(row, desideratum), (row, desideratum)
     if mark is None:

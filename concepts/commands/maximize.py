@@ -164,7 +164,7 @@ class _Run:
         """Return an image made before of the same model with the same settings, placed among the same data."""
         from probing.core.content_ids import content_id, model_id
         from probing.maximize import Maximization
-        from probing.provenance import SavedResultError, rebuild
+        from probing.results.result import SavedResultError, rebuild
 
         try:
             found = Maximization.load(self._folder(goal))
@@ -182,9 +182,9 @@ def _slug(name: str) -> str:
 
 
 def _save(found: "Maximization", out: Path) -> None:
-    from probing.csvs import write_csv
-    from probing.figures import save_figure
     from probing.maximize.sheet import contact_sheet
+    from probing.results.csv_files import write_csv
+    from probing.results.figures import save_figure
 
     found.save(out)
     for name, picture, gone in zip(found.names, found.pictures(), found.dead.tolist(), strict=True):

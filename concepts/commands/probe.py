@@ -77,8 +77,8 @@ def probe(
 ) -> None:  # fmt: skip
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
     from probing import models
-    from probing.figures import new_figure, save_figure, style
     from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
+    from probing.results.figures import new_figure, save_figure, style
     from probing.shards import default_root
     from probing.store import ActivationStore
 

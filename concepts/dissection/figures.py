@@ -7,7 +7,7 @@ import numpy.typing as npt
 from jaxtyping import Bool
 from PIL import Image
 
-from probing.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
+from probing.results.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,18 @@ from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.reading import Lens
 from concepts.segmentation.labels import Scenes, present
 from probing.examples import Subset
-from probing.figures import Strip, inline_svg, montage
 from probing.maximize import Maximization
-from probing.report import Finding, Plate, Points, Report, Section, Table, number, p_value
+from probing.results.figures import Strip, inline_svg, montage
+from probing.results.html_report import (
+    Finding,
+    Plate,
+    Points,
+    Report,
+    Section,
+    Table,
+    number,
+    p_value,
+)
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

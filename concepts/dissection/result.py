@@ -14,7 +14,7 @@ from concepts.dissection.sanity import LabelTest
 from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Vocabulary
 from concepts.statistics import benjamini_hochberg, max_t, permutation_p
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     import pandas as pd

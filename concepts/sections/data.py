@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from concepts.findings import reading
 from concepts.results import TABLES, AuditResults
-from probing.tables import DataTable
+from probing.results.tables import DataTable
 
 
 def audit_tables(results: AuditResults) -> Iterator[DataTable]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from concepts import figures
 from concepts.findings import SCORES, floor, predicted, used
 from concepts.results import AuditResults, CellRow, ConceptInfo
-from concepts.sections.plates import plate
-from probing.report import (
+from probing.results.html_report import (
     Block,
     Heat,
     Paragraph,
@@ -20,6 +19,7 @@ from probing.report import (
     number,
     p_value,
 )
+from probing.results.plates import plate
 
 _TOLD = 3
 """Images of a row named to readers that do not see it."""

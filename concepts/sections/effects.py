@@ -6,8 +6,7 @@ from pathlib import Path
 from concepts import figures
 from concepts.findings import SWAPS, TRUST, disagreements, reading
 from concepts.results import AuditResults, ConceptInfo
-from concepts.sections.plates import plate
-from probing.report import (
+from probing.results.html_report import (
     NONE,
     Block,
     Link,
@@ -19,6 +18,7 @@ from probing.report import (
     number,
     p_value,
 )
+from probing.results.plates import plate
 
 
 def agreement_section(results: AuditResults, folder: Path) -> Section:

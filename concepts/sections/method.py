@@ -1,7 +1,7 @@
 """What was asked, and how it was measured."""
 
 from concepts.results import AuditResults
-from probing.report import (
+from probing.results.html_report import (
     Points,
     Section,
     Table,

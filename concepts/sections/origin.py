@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from concepts.results import AuditResults
-from probing.report import NONE, Code, Paragraph, Points, Section, Table
+from probing.results.html_report import NONE, Code, Paragraph, Points, Section, Table
 
 Made = Mapping[str, object]
 """What made results, as `provenance.json` has it."""

@@ -4,7 +4,7 @@
 
 Folders are searched for saved results: of audits, of `experiments/ground_truth`, of `probing evaluate`, and of anything else
 that a method returned. Each becomes a vector PDF with embedded fonts, as wide as one column (3.3 inches) or both (6.9), in the
-one style of `probing.figures`, without a title: that is the caption's. Nothing is computed anew, no model is run.
+one style of `probing.results.figures`, without a title: that is the caption's. Nothing is computed anew, no model is run.
 
 `--readme` also draws what the README shows: `report.png`, the first page of an audit's report as Chromium shows it, and
 `maximization.png` from the images of `experiments/maximization_quality.py`. `--tiny` makes a few small results first, to see
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from concepts import figures
 from concepts.results import AuditResults
-from probing.figures import COLUMN_WIDTH, FULL_WIDTH, figure_of, for_print, save_figure
-from probing.provenance import Result
+from probing.results.figures import COLUMN_WIDTH, FULL_WIDTH, figure_of, for_print, save_figure
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from readings import CUE, Effort, divided, local_readings, network_readings, pro
 from verdicts import column, ordered, paired_difference, write_document, write_rows
 
 from probing.attribution import METHODS
-from probing.figures import save_figure
+from probing.results.figures import save_figure
 
 VEHICLE = KINDS.index("vehicle")
 PLANTED, OTHER = 0, 1

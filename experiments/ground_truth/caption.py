@@ -36,7 +36,7 @@ from verdicts import column, ordered, spearman, write_document, write_rows
 
 from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS
-from probing.figures import save_figure
+from probing.results.figures import save_figure
 
 LEVELS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """How often the word is drawn anew; 0, 0.3 and 1 are the paper's."""

@@ -8,7 +8,7 @@ import numpy as np
 from pictures import Pictures
 from PIL import Image
 
-from probing.figures import (
+from probing.results.figures import (
     FAINT,
     FULL_WIDTH,
     INK,

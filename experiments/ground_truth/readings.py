@@ -27,8 +27,8 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.surrogate import Local
 from probing.examples import TensorExamples
-from probing.heatmaps import reduce_channels
 from probing.probes import LayerProbes, SoftmaxProbe
+from probing.results.heatmaps import reduce_channels
 from probing.scores import Score
 from probing.store import ActivationStore
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from probing.core.doubles import near
 from probing.core.inputs import InputError, one_tensor
 from probing.geometry import Geometry, naming_inputs
-from probing.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.precision import AS_GIVEN, device_of
-from probing.provenance import Provenance, Result, describe
 from probing.remembered import identity
+from probing.results.heatmaps import ALPHA, PERCENTILE, Channels
+from probing.results.result import Provenance, Result, describe
 from probing.scores import Score, TargetError, refuse_training
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
-from probing.highlight import highlight_figure, highlight_html
 from probing.precision import Precision
-from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
+from probing.results.result import Provenance, Result
+from probing.results.text_highlight import highlight_figure, highlight_html
 from probing.scores import OutputError, Score, TargetError, classes
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution
 from probing.attribution.regression import r2_in_words
-from probing.display import picture_html
-from probing.heatmaps import (
+from probing.results.heatmaps import (
     ALPHA,
     PERCENTILE,
     Channels,
@@ -20,6 +19,7 @@ from probing.heatmaps import (
     reduce_channels,
     side_by_side,
 )
+from probing.results.notebook import picture_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ from probing.core.inputs import one_tensor
 from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
 from probing.precision import device_of
-from probing.provenance import Provenance, Result
+from probing.results.result import Provenance, Result
 from probing.scores import Score, class_scores
 
 if TYPE_CHECKING:

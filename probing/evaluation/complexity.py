@@ -17,7 +17,7 @@ from probing.evaluation.base import (
     measurement,
     pixels,
 )
-from probing.heatmaps import Channels
+from probing.results.heatmaps import Channels
 from probing.scores import Score
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, attribution, checked
 from probing.core.content_ids import tensor_id
-from probing.heatmaps import edges, pictures
+from probing.results.heatmaps import edges, pictures
 from probing.scores import Score
 
 if TYPE_CHECKING:

@@ -33,10 +33,10 @@ from probing.evaluation.removal import (
     removal_scores,
     substrates,
 )
-from probing.heatmaps import Channels
 from probing.precision import Precision
-from probing.provenance import Provenance, Result
 from probing.remembered import unchanged
+from probing.results.heatmaps import Channels
+from probing.results.result import Provenance, Result
 from probing.scores import Score
 
 if TYPE_CHECKING:

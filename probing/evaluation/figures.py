@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from probing.figures import (
+from probing.results.figures import (
     COLUMN_WIDTH,
     FAINT,
     FULL_WIDTH,

@@ -24,7 +24,7 @@ from probing.evaluation.base import (
     measurement,
     pixels,
 )
-from probing.heatmaps import Channels
+from probing.results.heatmaps import Channels
 from probing.scores import Score
 
 Masks = Bool[Tensor, "n h w"]

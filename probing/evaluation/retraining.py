@@ -24,8 +24,8 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.evaluation.similarity import SIMILARITIES
-from probing.heatmaps import Channels
-from probing.provenance import Provenance, Result
+from probing.results.heatmaps import Channels
+from probing.results.result import Provenance, Result
 from probing.scores import Score
 
 if TYPE_CHECKING:

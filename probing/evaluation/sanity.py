@@ -27,9 +27,9 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
-from probing.heatmaps import Channels
 from probing.precision import AS_GIVEN, device_of
-from probing.provenance import Provenance, Result
+from probing.results.heatmaps import Channels
+from probing.results.result import Provenance, Result
 from probing.scores import Score
 
 if TYPE_CHECKING:

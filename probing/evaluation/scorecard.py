@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.csvs import write_csv
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.cost import Cost
 from probing.evaluation.quantities import (
@@ -28,7 +27,8 @@ from probing.evaluation.quantities import (
     third,
 )
 from probing.evaluation.standing import ranks, standings, summary
-from probing.provenance import Provenance, Result
+from probing.results.csv_files import write_csv
+from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ class Scorecard(Result):
 
     def write(self, folder: Path) -> tuple[Path, ...]:
         """Write the table and the evidence as CSV, both as JSON, and a figure of each as PNG and PDF; return the paths."""
-        from probing.figures import save_figure
+        from probing.results.figures import save_figure
 
         folder.mkdir(parents=True, exist_ok=True)
         tables = {"scorecard.csv": self.table(), "evidence.csv": self.evidence()}

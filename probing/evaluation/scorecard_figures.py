@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from probing.evaluation.quantities import DECK, DESIDERATA, QUANTITIES, third
 from probing.evaluation.scorecard import Record, Row, Scorecard
 from probing.evaluation.standing import summary
-from probing.figures import (
+from probing.results.figures import (
     FAINT,
     FULL_WIDTH,
     INK,

@@ -28,7 +28,7 @@ from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.scorecard import Row, Scorecard
 from probing.geometry import RefusedError
 from probing.precision import Precision
-from probing.provenance import Provenance, SavedResultError, describe
+from probing.results.result import Provenance, SavedResultError, describe
 from probing.scores import OutputError, Score
 from probing.shares import Share
 

@@ -16,7 +16,7 @@ from probing.maximize.regularizers import Operator, Penalty
 from probing.maximize.result import Maximization
 from probing.maximize.space import Space
 from probing.maximize.transforms import Pad, Transform, draw, viewed
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 
 
 class ZeroGradientError(ProbingError, RuntimeError):

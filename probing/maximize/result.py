@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from probing.maximize.space import Space, picture
-from probing.provenance import Result
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,8 +23,8 @@ from probing.maximize.space import Space, SpaceError
 from probing.maximize.transforms import Pad, Transform, growth, standard, viewed
 from probing.models import LoadedModel
 from probing.precision import Precision, device_of
-from probing.provenance import Provenance, describe
 from probing.remembered import identity
+from probing.results.result import Provenance, describe
 from probing.scores import refuse_training
 from probing.store import ActivationStore
 

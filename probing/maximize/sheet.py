@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from probing.core.errors import ProbingError
 from probing.examples import PicturedExamples
-from probing.figures import Strip, montage
 from probing.maximize.result import Maximization
+from probing.results.figures import Strip, montage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

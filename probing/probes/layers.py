@@ -22,7 +22,7 @@ from probing.probes.reduction import GlobalAverage, Reduction
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, control_labels, draw_split, encode, group_numbers
 from probing.probes.untrained import untrained_copy
-from probing.provenance import Provenance
+from probing.results.result import Provenance
 from probing.statistics import clustered_mean, clustered_share, holm
 from probing.store import ActivationStore
 

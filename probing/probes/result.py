@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE
-from probing.provenance import Result
+from probing.results.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE
+from probing.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +137,7 @@ class ProbeResult(Result):
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the error over layers, with intervals, beside random weights, the control task and the majority."""
         if ax is None:
-            from probing.figures import new_figure, style
+            from probing.results.figures import new_figure, style
 
             with style():
                 return self.plot(new_figure(*self.figure_size()).add_subplot())

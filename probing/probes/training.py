@@ -13,7 +13,7 @@ from probing.examples import Examples, as_examples
 from probing.precision import frozen_copy
 from probing.probes.layers import LayerProbes
 from probing.probes.result import ProbeResult
-from probing.provenance import Result
+from probing.results.result import Result
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ProbeHistory(Result):
         """Draw the error over layers, a line for each moment, later ones darker."""
         from matplotlib import colormaps
 
-        from probing.figures import FAINT, new_figure, style
+        from probing.results.figures import FAINT, new_figure, style
 
         if ax is None:
             with style():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probing.figures import figure_of, shown_png
+from probing.results.figures import figure_of, shown_png
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from probing.figures import inline_svg, save_figure
-from probing.report import Plate
+from probing.results.figures import inline_svg, save_figure
+from probing.results.html_report import Plate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

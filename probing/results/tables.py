@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from probing.core.errors import ProbingError
-from probing.csvs import csv_text
+from probing.results.csv_files import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd

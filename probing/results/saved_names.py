@@ -29,7 +29,7 @@ def _by_name(homes: Mapping[str, str]) -> dict[str, str]:
 # Where the classes are now: whoever moves or renames one changes its line here, and keeps its short name.
 _PLACES = _by_name(
     {
-        "probing.provenance": "Provenance",
+        "probing.results.result": "Provenance",
         "probing.precision": "Precision",
         "probing.geometry": "Geometry",
         "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",

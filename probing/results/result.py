@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from probing.core.content_ids import bytes_id, model_id
 from probing.core.errors import ProbingError
-from probing.saved_names import SavedNameError, class_of, name_of
+from probing.results.saved_names import SavedNameError, class_of, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class Result:
 
     Subclasses are frozen dataclasses whose fields are tensors, numbers, strings, paths, tuples,
     mappings with string keys, or frozen dataclasses of these; one of yours is saved under the name that
-    `probing.saved_names.saved_as` gives it. Each draws itself by `plot()`, and a notebook shows it:
+    `probing.results.saved_names.saved_as` gives it. Each draws itself by `plot()`, and a notebook shows it:
     the plot, the first rows of `to_pandas()` where it is a table, and `sentences()`. As text it is a few lines.
     """
 
@@ -107,7 +107,7 @@ class Result:
             cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
-        from probing.display import in_short
+        from probing.results.notebook import in_short
 
         method = str(self.provenance.method.get("class", "")).rpartition(":")[2]
         return in_short(
@@ -123,7 +123,7 @@ class Result:
         return self.to_pandas() if isinstance(self, _Table) else None
 
     def _repr_html_(self) -> str:
-        from probing.display import page
+        from probing.results.notebook import page
 
         drawn = self.plot() if isinstance(self, _Drawn) else None
         return page(
@@ -311,7 +311,7 @@ def _name(cls: type, *, saved: bool) -> str:
     if name is None and (saved or cls.__module__.split(".")[0] in {"probing", "concepts"}):
         raise UnsavableError(
             f"{place} has no name in saved files: give it one by @saved_as('mylab.{cls.__name__}') of "
-            "probing.saved_names."
+            "probing.results.saved_names."
         )
     return name or place
 

@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 from probing.core.errors import ProbingError
-from probing.figures import FAINT, INK, PAPER, fonts_of, new_figure, style
+from probing.results.figures import FAINT, INK, PAPER, fonts_of, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from probing.core.errors import ProbingError
-from probing.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, RULE, new_figure, style
+from probing.results.figures import COLUMN_WIDTH, FAINT, FULL_WIDTH, RULE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 The page needs no network and no file beside it, follows the reader's light or dark setting, and prints. All of it can be
 read without scripts; the one script that it carries sorts tables and enlarges figures, and nothing else may run.
-Everything in it is escaped; only figures drawn by `probing.figures` enter as markup.
+Everything in it is escaped; only figures drawn by `probing.results.figures` enter as markup.
 """
 
 import base64
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from probing.core.errors import ProbingError
-from probing.tables import DataTable, anchor
+from probing.results.tables import DataTable, anchor
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -104,7 +104,7 @@ class Plate:
     """A figure with its caption.
 
     Attributes:
-        svg: an `svg` element by `probing.figures.inline_svg`, the only markup that a report takes as it is.
+        svg: an `svg` element by `probing.results.figures.inline_svg`, the only markup that a report takes as it is.
         caption: what is shown, and how to read it.
         stem: name of the figure's PNG and PDF beside the page.
         data: name of the table with its numbers.
@@ -301,7 +301,7 @@ def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("probing", "templates"),
+        loader=PackageLoader("probing.results", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
