@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.examples import Examples, ExampleSet, as_examples
+from probing.data.examples import Examples, ExampleSet, as_examples
 from probing.geometry import Layout
 from probing.hooks import edit
 from probing.precision import device_of

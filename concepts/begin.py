@@ -30,7 +30,7 @@ from concepts.material import class_name, divide
 from concepts.pictures import RANDOM, Choice, Pictures
 from concepts.sources import ChosenImages, DatasetSource
 from probing import models
-from probing.examples import ImageExamples
+from probing.data.examples import ImageExamples
 from probing.models import LoadedModel
 from probing.shards import default_root
 from probing.stages import Stages, find_stages

@@ -33,8 +33,8 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import content_id
+from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.estimators import Ridge
-from probing.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.passes import Pool
 from probing.results.result import Provenance
 from probing.scores import Score

@@ -43,7 +43,7 @@ from concepts.statistics import (
 from probing.core.content_ids import content_id
 from probing.core.doubles import near
 from probing.core.errors import ArgumentError
-from probing.examples import Examples, ExampleSet, Subset, as_examples
+from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.linear import SharedRows
 from probing.passes import Pool
 from probing.results.result import Provenance

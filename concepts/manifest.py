@@ -21,9 +21,9 @@ from concepts.sources import (
     find,
     some,
 )
-from probing.drawings import VectorFiles
-from probing.examples import ImageExamples, ImageSource, OnError, Skipped, Transform
-from probing.images import ImageError, Preprocess, decode
+from probing.data.examples import ImageExamples, ImageSource, OnError, Skipped, Transform
+from probing.data.images import ImageError, Preprocess, decode
+from probing.data.svg_images import VectorFiles
 
 
 class ChecksumError(ManifestError):

@@ -13,8 +13,8 @@ from concepts.schema import SchemaError, parse, validated
 from concepts.segmentation import MaskedManifest
 from concepts.sources import DatasetSource, FolderImages, ManifestError, PackageImages, find, some
 from probing.core.packages import package_path, path_under
-from probing.examples import ImageFiles
-from probing.images import ImageError, decode
+from probing.data.examples import ImageFiles
+from probing.data.images import ImageError, decode
 
 _STATED = {
     "name": "a short name, as in name: street",

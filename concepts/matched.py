@@ -11,7 +11,7 @@ from torch.nn import functional
 from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.core.errors import ProbingError
-from probing.examples import ExampleSet, as_examples
+from probing.data.examples import ExampleSet, as_examples
 from probing.geometry import channel_axis
 from probing.gradients import frozen_parameters
 from probing.hooks import edit

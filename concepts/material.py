@@ -15,7 +15,7 @@ from concepts.sets import MINIMUM, Concept, random_sets
 from concepts.synthetic import SyntheticImages
 from probing import models
 from probing.core.errors import ProbingError
-from probing.examples import Concatenation, ExampleSet, Subset, concat
+from probing.data.examples import Concatenation, ExampleSet, Subset, concat
 from probing.layers import expand
 from probing.models import LoadedModel
 from probing.summary import calls

@@ -27,11 +27,11 @@ from probing.attribution.base import classes_of, in_chunks, score_of
 from probing.attribution.maps import cam_layer
 from probing.core.content_ids import content_id, tensor_id
 from probing.core.packages import PackageMissingError
+from probing.data.examples import ExampleSet, TensorExamples, Transform
 from probing.evaluation.cost import Cost, PeakMemory, Stopwatch, hyperparameters
 from probing.evaluation.scorecard import Row
 from probing.evaluation.scoring import effective_number, kept_row, row_key, stated
 from probing.evaluation.similarity import correlation
-from probing.examples import ExampleSet, TensorExamples, Transform
 from probing.geometry import RefusedError, layers_run, map_size
 from probing.precision import device_of
 from probing.results.result import Provenance

@@ -13,8 +13,8 @@ import numpy as np
 from concepts.sources import DatasetSource, open_dataset, some, texts
 from probing.core.errors import ProbingError
 from probing.core.packages import path_under
-from probing.examples import SUFFIXES, DatasetImages, ImageFiles, ImageSource
-from probing.images import ImageError, decode
+from probing.data.examples import SUFFIXES, DatasetImages, ImageFiles, ImageSource
+from probing.data.images import ImageError, decode
 
 RANDOM = "random"
 """The folder of pictures of nothing in particular, beside those of concepts."""
@@ -107,7 +107,7 @@ class Choice:
 
         Raises:
             PicturesError: if there is no such folder, picture or concept, or folders lie deeper than said.
-            probing.images.ImageError: if a picture cannot be decoded.
+            probing.data.images.ImageError: if a picture cannot be decoded.
         """
         if not root.is_dir():
             raise PicturesError(
@@ -121,8 +121,8 @@ class Choice:
         """Return all pictures below a folder as random ones.
 
         Raises:
-            probing.examples.ExampleError: if there is no such folder, or no picture.
-            probing.images.ImageError: if a picture cannot be decoded.
+            probing.data.examples.ExampleError: if there is no such folder, or no picture.
+            probing.data.images.ImageError: if a picture cannot be decoded.
         """
         files = ImageFiles.in_folder(root)
         names = [path.relative_to(root).as_posix() for path in files.paths]
@@ -139,7 +139,7 @@ class Choice:
         Raises:
             PicturesError: if it has no one column of pictures or of labels.
             concepts.sources.ManifestError: if it cannot be read.
-            probing.images.ImageError: if a picture cannot be decoded.
+            probing.data.images.ImageError: if a picture cannot be decoded.
         """
         data = open_dataset(source, root)
         label = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probing.core.errors import Mend, ProbingError
-from probing.examples import Examples, ExampleSet, as_examples
+from probing.data.examples import Examples, ExampleSet, as_examples
 
 MINIMUM = 9
 """Examples that a concept needs. With a third held out of it and as many counterparts, 3 + 3 decisions remain; six

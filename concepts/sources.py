@@ -12,8 +12,8 @@ from pydantic import Field
 from concepts.schema import Schema
 from probing.core.errors import ProbingError
 from probing.core.packages import PathEscapeError, package_path, package_version, path_under
-from probing.drawings import VectorFiles
-from probing.examples import DatasetImages, ImageFiles, ImageSource
+from probing.data.examples import DatasetImages, ImageFiles, ImageSource
+from probing.data.svg_images import VectorFiles
 
 
 class ManifestError(ProbingError, ValueError):
@@ -145,7 +145,7 @@ def find(source: FolderImages | ListedImages | PackageImages | DatasetSource, ro
 
     Raises:
         ManifestError: if the source contradicts itself, or a data set cannot be read.
-        probing.examples.ExampleError: if a folder holds no picture, or a data set no such column.
+        probing.data.examples.ExampleError: if a folder holds no picture, or a data set no such column.
         probing.core.packages.PathEscapeError: if a path leaves its root.
         probing.core.packages.PackageMissingError: if a package is not installed.
     """

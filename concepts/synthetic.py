@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from probing.core.errors import ArgumentError, OutOfRangeError, ProbingError
-from probing.examples import ImageExamples, Transform
+from probing.data.examples import ImageExamples, Transform
 
 Array = npt.NDArray[np.float64]
 

@@ -23,8 +23,8 @@ from concepts.tcav_result import TcavResult
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
+from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.estimators import Estimator, Ridge
-from probing.examples import Examples, ExampleSet, Subset, as_examples
 from probing.passes import Pool
 from probing.results.result import Provenance
 from probing.scores import Score

@@ -24,12 +24,12 @@ from probing.attribution.lime import TextLIME
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 from probing.attribution.surrogate import Local
 from probing.core.content_ids import content_id
-from probing.examples import TextExamples
+from probing.data.examples import TextExamples
+from probing.data.texts import TextClassifier
 from probing.probes import LayerProbes, ProbeResult
 from probing.results.result import Provenance
 from probing.scores import Score
 from probing.store import ActivationStore
-from probing.texts import TextClassifier
 
 Grid = Float[Tensor, "words templates"]
 _CELLS = ("value", "low", "high", "p", "beyond")

@@ -13,8 +13,8 @@ from concepts.auditfile import Share
 from concepts.effect import split_clusters
 from concepts.schema import Schema, read
 from probing.core.errors import ProbingError
-from probing.examples import TextExamples
-from probing.texts import TextClassifier
+from probing.data.examples import TextExamples
+from probing.data.texts import TextClassifier
 
 SLOT = "{}"
 Words = Annotated[list[str], Field(min_length=1)]

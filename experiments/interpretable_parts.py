@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from probing.data.toy_images import figures, shapes
 from probing.geometry import Geometry
 from probing.hooks import capture
 from probing.interpretable import (
@@ -33,7 +34,6 @@ from probing.interpretable import (
     location_instability,
     part_interpretability,
 )
-from probing.miniatures import figures, shapes
 from probing.results.figures import (
     FULL_WIDTH,
     INK,

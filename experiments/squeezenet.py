@@ -14,7 +14,7 @@ import torch
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from probing.core.archives import Archive, unpickle
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 ARCHIVE = Archive(

@@ -1,7 +1,7 @@
 """Read one network.
 
 Models by reference: `probing.models`. Layers by dotted path: `probing.layers`. What is explained: `probing.scores`.
-Images, tensors and texts with content ids: `probing.examples`. Activations and gradients: `probing.store`, for one
+Images, tensors and texts with content ids: `probing.data.examples`. Activations and gradients: `probing.store`, for one
 batch `probing.hooks` and `probing.gradients`. Statistics of streams: `probing.streaming`. Linear probes:
 `probing.linear`.
 """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from probing.core.content_ids import content_id
 from probing.core.errors import ProbingError
-from probing.examples import Examples, ExampleSet, as_examples, labels_of
+from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.geometry import channel_axis
 from probing.layers import resolve, split_call
 from probing.results.figures import FAINT, PAPER, look, new_figure, style

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from probing.core.content_ids import is_sharded
 from probing.core.errors import ProbingError
 from probing.core.inputs import not_one_tensor
-from probing.examples import Examples, ExampleSet, as_examples, refuse_random
+from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
 from probing.geometry import channel_axis
 from probing.layers import expand
 from probing.passes import Pool

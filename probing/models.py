@@ -16,8 +16,8 @@ from torch import nn
 
 from probing.core.errors import ProbingError
 from probing.core.packages import require
-from probing.examples import Transform
-from probing.images import Interpolation, Preprocess
+from probing.data.examples import Transform
+from probing.data.images import Interpolation, Preprocess
 from probing.weights import Keys, WeightsError, load_weights, weights_file
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.core.storage import Place, located
-from probing.examples import Examples, ExampleSet, Subset, as_examples
+from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.passes import Pool

@@ -23,7 +23,7 @@ from concepts.results import (
     SwapRow,
     TargetInfo,
 )
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 from probing.results.html_report import Finding
 

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from probing import extraction, shards
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.jobs import Rows
 from probing.scores import Score
 from probing.shards import StoreWriteError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from concepts.segmentation import Scenes, TensorLabels, Vocabulary
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.geometry import Geometry
 
 

@@ -12,8 +12,8 @@ import nets
 import torch
 from torch import Tensor, nn
 
+from probing.data.examples import ExampleSet, Subset, TensorExamples
 from probing.engines import ENGINES, RayActors
-from probing.examples import ExampleSet, Subset, TensorExamples
 from probing.fill import Fill
 from probing.jobs import Request
 from probing.scores import Score

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 LIMIT_S = 10  # of CPU; on the clock six times that, for machines that have more to do

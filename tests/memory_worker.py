@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from concepts.audit import run_audit
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 _ROLES, _A_TAKE = 40, 6  # images of a take: three figures in two tones

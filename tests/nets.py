@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 

@@ -5,7 +5,7 @@ import time
 import nets
 from torch import Tensor
 
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 PLAIN = Preprocess(size=6, resize=None, mean=(0.5,), std=(0.5,), channels="grey")

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from probing.core.content_ids import model_id
 from probing.core.foreign import ForeignHookError
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.gradients import layer_gradients
 from probing.hooks import capture, edit
 from probing.jobs import ShardedModelError

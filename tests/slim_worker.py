@@ -35,9 +35,9 @@ from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.surrogate import Local
 from probing.core.errors import ArgumentError
+from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
 from probing.evaluation import axioms, complexity, curves, localisation, robustness, sanity
-from probing.examples import TensorExamples
 from probing.maximize import Channel, Fourier, Maximize, Space
 from probing.precision import Precision
 from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe

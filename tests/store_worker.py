@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from probing import extraction, shards
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.scores import Score
 from probing.store import ActivationStore
 

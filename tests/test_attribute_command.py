@@ -15,7 +15,7 @@ from concepts.commands import attribute as command
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
 from probing.attribution.lime import TextAttribution
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 from probing.results import figures, heatmaps
 from probing.scores import Score

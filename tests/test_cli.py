@@ -18,7 +18,7 @@ from torch import nn
 from concepts import cli
 from concepts.tcav_result import TcavResult
 from probing import __version__, models, weights
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.store import ActivationStore
 
 CONV = ["layers", "nets:ConvNet", "--shape", "1,6,6"]

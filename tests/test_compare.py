@@ -17,7 +17,7 @@ from concepts.statistics import TooFewError, spearman
 from probing.attribution.base import Attribution
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.results.result import Result, rebuild
 from probing.scores import Score
 from probing.store import ActivationStore

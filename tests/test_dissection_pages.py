@@ -19,7 +19,7 @@ from concepts.dissection.page import highest, overview, unit_page, unit_strips, 
 from concepts.dissection.protocols import Protocol
 from concepts.dissection.result import DissectionResult
 from concepts.segmentation import Vocabulary
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.maximize import Maximization
 from probing.models import LoadedModel
 from probing.results.figures import Strip

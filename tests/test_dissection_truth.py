@@ -20,7 +20,7 @@ from concepts.dissection.rotation import Rotation
 from concepts.dissection.sanity import Judged
 from concepts.dissection.tally import Counts
 from concepts.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.geometry import RefusedError
 from probing.layers import LayerNotFoundError
 from probing.results.result import rebuild

@@ -28,8 +28,8 @@ from torch.nn.functional import cross_entropy
 from concepts.sets import Concept
 from probing import models
 from probing.engines import Local
-from probing.examples import Subset, TensorExamples
-from probing.images import Preprocess
+from probing.data.examples import Subset, TensorExamples
+from probing.data.images import Preprocess
 from probing.scores import Score
 from probing.shares import Share
 from probing.store import ActivationStore
@@ -122,9 +122,9 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "concepts.segmentation.labels:Scenes": "from concepts.segmentation.emoji import EmojiScenes\n" + LARGE + FEW,
     "concepts.segmentation.emoji:EmojiScenes": FEW,
     "concepts.synthetic:SyntheticImages": LARGE,
-    "probing.examples:as_examples": LARGE,
-    "probing.gathered:PlacedImages": "from probing.examples import ImageExamples",
-    "probing.gathered:TarImages": "from probing.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
+    "probing.data.examples:as_examples": LARGE,
+    "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
+    "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
     "probing.gradients:layer_gradients": "images = pictures",
     "probing.interpretable:FilterLoss": """
 from probing.hooks import capture

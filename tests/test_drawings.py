@@ -12,8 +12,8 @@ from PIL import Image
 from concepts.manifest import ChecksumError, Manifest
 from concepts.manifest_check import check
 from concepts.sources import ManifestError
-from probing.drawings import VectorFiles, rendered
-from probing.images import ImageError, Preprocess
+from probing.data.images import ImageError, Preprocess
+from probing.data.svg_images import VectorFiles, rendered
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 8 8">{}</svg>'
 RED = SQUARE.format('<rect x="0" y="0" width="4" height="8" fill="#ff0000"/>').encode()

@@ -20,7 +20,7 @@ from concepts.effect import (
 )
 from concepts.effect_result import EffectResult
 from concepts.statistics import TooFewError, permutation_p
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.hooks import edit
 from probing.precision import Precision
 from probing.results.result import describe, rebuild

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from engine_worker import PIXELS, ask, filler
 
+from probing.data.examples import TensorExamples
 from probing.engines import ENGINES, Engine, Local, SlurmArray, Torchrun
-from probing.examples import TensorExamples
 from probing.jobs import RequestError
 from probing.shards import StoreFullError
 from probing.shares import Share, ShareError, array_share

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from probing import images
 from probing.core.packages import (
     PackageMissingError,
     PathEscapeError,
@@ -23,7 +22,8 @@ from probing.core.packages import (
     path_under,
     require,
 )
-from probing.examples import (
+from probing.data import images
+from probing.data.examples import (
     ChangedExampleError,
     Concatenation,
     DatasetImages,
@@ -39,7 +39,7 @@ from probing.examples import (
     TextExamples,
     concat,
 )
-from probing.images import ImageError, Preprocess, PreprocessError, decode, flatten
+from probing.data.images import ImageError, Preprocess, PreprocessError, decode, flatten
 from probing.store import ActivationStore
 
 SMALL = Preprocess(size=16, resize=20)

@@ -24,9 +24,9 @@ from concepts import audit, cli
 from concepts.results import AuditResults
 from concepts.segmentation.emoji import EmojiScenes
 from probing import models
+from probing.data.examples import ImageExamples, ImageFiles
+from probing.data.images import Preprocess
 from probing.engines import Local
-from probing.examples import ImageExamples, ImageFiles
-from probing.images import Preprocess
 from probing.store import ActivationStore
 
 ROOT = Path(__file__).parent.parent
@@ -255,7 +255,7 @@ def test_the_pages_beside_the_how_to_ones_run(here: Path) -> None:
 
 PAGES_IMPORT = """
 from pathlib import Path
-from probing.examples import Subset
+from probing.data.examples import Subset
 from probing.core.content_ids import content_id, model_id
 from probing.partials import Parts, accumulated
 from probing.store import ActivationStore

@@ -23,9 +23,9 @@ import pytest
 import yaml
 
 from concepts import cli
-from probing.drawings import rendered
-from probing.examples import ExampleError, ImageExamples, ImageFiles
-from probing.images import ImageError, decode
+from probing.data.examples import ExampleError, ImageExamples, ImageFiles
+from probing.data.images import ImageError, decode
+from probing.data.svg_images import rendered
 
 for slow in (
     "torchvision",

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from probing.core.storage import located, write_whole
-from probing.examples import DatasetImages, ExampleError, ImageExamples, ImageFiles
-from probing.gathered import PlacedImages, SpooledImages, TarImages
-from probing.images import ImageError, Preprocess
+from probing.data.examples import DatasetImages, ExampleError, ImageExamples, ImageFiles
+from probing.data.images import ImageError, Preprocess
+from probing.data.remote_images import PlacedImages, SpooledImages, TarImages
 
 PREPROCESS = Preprocess(size=8, resize=None)
 COUNT = 6

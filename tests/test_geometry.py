@@ -18,8 +18,8 @@ from concepts.projection import ConceptGradients
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from probing.attribution.cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.maps import cam_layer
+from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.examples import TensorExamples
 from probing.geometry import Layout, RefusedError, channel_axis
 from probing.maximize import Channel, Maximize, Neuron
 from probing.maximize.reader import Reader

@@ -20,9 +20,9 @@ from probing import models
 from probing.attribution import METHODS
 from probing.attribution.lime import LIME
 from probing.attribution.surrogate import Local
+from probing.data.examples import TensorExamples
 from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import CascadingRandomisation
-from probing.examples import TensorExamples
 from probing.maximize import Channel, Space, maximize
 from probing.passes import Runner
 from probing.precision import Kind, Precision

@@ -16,8 +16,8 @@ from concepts.audit import run_audit
 from concepts.network_rows import Material, NetworkRows
 from concepts.results import AuditResults
 from probing.attribution import METHODS
+from probing.data.examples import TensorExamples
 from probing.evaluation.scoring import Scoring
-from probing.examples import TensorExamples
 from probing.gradients import input_gradient
 from probing.interpretable import FilterLoss, FilterMask
 from probing.maximize import (

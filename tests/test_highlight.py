@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from probing.attribution.lime import TextLIME
 from probing.attribution.surrogate import Local
+from probing.data.texts import words
 from probing.results import figures
 from probing.results.text_highlight import (
     LOWERS,
@@ -22,7 +23,6 @@ from probing.results.text_highlight import (
     pieces,
     tone,
 )
-from probing.texts import words
 
 TEXT = "good, bad good"
 SPANS = (((0, 4), (10, 14)), ((6, 9),))

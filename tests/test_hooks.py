@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from probing.core.foreign import ForeignHookError
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.hooks import Edit, LayerCallError, capture, edit
 from probing.layers import LayerNotFoundError
 from probing.store import ActivationStore

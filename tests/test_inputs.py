@@ -16,6 +16,7 @@ from probing.attribution.baselines import Samples
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 from probing.core.inputs import InputError
+from probing.data.examples import ExampleError, TensorExamples, TextExamples, as_examples
 from probing.evaluation import (
     axioms,
     complexity,
@@ -26,7 +27,6 @@ from probing.evaluation import (
     sanity,
 )
 from probing.evaluation.scoring import Scoring
-from probing.examples import ExampleError, TensorExamples, TextExamples, as_examples
 from probing.jobs import RequestError
 from probing.scores import Score
 from probing.store import ActivationStore

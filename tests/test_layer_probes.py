@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
+from probing.data.toy_images import shapes
 from probing.hooks import LayerCallError
 from probing.layers import LayerNotFoundError
-from probing.miniatures import shapes
 from probing.probes import (
     FeatureSizeError,
     Flat,

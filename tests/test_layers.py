@@ -13,8 +13,8 @@ from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept
 from concepts.tcav import Tcav
 from probing.attribution.cam import GradCAM
+from probing.data.examples import TensorExamples
 from probing.embedding import Atlas
-from probing.examples import TensorExamples
 from probing.layers import LayerNotFoundError, expand, matches, matching, resolve, split_call
 from probing.probes import LayerProbes, RidgeProbe
 from probing.scores import Score

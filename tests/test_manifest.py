@@ -21,8 +21,8 @@ from concepts.manifest_check import Finding, check
 from concepts.schema import Schema, SchemaError, read
 from concepts.sources import ManifestError
 from probing.core.packages import PackageMissingError, PathEscapeError
-from probing.examples import ChangedExampleError, ExampleError
-from probing.images import ImageError, Preprocess
+from probing.data.examples import ChangedExampleError, ExampleError
+from probing.data.images import ImageError, Preprocess
 
 SMALL = Preprocess(size=8, resize=8)
 COLUMNS = ["file", "sha256", "role", "gender"]

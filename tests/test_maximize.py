@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.maximize import (
     Caricature,
     Channel,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from concepts import cli
 from concepts.dream import cav_objective, dream, dream_figure
-from probing.examples import TensorExamples
-from probing.images import Preprocess
+from probing.data.examples import TensorExamples
+from probing.data.images import Preprocess
 from probing.maximize import (
     Channel,
     Direction,

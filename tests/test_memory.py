@@ -18,7 +18,7 @@ from concepts.audit import run_audit
 from concepts.results import AuditResults
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import Saliency
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.extraction import Engine
 from probing.scores import Score
 from probing.store import ActivationStore

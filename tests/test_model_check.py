@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from probing.attribution.gradient import Saliency
 from probing.core.content_ids import model_id
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.maximize import Channel, Space, maximize
 from probing.model_check import InconsistentModelError, refuse_inconsistent
 from probing.scores import Score

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probing import models
 from probing.core.packages import PackageMissingError
-from probing.images import Preprocess
+from probing.data.images import Preprocess
 from probing.models import (
     ClassNameError,
     DeviceError,

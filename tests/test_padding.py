@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from concepts.sets import Concept
 from concepts.tcav import Tcav
+from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.examples import TensorExamples
 from probing.hooks import MaskError
 from probing.precision import Precision
 from probing.probes import LayerProbes, RidgeProbe

@@ -15,7 +15,7 @@ from torch import nn
 from concepts.cli import main
 from probing.core.packages import PackageMissingError
 from probing.core.storage import Address, PlaceError, beside, inside, listed, located, write_whole
-from probing.examples import Subset, TensorExamples
+from probing.data.examples import Subset, TensorExamples
 from probing.jobs import Request
 from probing.shards import StoreFullError, cache_info, clear_cache
 from probing.shares import Share

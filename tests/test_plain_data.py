@@ -30,8 +30,7 @@ from concepts.matched import MatchedConcept
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept, random_sets
 from concepts.tcav import Tcav
-from probing.embedding import Atlas, Pca
-from probing.examples import (
+from probing.data.examples import (
     ChangedExampleError,
     ExampleError,
     ExampleSet,
@@ -44,8 +43,9 @@ from probing.examples import (
     concat,
     labels_of,
 )
-from probing.examples import Subset as Part
-from probing.images import ImageError, Preprocess
+from probing.data.examples import Subset as Part
+from probing.data.images import ImageError, Preprocess
+from probing.embedding import Atlas, Pca
 from probing.jobs import Request
 from probing.maximize import Channel, Maximize
 from probing.maximize.space import Space

@@ -22,7 +22,7 @@ from probing.attribution.path import (
 from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import ExactShapley
 from probing.core.errors import ProbingError
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.scores import Score
 from probing.store import ActivationStore
 

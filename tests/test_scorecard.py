@@ -27,6 +27,7 @@ from probing.attribution.lime import LIME
 from probing.attribution.path import ExpectedGradients
 from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import Local
+from probing.data.images import Preprocess
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.cost import Cost, PeakMemory, cost_of, hyperparameters
 from probing.evaluation.curves import Insertion
@@ -41,7 +42,6 @@ from probing.evaluation.quantities import (
 from probing.evaluation.scorecard import Row, Scorecard
 from probing.evaluation.scoring import Scoring, effective_number, parts_to_read, spread_out
 from probing.evaluation.standing import ranks, standings, summary
-from probing.images import Preprocess
 from probing.models import LoadedModel
 from probing.results.result import Provenance
 from probing.scores import Score

@@ -26,8 +26,8 @@ from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
 from concepts.segmentation.labels import present
 from concepts.segmentation.masks import read_mask
 from probing.core.packages import PathEscapeError
-from probing.examples import ImageExamples, ImageSource, TensorExamples
-from probing.images import Preprocess
+from probing.data.examples import ImageExamples, ImageSource, TensorExamples
+from probing.data.images import Preprocess
 
 WORDS = Vocabulary(("cat", "ear", "beach"), ("object", "part", "scene"))
 

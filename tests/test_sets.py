@@ -13,7 +13,7 @@ from concepts.sets import (
     random_sets,
     refuse_overlap,
 )
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 
 
 def numbered(start: int, stop: int) -> TensorExamples:

@@ -13,7 +13,7 @@ from store_worker import fill
 from torch import Tensor, nn
 
 from probing import extraction, shards
-from probing.examples import Subset, TensorExamples
+from probing.data.examples import Subset, TensorExamples
 from probing.extraction import RaggedRowsError, StaleRowsError
 from probing.jobs import RequestError
 from probing.passes import NonFiniteError

@@ -13,7 +13,7 @@ import nets
 import pytest
 from store_worker import fill, fill_and_count, fill_dying_at
 
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 
 PIXELS = nets.images(48)
 IMAGES = TensorExamples(PIXELS)

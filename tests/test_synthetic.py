@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from concepts.synthetic import COLOURS, PATTERNS, PatternError, SyntheticImages
-from probing.examples import ExampleSet, ImageSource
-from probing.images import Preprocess
+from probing.data.examples import ExampleSet, ImageSource
+from probing.data.images import Preprocess
 
 
 def drawn(pattern: str, count: int = 12, seed: int = 0, size: int = 64) -> np.ndarray:

@@ -17,8 +17,8 @@ from concepts.sets import Concept, OverlapError
 from concepts.statistics import TooFewError, code_t_test, paper_t_test
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
+from probing.data.examples import TensorExamples
 from probing.estimators import Logistic, Pattern, Ridge
-from probing.examples import TensorExamples
 from probing.linear import SharedRows, fit_pairs
 from probing.precision import Precision
 from probing.results.result import Provenance, describe, rebuild

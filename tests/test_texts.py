@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from probing.core.content_ids import content_id
+from probing.data.texts import TextClassifier, TokeniserError, WordIds, words
 from probing.hooks import capture
 from probing.recurrent import BidirectionalLSTM, RecurrentClassifier
-from probing.texts import TextClassifier, TokeniserError, WordIds, words
 
 WORDS = WordIds(("the", "cat", "sat", "can't"), length=5)
 

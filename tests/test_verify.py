@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from concepts import cli
 from probing import extraction, shards
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.shards import DamagedShardError, StoreFullError, read_record
 from probing.store import ActivationStore
 from probing.verify import NoStoreError, verify_cache
@@ -368,7 +368,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Pa
     code = f"""
 from pathlib import Path
 import nets_of_verify
-from probing.examples import ImageExamples, ImageFiles
+from probing.data.examples import ImageExamples, ImageFiles
 from probing.store import ActivationStore
 examples = ImageExamples(ImageFiles.in_folder({str(tmp_path / "pictures")!r}), nets_of_verify.PLAIN)
 store, net = ActivationStore(Path({str(cache)!r})), nets_of_verify.slow().model

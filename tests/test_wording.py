@@ -14,8 +14,8 @@ from concepts.word_readings import WordReader
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
 from concepts.wording import Wording, WordingError, WordingFile, read_wording
 from probing.attribution.path import LayerIntegratedGradients
+from probing.data.texts import TextClassifier, WordIds
 from probing.store import ActivationStore
-from probing.texts import TextClassifier, WordIds
 
 TERMS = {"bad": 2.0, "good": -1.0, "plain": 0.25}
 REFERENCE = {"one": 0.0, "two": 0.5}

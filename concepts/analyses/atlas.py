@@ -17,8 +17,8 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.statistics import ClusteredMean, clustered_mean
 from probing.core.threads import one_thread
+from probing.data.examples import Concatenation
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
-from probing.examples import Concatenation
 from probing.jobs import Request
 from probing.results.html_report import (
     Block,

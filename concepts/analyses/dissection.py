@@ -16,7 +16,7 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.segmentation import EmojiScenes, Scenes
 from concepts.units import UnitContrasts, UnitShifts
-from probing.examples import Subset
+from probing.data.examples import Subset
 from probing.jobs import Request
 from probing.probes import untrained_copy
 from probing.results.html_report import (

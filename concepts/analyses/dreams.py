@@ -14,8 +14,8 @@ from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
 from concepts.statistics import TooFewError
+from probing.data.examples import TensorExamples
 from probing.estimators import Ridge
-from probing.examples import TensorExamples
 from probing.jobs import Request
 from probing.linear import fit_pairs
 from probing.maximize import Maximization, Maximize

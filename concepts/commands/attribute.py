@@ -238,7 +238,7 @@ class _Page:
     @cached_property
     def inputs(self) -> "Tensor":
         """The pictures as the model takes them."""
-        from probing.examples import ImageExamples
+        from probing.data.examples import ImageExamples
 
         examples = ImageExamples(self.images, self.loaded.preprocess)
         return examples.load(range(len(self.images)))
@@ -346,7 +346,7 @@ def _as_picture(row: "Tensor", transform: object) -> "Tensor":
     """Return an input as colours between 0 and 1: as it was before normalising, where that is known."""
     import torch
 
-    from probing.images import Preprocess
+    from probing.data.images import Preprocess
     from probing.results.heatmaps import pictures as displayed
 
     if isinstance(transform, Preprocess):

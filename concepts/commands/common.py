@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probing.core.storage import Place
+    from probing.data.examples import ImageExamples, OnError
     from probing.engines import Work
-    from probing.examples import ImageExamples, OnError
     from probing.jobs import Request
     from probing.models import LoadedModel
     from probing.precision import Kind
@@ -86,7 +86,7 @@ def class_index(loaded: "LoadedModel", name: str) -> int:
 
 def pictures(folder: Path, loaded: "LoadedModel", on_error: "OnError") -> "ImageExamples":
     """Return the pictures in a folder, as the model takes them, and say on stderr which were left out."""
-    from probing.examples import ImageExamples, ImageFiles
+    from probing.data.examples import ImageExamples, ImageFiles
 
     examples = ImageExamples(ImageFiles.in_folder(folder), loaded.preprocess, on_error=on_error)
     for left_out in examples.skipped:
@@ -103,7 +103,7 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
         ExampleError: for a folder without pictures.
         CommandError: if there is no such file or folder.
     """
-    from probing.examples import ImageFiles
+    from probing.data.examples import ImageFiles
 
     found: list[Path] = []
     for path in given:

@@ -102,8 +102,8 @@ def evaluate(
     from concepts.scorecard_page import scorecard_page
     from probing import models
     from probing.core.progress import Progress
+    from probing.data.examples import ImageExamples
     from probing.evaluation.scoring import Scoring, ScoringWork
-    from probing.examples import ImageExamples
     from probing.precision import Precision
     from probing.scores import Score
 
@@ -204,7 +204,7 @@ def _methods(
 
 
 def _all(rows: object) -> "Tensor":
-    from probing.examples import ImageExamples
+    from probing.data.examples import ImageExamples
 
     assert isinstance(rows, ImageExamples)
     return rows.load(range(len(rows)))

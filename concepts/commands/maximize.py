@@ -22,7 +22,7 @@ from concepts.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from probing.examples import ImageExamples
+    from probing.data.examples import ImageExamples
     from probing.maximize import Maximization, Maximize, Objective
     from probing.models import LoadedModel
     from probing.store import ActivationStore

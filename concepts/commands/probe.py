@@ -25,7 +25,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from probing.examples import ImageExamples
+    from probing.data.examples import ImageExamples
     from probing.models import LoadedModel
     from probing.probes import ProbeResult
     from probing.probes.reduction import Reduction

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from concepts.tcav_result import TcavResult
-    from probing.examples import ImageExamples
+    from probing.data.examples import ImageExamples
 
 EXAMPLE = (
     "probing tcav torchvision:resnet18 --layer layer3 --layer layer4 --concept striped=photos/striped"

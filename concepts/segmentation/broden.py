@@ -13,7 +13,7 @@ import numpy.typing as npt
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.segmentation.masks import read_mask
 from probing.core.packages import path_under
-from probing.examples import ImageExamples, ImageFiles, Transform
+from probing.data.examples import ImageExamples, ImageFiles, Transform
 
 _MEASURES = ("ih", "iw", "sh", "sw")
 _FIXED = ("image", "split", *_MEASURES)

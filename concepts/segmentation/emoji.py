@@ -13,7 +13,7 @@ from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabu
 from concepts.synthetic import SyntheticImages
 from probing.core.errors import OutOfRangeError
 from probing.core.packages import package_path
-from probing.examples import ImageExamples, Transform
+from probing.data.examples import ImageExamples, Transform
 
 THEMES: Mapping[str, Mapping[str, str]] = {
     "farm": {"dog": "1f415", "cat": "1f408", "horse": "1f40e", "cow": "1f404", "sheep": "1f411", "rooster": "1f413"},

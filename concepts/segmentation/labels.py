@@ -15,8 +15,8 @@ from torch import Tensor
 
 from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
 from probing.core.errors import ProbingError
-from probing.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
-from probing.images import Preprocess
+from probing.data.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
+from probing.data.images import Preprocess
 
 Planes = Int[np.ndarray, "planes h w"]
 

@@ -14,7 +14,7 @@ from concepts.manifest import Manifest
 from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
 from concepts.sources import MaskSource
 from probing.core.packages import path_under
-from probing.examples import Transform
+from probing.data.examples import Transform
 
 
 def read_mask(path: Path) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from captum.attr import LayerActivation
 from harness import Row, arguments, has_bf16, race, report
 from torch import Tensor, nn
 
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.precision import Precision, Prepared
 from probing.store import ActivationStore
 

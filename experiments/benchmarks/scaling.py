@@ -29,8 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probing.core.content_ids import content_id
+from probing.data.images import Preprocess, decode
 from probing.fill import Fill
-from probing.images import Preprocess, decode
 from probing.jobs import Request
 from probing.shares import Share
 from probing.store import ActivationStore

@@ -28,7 +28,7 @@ from concepts.sets import Concept, random_sets
 from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.passes import Runner
 from probing.precision import Precision
 from probing.scores import Score

@@ -8,14 +8,14 @@ from torch import nn
 from concepts.sets import Concept
 from concepts.tcav import Tcav
 from probing.attribution import GradCAM, GradientTimesInput, Saliency
+from probing.data.examples import Subset, TensorExamples
+from probing.data.toy_images import SHAPES, shapes
 from probing.embedding import Atlas, Pca
 from probing.evaluation.axioms import Completeness, Dummy, axiom_table
 from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import PRIMARY, CascadingRandomisation
 from probing.evaluation.scoring import Scoring
-from probing.examples import Subset, TensorExamples
 from probing.maximize import Logit, Maximize, Pixels, Space
-from probing.miniatures import SHAPES, shapes
 from probing.probes import LayerProbes
 from probing.scores import Score
 from probing.store import ActivationStore

@@ -26,7 +26,7 @@ from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.surrogate import Local
-from probing.examples import TensorExamples
+from probing.data.examples import TensorExamples
 from probing.probes import LayerProbes, SoftmaxProbe
 from probing.results.heatmaps import reduce_channels
 from probing.scores import Score

@@ -12,7 +12,7 @@ from probing.attribution.baselines import Baseline
 from probing.core.doubles import near
 from probing.core.errors import Mend
 from probing.core.inputs import InputError
-from probing.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
+from probing.data.texts import Span, Tokeniser, TokeniserError, matches, same_word, words
 
 Variants_co = TypeVar("Variants_co", covariant=True)
 
@@ -226,7 +226,7 @@ class Tokens(Protocol):
 class Words:
     """Each distinct word is a part: all of its occurrences are hidden together (a bag of words).
 
-    Words are those of `probing.texts.words`, in any script, unless something else is given. How letters are composed
+    Words are those of `probing.data.texts.words`, in any script, unless something else is given. How letters are composed
     (NFC or NFD) makes no difference.
 
     Attributes:

@@ -41,7 +41,7 @@ def not_one_tensor(given: object, what: str = "inputs") -> str:
     if isinstance(given, tuple | list) and given and all(isinstance(x, Tensor) for x in given):
         shapes = [tuple(x.shape) for x in given]
         return f"{start} a {type(given).__name__} of {len(given)} tensors: {_way_out_of_several(given, shapes)}."
-    return f"{start} {type(given).__name__}: as_examples(…).load(range(n)) of probing.examples makes one."
+    return f"{start} {type(given).__name__}: as_examples(…).load(range(n)) of probing.data.examples makes one."
 
 
 def _way_out_of_several(given: object, shapes: list[tuple[int, ...]]) -> str:

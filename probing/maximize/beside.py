@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from probing.core.content_ids import content_id
-from probing.examples import ExampleSet, TensorExamples
+from probing.data.examples import ExampleSet, TensorExamples
 from probing.geometry import channel_axis
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.result import Beside, Maximization

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.progress import Progress
 from probing.core.seeds import seed_of
-from probing.examples import Examples, as_examples
+from probing.data.examples import Examples, as_examples
 from probing.maximize.ascent import Adam, Ascent
 from probing.maximize.beside import place
 from probing.maximize.climb import Climb, ZeroGradientError

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from probing.core.errors import ProbingError
-from probing.examples import Transform
-from probing.images import Preprocess
+from probing.data.examples import Transform
+from probing.data.images import Preprocess
 from probing.models import LoadedModel
 
 Order = Literal["rgb", "bgr", "grey"]

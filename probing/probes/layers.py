@@ -11,7 +11,7 @@ from probing.copied import SharedWeightsError
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
-from probing.examples import Examples, ExampleSet, as_examples, labels_of
+from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.jobs import Request
 from probing.probes.kinds import Probe, SoftmaxProbe
 from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked

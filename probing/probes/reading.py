@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.examples import ExampleSet
+from probing.data.examples import ExampleSet
 from probing.geometry import channel_axis
 from probing.jobs import Request
 from probing.layers import expand, resolve, split_call

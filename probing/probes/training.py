@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from probing.core.errors import ArgumentError
-from probing.examples import Examples, as_examples
+from probing.data.examples import Examples, as_examples
 from probing.precision import frozen_copy
 from probing.probes.layers import LayerProbes
 from probing.probes.result import ProbeResult

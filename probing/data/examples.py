@@ -27,7 +27,7 @@ from torch.utils.data import (
 from probing.core.content_ids import bytes_id, content_id, tensor_id
 from probing.core.errors import Mend, OutOfRangeError, ProbingError
 from probing.core.inputs import not_one_tensor
-from probing.images import (
+from probing.data.images import (
     ImageError,
     Preprocess,
     check_header,
@@ -199,7 +199,7 @@ class DatasetImages:
         ):
             raise ExampleError(
                 f"a data set of one split with random access is needed, got {type(dataset).__name__}: "
-                "choose a split, and keep one that streams by probing.gathered.SpooledImages."
+                "choose a split, and keep one that streams by probing.data.remote_images.SpooledImages."
             )
         images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
         if column not in images:
@@ -730,7 +730,7 @@ def _with_items(data: object) -> Any:
     if once or not hasattr(data, "__getitem__"):
         raise ExampleError(
             f"no examples can be made of a {type(data).__name__}, whose items can't be read again in any order: give a list "
-            "of them, or keep pictures that stream by probing.gathered.SpooledImages."
+            "of them, or keep pictures that stream by probing.data.remote_images.SpooledImages."
         )
     return data
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.parsers.expat import ExpatError, ParserCreate
 
 from probing.core.packages import require
-from probing.images import ImageError, read_file
+from probing.data.images import ImageError, read_file
 
 _REFERS = re.compile(rb"""(?:href\s*=\s*["'](?!\s*\#)|url\(\s*["']?(?!\s*["']?\#)|<!ENTITY|@import)""", re.I)  # fmt: skip
 _TEXT = re.compile(rb"<(?:\w+:)?(?:text|tspan)\b", re.I)

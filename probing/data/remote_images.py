@@ -14,8 +14,8 @@ from typing import Any
 
 from probing.core.content_ids import bytes_id
 from probing.core.storage import Address, Place, each, listed, located
-from probing.examples import SUFFIXES, ExampleError
-from probing.images import ImageError
+from probing.data.examples import SUFFIXES, ExampleError
+from probing.data.images import ImageError
 
 
 @dataclass(frozen=True)
