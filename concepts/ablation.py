@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.data.examples import Examples, ExampleSet, as_examples
-from probing.geometry import Layout
-from probing.hooks import edit
-from probing.precision import device_of
+from probing.models.geometry import Layout
+from probing.models.hooks import edit
+from probing.models.precision import device_of
+from probing.models.scores import class_scores, refuse_training
 from probing.results.figures import FAINT, INK, PALETTE, new_figure, style
 from probing.results.result import Provenance, Result
-from probing.scores import class_scores, refuse_training
 
 if TYPE_CHECKING:
     import pandas as pd

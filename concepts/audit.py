@@ -32,9 +32,9 @@ from probing.core.progress import Progress
 from probing.core.storage import Place
 from probing.core.threads import one_thread
 from probing.jobs import Request
-from probing.precision import Precision
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 from probing.shards import default_root
 from probing.store import ActivationStore
 
@@ -65,7 +65,7 @@ def run_audit(
         file: the audit file; paths in it start at its folder.
         out: the folder of results, made if missing.
         store_root: the cache of activations; by default the one of all commands.
-        device: where the model computes, as `probing.models.load` takes it.
+        device: where the model computes, as `probing.models.loading.load` takes it.
         disk_budget_bytes: of the cache, as `ActivationStore` takes it.
         progress: a bar on stderr; None shows it on a terminal.
         say: takes what there is to be done, before, and what was reused, after; by default to stderr.

@@ -10,15 +10,15 @@ from concepts.manifest import Where
 from concepts.results import Direction
 from concepts.schema import Schema, SchemaError, read
 from concepts.sets import MINIMUM
-from probing.precision import Kind
-from probing.weights import Keys
+from probing.models.precision import Kind
+from probing.models.weights import Keys
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Some = Annotated[int, Field(ge=1)]
 
 
 class ModelPart(Schema):
-    """The model to audit: as `probing.models.load` takes it."""
+    """The model to audit: as `probing.models.loading.load` takes it."""
 
     reference: str
     weights: str | None = None

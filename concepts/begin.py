@@ -29,13 +29,13 @@ from concepts.manifest import UNSTATED
 from concepts.material import class_name, divide
 from concepts.pictures import RANDOM, Choice, Pictures
 from concepts.sources import ChosenImages, DatasetSource
-from probing import models
 from probing.data.examples import ImageExamples
-from probing.models import LoadedModel
+from probing.models import loading
+from probing.models.loading import LoadedModel
+from probing.models.stages import Stages, find_stages
+from probing.models.weights import Keys
 from probing.shards import default_root
-from probing.stages import Stages, find_stages
 from probing.store import ActivationStore
-from probing.weights import Keys
 
 HUB = "hub:"
 """Before the name of a data set of the hub."""
@@ -52,7 +52,7 @@ class Begin:
     Attributes:
         out: the folder that it is written to.
         images: a folder with a folder for each concept, a saved data set, a parquet file, or `hub:NAME`.
-        model: as `probing.models.load` takes it, like `weights` and `keys`.
+        model: as `probing.models.loading.load` takes it, like `weights` and `keys`.
         classes: names or numbers; without any, the model's own best guesses for these pictures.
         layers: paths; without any, the ends of the model's stages.
         random: a folder of pictures of nothing in particular; without one, the folder `random` among the images if there is
@@ -116,7 +116,7 @@ class Begin:
         for line in names_in_common(pictures, matched=self.matched):
             say(line)
         share = self._share(pictures)
-        loaded = models.load(
+        loaded = loading.load(
             self.model, weights=self.weights, keys=self.keys, seed=_SEED, device=self.device
         )
         stages, targets = self._look(loaded, pictures, random)

@@ -35,9 +35,9 @@ from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import content_id
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.estimators import Ridge
-from probing.passes import Pool
+from probing.models.runner import Pool
+from probing.models.scores import Score
 from probing.results.result import Provenance
-from probing.scores import Score
 from probing.store import ActivationStore
 
 _ROUNDING = 1e-5

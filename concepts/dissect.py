@@ -27,15 +27,15 @@ from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Scenes
 from probing.core.content_ids import content_id, model_id
 from probing.engines import Engine
-from probing.geometry import Layout
 from probing.jobs import Request
-from probing.layers import expand
+from probing.models.geometry import Layout
+from probing.models.layers import expand
+from probing.models.precision import Precision
+from probing.models.summary import calls
 from probing.partials import Parts, accumulated
-from probing.precision import Precision
 from probing.results.result import Provenance, describe
 from probing.shares import Share
 from probing.store import ActivationStore
-from probing.summary import calls
 
 _FLOAT32 = Precision()
 _CHECKED = 16
@@ -69,7 +69,7 @@ class Dissection:
 
     Raises:
         DissectionError: for fewer than two images, or no label anywhere.
-        probing.geometry.RefusedError: for a layer without places.
+        probing.models.geometry.RefusedError: for a layer without places.
 
     Example:
         >>> result = Dissection(("layer3", "layer4"))(store, loaded.model, scenes)

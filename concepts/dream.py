@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probing.maximize import Direction, Maximization, Maximize, TensorDirection
 from probing.maximize.objective import Objective
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 from probing.results.figures import Strip, montage
 
 if TYPE_CHECKING:

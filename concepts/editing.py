@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.core.errors import ArgumentError
-from probing.geometry import channel_axis
-from probing.gradients import frozen_parameters
-from probing.hooks import edit
-from probing.scores import Score
+from probing.models.geometry import channel_axis
+from probing.models.gradients import frozen_parameters
+from probing.models.hooks import edit
+from probing.models.scores import Score
 
 
 def edit_along(

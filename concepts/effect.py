@@ -45,10 +45,10 @@ from probing.core.doubles import near
 from probing.core.errors import ArgumentError
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.linear import SharedRows
-from probing.passes import Pool
+from probing.models.runner import Pool
+from probing.models.scores import Score
 from probing.results.result import Provenance
 from probing.rows import grouped_products, sums
-from probing.scores import Score
 from probing.store import ActivationStore
 
 _PART = 1000  # relabellings looked at together

@@ -12,11 +12,11 @@ from concepts.effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet, as_examples
-from probing.geometry import channel_axis
-from probing.gradients import frozen_parameters
-from probing.hooks import edit
+from probing.models.geometry import channel_axis
+from probing.models.gradients import frozen_parameters
+from probing.models.hooks import edit
+from probing.models.scores import Score
 from probing.results.heatmaps import reduce_channels
-from probing.scores import Score
 
 _DIFFERS = 0.1
 _ROWS = 32

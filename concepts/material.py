@@ -13,12 +13,12 @@ from concepts.effect import split_clusters
 from concepts.manifest import Manifest, Pairs
 from concepts.sets import MINIMUM, Concept, random_sets
 from concepts.synthetic import SyntheticImages
-from probing import models
 from probing.core.errors import ProbingError
 from probing.data.examples import Concatenation, ExampleSet, Subset, concat
-from probing.layers import expand
-from probing.models import LoadedModel
-from probing.summary import calls
+from probing.models import loading
+from probing.models.layers import expand
+from probing.models.loading import LoadedModel
+from probing.models.summary import calls
 
 
 class AuditError(ProbingError, ValueError):
@@ -97,14 +97,16 @@ class Material:
         Args:
             file: the audit.
             folder: where paths in it start.
-            device: where the model computes, as `probing.models.load` takes it.
+            device: where the model computes, as `probing.models.loading.load` takes it.
 
         Raises:
             AuditError: if the parts of the audit do not fit each other.
             ValueError, LookupError, OSError, ImportError: as models and manifests raise them.
         """
         model = file.model
-        loaded = models.load(model.reference, weights=model.weights, keys=model.keys, device=device)
+        loaded = loading.load(
+            model.reference, weights=model.weights, keys=model.keys, device=device
+        )
         data = Manifest.load(folder / file.data, root=_root(folder, file.root))
         cluster_by, names = _clusters(data, file)
         fit, judge = _divided(data, file, names)

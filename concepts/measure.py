@@ -20,7 +20,7 @@ from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.estimators import Ridge
 from probing.linear import PairFits, fit_pairs
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 _UNMATCHED_RELABELLINGS = (

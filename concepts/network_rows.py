@@ -32,10 +32,10 @@ from probing.evaluation.cost import Cost, PeakMemory, Stopwatch, hyperparameters
 from probing.evaluation.scorecard import Row
 from probing.evaluation.scoring import effective_number, kept_row, row_key, stated
 from probing.evaluation.similarity import correlation
-from probing.geometry import RefusedError, layers_run, map_size
-from probing.precision import device_of
+from probing.models.geometry import RefusedError, layers_run, map_size
+from probing.models.precision import device_of
+from probing.models.scores import Score
 from probing.results.result import Provenance
-from probing.scores import Score
 from probing.store import ActivationStore
 
 PATTERNS = ("stripes", "dots", "zigzags", "checks", "red", "yellow", "green", "blue")

@@ -14,12 +14,12 @@ from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
 from probing.core.content_ids import tensor_id
 from probing.core.errors import ProbingError
-from probing.geometry import channel_axis
-from probing.precision import Precision
-from probing.remembered import unchanged
+from probing.models.geometry import channel_axis
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.results.figures import FAINT, INK, PALETTE, RULE, new_figure, style
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,9 +25,9 @@ from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.estimators import Estimator, Ridge
-from probing.passes import Pool
+from probing.models.runner import Pool
+from probing.models.scores import Score
 from probing.results.result import Provenance
-from probing.scores import Score
 from probing.store import ActivationStore
 
 
@@ -56,7 +56,7 @@ class Tcav:
         null: how pseudo-concepts are drawn; None: no test and no smooth score.
         runs: CAVs per concept.
         mode: what a concept is told from: random examples, all other concepts at once, or each in turn.
-        pool: what is kept of activations; see `probing.passes.Pool`.
+        pool: what is kept of activations; see `probing.models.runner.Pool`.
         holdout: share of each set that CAVs are tested on and not fitted on (0-1).
         scaling: features are divided by their own deviation over all rows of the table, or by one for the layer.
         bootstraps: draws of the intervals; 0: none.

@@ -26,9 +26,9 @@ from probing.attribution.surrogate import Local
 from probing.core.content_ids import content_id
 from probing.data.examples import TextExamples
 from probing.data.texts import TextClassifier
+from probing.models.scores import Score
 from probing.probes import LayerProbes, ProbeResult
 from probing.results.result import Provenance
-from probing.scores import Score
 from probing.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]

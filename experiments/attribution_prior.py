@@ -25,7 +25,7 @@ from torch.nn import functional
 from probing.attribution.baselines import Samples
 from probing.attribution.path import ExpectedGradients
 from probing.attribution.priors import attribution_prior, gini, total_variation
-from probing.scores import Score
+from probing.models.scores import Score
 
 Prior = Literal["total_variation", "gini"]
 

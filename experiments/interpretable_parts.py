@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from probing.data.toy_images import figures, shapes
-from probing.geometry import Geometry
-from probing.hooks import capture
 from probing.interpretable import (
     FilterLoss,
     FilterMask,
@@ -34,6 +32,8 @@ from probing.interpretable import (
     location_instability,
     part_interpretability,
 )
+from probing.models.geometry import Geometry
+from probing.models.hooks import capture
 from probing.results.figures import (
     FULL_WIDTH,
     INK,

@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from probing import models
 from probing.maximize import Fourier, Logit, Maximization, Maximize, Space
 from probing.maximize.ascent import Adam, Normalized
 from probing.maximize.images import spectrum_slope
 from probing.maximize.presets import PRESETS
 from probing.maximize.space import picture
 from probing.maximize.transforms import Pad, standard, viewed
-from probing.models import LoadedModel
-from probing.precision import device_of
+from probing.models import loading
+from probing.models.loading import LoadedModel
+from probing.models.precision import device_of
 from probing.results.figures import new_figure, style
 from probing.results.result import SavedResultError, rebuild
 
@@ -121,7 +121,7 @@ def _networks(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
     archive = arguments.archive or squeezenet.fetch(arguments.out)
     first = squeezenet.load(archive)
     first.model.to(arguments.device)
-    second = models.load(
+    second = loading.load(
         "timm:tf_efficientnet_lite0", weights=EFFICIENTNET, keys="order", device=arguments.device
     )
     return dict(zip(NETWORKS, (first, second), strict=True))
@@ -132,7 +132,7 @@ def _tiny() -> dict[str, LoadedModel]:
         "SqueezeNet 1.1": "torchvision:squeezenet1_1",
         "EfficientNet-Lite0": "timm:tf_efficientnet_lite0",
     }
-    return {name: models.load(r, weights="random") for name, r in references.items()}
+    return {name: loading.load(r, weights="random") for name, r in references.items()}
 
 
 def _made(

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from probing import models
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
 from probing.attribution.path import IntegratedGradients
 from probing.evaluation.figures import randomisation_figure
 from probing.evaluation.sanity import PRIMARY, CascadingRandomisation, Randomisation
+from probing.models import loading
+from probing.models.scores import Score
 from probing.results.figures import save_figure
-from probing.scores import Score
 
 REFERENCE = "timm:tf_efficientnet_lite0"
 WEIGHTS = (
@@ -57,9 +57,9 @@ def photographs() -> Iterator[Image.Image]:
 def material(*, tiny: bool) -> tuple[nn.Module, Tensor]:
     """Return the network, and photographs as it takes them."""
     if tiny:
-        net = models.load("torchvision:squeezenet1_1", weights="random").model
+        net = loading.load("torchvision:squeezenet1_1", weights="random").model
         return net, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    loaded = models.load(REFERENCE, weights=WEIGHTS, keys="order")
+    loaded = loading.load(REFERENCE, weights=WEIGHTS, keys="order")
     return loaded.model, torch.stack([loaded.preprocess(photo) for photo in photographs()])
 
 

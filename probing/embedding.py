@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from probing.core.content_ids import content_id
 from probing.core.errors import ProbingError
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
-from probing.geometry import channel_axis
-from probing.layers import resolve, split_call
+from probing.models.geometry import channel_axis
+from probing.models.layers import resolve, split_call
 from probing.results.figures import FAINT, PAPER, look, new_figure, style
 from probing.results.result import Provenance, Result
 from probing.store import ActivationStore

@@ -16,8 +16,8 @@ from probing.core.content_ids import bytes_id, tensor_id
 from probing.core.errors import ProbingError
 from probing.core.progress import Progress
 from probing.jobs import Job, Rows, StoreStats
-from probing.passes import Runner
-from probing.precision import Precision, device_of
+from probing.models.precision import Precision, device_of
+from probing.models.runner import Runner
 from probing.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
 from probing.shares import Share
 from probing.tiers import MemoryTier, Place, gather

@@ -7,7 +7,7 @@ import torch
 
 from probing.core.storage import Place
 from probing.jobs import Request
-from probing.precision import Precision
+from probing.models.precision import Precision
 from probing.shares import Share
 from probing.store import ActivationStore
 

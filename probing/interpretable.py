@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.geometry import Geometry
+from probing.models.geometry import Geometry
 from probing.streaming import UpperQuantile
 
 SCALE_MEMORY = 0.9

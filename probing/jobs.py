@@ -9,14 +9,14 @@ from probing.core.content_ids import is_sharded
 from probing.core.errors import ProbingError
 from probing.core.inputs import not_one_tensor
 from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
-from probing.geometry import channel_axis
-from probing.layers import expand
-from probing.passes import Pool
-from probing.precision import Precision
-from probing.remembered import unchanged
-from probing.scores import Score, refuse_training
+from probing.models.geometry import channel_axis
+from probing.models.layers import expand
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.runner import Pool
+from probing.models.scores import Score, refuse_training
+from probing.models.summary import calls
 from probing.shards import Space
-from probing.summary import calls
 
 
 class RequestError(ProbingError, ValueError):

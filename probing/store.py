@@ -17,9 +17,9 @@ from probing.core.storage import Place, located
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.extraction import Covered, Engine
 from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
-from probing.passes import Pool
-from probing.precision import Precision
-from probing.scores import Score, class_scores
+from probing.models.precision import Precision
+from probing.models.runner import Pool
+from probing.models.scores import Score, class_scores
 from probing.shards import Disk
 from probing.shares import Share
 from probing.tiers import MemoryTier

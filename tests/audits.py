@@ -24,7 +24,7 @@ from concepts.results import (
     TargetInfo,
 )
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 from probing.results.html_report import Finding
 
 LAYERS = ("blocks.2", "blocks.4", "blocks.5", "blocks.6")

@@ -45,7 +45,7 @@ from torch import Tensor
 from probing import extraction, shards
 from probing.data.examples import TensorExamples
 from probing.jobs import Rows
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.shards import StoreWriteError
 from probing.store import ActivationStore
 

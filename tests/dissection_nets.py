@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from concepts.segmentation import Scenes, TensorLabels, Vocabulary
 from probing.data.examples import TensorExamples
-from probing.geometry import Geometry
+from probing.models.geometry import Geometry
 
 
 def given_units(units: int) -> nn.Module:

@@ -16,7 +16,7 @@ from probing.data.examples import ExampleSet, Subset, TensorExamples
 from probing.engines import ENGINES, RayActors
 from probing.fill import Fill
 from probing.jobs import Request
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 PIXELS = nets.images(640)  # five shards of 128 rows

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 LIMIT_S = 10  # of CPU; on the clock six times that, for machines that have more to do
 EVIL = (

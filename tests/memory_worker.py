@@ -14,7 +14,7 @@ from torch import nn
 
 from concepts.audit import run_audit
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 _ROLES, _A_TAKE = 40, 6  # images of a take: three figures in two tones
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 
 def seeded(net: nn.Module, seed: int = 0) -> nn.Module:

@@ -6,7 +6,7 @@ import nets
 from torch import Tensor
 
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 PLAIN = Preprocess(size=6, resize=None, mean=(0.5,), std=(0.5,), channels="grey")
 

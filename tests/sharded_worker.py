@@ -15,10 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from probing.core.content_ids import model_id
 from probing.core.foreign import ForeignHookError
 from probing.data.examples import TensorExamples
-from probing.gradients import layer_gradients
-from probing.hooks import capture, edit
 from probing.jobs import ShardedModelError
-from probing.scores import Score
+from probing.models.gradients import layer_gradients
+from probing.models.hooks import capture, edit
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 LAYERS = ["features.0", "features.2", ""]

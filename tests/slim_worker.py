@@ -39,9 +39,9 @@ from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
 from probing.evaluation import axioms, complexity, curves, localisation, robustness, sanity
 from probing.maximize import Channel, Fourier, Maximize, Space
-from probing.precision import Precision
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
-from probing.scores import Score
 from probing.store import ActivationStore
 
 Read = Callable[[nn.Module, torch.device], Sequence[Tensor]]

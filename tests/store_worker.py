@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probing import extraction, shards
 from probing.data.examples import TensorExamples
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 

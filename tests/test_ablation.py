@@ -12,8 +12,8 @@ from probing.attribution import ablation, cam
 from probing.attribution.ablation import Head, head_of
 from probing.attribution.cam import AblationCAM
 from probing.attribution.tail import tail_of
-from probing.hooks import edit
-from probing.scores import Score, Unit
+from probing.models.hooks import edit
+from probing.models.scores import Score, Unit
 
 
 class Net(nn.Module):

@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_only_hooks_registers_hooks() -> None:
     found = [path for path in SOURCES if "register_" in path.read_text(encoding="utf-8")]
-    assert names(found) == ["probing/hooks.py"]
+    assert names(found) == ["probing/models/hooks.py"]
 
 
 def test_imports_point_down() -> None:

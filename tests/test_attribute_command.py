@@ -16,9 +16,9 @@ from probing.attribution import METHODS
 from probing.attribution.base import Attribution
 from probing.attribution.lime import TextAttribution
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
+from probing.models.scores import Score
 from probing.results import figures, heatmaps
-from probing.scores import Score
 
 MODEL, PREDICT = "test_attribute_command:pictured", "test_attribute_command:predict"
 TRANSFORM = Preprocess(size=6, resize=None, channels="grey", mean=(0.4,), std=(0.25,))

@@ -16,8 +16,8 @@ from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import model_id
 from probing.core.errors import ProbingError
 from probing.core.inputs import InputError
+from probing.models.scores import ModelModeError, OutputError, Score, TargetError, Unit
 from probing.results.result import describe, rebuild
-from probing.scores import ModelModeError, OutputError, Score, TargetError, Unit
 
 TARGETS = torch.tensor([0, 1, 2, 1])
 # Methods that can't be made without arguments, or that take long with their defaults.

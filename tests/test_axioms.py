@@ -32,7 +32,7 @@ from probing.evaluation.axioms import (
     axiom_table,
 )
 from probing.evaluation.base import EvaluationError
-from probing.scores import Score
+from probing.models.scores import Score
 
 NAMES = tuple(n for n in METHODS if n != "layer_ig")  # whose map is a layer's
 

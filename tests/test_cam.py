@@ -19,10 +19,10 @@ from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.maps import cam_layer
 from probing.attribution.path import LayerIntegratedGradients
 from probing.core.inputs import InputError
-from probing.geometry import Geometry, RefusedError, layers_run
-from probing.hooks import LayerCallError, edit
-from probing.layers import LayerNotFoundError
-from probing.scores import Score
+from probing.models.geometry import Geometry, RefusedError, layers_run
+from probing.models.hooks import LayerCallError, edit
+from probing.models.layers import LayerNotFoundError
+from probing.models.scores import Score
 
 LAYER_METHODS = (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM, AblationCAM)
 

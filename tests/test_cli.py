@@ -17,18 +17,19 @@ from torch import nn
 
 from concepts import cli
 from concepts.tcav_result import TcavResult
-from probing import __version__, models, weights
+from probing import __version__
 from probing.data.examples import TensorExamples
+from probing.models import loading, weights
 from probing.store import ActivationStore
 
 CONV = ["layers", "nets:ConvNet", "--shape", "1,6,6"]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def load(*_: object, **__: object) -> models.LoadedModel:
+    def load(*_: object, **__: object) -> loading.LoadedModel:
         raise error
 
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(loading, "load", load)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,7 +124,7 @@ def test_tables_are_not_cut_where_another_program_reads_them(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return next(self.children())(x)
 
-    monkeypatch.setattr(models, "load", lambda *_, **__: models.LoadedModel(Deep()))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: loading.LoadedModel(Deep()))
     assert cli.main(["layers", "any:thing", "--shape", "3"]) == 0
     assert "a" * 300 in capsys.readouterr().out
 
@@ -412,7 +413,7 @@ def test_errors_a_user_can_mend_are_told_in_a_line(
 
 @pytest.mark.parametrize("broken", ["load", "_build"])
 def test_a_bug_of_ours_keeps_its_traceback(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, broken, None)  # what calls it is ours
+    monkeypatch.setattr(loading, broken, None)  # what calls it is ours
     with pytest.raises(TypeError, match="not callable"):
         cli.main(CONV)
 

@@ -18,8 +18,8 @@ from probing.attribution.base import Attribution
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.data.examples import TensorExamples
+from probing.models.scores import Score
 from probing.results.result import Result, rebuild
-from probing.scores import Score
 from probing.store import ActivationStore
 
 

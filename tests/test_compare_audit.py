@@ -21,10 +21,10 @@ from concepts.material import Material
 from concepts.results import AuditResults
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.gradient import GradientTimesInput
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
+from probing.models.scores import Score
 from probing.results.html_report import Plate, Points, plain
 from probing.results.result import Result
-from probing.scores import Score
 from probing.store import ActivationStore
 
 

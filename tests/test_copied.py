@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from probing.attribution.gradient import Saliency
-from probing.copied import SharedWeightsError, prove_own_weights
 from probing.data.examples import TensorExamples
 from probing.evaluation.sanity import CascadingRandomisation, IndependentRandomisation
+from probing.models.copies import SharedWeightsError, prove_own_weights
+from probing.models.scores import Score
 from probing.probes import LayerProbes, untrained_copy
-from probing.scores import Score
 from probing.store import ActivationStore
 
 

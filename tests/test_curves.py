@@ -20,7 +20,7 @@ from probing.evaluation.curves import (
     own_effects,
 )
 from probing.evaluation.removal import Imputed, Units, cuts_of
-from probing.scores import Score
+from probing.models.scores import Score
 
 WEIGHTS = torch.tensor([[4.0, 3.0, 2.0, 1.0]], dtype=torch.float64)
 

@@ -22,7 +22,7 @@ from concepts.dissection.tally import Tally
 from concepts.segmentation import Scenes, Vocabulary
 from probing.compiled import compiled
 from probing.engines import Local, SlurmArray, Work
-from probing.geometry import Geometry, Layout
+from probing.models.geometry import Geometry, Layout
 from probing.shares import Share
 from probing.store import ActivationStore
 from probing.streaming import UpperQuantile

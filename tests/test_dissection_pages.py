@@ -21,7 +21,7 @@ from concepts.dissection.result import DissectionResult
 from concepts.segmentation import Vocabulary
 from probing.data.images import Preprocess
 from probing.maximize import Maximization
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 from probing.results.figures import Strip
 from probing.store import ActivationStore
 

@@ -21,8 +21,8 @@ from concepts.dissection.sanity import Judged
 from concepts.dissection.tally import Counts
 from concepts.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
 from probing.data.examples import TensorExamples
-from probing.geometry import RefusedError
-from probing.layers import LayerNotFoundError
+from probing.models.geometry import RefusedError
+from probing.models.layers import LayerNotFoundError
 from probing.results.result import rebuild
 from probing.store import ActivationStore
 

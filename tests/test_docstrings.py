@@ -15,7 +15,7 @@ import pytest
 from test_examples_run import load as load_stand_in
 from test_howto import take_photos
 
-from probing import models
+from probing.models import loading
 
 ROOT = Path(__file__).parent.parent
 COMMON = """
@@ -30,7 +30,7 @@ from probing import models
 from probing.engines import Local
 from probing.data.examples import Subset, TensorExamples
 from probing.data.images import Preprocess
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.shares import Share
 from probing.store import ActivationStore
 
@@ -87,7 +87,7 @@ Dissection = partial(Dissection, draws=9)
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.protocols import PAPER
 from concepts.segmentation.emoji import EmojiScenes
-from probing.geometry import Layout
+from probing.models.geometry import Layout
 scenes = EmojiScenes(4).scenes(loaded.preprocess)
 layout = Layout.of(net, pictures[:1], "layer4")
 upsampling = Upsampling.of(layout, scenes.size, PAPER)
@@ -125,16 +125,16 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "probing.data.examples:as_examples": LARGE,
     "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
     "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
-    "probing.gradients:layer_gradients": "images = pictures",
+    "probing.models.gradients:layer_gradients": "images = pictures",
     "probing.interpretable:FilterLoss": """
-from probing.hooks import capture
+from probing.models.hooks import capture
 images = pictures[:2]
 net = nn.Sequential()
 net.relu5 = nn.Sequential(nn.Conv2d(3, 32, 2, 5), nn.ReLU())
 net.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
 labels, categories = torch.tensor([0, 1]), torch.zeros(32, dtype=torch.long)
 """,
-    "probing.layers:expand": "from probing.summary import calls\nimages = pictures",
+    "probing.models.layers:expand": "from probing.models.summary import calls\nimages = pictures",
     "probing.linear:fit_pairs": ROWS + PAIRS + """
 concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3, -1)
 gradients = torch.randn(4, 5, generator=generator)
@@ -227,7 +227,7 @@ def test_the_example_of_a_docstring_runs(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load", load_stand_in)
+    monkeypatch.setattr(loading, "load", load_stand_in)
     _data(tmp_path)
     module = importlib.import_module(place.partition(":")[0])
     names = dict(vars(module)) | {"__name__": "__main__"}

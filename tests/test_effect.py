@@ -21,10 +21,10 @@ from concepts.effect import (
 from concepts.effect_result import EffectResult
 from concepts.statistics import TooFewError, permutation_p
 from probing.data.examples import TensorExamples
-from probing.hooks import edit
-from probing.precision import Precision
+from probing.models.hooks import edit
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.results.result import describe, rebuild
-from probing.scores import Score
 from probing.store import ActivationStore
 
 QUICK = LogitEffect(relabellings=99, bootstraps=50)

@@ -13,7 +13,7 @@ from concepts.results import AuditResults
 from probing.attribution.gradient import GradientTimesInput, Saliency
 from probing.evaluation.scorecard import Row
 from probing.evaluation.scoring import Scoring, ScoringWork
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.shares import Share
 
 

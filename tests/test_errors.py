@@ -20,7 +20,7 @@ from probing.attribution.gradient import Saliency
 from probing.core.errors import ArgumentError, Mend, ProbingError, line_of_users
 from probing.core.storage import PlaceError
 from probing.evaluation.axioms import axiom_table
-from probing.scores import Score
+from probing.models.scores import Score
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for name in ("probing", "concepts") for p in (ROOT / name).rglob("*.py"))
@@ -174,7 +174,7 @@ def cli_that_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def layers(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("probing.models.load", layers)
+    monkeypatch.setattr("probing.models.loading.load", layers)
 
 
 def test_the_command_line_tells_a_users_own_error_in_one_line_with_its_place(

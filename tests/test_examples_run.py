@@ -23,14 +23,14 @@ from torchvision.models.resnet import BasicBlock
 from concepts import audit, cli
 from concepts.results import AuditResults
 from concepts.segmentation.emoji import EmojiScenes
-from probing import models
 from probing.data.examples import ImageExamples, ImageFiles
 from probing.data.images import Preprocess
 from probing.engines import Local
+from probing.models import loading
 from probing.store import ActivationStore
 
 ROOT = Path(__file__).parent.parent
-LOAD = models.load
+LOAD = loading.load
 
 
 class SmallResNet(nn.Module):
@@ -61,7 +61,7 @@ def _stage(planes: int, out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(planes, out, stride, smaller), BasicBlock(out, out))
 
 
-def load(reference: str, **settings: object) -> models.LoadedModel:
+def load(reference: str, **settings: object) -> loading.LoadedModel:
     """Return the stand-in for what would be fetched; all else is loaded as ever."""
     if not re.fullmatch(r"torchvision:resnet\d+", reference) or settings.get("weights"):
         return LOAD(reference, **settings)
@@ -70,7 +70,9 @@ def load(reference: str, **settings: object) -> models.LoadedModel:
         model = SmallResNet().eval()
     entry = ResNet18_Weights.DEFAULT
     classes = tuple(entry.meta["categories"])
-    return models.LoadedModel(model, Preprocess(size=32, resize=36), classes, reference, str(entry))
+    return loading.LoadedModel(
+        model, Preprocess(size=32, resize=36), classes, reference, str(entry)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(world)
     monkeypatch.setenv("PROBING_CACHE", str(world / "rows"))
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     # slow to draw, and drawn by the tests of reports
     monkeypatch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
     return world

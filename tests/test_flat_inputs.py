@@ -21,7 +21,7 @@ from probing.evaluation.complexity import PictureBytes
 from probing.evaluation.curves import Deletion, Insertion, PixelFlipping, Road
 from probing.evaluation.robustness import MaxSensitivity
 from probing.evaluation.scoring import _gap
-from probing.scores import Score
+from probing.models.scores import Score
 
 SIDE = 12
 BLACK = torch.zeros(2, 1, SIDE, SIDE)

@@ -18,9 +18,9 @@ from probing.attribution.path import IntegratedGradients, LayerIntegratedGradien
 from probing.core.content_ids import model_id
 from probing.core.foreign import ForeignHookError
 from probing.evaluation.randomise import plan_of, randomised
-from probing.precision import frozen_copy
+from probing.models.precision import frozen_copy
+from probing.models.scores import Score
 from probing.probes.untrained import untrained_copy
-from probing.scores import Score
 from probing.store import ActivationStore
 
 X = nets.images()

@@ -20,15 +20,15 @@ from probing.attribution.cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.maps import cam_layer
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.geometry import Layout, RefusedError, channel_axis
 from probing.maximize import Channel, Maximize, Neuron
 from probing.maximize.reader import Reader
 from probing.maximize.space import Space
-from probing.precision import Precision
+from probing.models.geometry import Layout, RefusedError, channel_axis
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.probes import GlobalAverage
 from probing.probes import Grid as ProbeGrid
 from probing.probes.reading import Reader as ProbeReader
-from probing.scores import Score
 from probing.store import ActivationStore
 
 

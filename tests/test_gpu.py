@@ -16,7 +16,6 @@ from concepts.draws import Relabelled
 from concepts.sets import Concept
 from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
-from probing import models
 from probing.attribution import METHODS
 from probing.attribution.lime import LIME
 from probing.attribution.surrogate import Local
@@ -24,10 +23,11 @@ from probing.data.examples import TensorExamples
 from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import CascadingRandomisation
 from probing.maximize import Channel, Space, maximize
-from probing.passes import Runner
-from probing.precision import Kind, Precision
+from probing.models import loading
+from probing.models.precision import Kind, Precision
+from probing.models.runner import Runner
+from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe
-from probing.scores import Score
 from probing.store import ActivationStore
 
 pytestmark = [
@@ -199,7 +199,7 @@ def test_maximisation_repeats_itself_and_raises_its_channels() -> None:
 
 
 def test_a_model_is_loaded_onto_the_accelerator() -> None:
-    loaded = models.load("torchvision:resnet18", weights="random", device="auto")
+    loaded = loading.load("torchvision:resnet18", weights="random", device="auto")
     assert next(loaded.model.parameters()).device.type == "cuda"
-    other = models.load("torchvision:resnet18", weights="random")
+    other = loading.load("torchvision:resnet18", weights="random")
     assert torch.equal(loaded.model.fc.weight.cpu(), other.model.fc.weight)  # type: ignore[union-attr,operator,arg-type]

@@ -18,7 +18,6 @@ from concepts.results import AuditResults
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
 from probing.evaluation.scoring import Scoring
-from probing.gradients import input_gradient
 from probing.interpretable import FilterLoss, FilterMask
 from probing.maximize import (
     Caricature,
@@ -36,9 +35,10 @@ from probing.maximize import (
     Space,
 )
 from probing.maximize.objectives import Objective
-from probing.passes import Runner
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.gradients import input_gradient
+from probing.models.precision import Precision
+from probing.models.runner import Runner
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 __all__ = ["little_memory", "pytestmark"]

@@ -20,9 +20,9 @@ from probing.attribution.lrp_composites import Uniform
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.rules import Epsilon
 from probing.core.inputs import InputError
-from probing.geometry import RefusedError
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.geometry import RefusedError
+from probing.models.precision import Precision
+from probing.models.scores import Score
 
 ONES = torch.ones(1, 2, dtype=torch.float64)
 

@@ -8,16 +8,16 @@ from nets import BatchNormNet, ConvNet, HandNet, LinearTailNet, SharedReluNet, i
 from test_hooks import left_as_found
 from torch import Tensor, nn
 
-from probing.gradients import (
+from probing.models.gradients import (
     ZeroPathError,
     frozen_parameters,
     input_gradient,
     layer_gradients,
     score_gradients,
 )
-from probing.hooks import LayerCallError, capture
-from probing.layers import LayerNotFoundError
-from probing.scores import ModelModeError, Score, TargetError
+from probing.models.hooks import LayerCallError, capture
+from probing.models.layers import LayerNotFoundError
+from probing.models.scores import ModelModeError, Score, TargetError
 
 
 def hand_images() -> Tensor:

@@ -17,6 +17,7 @@ from probing.attribution.lrp import LRP
 from probing.attribution.shown import checks, column
 from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import Local
+from probing.models.scores import Score
 from probing.results.figures import save_figure
 from probing.results.heatmaps import (
     Channels,
@@ -33,7 +34,6 @@ from probing.results.heatmaps import (
     side_by_side,
     tones,
 )
-from probing.scores import Score
 
 PIXEL = torch.tensor([3.0, -4.0, 0.0]).view(1, 3, 1, 1)
 BLUE, WHITE, RED = (torch.tensor([int(c[i : i + 2], 16) for i in (0, 2, 4)]) / 255

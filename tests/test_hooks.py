@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from probing.core.foreign import ForeignHookError
 from probing.data.examples import TensorExamples
-from probing.hooks import Edit, LayerCallError, capture, edit
-from probing.layers import LayerNotFoundError
+from probing.models.hooks import Edit, LayerCallError, capture, edit
+from probing.models.layers import LayerNotFoundError
+from probing.models.summary import calls, summarize
 from probing.store import ActivationStore
-from probing.summary import calls, summarize
 
 
 def refused(message: str) -> AbstractContextManager[object]:

@@ -17,7 +17,7 @@ from concepts import audit, begin, cli
 from concepts.auditfile import AuditFile, read_audit
 from concepts.manifest import Manifest
 from concepts.results import AuditResults
-from probing.stages import StageError, find_stages
+from probing.models.stages import StageError, find_stages
 
 REDS = {"reddish": 60.0, "plain": 0.0}
 

@@ -28,9 +28,9 @@ from probing.evaluation import (
 )
 from probing.evaluation.scoring import Scoring
 from probing.jobs import RequestError
-from probing.scores import Score
+from probing.models.scores import Score
+from probing.models.summary import summarize
 from probing.store import ActivationStore
-from probing.summary import summarize
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 X = nets.images()

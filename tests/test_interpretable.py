@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from probing.geometry import Geometry
-from probing.hooks import capture
 from probing.interpretable import (
     FilterLoss,
     FilterMapError,
@@ -27,6 +25,8 @@ from probing.interpretable import (
     part_interpretability,
     template_information,
 )
+from probing.models.geometry import Geometry
+from probing.models.hooks import capture
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from probing.data.examples import TensorExamples
 from probing.data.toy_images import shapes
-from probing.hooks import LayerCallError
-from probing.layers import LayerNotFoundError
+from probing.models.hooks import LayerCallError
+from probing.models.layers import LayerNotFoundError
 from probing.probes import (
     FeatureSizeError,
     Flat,

@@ -15,11 +15,11 @@ from concepts.tcav import Tcav
 from probing.attribution.cam import GradCAM
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas
-from probing.layers import LayerNotFoundError, expand, matches, matching, resolve, split_call
+from probing.models.layers import LayerNotFoundError, expand, matches, matching, resolve, split_call
+from probing.models.scores import Score
+from probing.models.summary import calls
 from probing.probes import LayerProbes, RidgeProbe
-from probing.scores import Score
 from probing.store import ActivationStore
-from probing.summary import calls
 
 
 def test_a_dotted_path_is_the_submodule_that_it_names() -> None:

@@ -29,9 +29,9 @@ from probing.attribution.surrogate import (
     every_coalition,
 )
 from probing.core.inputs import InputError
-from probing.precision import Precision
+from probing.models.precision import Precision
+from probing.models.scores import OutputError, Score, TargetError
 from probing.results.result import SavedResultError, describe, rebuild
-from probing.scores import OutputError, Score, TargetError
 
 DOUBLE = Precision("float64")
 

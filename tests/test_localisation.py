@@ -23,7 +23,7 @@ from probing.evaluation.localisation import (
     WeakLocalisation,
 )
 from probing.evaluation.robustness import Infidelity, MaxSensitivity, SeedStability, SensitivityN
-from probing.scores import Score
+from probing.models.scores import Score
 
 LOCAL = (PointingGame(0.0), EnergyShare(), RelevanceRank(), MaskIou(), InsideAuroc(), WeakLocalisation())  # fmt: skip
 OTHERS = (MaxSensitivity(), Infidelity(), SensitivityN(), SeedStability(), EffectivePlaces(), ExplanationLength(), Gini(), PictureBytes())  # fmt: skip

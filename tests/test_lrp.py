@@ -42,11 +42,11 @@ from probing.attribution.rules import (
     ZBox,
     ZPlus,
 )
-from probing.geometry import RefusedError
-from probing.layers import LayerNotFoundError
-from probing.model_check import InconsistentModelError
+from probing.models.consistency import InconsistentModelError
+from probing.models.geometry import RefusedError
+from probing.models.layers import LayerNotFoundError
+from probing.models.scores import OutputError, Score
 from probing.results.result import Result, describe, rebuild
-from probing.scores import OutputError, Score
 
 ABSORBED = ("absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")
 

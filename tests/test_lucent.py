@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probing.layers import LayerNotFoundError
 from probing.maximize import Channel, Maximize, Space
 from probing.maximize.images import Fourier, ImageOptionError, Plan
+from probing.models.layers import LayerNotFoundError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its old kornia compiles by a deprecated way

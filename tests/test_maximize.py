@@ -70,9 +70,9 @@ from probing.maximize.transforms import (
     standard,
     viewed,
 )
-from probing.precision import Precision
+from probing.models.precision import Precision
+from probing.models.scores import ModelModeError
 from probing.results.result import rebuild
-from probing.scores import ModelModeError
 from probing.store import ActivationStore
 
 RAW = Space.plain("grey", maximum=255)

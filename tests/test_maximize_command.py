@@ -26,7 +26,7 @@ from probing.maximize import (
     presets,
 )
 from probing.maximize.sheet import SheetError, contact_sheet, unit_page
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 from probing.results import figures
 from probing.store import ActivationStore
 
@@ -224,7 +224,7 @@ def test_images_too_small_to_have_a_gradient_are_said_to_be_and_no_folder_is_lef
         return net
 
     loaded = LoadedModel(dead(nets.seeded(nets.ConvNet())), TRANSFORM)
-    monkeypatch.setattr("probing.models.load", lambda *_, **__: loaded)
+    monkeypatch.setattr("probing.models.loading.load", lambda *_, **__: loaded)
     out = tmp_path / "new" / "out"
     arguments = ("--layer", "features.2", "--unit", "0", "--out", str(out), "--size")
     assert run(*arguments, "1") == 2

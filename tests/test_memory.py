@@ -20,7 +20,7 @@ from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples
 from probing.extraction import Engine
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 X = nets.images(4, size=4)

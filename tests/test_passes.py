@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from probing.attribution.cam import GradCAM
 from probing.attribution.path import LayerIntegratedGradients
-from probing.gradients import ZeroPathError, layer_gradients
-from probing.hooks import LayerCallError
 from probing.maximize import Channel, Space, maximize
-from probing.passes import NonFiniteError, PoolError, Runner, pooled
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.gradients import ZeroPathError, layer_gradients
+from probing.models.hooks import LayerCallError
+from probing.models.precision import Precision
+from probing.models.runner import NonFiniteError, PoolError, Runner, pooled
+from probing.models.scores import Score
 
 CPU = torch.device("cpu")
 

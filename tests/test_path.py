@@ -33,8 +33,8 @@ from probing.attribution.priors import (
 )
 from probing.attribution.quadrature import Quadrature, nodes
 from probing.core.inputs import InputError
+from probing.models.scores import Score
 from probing.results.result import describe, rebuild
-from probing.scores import Score
 
 RULES: tuple[Quadrature, ...] = ("left", "right", "midpoint", "trapezoid", "gauss_legendre", "mc")
 

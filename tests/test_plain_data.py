@@ -49,9 +49,9 @@ from probing.embedding import Atlas, Pca
 from probing.jobs import Request
 from probing.maximize import Channel, Maximize
 from probing.maximize.space import Space
+from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe, SplitError
 from probing.probes.training import TrainingProbes
-from probing.scores import Score
 from probing.shares import Share
 from probing.store import ActivationStore
 

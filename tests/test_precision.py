@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from probing.core.content_ids import model_id
-from probing.gradients import layer_gradients
-from probing.hooks import capture
-from probing.layers import LayerNotFoundError
-from probing.precision import Precision, agree, device_of, fold_batchnorm, frozen_copy
-from probing.scores import Score
+from probing.models.gradients import layer_gradients
+from probing.models.hooks import capture
+from probing.models.layers import LayerNotFoundError
+from probing.models.precision import Precision, agree, device_of, fold_batchnorm, frozen_copy
+from probing.models.scores import Score
 
 CPU = torch.device("cpu")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

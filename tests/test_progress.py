@@ -19,7 +19,7 @@ from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
 from probing.core import progress
 from probing.core.progress import Progress, about, talking
-from probing.scores import Score
+from probing.models.scores import Score
 
 ROOT = Path(__file__).parent.parent
 
@@ -244,6 +244,6 @@ def test_sigterm_in_the_middle_of_a_command_is_status_143(
     def load(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("probing.models.load", load)
+    monkeypatch.setattr("probing.models.loading.load", load)
     assert cli.main(["layers", "nets:ConvNet", "--shape", "1,6,6"]) == 143
     assert capsys.readouterr().err == "Interrupted; what was stored is kept.\n"

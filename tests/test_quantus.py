@@ -16,7 +16,7 @@ from probing.attribution.gradient import Saliency
 from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.similarity import SignedSpearman
-from probing.scores import Score
+from probing.models.scores import Score
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -23,7 +23,7 @@ from probing.attribution.superpixels import Grid
 from probing.attribution.surrogate import ExactShapley
 from probing.core.errors import ProbingError
 from probing.data.examples import TensorExamples
-from probing.scores import Score
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 MADE: dict[str, object] = {

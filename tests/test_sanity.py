@@ -33,7 +33,7 @@ from probing.evaluation.similarity import (
     hog,
     ssim,
 )
-from probing.scores import Score
+from probing.models.scores import Score
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

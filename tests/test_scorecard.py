@@ -42,9 +42,9 @@ from probing.evaluation.quantities import (
 from probing.evaluation.scorecard import Row, Scorecard
 from probing.evaluation.scoring import Scoring, effective_number, parts_to_read, spread_out
 from probing.evaluation.standing import ranks, standings, summary
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
+from probing.models.scores import Score
 from probing.results.result import Provenance
-from probing.scores import Score
 
 NO_COST = Cost(1, 0, 0.1, 1.0, 0.0, 1, 0)
 QUICK = Scoring(steps=4, grid=4, draws=8, seeds=1, probed=2)

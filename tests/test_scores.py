@@ -9,7 +9,7 @@ import torch
 from nets import ConvNet, TwoHeadNet, images, seeded
 from torch import Tensor, nn
 
-from probing.scores import (
+from probing.models.scores import (
     ModelModeError,
     OutputError,
     Score,

@@ -16,9 +16,9 @@ from probing import extraction, shards
 from probing.data.examples import Subset, TensorExamples
 from probing.extraction import RaggedRowsError, StaleRowsError
 from probing.jobs import RequestError
-from probing.passes import NonFiniteError
-from probing.precision import Precision
-from probing.scores import ModelModeError, Score
+from probing.models.precision import Precision
+from probing.models.runner import NonFiniteError
+from probing.models.scores import ModelModeError, Score
 from probing.shards import StoreFullError, StoreWriteError, cache_info, clear_cache
 from probing.store import ActivationStore
 from probing.tiers import MemoryTier
@@ -267,7 +267,9 @@ def test_stored_rows_of_nan_are_no_match_for_what_is_computed(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("probing.passes._checked", lambda layer, what, values: values * torch.nan)
+        patched.setattr(
+            "probing.models.runner._checked", lambda layer, what, values: values * torch.nan
+        )
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
     with pytest.raises(StaleRowsError, match="relative difference nan"):
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)

@@ -4,7 +4,7 @@ import nets
 import pytest
 import torch
 
-from probing.summary import SummaryError, summarize
+from probing.models.summary import SummaryError, summarize
 
 
 def test_the_model_is_left_as_found() -> None:

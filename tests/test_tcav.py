@@ -20,9 +20,9 @@ from concepts.tcav_result import TcavResult
 from probing.data.examples import TensorExamples
 from probing.estimators import Logistic, Pattern, Ridge
 from probing.linear import SharedRows, fit_pairs
-from probing.precision import Precision
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.results.result import Provenance, describe, rebuild
-from probing.scores import Score
 from probing.store import ActivationStore
 
 QUICK = Tcav(null=Relabelled(39), runs=4, bootstraps=20, relabellings=99)

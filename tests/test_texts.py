@@ -10,8 +10,8 @@ from torch import Tensor
 
 from probing.core.content_ids import content_id
 from probing.data.texts import TextClassifier, TokeniserError, WordIds, words
-from probing.hooks import capture
-from probing.recurrent import BidirectionalLSTM, RecurrentClassifier
+from probing.models.hooks import capture
+from probing.models.text_classifier import BidirectionalLSTM, RecurrentClassifier
 
 WORDS = WordIds(("the", "cat", "sat", "can't"), length=5)
 

@@ -49,7 +49,7 @@ def test_the_published_scores_are_reproduced(classifier, scripts):
 def test_a_gate_of_another_kind_is_noticed_by_the_published_scores(
     classifier, scripts, monkeypatch
 ):
-    monkeypatch.setattr("probing.recurrent._hard_sigmoid", torch.sigmoid)
+    monkeypatch.setattr("probing.models.text_classifier._hard_sigmoid", torch.sigmoid)
     with pytest.raises(ArchiveError, match=r"published scores are \[0.8, 0.025\]"):
         scripts.golden(classifier)
 

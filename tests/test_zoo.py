@@ -13,9 +13,9 @@ from probing.attribution import METHODS
 from probing.attribution.gradient import Saliency
 from probing.attribution.lrp import LRP
 from probing.attribution.lrp_composites import Composite, EpsilonAlpha2Beta1, EpsilonGammaBox
-from probing.model_check import refuse_inconsistent
-from probing.precision import Prepared
-from probing.scores import Score
+from probing.models.consistency import refuse_inconsistent
+from probing.models.precision import Prepared
+from probing.models.scores import Score
 
 pytest.importorskip("timm")
 

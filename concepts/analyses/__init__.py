@@ -8,7 +8,7 @@ from concepts.analyses.dreams import Dreams
 from concepts.analyses.probes import Probes
 from concepts.projection import DirectionError
 from concepts.statistics import TooFewError
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
 
 ANALYSES: dict[str, Analysis] = {
     "probes": Probes(),

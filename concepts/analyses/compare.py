@@ -35,8 +35,9 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.attribution.lrp import LRP
-from probing.geometry import RefusedError
 from probing.jobs import Request
+from probing.models.geometry import RefusedError
+from probing.models.scores import Score
 from probing.results.figures import Strip, figure_of, montage
 from probing.results.heatmaps import colours, overlay, pictures, reduce_channels, scale_of, tones
 from probing.results.html_report import (
@@ -55,7 +56,6 @@ from probing.results.html_report import (
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
-from probing.scores import Score
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

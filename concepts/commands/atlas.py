@@ -51,14 +51,14 @@ def atlas(
     cache: CacheOption = None,
 ) -> None:
     """Lay a layer's activations out on a plane, with pictures in their places."""
-    from probing import models
     from probing.embedding import Atlas, Pca, Umap
+    from probing.models import loading
     from probing.results.figures import save_figure
     from probing.shards import default_root
     from probing.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     examples = pictures(images, loaded, "skip" if skip_unreadable else "raise")
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels = [parts[0] for parts in places] if all(len(p) > 1 for p in places) else None

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from probing.attribution.base import Attribution, AttributionMethod
     from probing.attribution.lime import TextAttribution
     from probing.core.progress import Progress
-    from probing.models import LoadedModel
-    from probing.scores import Score
+    from probing.models.loading import LoadedModel
+    from probing.models.scores import Score
 
 EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
 TOP, AUTO = "top", "auto"
@@ -107,9 +107,9 @@ def attribute(
     choice.check()
     files = picture_files(images)
     output_folder(out)  # a folder that can't be written is told before the work
-    from probing import models
+    from probing.models import loading
 
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     _explain_images(loaded, files, choice, out)
 
 
@@ -247,7 +247,7 @@ class _Page:
         self, methods: Mapping[str, "AttributionMethod"], meter: "Progress"
     ) -> dict[str, list["Attribution"]]:
         """Return each method's result for each picture, which is saved as soon as there is one."""
-        from probing.scores import Score
+        from probing.models.scores import Score
 
         targets = _targets(self.loaded, self.inputs, self.choice)
         found: dict[str, list[Attribution]] = {}
@@ -300,8 +300,8 @@ def _explained(
     name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path
 ) -> "Attribution":
     from probing.core.inputs import InputError
-    from probing.geometry import RefusedError
-    from probing.scores import OutputError
+    from probing.models.geometry import RefusedError
+    from probing.models.scores import OutputError
 
     try:
         return explain(score, inputs)
@@ -316,8 +316,8 @@ def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[i
     """Return the class that is explained of each input."""
     import torch
 
-    from probing.precision import device_of
-    from probing.scores import class_scores
+    from probing.models.precision import device_of
+    from probing.models.scores import class_scores
 
     if choice.target != TOP:
         return [class_index(loaded, choice.target)] * len(inputs)
@@ -401,7 +401,7 @@ def _label(name: str, target: str, result: "Attribution") -> str:
 
 def _explain_text(model: str, text: str, method: Sequence[str], target: str, out: Path) -> None:
     from probing.attribution import TEXT_METHODS
-    from probing.models import load_function
+    from probing.models.loading import load_function
     from probing.results.figures import save_figure
 
     _known(method, TEXT_METHODS)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from probing.data.examples import ImageExamples, OnError
     from probing.engines import Work
     from probing.jobs import Request
-    from probing.models import LoadedModel
-    from probing.precision import Kind
+    from probing.models.loading import LoadedModel
+    from probing.models.precision import Kind
 
 ModelArgument = Annotated[
     str,
@@ -175,7 +175,7 @@ def filled(
     if engine == "local":
         return True
     from probing.fill import Fill
-    from probing.precision import Precision
+    from probing.models.precision import Precision
 
     limit = budget_bytes(disk_budget)
     work = Fill(requests(), root, precision=Precision(precision), disk_budget_bytes=limit)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from concepts.dissect import Dissection
     from concepts.dissection.result import DissectionResult
     from concepts.segmentation import Scenes
-    from probing.models import LoadedModel
+    from probing.models.loading import LoadedModel
     from probing.store import ActivationStore
 
 EXAMPLE = (
@@ -90,8 +90,8 @@ def dissect(
     from concepts.dissect import Dissection
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
-    from probing import models
     from probing.engines import ENGINES
+    from probing.models import loading
     from probing.results.csv_files import write_frame
     from probing.shards import default_root
     from probing.store import ActivationStore
@@ -101,7 +101,7 @@ def dissect(
             "--dreams draws units, and --rotate dissects mixtures of them: leave one out."
         )
     output_folder(out)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
     method = Dissection(
         tuple(layer),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from concepts.network_rows import Material
     from probing.attribution.base import AttributionMethod
     from probing.evaluation.scorecard import Scorecard
-    from probing.models import LoadedModel
+    from probing.models.loading import LoadedModel
 
 EXAMPLE = "probing evaluate torchvision:resnet18 zebra.jpg okapi.jpg --out results/scorecard"
 DEFAULT = (
@@ -100,19 +100,19 @@ def evaluate(
     """
     from concepts.network_rows import NetworkRows
     from concepts.scorecard_page import scorecard_page
-    from probing import models
     from probing.core.progress import Progress
     from probing.data.examples import ImageExamples
     from probing.evaluation.scoring import Scoring, ScoringWork
-    from probing.precision import Precision
-    from probing.scores import Score
+    from probing.models import loading
+    from probing.models.precision import Precision
+    from probing.models.scores import Score
 
     names = tuple(method or DEFAULT)
     _check(names, background)
     given = _given_concepts(concept, random)
     files = picture_files(images)
     output_folder(out)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     inputs = ImageExamples(files, loaded.preprocess).load(range(len(files))).clone()
     wanted = None if target == TOP else class_index(loaded, target)
     score = Score(loaded.model, wanted).named(inputs)

@@ -16,7 +16,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from probing.models import LoadedModel
+    from probing.models.loading import LoadedModel
 
 EXAMPLE = "probing layers torchvision:resnet18 'layer4.*'"
 
@@ -38,12 +38,12 @@ def layers(
     ] = None,
 ) -> None:
     """List a model's layers with the shape each returns for one example, and their sizes."""
-    from probing import models
-    from probing.layers import matching
-    from probing.summary import summarize
+    from probing.models import loading
+    from probing.models.layers import matching
+    from probing.models.summary import summarize
 
     fetched = model.partition(":")[0] in {"timm", "torchvision"}  # shapes need no trained weights
-    loaded = models.load(model, weights=weights or ("random" if fetched else None), keys=keys)
+    loaded = loading.load(model, weights=weights or ("random" if fetched else None), keys=keys)
     wanted = set(matching(loaded.model, patterns)) if patterns else None
     table = new_table("layer", "type", "output", "runs", "parameters", "weights")
     for row in summarize(loaded.model, _blank_input(loaded, shape)):

@@ -24,7 +24,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from probing.data.examples import ImageExamples
     from probing.maximize import Maximization, Maximize, Objective
-    from probing.models import LoadedModel
+    from probing.models.loading import LoadedModel
     from probing.store import ActivationStore
 
 EXAMPLE = "probing maximize torchvision:resnet18 --layer layer3 --unit 0:64 --out results/layer3"
@@ -65,11 +65,11 @@ def maximize(
 ) -> None:
     """Make images that raise units of a layer, or classes; what was made before is not made again."""
     units = _units(layer, unit, target)
-    from probing import models
     from probing.maximize.presets import PRESETS
+    from probing.models import loading
 
     output_folder(out)
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     settings = replace(PRESETS[preset], steps=steps, size=size, seed=seed, batch=batch)
     goals = _goals(loaded, layer, units, target or [])
     examples = None if data is None else pictures(data, loaded, "raise")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probing.data.examples import ImageExamples
-    from probing.models import LoadedModel
+    from probing.models.loading import LoadedModel
     from probing.probes import ProbeResult
     from probing.probes.reduction import Reduction
 
@@ -76,14 +76,14 @@ def probe(
     disk_budget: DiskOption = None,
 ) -> None:  # fmt: skip
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
-    from probing import models
+    from probing.models import loading
     from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
     from probing.results.figures import new_figure, save_figure, style
     from probing.shards import default_root
     from probing.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     examples = _examples(images, loaded, skip=skip_unreadable)
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels, groups = _labels(images, places), _groups(places) if group_folders else None

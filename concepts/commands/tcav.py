@@ -65,14 +65,14 @@ def tcav(
     """Test whether a model's classes depend on concepts shown by folders of pictures."""
     from concepts.sets import Concept
     from concepts.tcav import Tcav
-    from probing import models
-    from probing.scores import Score
+    from probing.models import loading
+    from probing.models.scores import Score
     from probing.shards import default_root
     from probing.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
     named = named_folders(concept)
-    loaded = models.load(model, weights=weights, keys=keys, device=device)
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
     scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}
 
     def shown(folder: Path) -> "ImageExamples":

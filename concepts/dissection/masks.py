@@ -13,7 +13,7 @@ from concepts.dissection.kernels import find_active
 from concepts.dissection.protocols import Protocol
 from probing.compiled import compiled
 from probing.core.doubles import near
-from probing.geometry import Geometry, Layout
+from probing.models.geometry import Geometry, Layout
 
 _FIRST_SHARE = 0.02  # of all cells: what room is made for at first
 

@@ -15,7 +15,7 @@ from concepts.dissection.tally import Tally
 from concepts.segmentation.labels import ImageLabels, Scenes, present
 from probing.core.content_ids import bytes_id, tensor_bytes
 from probing.data.examples import Subset
-from probing.precision import Precision
+from probing.models.precision import Precision
 from probing.shares import Share
 from probing.store import ActivationStore
 from probing.streaming import UpperQuantile

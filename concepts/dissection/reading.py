@@ -15,7 +15,7 @@ from concepts.dissection.relation import Moments
 from concepts.dissection.rotation import Rotation
 from concepts.dissection.tally import Tally
 from concepts.segmentation.labels import ImageLabels, Vocabulary
-from probing.geometry import Layout
+from probing.models.geometry import Layout
 from probing.streaming import Thresholds, UpperQuantile
 
 

@@ -18,7 +18,7 @@ import torch
 from probing.core.archives import Archive, ArchiveError, unpickle
 from probing.core.packages import require
 from probing.data.texts import TextClassifier, WordIds
-from probing.recurrent import RecurrentClassifier
+from probing.models.text_classifier import RecurrentClassifier
 
 ARCHIVE = Archive(
     "tox-block==0.1.2",

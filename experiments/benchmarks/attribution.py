@@ -57,9 +57,9 @@ from probing.attribution.path import IntegratedGradients
 from probing.attribution.rules import Epsilon
 from probing.attribution.superpixels import Given, Grid
 from probing.attribution.surrogate import Local
-from probing.gradients import input_gradient
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.gradients import input_gradient
+from probing.models.precision import Precision
+from probing.models.scores import Score
 
 TARGET = 3
 EPSILON = 1e-6

@@ -26,7 +26,7 @@ from concepts.dissection.protocols import LITE
 from concepts.dissection.relation import Moments
 from concepts.dissection.tally import Tally
 from concepts.segmentation.labels import ImageLabels, Vocabulary
-from probing.geometry import Geometry, Layout
+from probing.models.geometry import Geometry, Layout
 from probing.streaming import UpperQuantile
 
 Q = 0.005

@@ -29,9 +29,9 @@ from probing.attribution.gradient import Saliency
 from probing.evaluation.curves import Curves, Deletion
 from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.similarity import SignedSpearman
-from probing.gradients import input_gradient
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.gradients import input_gradient
+from probing.models.precision import Precision
+from probing.models.scores import Score
 
 FAST = Precision("fast")
 quantus: Any = import_module("quantus") if find_spec("quantus") else None

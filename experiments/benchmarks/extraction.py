@@ -18,7 +18,7 @@ from harness import Row, arguments, has_bf16, race, report
 from torch import Tensor, nn
 
 from probing.data.examples import TensorExamples
-from probing.precision import Precision, Prepared
+from probing.models.precision import Precision, Prepared
 from probing.store import ActivationStore
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]

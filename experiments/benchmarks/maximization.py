@@ -28,7 +28,7 @@ from torch import nn
 
 from probing.maximize import Channel, Maximization, Maximize, Space
 from probing.maximize.transforms import STANDARD, growth
-from probing.precision import Precision
+from probing.models.precision import Precision
 
 SIZE, LAYER = 128, "layer3"
 

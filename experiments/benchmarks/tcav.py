@@ -29,9 +29,9 @@ from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.data.examples import TensorExamples
-from probing.passes import Runner
-from probing.precision import Precision
-from probing.scores import Score
+from probing.models.precision import Precision
+from probing.models.runner import Runner
+from probing.models.scores import Score
 from probing.store import ActivationStore
 
 LAYERS = ["layer3", "layer4"]

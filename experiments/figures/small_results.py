@@ -16,8 +16,8 @@ from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import PRIMARY, CascadingRandomisation
 from probing.evaluation.scoring import Scoring
 from probing.maximize import Logit, Maximize, Pixels, Space
+from probing.models.scores import Score
 from probing.probes import LayerProbes
-from probing.scores import Score
 from probing.store import ActivationStore
 
 SIZE = 16

@@ -27,9 +27,9 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Samples
 from probing.attribution.surrogate import Local
 from probing.data.examples import TensorExamples
+from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe
 from probing.results.heatmaps import reduce_channels
-from probing.scores import Score
 from probing.store import ActivationStore
 
 CUE, THING = "cue", "thing"

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from probing.attribution.passes import Passes
-from probing.precision import agree
+from probing.models.precision import agree
 
 Step = Callable[[Tensor], Tensor]
 _ELEMENTS = 2**25

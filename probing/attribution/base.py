@@ -12,12 +12,12 @@ from torch import Tensor
 
 from probing.core.doubles import near
 from probing.core.inputs import InputError, one_tensor
-from probing.geometry import Geometry, naming_inputs
-from probing.precision import AS_GIVEN, device_of
-from probing.remembered import identity
+from probing.models.geometry import Geometry, naming_inputs
+from probing.models.model_cache import identity
+from probing.models.precision import AS_GIVEN, device_of
+from probing.models.scores import Score, TargetError, refuse_training
 from probing.results.heatmaps import ALPHA, PERCENTILE, Channels
 from probing.results.result import Provenance, Result, describe
-from probing.scores import Score, TargetError, refuse_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,13 +22,13 @@ from probing.attribution.maps import cam_layer
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.tail import given, is_affine, rerun, tail_of
 from probing.core.progress import Progress
-from probing.geometry import Layout
-from probing.gradients import score_gradients
-from probing.hooks import capture
-from probing.layers import resolve
-from probing.precision import Precision, agree
-from probing.remembered import remembered, unchanged
-from probing.scores import Score, class_scores
+from probing.models.geometry import Layout
+from probing.models.gradients import score_gradients
+from probing.models.hooks import capture
+from probing.models.layers import resolve
+from probing.models.model_cache import remembered, unchanged
+from probing.models.precision import Precision, agree
+from probing.models.scores import Score, class_scores
 
 
 @dataclass(frozen=True)

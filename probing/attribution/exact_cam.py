@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from probing.attribution.base import Attribution, checked, classes_of, images_only, in_chunks
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.geometry import Ran, RefusedError, layers_run
-from probing.layers import resolve
-from probing.precision import Precision, agree
-from probing.remembered import unchanged
-from probing.scores import Score, class_scores
+from probing.models.geometry import Ran, RefusedError, layers_run
+from probing.models.layers import resolve
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision, agree
+from probing.models.scores import Score, class_scores
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
 
 Rule = Literal["guided", "deconvolution"]
 Which = Literal["rectifiers", "all"]

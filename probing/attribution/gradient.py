@@ -13,9 +13,9 @@ from probing.attribution.gates import Gates, Rule, Which
 from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
-from probing.precision import Precision
-from probing.remembered import unchanged
-from probing.scores import Score
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.scores import Score
 
 
 @dataclass(frozen=True)

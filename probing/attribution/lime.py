@@ -24,11 +24,11 @@ from probing.attribution.superpixels import Segmentation, Slic
 from probing.attribution.surrogate import Contributions, Local, Surrogate
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
-from probing.precision import Precision
-from probing.remembered import unchanged
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.scores import OutputError, Score, TargetError, classes
 from probing.results.result import Provenance, Result
 from probing.results.text_highlight import highlight_figure, highlight_html
-from probing.scores import OutputError, Score, TargetError, classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

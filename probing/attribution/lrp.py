@@ -22,11 +22,11 @@ from probing.attribution.passes import BatchSize, rows_at_once
 from probing.attribution.rules import Relevance
 from probing.core.doubles import doubled
 from probing.core.errors import Mend
-from probing.geometry import RefusedError, naming_inputs
-from probing.layers import LayerNotFoundError
-from probing.model_check import refuse_inconsistent
-from probing.precision import AS_GIVEN, Precision, device_of
-from probing.scores import OutputError, Score, class_scores
+from probing.models.consistency import refuse_inconsistent
+from probing.models.geometry import RefusedError, naming_inputs
+from probing.models.layers import LayerNotFoundError
+from probing.models.precision import AS_GIVEN, Precision, device_of
+from probing.models.scores import OutputError, Score, class_scores
 
 _ENTRIES = {
     "bias": "absorbed_by_bias",

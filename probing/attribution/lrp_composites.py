@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from probing.attribution.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, ZPlus
-from probing.layers import matches
+from probing.models.layers import matches
 
 
 @dataclass(frozen=True)

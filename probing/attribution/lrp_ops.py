@@ -28,7 +28,7 @@ from probing.attribution.lrp_names import (
 from probing.attribution.lrp_tape import Node, Slot, Tape
 from probing.attribution.rules import Relevance
 from probing.core.doubles import doubled
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from probing.attribution.lrp_names import CREATE, LAYERS, SAME_ORDER, TURNS
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
 
 
 @dataclass(frozen=True)

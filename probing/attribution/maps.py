@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from probing.attribution.base import score_of
 from probing.attribution.passes import FLOAT32, Passes
-from probing.geometry import Layout, Ran, RefusedError, layers_run, map_size
-from probing.hooks import capture
-from probing.layers import resolve
-from probing.remembered import remembered, unchanged
-from probing.scores import Score
+from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size
+from probing.models.hooks import capture
+from probing.models.layers import resolve
+from probing.models.model_cache import remembered, unchanged
+from probing.models.scores import Score
 
 
 @dataclass(frozen=True)

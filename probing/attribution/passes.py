@@ -12,12 +12,12 @@ from torch import Tensor
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.gates import Gates
 from probing.core.inputs import InputError
-from probing.geometry import naming_inputs
-from probing.gradients import ZeroPathError
-from probing.model_check import refuse_inconsistent
-from probing.precision import Precision, Prepared, device_of
-from probing.remembered import remembered
-from probing.scores import OutputError, Score
+from probing.models.consistency import refuse_inconsistent
+from probing.models.geometry import naming_inputs
+from probing.models.gradients import ZeroPathError
+from probing.models.model_cache import remembered
+from probing.models.precision import Precision, Prepared, device_of
+from probing.models.scores import OutputError, Score
 
 BatchSize = int | Literal["auto"]
 """Rows (examples times steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""

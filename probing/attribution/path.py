@@ -14,11 +14,11 @@ from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.tail import given, rerun, tail_of
 from probing.core.inputs import InputError
-from probing.geometry import layers_run, refuse_other_rows
-from probing.hooks import capture
-from probing.precision import Precision, agree
-from probing.remembered import remembered, unchanged
-from probing.scores import Score
+from probing.models.geometry import layers_run, refuse_other_rows
+from probing.models.hooks import capture
+from probing.models.model_cache import remembered, unchanged
+from probing.models.precision import Precision, agree
+from probing.models.scores import Score
 
 Steps = int | Literal["auto"]
 

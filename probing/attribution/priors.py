@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.core.inputs import InputError
-from probing.scores import Score
+from probing.models.scores import Score
 
 Prior = Callable[[Tensor], Tensor]
 """Attributions `[n, …]` of a batch → a loss."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from probing.attribution.lrp_maps import LinearMap
 from probing.core.errors import ArgumentError
-from probing.geometry import RefusedError
+from probing.models.geometry import RefusedError
 
 
 @dataclass(frozen=True)

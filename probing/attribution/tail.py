@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, fx, nn
 
-from probing.hooks import edit
-from probing.precision import frozen_copy
+from probing.models.hooks import edit
+from probing.models.precision import frozen_copy
 
 
 def tail_of(model: nn.Module, layer: str) -> fx.GraphModule | None:

@@ -1,7 +1,7 @@
 """What others put on a model besides its weights: hooks, replaced methods, compiled code.
 
 None of it is told by the weights, so a model that carries it is refused. Two libraries leave what only watches, or brings
-inputs to where the weights are; that is let pass, a copy goes without it, and `probing.model_check` proves at the model's
+inputs to where the weights are; that is let pass, a copy goes without it, and `probing.models.consistency` proves at the model's
 first use that the copy gives the same output.
 """
 

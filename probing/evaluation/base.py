@@ -16,9 +16,9 @@ from probing.core.content_ids import tensor_id
 from probing.core.doubles import near
 from probing.core.errors import ProbingError
 from probing.core.inputs import one_tensor
+from probing.models.scores import Score
 from probing.results.heatmaps import Channels, reduce_channels
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ from probing.evaluation.base import (
     measurement,
     pixels,
 )
+from probing.models.scores import Score
 from probing.results.heatmaps import Channels
-from probing.scores import Score
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, attribution, checked
 from probing.core.content_ids import tensor_id
+from probing.models.scores import Score
 from probing.results.heatmaps import edges, pictures
-from probing.scores import Score
 
 if TYPE_CHECKING:
     from probing.attribution.base import AttributionMethod

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, score_of
 from probing.attribution.passes import Passes
-from probing.precision import device_of
-from probing.scores import Score
+from probing.models.precision import device_of
+from probing.models.scores import Score
 
 _SLOW = 2.0
 

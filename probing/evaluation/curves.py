@@ -33,11 +33,11 @@ from probing.evaluation.removal import (
     removal_scores,
     substrates,
 )
-from probing.precision import Precision
-from probing.remembered import unchanged
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.scores import Score
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd

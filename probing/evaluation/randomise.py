@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.copied import own_copy, prove_own_weights
 from probing.core.content_ids import bytes_id
 from probing.core.errors import ProbingError
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import EvaluationError
-from probing.geometry import layers_run
-from probing.layers import matches
-from probing.precision import device_of
+from probing.models.copies import own_copy, prove_own_weights
+from probing.models.geometry import layers_run
+from probing.models.layers import matches
+from probing.models.precision import device_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -24,9 +24,9 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.evaluation.similarity import SIMILARITIES
+from probing.models.scores import Score
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd

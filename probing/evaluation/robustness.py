@@ -26,9 +26,9 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.removal import Units, substrates
 from probing.evaluation.similarity import SignedSpearman, correlation
-from probing.precision import Precision
-from probing.remembered import unchanged
-from probing.scores import Score
+from probing.models.model_cache import unchanged
+from probing.models.precision import Precision
+from probing.models.scores import Score
 
 
 @dataclass(frozen=True)

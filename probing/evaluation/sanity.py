@@ -16,7 +16,6 @@ from scipy import stats
 from torch import Tensor, nn
 
 from probing.attribution.base import AttributionMethod
-from probing.copied import own_copy
 from probing.evaluation.base import (
     Better,
     EvaluationError,
@@ -27,10 +26,11 @@ from probing.evaluation.base import (
 )
 from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
-from probing.precision import AS_GIVEN, device_of
+from probing.models.copies import own_copy
+from probing.models.precision import AS_GIVEN, device_of
+from probing.models.scores import Score
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
-from probing.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,10 +26,10 @@ from probing.evaluation.quantities import CONSTRAINTS, Family, answered
 from probing.evaluation.robustness import SensitivityN
 from probing.evaluation.sanity import CascadingRandomisation
 from probing.evaluation.scorecard import Row, Scorecard
-from probing.geometry import RefusedError
-from probing.precision import Precision
+from probing.models.geometry import RefusedError
+from probing.models.precision import Precision
+from probing.models.scores import OutputError, Score
 from probing.results.result import Provenance, SavedResultError, describe
-from probing.scores import OutputError, Score
 from probing.shares import Share
 
 Masks = Bool[Tensor, "n h w"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.evaluation.base import EvaluationError
-from probing.scores import class_scores
+from probing.models.scores import class_scores
 
 
 class Narrow(nn.Module):

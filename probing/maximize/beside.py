@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from probing.core.content_ids import content_id
 from probing.data.examples import ExampleSet, TensorExamples
-from probing.geometry import channel_axis
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.result import Beside, Maximization
+from probing.models.geometry import channel_axis
 from probing.store import ActivationStore
 
 SHOWN = 5

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.hooks import capture
-from probing.layers import LayerNotFoundError
 from probing.maximize.images import Canvas, ImageOptionError, Plan
 from probing.maximize.objective import Objective, Seen, Values
-from probing.precision import device_of, frozen_copy
+from probing.models.hooks import capture
+from probing.models.layers import LayerNotFoundError
+from probing.models.precision import device_of, frozen_copy
 
 
 @dataclass(frozen=True, eq=False)

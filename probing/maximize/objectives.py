@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probing.core.errors import ArgumentError, ProbingError
 from probing.maximize.objective import Objective, Seen, Values
-from probing.scores import class_scores
+from probing.models.scores import class_scores
 
 
 class UnitError(ProbingError, IndexError):

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.geometry import channel_axis
-from probing.hooks import capture
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.redirect import Redirected
-from probing.model_check import refuse_inconsistent
-from probing.precision import Precision, Prepared, frozen_copy
-from probing.remembered import remembered
+from probing.models.consistency import refuse_inconsistent
+from probing.models.geometry import channel_axis
+from probing.models.hooks import capture
+from probing.models.model_cache import remembered
+from probing.models.precision import Precision, Prepared, frozen_copy
 
 
 class ImageSizeError(ProbingError, ValueError):

@@ -21,11 +21,11 @@ from probing.maximize.regularizers import Operator, Penalty
 from probing.maximize.result import Maximization, joined
 from probing.maximize.space import Space, SpaceError
 from probing.maximize.transforms import Pad, Transform, growth, standard, viewed
-from probing.models import LoadedModel
-from probing.precision import Precision, device_of
-from probing.remembered import identity
+from probing.models.loading import LoadedModel
+from probing.models.model_cache import identity
+from probing.models.precision import Precision, device_of
+from probing.models.scores import refuse_training
 from probing.results.result import Provenance, describe
-from probing.scores import refuse_training
 from probing.store import ActivationStore
 
 

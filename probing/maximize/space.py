@@ -12,7 +12,7 @@ from torch import Tensor
 from probing.core.errors import ProbingError
 from probing.data.examples import Transform
 from probing.data.images import Preprocess
-from probing.models import LoadedModel
+from probing.models.loading import LoadedModel
 
 Order = Literal["rgb", "bgr", "grey"]
 

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probing.copied import SharedWeightsError
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.jobs import Request
+from probing.models.copies import SharedWeightsError
 from probing.probes.kinds import Probe, SoftmaxProbe
 from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked
 from probing.probes.online import CodeBlocks, uniform_length
@@ -38,7 +38,7 @@ class LayerProbes:
     Titov 2020), and a paired test of each layer against the one before it.
 
     Attributes:
-        layers: dotted paths or globs, as `probing.layers` says; None: all that can be read and have no layers inside.
+        layers: dotted paths or globs, as `probing.models.layers` says; None: all that can be read and have no layers inside.
         probe: what is fitted.
         reduction: from a layer's output to features.
         oversized: what stands in for it where it leaves more than `max_features`; None: such a layer is refused.

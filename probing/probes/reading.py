@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet
-from probing.geometry import channel_axis
 from probing.jobs import Request
-from probing.layers import expand, resolve, split_call
-from probing.precision import device_of
+from probing.models.geometry import channel_axis
+from probing.models.layers import expand, resolve, split_call
+from probing.models.model_cache import unchanged
+from probing.models.precision import device_of
+from probing.models.summary import calls, summarize
 from probing.probes.reduction import Reduction, refuse_size
 from probing.probes.table import MemoryTable, StreamedTable, Table
-from probing.remembered import unchanged
 from probing.store import ActivationStore
-from probing.summary import calls, summarize
 
 INPUT = "(input)"
 """What stands for the examples themselves among the layers."""

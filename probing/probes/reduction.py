@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.core.errors import ArgumentError, ProbingError
-from probing.passes import Pool, pooled
+from probing.models.runner import Pool, pooled
 
 
 class FeatureSizeError(ProbingError, ValueError):

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from probing.copied import own_copy, prove_own_weights, refuse_held_parts
 from probing.core.errors import ProbingError
-from probing.precision import device_of
+from probing.models.copies import own_copy, prove_own_weights, refuse_held_parts
+from probing.models.precision import device_of
 
 
 class UntrainedError(ProbingError, TypeError):

@@ -30,8 +30,8 @@ def _by_name(homes: Mapping[str, str]) -> dict[str, str]:
 _PLACES = _by_name(
     {
         "probing.results.result": "Provenance",
-        "probing.precision": "Precision",
-        "probing.geometry": "Geometry",
+        "probing.models.precision": "Precision",
+        "probing.models.geometry": "Geometry",
         "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
         "probing.embedding": "Atlas AtlasResult Pca Umap",
         "probing.attribution.base": "Attribution",

@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from probing.core.errors import ProbingError
 from probing.core.inputs import InputError
-from probing.hooks import LayerCallError, capture, other_rows, watch
-from probing.layers import split_call
-from probing.precision import AS_GIVEN, device_of, frozen_copy
-from probing.remembered import remembered
+from probing.models.hooks import LayerCallError, capture, other_rows, watch
+from probing.models.layers import split_call
+from probing.models.model_cache import remembered
+from probing.models.precision import AS_GIVEN, device_of, frozen_copy
 
 
 class RefusedError(ProbingError, RuntimeError):

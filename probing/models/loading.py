@@ -18,7 +18,7 @@ from probing.core.errors import ProbingError
 from probing.core.packages import require
 from probing.data.examples import Transform
 from probing.data.images import Interpolation, Preprocess
-from probing.weights import Keys, WeightsError, load_weights, weights_file
+from probing.models.weights import Keys, WeightsError, load_weights, weights_file
 
 
 class ModelReferenceError(ProbingError, LookupError):

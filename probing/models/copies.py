@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from probing.core.errors import ProbingError
 from probing.core.foreign import take_off
-from probing.precision import AS_GIVEN, device_of
+from probing.models.precision import AS_GIVEN, device_of
 
 
 class SharedWeightsError(ProbingError, RuntimeError):

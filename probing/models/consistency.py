@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.core.foreign import ForeignHookError, is_watched
-from probing.hooks import ModuleCall, record_calls
-from probing.precision import AS_GIVEN, Prepared, agree, device_of
-from probing.remembered import remembered
+from probing.models.hooks import ModuleCall, record_calls
+from probing.models.model_cache import remembered
+from probing.models.precision import AS_GIVEN, Prepared, agree, device_of
 
 _REFUSALS = (RuntimeError, AssertionError, ValueError, IndexError)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.core.errors import ArgumentError, ProbingError
-from probing.layers import resolve, several, split_call
+from probing.models.layers import resolve, several, split_call
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(layer, its first input, its output) → the output that the rest of the network sees."""

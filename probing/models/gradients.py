@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.hooks import capture
-from probing.layers import several
-from probing.scores import Score, refuse_training
+from probing.models.hooks import capture
+from probing.models.layers import several
+from probing.models.scores import Score, refuse_training
 
 
 class ZeroPathError(ProbingError, RuntimeError):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.gradients import score_gradients
-from probing.hooks import TokenMasks, capture, takes_masks, token_masks
-from probing.model_check import refuse_inconsistent
-from probing.precision import Precision, Prepared
-from probing.scores import Score
+from probing.models.consistency import refuse_inconsistent
+from probing.models.gradients import score_gradients
+from probing.models.hooks import TokenMasks, capture, takes_masks, token_masks
+from probing.models.precision import Precision, Prepared
+from probing.models.scores import Score
 
 Pool = Literal["none", "mean", "mean_last"]
 """What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and

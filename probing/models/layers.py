@@ -78,7 +78,7 @@ def expand(
     Args:
         model: whose layers they are.
         patterns: paths, which are taken as they are, or globs. `"name:2"` is the third call of a layer.
-        calls: tells what can be read, as `probing.summary.calls` does; asked only if there is a glob.
+        calls: tells what can be read, as `probing.models.summary.calls` does; asked only if there is a glob.
 
     Raises:
         LayerNotFoundError: if a path or a glob matches nothing, or nothing that can be read.

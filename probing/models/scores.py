@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.inputs import one_tensor
-from probing.precision import AS_GIVEN, device_of
+from probing.models.precision import AS_GIVEN, device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
 Target = int | np.integer[Any] | Sequence[SupportsIndex] | npt.NDArray[Any] | Tensor | None

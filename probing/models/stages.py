@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.passes import Pool
-from probing.summary import LayerRow, summarize
+from probing.models.runner import Pool
+from probing.models.summary import LayerRow, summarize
 
 
 class StageError(ProbingError, LookupError):
@@ -36,7 +36,7 @@ def find_stages(model: nn.Module, inputs: Tensor, most: int = 4) -> Stages:
 
     Raises:
         StageError: if every layer runs several times, or none returns a tensor.
-        probing.summary.SummaryError: if the model fails on the input.
+        probing.models.summary.SummaryError: if the model fails on the input.
 
     Example:
         >>> find_stages(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224)).layers

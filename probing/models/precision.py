@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from probing.core.doubles import has_doubles
 from probing.core.errors import ArgumentError
 from probing.core.foreign import take_off
-from probing.layers import resolve, split_call
+from probing.models.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.core.inputs import one_tensor
-from probing.hooks import watch
-from probing.layers import Calls
-from probing.precision import AS_GIVEN, device_of, frozen_copy
-from probing.remembered import remembered
+from probing.models.hooks import watch
+from probing.models.layers import Calls
+from probing.models.model_cache import remembered
+from probing.models.precision import AS_GIVEN, device_of, frozen_copy
 
 
 @dataclass(frozen=True)
