@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from concepts.statistics import pearson, percentile_interval
+from probing.statistics.hypothesis_tests import pearson, percentile_interval
 
 _MIDDLE = 0.95
 

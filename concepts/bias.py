@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.statistics import TooFewError, holm, rank_sum
 from probing.core.errors import ArgumentError
 from probing.results.figures import DIVERGING, figure_of, new_figure, style
 from probing.results.result import Provenance, Result
+from probing.statistics.hypothesis_tests import TooFewError, holm, rank_sum
 
 if TYPE_CHECKING:
     import pandas as pd

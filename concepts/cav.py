@@ -17,9 +17,9 @@ from scipy import stats
 from torch import Tensor
 
 from concepts.draws import Pair, Pairs, Rows
-from concepts.statistics import TooFewError, above_chance, rank_sum
 from probing.core.errors import ArgumentError, OutOfRangeError
-from probing.linear import Estimator, PairFits, SharedRows, fit_pairs
+from probing.statistics.hypothesis_tests import TooFewError, above_chance, rank_sum
+from probing.statistics.linear_classifiers import Estimator, PairFits, SharedRows, fit_pairs
 
 LEVEL = 0.05
 """CAVs as accurate as theirs come about by chance with at most this probability, or they mean nothing."""
@@ -81,7 +81,7 @@ def fit_cavs(
         rows: activations of all examples.
         concept: row indices of the concept.
         others: row indices of what it is told apart from in each run; -1 holds the place of none.
-        estimator: one of `probing.linear.ESTIMATORS`.
+        estimator: one of `probing.statistics.linear_classifiers.ESTIMATORS`.
         seed: of the draws and splits.
         holdout: share of rows, or of groups, to judge on (0-1).
         groups: a label for each row of the table, such as who is depicted: rows with equal labels are

@@ -28,16 +28,16 @@ from concepts.effect import Clusters, LogitEffect
 from concepts.matched import MatchedConcept, Sides, evidence, silenced
 from concepts.projection import ConceptGradients, refuse_alike
 from concepts.sign_score import SignTest
-from concepts.statistics import clustered_mean, codes, holm
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import content_id
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
-from probing.estimators import Ridge
 from probing.models.runner import Pool
 from probing.models.scores import Score
 from probing.results.result import Provenance
+from probing.statistics.estimators import Ridge
+from probing.statistics.hypothesis_tests import clustered_mean, codes, holm
 from probing.store import ActivationStore
 
 _ROUNDING = 1e-5

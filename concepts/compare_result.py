@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concepts.statistics import Correlation, spearman
 from probing.results.result import Result
+from probing.statistics.hypothesis_tests import Correlation, spearman
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from concepts.statistics import TooFewError, exchangeable_cap, relabellings
 from probing.core.errors import ArgumentError
+from probing.statistics.hypothesis_tests import TooFewError, exchangeable_cap, relabellings
 
 Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]

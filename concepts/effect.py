@@ -23,7 +23,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.effect_result import EffectResult
-from concepts.statistics import (
+from probing.core.content_ids import content_id
+from probing.core.doubles import near
+from probing.core.errors import ArgumentError
+from probing.data.examples import Examples, ExampleSet, Subset, as_examples
+from probing.models.runner import Pool
+from probing.models.scores import Score
+from probing.results.result import Provenance
+from probing.statistics.hypothesis_tests import (
     ClusteredMean,
     Correlation,
     Relabellings,
@@ -40,15 +47,8 @@ from concepts.statistics import (
     relabellings,
     same_sign,
 )
-from probing.core.content_ids import content_id
-from probing.core.doubles import near
-from probing.core.errors import ArgumentError
-from probing.data.examples import Examples, ExampleSet, Subset, as_examples
-from probing.linear import SharedRows
-from probing.models.runner import Pool
-from probing.models.scores import Score
-from probing.results.result import Provenance
-from probing.rows import grouped_products, sums
+from probing.statistics.linear_classifiers import SharedRows
+from probing.statistics.row_products import grouped_products, sums
 from probing.store import ActivationStore
 
 _PART = 1000  # relabellings looked at together

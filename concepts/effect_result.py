@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.statistics import Correlation
 from probing.results.figures import (
     COLUMN_WIDTH,
     FAINT,
@@ -19,6 +18,7 @@ from probing.results.figures import (
     style,
 )
 from probing.results.result import Result
+from probing.statistics.hypothesis_tests import Correlation
 
 if TYPE_CHECKING:
     import pandas as pd

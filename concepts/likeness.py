@@ -8,8 +8,8 @@ from torch import Tensor
 
 from concepts.measure import Measured, Meter
 from concepts.results import LikenessRow, PositionRow
-from concepts.statistics import codes
-from probing.linear import PairFits
+from probing.statistics.hypothesis_tests import codes
+from probing.statistics.linear_classifiers import PairFits
 
 SHOWN = 8
 """Images in a row of a montage."""

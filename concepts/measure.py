@@ -15,12 +15,12 @@ from concepts.effect_result import EffectResult
 from concepts.manifest import Pairs
 from concepts.material import ContrastSets, Material
 from concepts.sign_score import SignScore, SignTest
-from concepts.statistics import ClusteredMean, clustered_mean, codes
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
-from probing.estimators import Ridge
-from probing.linear import PairFits, fit_pairs
 from probing.models.scores import Score
+from probing.statistics.estimators import Ridge
+from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean, codes
+from probing.statistics.linear_classifiers import PairFits, fit_pairs
 from probing.store import ActivationStore
 
 _UNMATCHED_RELABELLINGS = (

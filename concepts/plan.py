@@ -9,7 +9,7 @@ from torch import Tensor
 
 from concepts.draws import Mode, NullDraws, Pairs, Sets, Sources, fitted, union
 from concepts.effect import Clusters, Design
-from concepts.statistics import TooFewError, bootstrap_counts
+from probing.statistics.hypothesis_tests import TooFewError, bootstrap_counts
 
 
 @dataclass(frozen=True, eq=False)

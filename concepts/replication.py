@@ -15,9 +15,9 @@ from torch import Tensor
 
 from concepts.material import AuditError, Material
 from concepts.results import AuditResults
-from concepts.statistics import Correlation, clustered_mean, codes, holm, pearson
 from probing.core.content_ids import content_id
 from probing.results.result import Provenance, Result
+from probing.statistics.hypothesis_tests import Correlation, clustered_mean, codes, holm, pearson
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

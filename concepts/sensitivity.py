@@ -11,15 +11,15 @@ from torch import Tensor
 from concepts.draws import Pairs
 from concepts.effect import layer_effect
 from concepts.plan import Plan
-from concepts.statistics import (
+from probing.statistics.estimators import Estimator
+from probing.statistics.hypothesis_tests import (
     above_chance,
     code_t_test,
     paper_t_test,
     percentile_interval,
     permutation_p,
 )
-from probing.estimators import Estimator
-from probing.linear import PairFits, RowProducts, SharedRows, fit_pairs
+from probing.statistics.linear_classifiers import PairFits, RowProducts, SharedRows, fit_pairs
 
 _CHUNK = 1 << 23  # products of CAVs and gradients held at a time
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from concepts.results import AuditResults, SwapRow, made_of
-from concepts.statistics import clustered_mean, holm
 from probing.core.errors import ProbingError
 from probing.results.tables import known
+from probing.statistics.hypothesis_tests import clustered_mean, holm
 
 
 class SideBySideError(ProbingError, ValueError):

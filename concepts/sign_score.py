@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concepts.draws import Pairs, Rows
-from concepts.statistics import (
+from concepts.tcav_result import LINEAR_TAIL
+from probing.statistics.estimators import Estimator
+from probing.statistics.hypothesis_tests import (
     bootstrap_counts,
     max_t,
     percentile_interval,
     permutation_p,
     relabellings,
 )
-from concepts.tcav_result import LINEAR_TAIL
-from probing.estimators import Estimator
-from probing.linear import RowProducts, SharedRows, fit_pairs
+from probing.statistics.linear_classifiers import RowProducts, SharedRows, fit_pairs
 
 Cells = Float[Tensor, "layers targets"]
 

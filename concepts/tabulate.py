@@ -18,9 +18,9 @@ from concepts.results import (
     PickedRow,
     SwapRow,
 )
-from concepts.statistics import holm
 from concepts.tcav_result import TcavResult
 from probing.results.tables import known
+from probing.statistics.hypothesis_tests import holm
 
 _TAIL = 0.025  # the backdrop is the middle 95 % of all classes
 

@@ -18,16 +18,16 @@ from concepts.draws import Mode, NullDraws, Relabelled, Sets
 from concepts.plan import Plan
 from concepts.sensitivity import LayerReader, Reading
 from concepts.sets import Concept, OverlapError, refuse_overlap
-from concepts.statistics import TooFewError, holm, max_t, permutation_p
 from concepts.tcav_result import TcavResult
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
-from probing.estimators import Estimator, Ridge
 from probing.models.runner import Pool
 from probing.models.scores import Score
 from probing.results.result import Provenance
+from probing.statistics.estimators import Estimator, Ridge
+from probing.statistics.hypothesis_tests import TooFewError, holm, max_t, permutation_p
 from probing.store import ActivationStore
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.manifest import Pairs
-from concepts.statistics import clustered_mean, max_t, relabellings
 from probing.core.threads import one_thread
+from probing.statistics.hypothesis_tests import clustered_mean, max_t, relabellings
 
 _HELD = 1 << 24
 """Numbers that are held at once for the test, which limits relabellings where there are very many units."""

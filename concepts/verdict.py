@@ -22,7 +22,6 @@ from concepts.findings import (
     used,
 )
 from concepts.results import AuditResults, CellRow, ConceptInfo, SwapRow, TargetInfo
-from concepts.statistics import rank_sum
 from concepts.verdict_unmatched import named, unmatched_verdict
 from probing.results.html_report import (
     Finding,
@@ -34,6 +33,7 @@ from probing.results.html_report import (
     p_value,
     words,
 )
+from probing.statistics.hypothesis_tests import rank_sum
 
 
 def verdict(results: AuditResults) -> tuple[Finding, ...]:

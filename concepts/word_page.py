@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concepts.statistics import spearman
 from concepts.tcav_result import TcavResult
 from concepts.word_figures import agreement_figure, middle, ranked, word_figure
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
@@ -30,6 +29,7 @@ from probing.results.html_report import (
     p_value,
 )
 from probing.results.tables import DataTable
+from probing.statistics.hypothesis_tests import spearman
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

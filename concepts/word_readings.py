@@ -15,7 +15,6 @@ from torch import Tensor
 
 from concepts.draws import Relabelled
 from concepts.sets import Concept
-from concepts.statistics import clustered_mean, holm, spearman
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from concepts.word_result import SWAP, WordResult
@@ -29,6 +28,7 @@ from probing.data.texts import TextClassifier
 from probing.models.scores import Score
 from probing.probes import LayerProbes, ProbeResult
 from probing.results.result import Provenance
+from probing.statistics.hypothesis_tests import clustered_mean, holm, spearman
 from probing.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]

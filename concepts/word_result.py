@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from concepts.statistics import Correlation, RankSum, rank_sum
 from probing.results.result import Result
+from probing.statistics.hypothesis_tests import Correlation, RankSum, rank_sum
 
 if TYPE_CHECKING:
     import pandas as pd

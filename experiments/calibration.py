@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from concepts.draws import Mode, Relabelled, Sets
-from concepts.statistics import TooFewError
 from concepts.tcav import Tcav
 from probing.results.result import Provenance
+from probing.statistics.hypothesis_tests import TooFewError
 
 LEVEL = 0.05
 MODES: tuple[Mode, ...] = ("random", "ovr", "pairwise")

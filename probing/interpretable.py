@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.models.geometry import Geometry
-from probing.streaming import UpperQuantile
+from probing.statistics.streaming import UpperQuantile
 
 SCALE_MEMORY = 0.9
 """Share of the running mean of peak heights that each batch leaves in place."""

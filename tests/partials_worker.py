@@ -9,7 +9,7 @@ import torch
 from probing.engines import Torchrun
 from probing.partials import Parts, accumulated, all_merged, packed
 from probing.shares import Share, ranks_share
-from probing.streaming import CountedQuantile, Moments, PairwiseIou, TopK, UpperQuantile
+from probing.statistics.streaming import CountedQuantile, Moments, PairwiseIou, TopK, UpperQuantile
 
 VALUES = torch.randn(101, 5, generator=torch.Generator().manual_seed(0)).bfloat16().float()
 

@@ -19,9 +19,9 @@ from concepts.manifest import Pairs
 from concepts.material import Material
 from concepts.results import AuditResults
 from concepts.schema import SchemaError
-from concepts.statistics import TooFewError
 from probing.results.html_report import plain
 from probing.results.result import Result
+from probing.statistics.hypothesis_tests import TooFewError
 from probing.store import ActivationStore
 
 

@@ -23,11 +23,11 @@ from concepts.results import AuditResults, CellRow
 from concepts.schema import SchemaError
 from concepts.seal import Seal
 from concepts.sign_score import SignTest
-from concepts.statistics import TooFewError
 from concepts.verdict import verdict
-from probing.estimators import Pattern, Ridge
 from probing.results import plates
 from probing.results.result import Provenance, Result
+from probing.statistics.estimators import Pattern, Ridge
+from probing.statistics.hypothesis_tests import TooFewError
 
 GENDER, TONE = "woman against man", "dark against light"
 

@@ -13,8 +13,8 @@ from scipy import stats
 
 from concepts.draws import LeaveOneOut, Relabelled, Sets
 from concepts.effect import Clusters, exchangeable
-from concepts.statistics import TooFewError, exchangeable_cap, relabellings
 from concepts.tcav import Tcav
+from probing.statistics.hypothesis_tests import TooFewError, exchangeable_cap, relabellings
 
 SEEDS = 120
 

@@ -18,8 +18,8 @@ from concepts.cav import (
     mean_difference,
     sort_by_concept,
 )
-from concepts.statistics import TooFewError
-from probing.linear import (
+from probing.statistics.hypothesis_tests import TooFewError
+from probing.statistics.linear_classifiers import (
     ESTIMATORS,
     DegenerateRowsError,
     Estimator,

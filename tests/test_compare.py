@@ -13,13 +13,13 @@ from concepts.compare import Compare
 from concepts.compare_result import CLAIMED, HIDDEN, REVERSED, Comparison
 from concepts.matched import ComparisonError, MatchedConcept, Sides, evidence, silenced
 from concepts.projection import ConceptGradients, DirectionError
-from concepts.statistics import TooFewError, spearman
 from probing.attribution.base import Attribution
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
 from probing.results.result import Result, rebuild
+from probing.statistics.hypothesis_tests import TooFewError, spearman
 from probing.store import ActivationStore
 
 

@@ -45,8 +45,8 @@ store = ActivationStore("rows")
 ROWS = "activations = torch.randn(40, 5, generator=generator)\nactivations[:20, 0] += 3\n"
 PAIRS = """
 from concepts.draws import Pairs
-from probing.estimators import Logistic
-from probing.rows import SharedRows
+from probing.statistics.estimators import Logistic
+from probing.statistics.row_products import SharedRows
 """
 LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
 FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
@@ -135,7 +135,7 @@ net.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
 labels, categories = torch.tensor([0, 1]), torch.zeros(32, dtype=torch.long)
 """,
     "probing.models.layers:expand": "from probing.models.summary import calls\nimages = pictures",
-    "probing.linear:fit_pairs": ROWS + PAIRS + """
+    "probing.statistics.linear_classifiers:fit_pairs": ROWS + PAIRS + """
 concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3, -1)
 gradients = torch.randn(4, 5, generator=generator)
 """,
@@ -143,7 +143,7 @@ gradients = torch.randn(4, 5, generator=generator)
     "probing.partials:accumulated": """
 root, RayActors = Path("."), Local
 from probing.core.content_ids import content_id, model_id
-from probing.streaming import Moments
+from probing.statistics.streaming import Moments
 def moments_of_share(share):
     found = {"layer4": Moments()}
     for _, rows in store.batches(net, ["layer4"], Subset(images, share.of(range(len(images))))):
@@ -172,11 +172,11 @@ def range(n): return [0, 1]
     "probing.results.saved_names:saved_as": "from probing.results.result import Result",
     "probing.store:ActivationStore.gradients_of": "classes = [3, 5]",
     "probing.store:ActivationStore.fill": "from probing.jobs import Request",
-    "probing.streaming:Moments": "batches = pictures.split(5)",
-    "probing.streaming:UpperQuantile": "examples = images",
-    "probing.streaming:CountedQuantile": "activations = torch.randn(8, 3, 4, 4, generator=generator)",
-    "probing.streaming:TopK": "activations, indices = torch.randn(12, 3, 4, 4, generator=generator), list(range(12))",
-    "probing.streaming:PairwiseIou": """
+    "probing.statistics.streaming:Moments": "batches = pictures.split(5)",
+    "probing.statistics.streaming:UpperQuantile": "examples = images",
+    "probing.statistics.streaming:CountedQuantile": "activations = torch.randn(8, 3, 4, 4, generator=generator)",
+    "probing.statistics.streaming:TopK": "activations, indices = torch.randn(12, 3, 4, 4, generator=generator), list(range(12))",
+    "probing.statistics.streaming:PairwiseIou": """
 upsampled, thresholds = torch.rand(4, 3, 8, 8, generator=generator), torch.tensor([0.5, 0.6, 0.7])
 masks = torch.rand(4, 2, 8, 8, generator=generator) > 0.5
 """,

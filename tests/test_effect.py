@@ -19,12 +19,12 @@ from concepts.effect import (
     split_clusters,
 )
 from concepts.effect_result import EffectResult
-from concepts.statistics import TooFewError, permutation_p
 from probing.data.examples import TensorExamples
 from probing.models.hooks import edit
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.results.result import describe, rebuild
+from probing.statistics.hypothesis_tests import TooFewError, permutation_p
 from probing.store import ActivationStore
 
 QUICK = LogitEffect(relabellings=99, bootstraps=50)
@@ -339,7 +339,7 @@ def test_clusters_are_split_by_name_with_a_seed() -> None:
 
 def test_sums_over_clusters_before_the_product_are_those_after_it() -> None:
     from concepts.effect import effect_of
-    from probing.rows import SharedRows, grouped_products
+    from probing.statistics.row_products import SharedRows, grouped_products
 
     clusters = Clusters(tuple("aabbccdd"), tuple("abcdabcd"), tuple("abcdabcdee"))
     design = Design.of(clusters, draws=99, bootstraps=20, seed=0)

@@ -261,7 +261,7 @@ from probing.data.examples import Subset
 from probing.core.content_ids import content_id, model_id
 from probing.partials import Parts, accumulated
 from probing.store import ActivationStore
-from probing.streaming import Moments
+from probing.statistics.streaming import Moments
 """
 
 

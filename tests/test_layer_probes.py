@@ -36,8 +36,8 @@ from probing.probes.split import control_labels, draw_split, encode
 from probing.probes.training import ProbeHistory, TrainingProbes
 from probing.probes.untrained import UntrainedError, untrained_copy
 from probing.results.result import rebuild
-from probing.rows import DegenerateRowsError
-from probing.statistics import clustered_share
+from probing.statistics.clustered import clustered_share
+from probing.statistics.row_products import DegenerateRowsError
 from probing.store import ActivationStore
 
 QUICK = LayerProbes(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import probing.estimators
-import probing.linear
-import probing.rows
-from probing.linear import (
+import probing.statistics.estimators
+import probing.statistics.linear_classifiers
+import probing.statistics.row_products
+from probing.statistics.linear_classifiers import (
     ESTIMATORS,
     ConvergenceError,
     DegenerateRowsError,
@@ -24,7 +24,7 @@ from probing.linear import (
     SharedRows,
     fit_pairs,
 )
-from probing.rows import SMALLEST_SCALE
+from probing.statistics.row_products import SMALLEST_SCALE
 
 FITS, SIDE, POOL = 5, 20, 40
 WIDE, NARROW = 70, 6
@@ -153,7 +153,7 @@ def test_rows_and_features_give_the_same_answer(
 ) -> None:
     answers = []
     for threshold in (0.0, 1e9):
-        monkeypatch.setattr(probing.linear, "ROWS_PER_FEATURE", threshold)
+        monkeypatch.setattr(probing.statistics.linear_classifiers, "ROWS_PER_FEATURE", threshold)
         answers.append(fit_pairs(table(15), *pairs(), estimator))
     assert cosine(answers[0].normals(), answers[1].normals()) > 1 - 1e-9
     torch.testing.assert_close(answers[0].norms, answers[1].norms, rtol=1e-5, atol=0)
@@ -167,7 +167,7 @@ def test_a_hinge_of_more_rows_than_can_be_multiplied_is_the_same(
     rows[:150, 0] += 1
     index = torch.arange(300).unsqueeze(0)
     exact = fit_pairs(rows, index[:, :150], index[:, 150:], Hinge())
-    monkeypatch.setattr(probing.estimators, "AFFORDABLE_ROWS", 0)
+    monkeypatch.setattr(probing.statistics.estimators, "AFFORDABLE_ROWS", 0)
     found = fit_pairs(rows, index[:, :150], index[:, 150:], Hinge())
     assert not torch.equal(found.coefficients, exact.coefficients)
     assert cosine(found.normals(), exact.normals()) > 1 - 1e-8
@@ -180,8 +180,8 @@ def test_results_do_not_depend_on_what_is_worked_on_at_a_time(
 ) -> None:
     vectors = table(features, seed=1)[:7]
     whole = fit_pairs(table(features), *pairs(), estimator).project(vectors)
-    monkeypatch.setattr(probing.rows, "BLOCK", 1)
-    monkeypatch.setattr(probing.linear, "BLOCK", 1)
+    monkeypatch.setattr(probing.statistics.row_products, "BLOCK", 1)
+    monkeypatch.setattr(probing.statistics.linear_classifiers, "BLOCK", 1)
     torch.testing.assert_close(
         fit_pairs(table(features), *pairs(), estimator).project(vectors), whole
     )
@@ -358,7 +358,7 @@ def test_the_certificate_is_the_gradient_that_autograd_finds() -> None:
 def test_an_optimum_that_is_not_reached_is_an_error(
     estimator: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing.estimators, "MAX_STEPS", 2)
+    monkeypatch.setattr(probing.statistics.estimators, "MAX_STEPS", 2)
     with pytest.raises(ConvergenceError, match=r"5 of 5 fits of \w+\(penalty=0.01\) stopped short"):
         fit_pairs(table(WIDE), *pairs(), estimator)
 

@@ -14,7 +14,7 @@ from partials_worker import VALUES, compute, make
 from probing.engines import Local, SlurmArray
 from probing.partials import PartError, Parts, accumulated, all_merged, packed, unpacked
 from probing.shares import Share
-from probing.streaming import Moments, TopK, UpperQuantile
+from probing.statistics.streaming import Moments, TopK, UpperQuantile
 
 
 def check(found: dict[str, object]) -> None:

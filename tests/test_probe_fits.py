@@ -24,7 +24,7 @@ from probing.probes.table import (
     StreamedTable,
     TableRows,
 )
-from probing.rows import DegenerateRowsError
+from probing.statistics.row_products import DegenerateRowsError
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

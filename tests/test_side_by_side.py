@@ -17,9 +17,9 @@ from concepts.cli import main
 from concepts.results import AuditResults, ClusterRow, SwapRow
 from concepts.side_by_side import SideBySideError, side_by_side
 from concepts.side_by_side_page import side_by_side_page
-from concepts.statistics import holm
 from probing.results import plates
 from probing.results.html_report import plain
+from probing.statistics.hypothesis_tests import holm
 
 GENDER, TONE = "woman against man", "dark against light"
 CLUSTERS = tuple(f"role {i}" for i in range(12))

@@ -6,7 +6,7 @@ from oracles import step_down_max_t
 from scipy import stats
 from torch import Tensor
 
-from concepts.statistics import (
+from probing.statistics.hypothesis_tests import (
     TooFewError,
     above_chance,
     bootstrap_counts,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probing.streaming import (
+from probing.statistics.streaming import (
     CountedQuantile,
     Moments,
     PairwiseIou,
@@ -225,7 +225,7 @@ def test_accumulators_of_different_settings_do_not_merge(one: Mergeable, other: 
 
 
 def test_counts_past_31_bits_go_on_in_64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probing.streaming._INT32_MAX", 5)
+    monkeypatch.setattr("probing.statistics.streaming._INT32_MAX", 5)
     quantile = CountedQuantile(0.5)
     for _ in range(3):
         quantile.add(torch.tensor([[1.0], [2.0], [3.0]]))

@@ -14,15 +14,15 @@ from concepts.bias import associate
 from concepts.draws import LeaveOneOut, Relabelled, Sets
 from concepts.editing import edit_along
 from concepts.sets import Concept, OverlapError
-from concepts.statistics import TooFewError, code_t_test, paper_t_test
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.data.examples import TensorExamples
-from probing.estimators import Logistic, Pattern, Ridge
-from probing.linear import SharedRows, fit_pairs
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.results.result import Provenance, describe, rebuild
+from probing.statistics.estimators import Logistic, Pattern, Ridge
+from probing.statistics.hypothesis_tests import TooFewError, code_t_test, paper_t_test
+from probing.statistics.linear_classifiers import SharedRows, fit_pairs
 from probing.store import ActivationStore
 
 QUICK = Tcav(null=Relabelled(39), runs=4, bootstraps=20, relabellings=99)

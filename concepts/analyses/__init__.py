@@ -7,8 +7,8 @@ from concepts.analyses.dissection import Units
 from concepts.analyses.dreams import Dreams
 from concepts.analyses.probes import Probes
 from concepts.projection import DirectionError
-from concepts.statistics import TooFewError
 from probing.models.geometry import RefusedError
+from probing.statistics.hypothesis_tests import TooFewError
 
 ANALYSES: dict[str, Analysis] = {
     "probes": Probes(),

@@ -15,7 +15,6 @@ from torch import Tensor
 from concepts.analyses import figures
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.statistics import ClusteredMean, clustered_mean
 from probing.core.threads import one_thread
 from probing.data.examples import Concatenation
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
@@ -33,6 +32,7 @@ from probing.results.html_report import (
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
+from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

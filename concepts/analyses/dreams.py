@@ -13,11 +13,8 @@ from torch import Tensor
 from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
-from concepts.statistics import TooFewError
 from probing.data.examples import TensorExamples
-from probing.estimators import Ridge
 from probing.jobs import Request
-from probing.linear import fit_pairs
 from probing.maximize import Maximization, Maximize
 from probing.maximize.presets import FOURIER
 from probing.results.figures import Strip, montage
@@ -25,6 +22,9 @@ from probing.results.html_report import Block, Finding, Paragraph, Points, Secti
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
+from probing.statistics.estimators import Ridge
+from probing.statistics.hypothesis_tests import TooFewError
+from probing.statistics.linear_classifiers import fit_pairs
 from probing.store import ActivationStore
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Loops over active cells, for `probing.compiled`.
+"""Loops over active cells, for `probing.statistics.kernels`.
 
 Upsampled values are computed in float64 as `a + weight * (b - a)`: exact where both cells are equal, so that a plateau
 at the threshold never rises above it by rounding.

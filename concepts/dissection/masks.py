@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from concepts.dissection.kernels import find_active
 from concepts.dissection.protocols import Protocol
-from probing.compiled import compiled
 from probing.core.doubles import near
 from probing.models.geometry import Geometry, Layout
+from probing.statistics.kernels import compiled
 
 _FIRST_SHARE = 0.02  # of all cells: what room is made for at first
 

@@ -14,7 +14,7 @@ from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import DissectionError, Union
 from concepts.dissection.tally import Counts, kinds_with_none
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
-from probing.compiled import compiled
+from probing.statistics.kernels import compiled
 
 
 def shuffles(

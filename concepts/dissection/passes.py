@@ -17,8 +17,8 @@ from probing.core.content_ids import bytes_id, tensor_bytes
 from probing.data.examples import Subset
 from probing.models.precision import Precision
 from probing.shares import Share
+from probing.statistics.streaming import UpperQuantile
 from probing.store import ActivationStore
-from probing.streaming import UpperQuantile
 
 BLOCK = 256
 """Images whose masks are held at once."""

@@ -16,7 +16,7 @@ from concepts.dissection.rotation import Rotation
 from concepts.dissection.tally import Tally
 from concepts.segmentation.labels import ImageLabels, Vocabulary
 from probing.models.geometry import Layout
-from probing.streaming import Thresholds, UpperQuantile
+from probing.statistics.streaming import Thresholds, UpperQuantile
 
 
 @dataclass(frozen=True)

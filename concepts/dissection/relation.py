@@ -11,7 +11,7 @@ from torch import Tensor
 from concepts.dissection.kernels import add_precisions, project, sum_squares
 from concepts.dissection.masks import Upsampling
 from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
-from probing.compiled import compiled
+from probing.statistics.kernels import compiled
 
 
 class Moments:

@@ -13,8 +13,8 @@ from concepts.dissection.reading import Reading
 from concepts.dissection.sanity import LabelTest
 from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Vocabulary
-from concepts.statistics import benjamini_hochberg, max_t, permutation_p
 from probing.results.result import Provenance, Result
+from probing.statistics.hypothesis_tests import benjamini_hochberg, max_t, permutation_p
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from concepts.dissection.kernels import count_shared
 from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import Union
 from concepts.segmentation.labels import ImageLabels, Vocabulary
-from probing.compiled import compiled
+from probing.statistics.kernels import compiled
 
 Counts64 = npt.NDArray[np.int64]
 

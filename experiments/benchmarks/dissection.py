@@ -27,7 +27,7 @@ from concepts.dissection.relation import Moments
 from concepts.dissection.tally import Tally
 from concepts.segmentation.labels import ImageLabels, Vocabulary
 from probing.models.geometry import Geometry, Layout
-from probing.streaming import UpperQuantile
+from probing.statistics.streaming import UpperQuantile
 
 Q = 0.005
 Q_WHOLE = 1 - Q

@@ -23,7 +23,7 @@ from probing.probes.result import ProbeResult
 from probing.probes.split import Split, control_labels, draw_split, encode, group_numbers
 from probing.probes.untrained import untrained_copy
 from probing.results.result import Provenance
-from probing.statistics import clustered_mean, clustered_share, holm
+from probing.statistics.clustered import clustered_mean, clustered_share, holm
 from probing.store import ActivationStore
 
 

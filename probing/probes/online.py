@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.probes.kinds import SoftmaxProbe
 from probing.probes.table import Table
-from probing.rows import DegenerateRowsError
+from probing.statistics.row_products import DegenerateRowsError
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Shares of the data after which the probe is fitted anew, as in the paper."""

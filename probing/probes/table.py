@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.rows import DegenerateRowsError
+from probing.statistics.row_products import DegenerateRowsError
 
 SMALLEST_SPREAD = 1e-6
 """What a standard deviation is raised by before features are divided by it."""

@@ -32,7 +32,7 @@ _PLACES = _by_name(
         "probing.results.result": "Provenance",
         "probing.models.precision": "Precision",
         "probing.models.geometry": "Geometry",
-        "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
+        "probing.statistics.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
         "probing.embedding": "Atlas AtlasResult Pca Umap",
         "probing.attribution.base": "Attribution",
         "probing.attribution.baselines": "Blurred Constant Mean Samples Uniform:UniformBaseline",

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.core.errors import ArgumentError, OutOfRangeError, ProbingError
-from probing.estimators import TOLERANCE, Estimator, Hinge, Lda, Logistic, Pattern, Ridge
-from probing.rows import BLOCK, DegenerateRowsError, RowProducts, SharedRows
-from probing.systems import GramSystem, RowSystem
+from probing.statistics.estimators import TOLERANCE, Estimator, Hinge, Lda, Logistic, Pattern, Ridge
+from probing.statistics.pair_systems import GramSystem, RowSystem
+from probing.statistics.row_products import BLOCK, DegenerateRowsError, RowProducts, SharedRows
 
 __all__ = [
     "ESTIMATORS",

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.core.errors import ArgumentError
-from probing.systems import PairSystem, less_class_mean
+from probing.statistics.pair_systems import PairSystem, less_class_mean
 
 MAX_STEPS = 100
 TOLERANCE = 1e-9

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from probing.core.errors import ArgumentError, ProbingError
-from probing.statistics import ClusteredMean, clustered_mean, holm, two_sided
+from probing.statistics.clustered import ClusteredMean, clustered_mean, holm, two_sided
 
 __all__ = [
     "ClusteredMean",

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.compiled import exceeding
 from probing.core.errors import ProbingError
+from probing.statistics.kernels import exceeding
 
 
 class StreamError(ProbingError, ValueError):

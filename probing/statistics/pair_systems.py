@@ -1,6 +1,6 @@
 """Batches of small problems with two classes of rows, seen through products of rows.
 
-Two forms of the same linear algebra, of which `probing.linear` takes the smaller: the matrix `K` of
+Two forms of the same linear algebra, of which `probing.statistics.linear_classifiers` takes the smaller: the matrix `K` of
 products of rows, or the rows themselves.
 """
 
