@@ -31,12 +31,12 @@ from probing.core.content_ids import content_id, model_id
 from probing.core.progress import Progress
 from probing.core.storage import Place
 from probing.core.threads import one_thread
-from probing.jobs import Request
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.results.result import Provenance, Result
-from probing.shards import default_root
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.shards import default_root
+from probing.store.store import ActivationStore
 
 Say = Callable[[str], object]
 

@@ -34,8 +34,8 @@ from probing.models import loading
 from probing.models.loading import LoadedModel
 from probing.models.stages import Stages, find_stages
 from probing.models.weights import Keys
-from probing.shards import default_root
-from probing.store import ActivationStore
+from probing.store.shards import default_root
+from probing.store.store import ActivationStore
 
 HUB = "hub:"
 """Before the name of a data set of the hub."""

@@ -38,7 +38,7 @@ from probing.models.scores import Score
 from probing.results.result import Provenance
 from probing.statistics.estimators import Ridge
 from probing.statistics.hypothesis_tests import clustered_mean, codes, holm
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 _ROUNDING = 1e-5
 

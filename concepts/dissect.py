@@ -26,16 +26,16 @@ from concepts.dissection.sanity import Judged, label_tests
 from concepts.dissection.tally import Counts
 from concepts.segmentation.labels import Scenes
 from probing.core.content_ids import content_id, model_id
-from probing.engines import Engine
-from probing.jobs import Request
 from probing.models.geometry import Layout
 from probing.models.layers import expand
 from probing.models.precision import Precision
 from probing.models.summary import calls
-from probing.partials import Parts, accumulated
 from probing.results.result import Provenance, describe
-from probing.shares import Share
-from probing.store import ActivationStore
+from probing.store.launchers import Engine
+from probing.store.partials import Parts, accumulated
+from probing.store.requests import Request
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 _FLOAT32 = Precision()
 _CHECKED = 16

@@ -49,7 +49,7 @@ from probing.statistics.hypothesis_tests import (
 )
 from probing.statistics.linear_classifiers import SharedRows
 from probing.statistics.row_products import grouped_products, sums
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 _PART = 1000  # relabellings looked at together
 

@@ -21,7 +21,7 @@ from probing.models.scores import Score
 from probing.statistics.estimators import Ridge
 from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean, codes
 from probing.statistics.linear_classifiers import PairFits, fit_pairs
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 _UNMATCHED_RELABELLINGS = (
     999  # of hundreds of images, where swaps of a few clusters are drawn more often

@@ -36,7 +36,7 @@ from probing.models.geometry import RefusedError, layers_run, map_size
 from probing.models.precision import device_of
 from probing.models.scores import Score
 from probing.results.result import Provenance
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 PATTERNS = ("stripes", "dots", "zigzags", "checks", "red", "yellow", "green", "blue")
 _CHUNK = 16

@@ -18,7 +18,7 @@ from concepts.results import AuditResults
 from probing.core.content_ids import content_id
 from probing.results.result import Provenance, Result
 from probing.statistics.hypothesis_tests import Correlation, clustered_mean, codes, holm, pearson
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from probing.models.scores import Score
 from probing.results.result import Provenance
 from probing.statistics.estimators import Estimator, Ridge
 from probing.statistics.hypothesis_tests import TooFewError, holm, max_t, permutation_p
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from probing.models.scores import Score
 from probing.probes import LayerProbes, ProbeResult
 from probing.results.result import Provenance
 from probing.statistics.hypothesis_tests import clustered_mean, holm, spearman
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]
 _CELLS = ("value", "low", "high", "p", "beyond")

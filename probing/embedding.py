@@ -22,7 +22,7 @@ from probing.models.geometry import channel_axis
 from probing.models.layers import resolve, split_call
 from probing.results.figures import FAINT, PAPER, look, new_figure, style
 from probing.results.result import Provenance, Result
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -42,12 +42,12 @@ import nets
 import torch
 from torch import Tensor
 
-from probing import extraction, shards
 from probing.data.examples import TensorExamples
-from probing.jobs import Rows
 from probing.models.scores import Score
-from probing.shards import StoreWriteError
-from probing.store import ActivationStore
+from probing.store import extraction, shards
+from probing.store.requests import Rows
+from probing.store.shards import StoreWriteError
+from probing.store.store import ActivationStore
 
 COUNT, CHUNK = 32, 8
 SHARDS = 4  # of a chunk: two layers, outputs and gradients

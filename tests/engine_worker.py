@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from probing.data.examples import ExampleSet, Subset, TensorExamples
-from probing.engines import ENGINES, RayActors
-from probing.fill import Fill
-from probing.jobs import Request
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.fill import Fill
+from probing.store.launchers import ENGINES, RayActors
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 PIXELS = nets.images(640)  # five shards of 128 rows
 

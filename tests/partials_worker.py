@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from probing.engines import Torchrun
-from probing.partials import Parts, accumulated, all_merged, packed
-from probing.shares import Share, ranks_share
 from probing.statistics.streaming import CountedQuantile, Moments, PairwiseIou, TopK, UpperQuantile
+from probing.store.launchers import Torchrun
+from probing.store.partials import Parts, accumulated, all_merged, packed
+from probing.store.shares import Share, ranks_share
 
 VALUES = torch.randn(101, 5, generator=torch.Generator().manual_seed(0)).bfloat16().float()
 

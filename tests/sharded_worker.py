@@ -15,11 +15,11 @@ from torch.distributed.fsdp import fully_shard
 from probing.core.content_ids import model_id
 from probing.core.foreign import ForeignHookError
 from probing.data.examples import TensorExamples
-from probing.jobs import ShardedModelError
 from probing.models.gradients import layer_gradients
 from probing.models.hooks import capture, edit
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.requests import ShardedModelError
+from probing.store.store import ActivationStore
 
 LAYERS = ["features.0", "features.2", ""]
 

@@ -42,7 +42,7 @@ from probing.maximize import Channel, Fourier, Maximize, Space
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 Read = Callable[[nn.Module, torch.device], Sequence[Tensor]]
 X, TARGETS = nets.images(4, size=8), torch.tensor([0, 1, 2, 1])

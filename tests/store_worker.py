@@ -17,10 +17,10 @@ import nets
 import torch
 from torch import Tensor
 
-from probing import extraction, shards
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store import extraction, shards
+from probing.store.store import ActivationStore
 
 
 class Together(TensorExamples):

@@ -22,7 +22,7 @@ from concepts.schema import SchemaError
 from probing.results.html_report import plain
 from probing.results.result import Result
 from probing.statistics.hypothesis_tests import TooFewError
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 @pytest.fixture(scope="module")

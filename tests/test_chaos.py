@@ -12,7 +12,7 @@ import torch
 from chaos import COUNT, ChaosError, Grounds, Trial, read
 from torch import Tensor
 
-from probing.shards import Shard
+from probing.store.shards import Shard
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from concepts.tcav_result import TcavResult
 from probing import __version__
 from probing.data.examples import TensorExamples
 from probing.models import loading, weights
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 CONV = ["layers", "nets:ConvNet", "--shape", "1,6,6"]
 

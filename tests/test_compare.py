@@ -20,7 +20,7 @@ from probing.data.examples import TensorExamples
 from probing.models.scores import Score
 from probing.results.result import Result, rebuild
 from probing.statistics.hypothesis_tests import TooFewError, spearman
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 class Planted(nn.Module):

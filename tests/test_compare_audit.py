@@ -25,7 +25,7 @@ from probing.models.geometry import RefusedError
 from probing.models.scores import Score
 from probing.results.html_report import Plate, Points, plain
 from probing.results.result import Result
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def write_drawings(folder: Path, roles: int = 10) -> None:

@@ -16,7 +16,7 @@ from probing.evaluation.sanity import CascadingRandomisation, IndependentRandomi
 from probing.models.copies import SharedWeightsError, prove_own_weights
 from probing.models.scores import Score
 from probing.probes import LayerProbes, untrained_copy
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 class Body(nn.Module):

@@ -20,12 +20,12 @@ from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation, haar, power
 from concepts.dissection.tally import Tally
 from concepts.segmentation import Scenes, Vocabulary
-from probing.engines import Local, SlurmArray, Work
 from probing.models.geometry import Geometry, Layout
-from probing.shares import Share
 from probing.statistics.kernels import compiled
 from probing.statistics.streaming import UpperQuantile
-from probing.store import ActivationStore
+from probing.store.launchers import Local, SlurmArray, Work
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 QUIET = Dissection(("units",), draws=0)
 

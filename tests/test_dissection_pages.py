@@ -23,7 +23,7 @@ from probing.data.images import Preprocess
 from probing.maximize import Maximization
 from probing.models.loading import LoadedModel
 from probing.results.figures import Strip
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def small_net() -> LoadedModel:

@@ -24,7 +24,7 @@ from probing.data.examples import TensorExamples
 from probing.models.geometry import RefusedError
 from probing.models.layers import LayerNotFoundError
 from probing.results.result import rebuild
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def toy(noise: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from concepts.sets import Concept
 from probing import models
-from probing.engines import Local
+from probing.store.launchers import Local
 from probing.data.examples import Subset, TensorExamples
 from probing.data.images import Preprocess
 from probing.models.scores import Score
-from probing.shares import Share
-from probing.store import ActivationStore
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 loaded = models.load("torchvision:resnet18")
 net = model = loaded.model
@@ -140,7 +140,7 @@ concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3
 gradients = torch.randn(4, 5, generator=generator)
 """,
     "probing.maximize.run:maximize": "from probing.maximize import Channel\nmaximize = partial(maximize, steps=2)",
-    "probing.partials:accumulated": """
+    "probing.store.partials:accumulated": """
 root, RayActors = Path("."), Local
 from probing.core.content_ids import content_id, model_id
 from probing.statistics.streaming import Moments
@@ -170,8 +170,8 @@ def train_one_epoch(net):
 def range(n): return [0, 1]
 """,
     "probing.results.saved_names:saved_as": "from probing.results.result import Result",
-    "probing.store:ActivationStore.gradients_of": "classes = [3, 5]",
-    "probing.store:ActivationStore.fill": "from probing.jobs import Request",
+    "probing.store.store:ActivationStore.gradients_of": "classes = [3, 5]",
+    "probing.store.store:ActivationStore.fill": "from probing.store.requests import Request",
     "probing.statistics.streaming:Moments": "batches = pictures.split(5)",
     "probing.statistics.streaming:UpperQuantile": "examples = images",
     "probing.statistics.streaming:CountedQuantile": "activations = torch.randn(8, 3, 4, 4, generator=generator)",

@@ -25,7 +25,7 @@ from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.results.result import describe, rebuild
 from probing.statistics.hypothesis_tests import TooFewError, permutation_p
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 QUICK = LogitEffect(relabellings=99, bootstraps=50)
 

@@ -14,7 +14,7 @@ from concepts import cli
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, AtlasError, AtlasResult, Pca, Umap, trustworthiness
 from probing.results.result import rebuild
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

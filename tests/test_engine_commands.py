@@ -14,7 +14,7 @@ from probing.attribution.gradient import GradientTimesInput, Saliency
 from probing.evaluation.scorecard import Row
 from probing.evaluation.scoring import Scoring, ScoringWork
 from probing.models.scores import Score
-from probing.shares import Share
+from probing.store.shares import Share
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -9,11 +9,11 @@ import pytest
 from engine_worker import PIXELS, ask, filler
 
 from probing.data.examples import TensorExamples
-from probing.engines import ENGINES, Engine, Local, SlurmArray, Torchrun
-from probing.jobs import RequestError
-from probing.shards import StoreFullError
-from probing.shares import Share, ShareError, array_share
-from probing.store import ActivationStore
+from probing.store.launchers import ENGINES, Engine, Local, SlurmArray, Torchrun
+from probing.store.requests import RequestError
+from probing.store.shards import StoreFullError
+from probing.store.shares import Share, ShareError, array_share
+from probing.store.store import ActivationStore
 
 WORKER = str(Path(__file__).parent / "engine_worker.py")
 

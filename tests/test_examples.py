@@ -40,7 +40,7 @@ from probing.data.examples import (
     concat,
 )
 from probing.data.images import ImageError, Preprocess, PreprocessError, decode, flatten
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 SMALL = Preprocess(size=16, resize=20)
 

@@ -25,9 +25,9 @@ from concepts.results import AuditResults
 from concepts.segmentation.emoji import EmojiScenes
 from probing.data.examples import ImageExamples, ImageFiles
 from probing.data.images import Preprocess
-from probing.engines import Local
 from probing.models import loading
-from probing.store import ActivationStore
+from probing.store.launchers import Local
+from probing.store.store import ActivationStore
 
 ROOT = Path(__file__).parent.parent
 LOAD = loading.load
@@ -259,8 +259,8 @@ PAGES_IMPORT = """
 from pathlib import Path
 from probing.data.examples import Subset
 from probing.core.content_ids import content_id, model_id
-from probing.partials import Parts, accumulated
-from probing.store import ActivationStore
+from probing.store.partials import Parts, accumulated
+from probing.store.store import ActivationStore
 from probing.statistics.streaming import Moments
 """
 

@@ -21,7 +21,7 @@ from probing.evaluation.randomise import plan_of, randomised
 from probing.models.precision import frozen_copy
 from probing.models.scores import Score
 from probing.probes.untrained import untrained_copy
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 X = nets.images()
 IDS = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))

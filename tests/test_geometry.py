@@ -29,7 +29,7 @@ from probing.models.scores import Score
 from probing.probes import GlobalAverage
 from probing.probes import Grid as ProbeGrid
 from probing.probes.reading import Reader as ProbeReader
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 class Turn(nn.Module):

@@ -28,7 +28,7 @@ from probing.models.precision import Kind, Precision
 from probing.models.runner import Runner
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 pytestmark = [
     pytest.mark.gpu,

@@ -39,7 +39,7 @@ from probing.models.gradients import input_gradient
 from probing.models.precision import Precision
 from probing.models.runner import Runner
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 __all__ = ["little_memory", "pytestmark"]
 DEVICES = (CPU, CUDA)

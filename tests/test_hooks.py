@@ -17,7 +17,7 @@ from probing.data.examples import TensorExamples
 from probing.models.hooks import Edit, LayerCallError, capture, edit
 from probing.models.layers import LayerNotFoundError
 from probing.models.summary import calls, summarize
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def refused(message: str) -> AbstractContextManager[object]:

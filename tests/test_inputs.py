@@ -27,10 +27,10 @@ from probing.evaluation import (
     sanity,
 )
 from probing.evaluation.scoring import Scoring
-from probing.jobs import RequestError
 from probing.models.scores import Score
 from probing.models.summary import summarize
-from probing.store import ActivationStore
+from probing.store.requests import RequestError
+from probing.store.store import ActivationStore
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 X = nets.images()

@@ -38,7 +38,7 @@ from probing.probes.untrained import UntrainedError, untrained_copy
 from probing.results.result import rebuild
 from probing.statistics.clustered import clustered_share
 from probing.statistics.row_products import DegenerateRowsError
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 QUICK = LayerProbes(
     probe=SoftmaxProbe((1e-3, 1e-1), tolerance=1e-5), untrained=False, description_length=False

@@ -19,7 +19,7 @@ from probing.models.layers import LayerNotFoundError, expand, matches, matching,
 from probing.models.scores import Score
 from probing.models.summary import calls
 from probing.probes import LayerProbes, RidgeProbe
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 def test_a_dotted_path_is_the_submodule_that_it_names() -> None:

@@ -73,7 +73,7 @@ from probing.maximize.transforms import (
 from probing.models.precision import Precision
 from probing.models.scores import ModelModeError
 from probing.results.result import rebuild
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 RAW = Space.plain("grey", maximum=255)
 """Model space in 8-bit levels: parameters of `Pixels` are the input itself."""

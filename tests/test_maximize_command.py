@@ -28,7 +28,7 @@ from probing.maximize import (
 from probing.maximize.sheet import SheetError, contact_sheet, unit_page
 from probing.models.loading import LoadedModel
 from probing.results import figures
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 MODEL = "test_maximize_command:pictured"
 TRANSFORM = Preprocess(size=32, resize=None, channels="grey", mean=(0.4,), std=(0.25,))

@@ -19,9 +19,9 @@ from concepts.results import AuditResults
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples
-from probing.extraction import Engine
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.extraction import Engine
+from probing.store.store import ActivationStore
 
 X = nets.images(4, size=4)
 WARM = 10  # rounds after which what is kept once for all is there

@@ -14,7 +14,7 @@ from probing.data.examples import TensorExamples
 from probing.maximize import Channel, Space, maximize
 from probing.models.consistency import InconsistentModelError, refuse_inconsistent
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from probing.models.hooks import MaskError
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.probes import LayerProbes, RidgeProbe
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 DOUBLE = Precision("float64")
 IDS = torch.randint(1, 20, (4, 6), generator=torch.Generator().manual_seed(0))

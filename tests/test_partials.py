@@ -11,10 +11,10 @@ import pytest
 import torch
 from partials_worker import VALUES, compute, make
 
-from probing.engines import Local, SlurmArray
-from probing.partials import PartError, Parts, accumulated, all_merged, packed, unpacked
-from probing.shares import Share
 from probing.statistics.streaming import Moments, TopK, UpperQuantile
+from probing.store.launchers import Local, SlurmArray
+from probing.store.partials import PartError, Parts, accumulated, all_merged, packed, unpacked
+from probing.store.shares import Share
 
 
 def check(found: dict[str, object]) -> None:

@@ -16,11 +16,11 @@ from concepts.cli import main
 from probing.core.packages import PackageMissingError
 from probing.core.storage import Address, PlaceError, beside, inside, listed, located, write_whole
 from probing.data.examples import Subset, TensorExamples
-from probing.jobs import Request
-from probing.shards import StoreFullError, cache_info, clear_cache
-from probing.shares import Share
-from probing.store import ActivationStore
-from probing.verify import verify_cache
+from probing.store.requests import Request
+from probing.store.shards import StoreFullError, cache_info, clear_cache
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
+from probing.store.verify import verify_cache
 
 LAYERS = ("features.0", "features.2")
 IMAGES = TensorExamples(nets.images(160))

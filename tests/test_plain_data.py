@@ -46,14 +46,14 @@ from probing.data.examples import (
 from probing.data.examples import Subset as Part
 from probing.data.images import ImageError, Preprocess
 from probing.embedding import Atlas, Pca
-from probing.jobs import Request
 from probing.maximize import Channel, Maximize
 from probing.maximize.space import Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe, SplitError
 from probing.probes.training import TrainingProbes
-from probing.shares import Share
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 N = 24
 X = nets.images(N)

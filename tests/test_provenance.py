@@ -304,7 +304,7 @@ FOREIGN = [
     "probing.nowhere:Found",
     "probing.results.result:SavedResultError",
     "probing.results.result:Result",
-    "probing.store:ActivationStore",
+    "probing.store.store:ActivationStore",
     "probing.attribution.cam:GradCAM.__call__",
     "concepts..x:y",
 ]

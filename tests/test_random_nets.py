@@ -24,7 +24,7 @@ from probing.attribution.surrogate import ExactShapley
 from probing.core.errors import ProbingError
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 MADE: dict[str, object] = {
     "ig": lambda _: IntegratedGradients(steps=4),

@@ -13,7 +13,7 @@ from concepts.auditfile import read_audit
 from concepts.material import AuditError, Material
 from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, Replication, replicate
 from concepts.replication_page import write_replication
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 CONTRAST = "woman against man"
 RED, OTHER = ("purse", "drill", "laptop"), ("vase", "kettle", "clock")

@@ -34,7 +34,7 @@ def test_every_module_has_a_page_and_every_package_a_section(site: ModuleType) -
     modules = set(site.modules())
     assert {
         "probing",
-        "probing.store",
+        "probing.store.store",
         "probing.attribution.lrp",
         "concepts.commands.init",
     } <= modules

@@ -12,16 +12,16 @@ import torch
 from store_worker import fill
 from torch import Tensor, nn
 
-from probing import extraction, shards
 from probing.data.examples import Subset, TensorExamples
-from probing.extraction import RaggedRowsError, StaleRowsError
-from probing.jobs import RequestError
 from probing.models.precision import Precision
 from probing.models.runner import NonFiniteError
 from probing.models.scores import ModelModeError, Score
-from probing.shards import StoreFullError, StoreWriteError, cache_info, clear_cache
-from probing.store import ActivationStore
-from probing.tiers import MemoryTier
+from probing.store import extraction, shards
+from probing.store.extraction import RaggedRowsError, StaleRowsError
+from probing.store.memory import MemoryTier
+from probing.store.requests import RequestError
+from probing.store.shards import StoreFullError, StoreWriteError, cache_info, clear_cache
+from probing.store.store import ActivationStore
 
 LAYERS = ("features.0", "features.2")
 

@@ -23,7 +23,7 @@ from probing.results.result import Provenance, describe, rebuild
 from probing.statistics.estimators import Logistic, Pattern, Ridge
 from probing.statistics.hypothesis_tests import TooFewError, code_t_test, paper_t_test
 from probing.statistics.linear_classifiers import SharedRows, fit_pairs
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 QUICK = Tcav(null=Relabelled(39), runs=4, bootstraps=20, relabellings=99)
 LEVEL_ONLY = Tcav(Pattern(), null=Relabelled(39), runs=3, bootstraps=0, relabellings=39)

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts import cli
-from probing import extraction, shards
 from probing.data.examples import TensorExamples
-from probing.shards import DamagedShardError, StoreFullError, read_record
-from probing.store import ActivationStore
-from probing.verify import NoStoreError, verify_cache
+from probing.store import extraction, shards
+from probing.store.shards import DamagedShardError, StoreFullError, read_record
+from probing.store.store import ActivationStore
+from probing.store.verify import NoStoreError, verify_cache
 
 LAYERS = ("features.0", "features.2")
 IMAGES = TensorExamples(nets.images(32))
@@ -369,7 +369,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Pa
 from pathlib import Path
 import nets_of_verify
 from probing.data.examples import ImageExamples, ImageFiles
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 examples = ImageExamples(ImageFiles.in_folder({str(tmp_path / "pictures")!r}), nets_of_verify.PLAIN)
 store, net = ActivationStore(Path({str(cache)!r})), nets_of_verify.slow().model
 print(store.estimate(net, ["features.0"], examples, pool="mean").missing)

@@ -15,7 +15,7 @@ from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResu
 from concepts.wording import Wording, WordingError, WordingFile, read_wording
 from probing.attribution.path import LayerIntegratedGradients
 from probing.data.texts import TextClassifier, WordIds
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 TERMS = {"bad": 2.0, "good": -1.0, "plain": 0.25}
 REFERENCE = {"one": 0.0, "two": 0.5}

@@ -18,7 +18,6 @@ from concepts.results import AuditResults
 from probing.core.threads import one_thread
 from probing.data.examples import Concatenation
 from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
-from probing.jobs import Request
 from probing.results.html_report import (
     Block,
     Finding,
@@ -33,7 +32,8 @@ from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,11 @@ from typing import Protocol, runtime_checkable
 
 from concepts.material import Material
 from concepts.results import AuditResults
-from probing.jobs import Request
 from probing.results.html_report import Finding, Section
 from probing.results.result import Result
 from probing.results.tables import DataTable
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 
 @runtime_checkable

@@ -35,7 +35,6 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.attribution.lrp import LRP
-from probing.jobs import Request
 from probing.models.geometry import RefusedError
 from probing.models.scores import Score
 from probing.results.figures import Strip, figure_of, montage
@@ -56,7 +55,8 @@ from probing.results.html_report import (
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

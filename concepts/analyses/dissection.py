@@ -17,7 +17,6 @@ from concepts.results import AuditResults
 from concepts.segmentation import EmojiScenes, Scenes
 from concepts.units import UnitContrasts, UnitShifts
 from probing.data.examples import Subset
-from probing.jobs import Request
 from probing.probes import untrained_copy
 from probing.results.html_report import (
     NONE,
@@ -37,7 +36,8 @@ from probing.results.html_report import (
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

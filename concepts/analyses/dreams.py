@@ -14,7 +14,6 @@ from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
 from probing.data.examples import TensorExamples
-from probing.jobs import Request
 from probing.maximize import Maximization, Maximize
 from probing.maximize.presets import FOURIER
 from probing.results.figures import Strip, montage
@@ -25,7 +24,8 @@ from probing.results.tables import DataTable, known
 from probing.statistics.estimators import Ridge
 from probing.statistics.hypothesis_tests import TooFewError
 from probing.statistics.linear_classifiers import fit_pairs
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

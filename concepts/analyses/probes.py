@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from concepts.material import Material
 from concepts.results import AuditResults
-from probing.jobs import Request
 from probing.probes import LayerProbes, ProbeResult, SoftmaxProbe
 from probing.results.figures import FULL_WIDTH, figure_of, new_figure, style
 from probing.results.html_report import (
@@ -26,7 +25,8 @@ from probing.results.html_report import (
 from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

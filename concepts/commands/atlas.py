@@ -54,8 +54,8 @@ def atlas(
     from probing.embedding import Atlas, Pca, Umap
     from probing.models import loading
     from probing.results.figures import save_figure
-    from probing.shards import default_root
-    from probing.store import ActivationStore
+    from probing.store.shards import default_root
+    from probing.store.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)

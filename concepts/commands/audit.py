@@ -36,7 +36,7 @@ def audit(
     from concepts.audit import requests, run_audit
     from concepts.auditfile import read_audit
     from concepts.material import Material
-    from probing.shards import default_root
+    from probing.store.shards import default_root
 
     output_folder(out)
     root = cache or default_root()

@@ -22,7 +22,7 @@ app = typer.Typer(
 @app.command("info", epilog="Example: probing cache info --cache results/cache")
 def info(cache: CacheOption = None) -> None:
     """Say what is stored, largest first."""
-    from probing import shards
+    from probing.store import shards
 
     root = cache or shards.default_root()
     held = shards.cache_info(root)
@@ -45,7 +45,7 @@ def clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove all stored rows; they are computed again when they are needed."""
-    from probing import shards
+    from probing.store import shards
 
     root = cache or shards.default_root()
     size = sum(info.bytes for info in shards.cache_info(root)) / 1e6
@@ -67,8 +67,8 @@ def verify(
 
     The exit status is 0 if all is sound and 1 if something is not. Jobs may run on the store meanwhile.
     """
-    from probing import shards
-    from probing.verify import verify_cache
+    from probing.store import shards
+    from probing.store.verify import verify_cache
 
     root = cache or shards.default_root()
     found = verify_cache(root, keep=keep)

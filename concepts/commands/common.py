@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from probing.core.storage import Place
     from probing.data.examples import ImageExamples, OnError
-    from probing.engines import Work
-    from probing.jobs import Request
     from probing.models.loading import LoadedModel
     from probing.models.precision import Kind
+    from probing.store.launchers import Work
+    from probing.store.requests import Request
 
 ModelArgument = Annotated[
     str,
@@ -144,7 +144,7 @@ def budget_bytes(disk_budget: float | None) -> int | None:
 
 def have_done(engine: str, work: "Work") -> bool:
     """Have an engine do all shares of some work; return whether this process goes on and reads the whole."""
-    from probing.engines import ENGINES
+    from probing.store.launchers import ENGINES
 
     chosen = ENGINES[engine]()
     done = chosen.run(work)
@@ -174,8 +174,8 @@ def filled(
     """
     if engine == "local":
         return True
-    from probing.fill import Fill
     from probing.models.precision import Precision
+    from probing.store.fill import Fill
 
     limit = budget_bytes(disk_budget)
     work = Fill(requests(), root, precision=Precision(precision), disk_budget_bytes=limit)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from concepts.dissection.result import DissectionResult
     from concepts.segmentation import Scenes
     from probing.models.loading import LoadedModel
-    from probing.store import ActivationStore
+    from probing.store.store import ActivationStore
 
 EXAMPLE = (
     "probing dissect torchvision:resnet18 --layer layer3 --layer layer4 --out results/dissection"
@@ -90,11 +90,11 @@ def dissect(
     from concepts.dissect import Dissection
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
-    from probing.engines import ENGINES
     from probing.models import loading
     from probing.results.csv_files import write_frame
-    from probing.shards import default_root
-    from probing.store import ActivationStore
+    from probing.store.launchers import ENGINES
+    from probing.store.shards import default_root
+    from probing.store.store import ActivationStore
 
     if dreams and rotate:
         raise CommandError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from probing.data.examples import ImageExamples
     from probing.maximize import Maximization, Maximize, Objective
     from probing.models.loading import LoadedModel
-    from probing.store import ActivationStore
+    from probing.store.store import ActivationStore
 
 EXAMPLE = "probing maximize torchvision:resnet18 --layer layer3 --unit 0:64 --out results/layer3"
 
@@ -152,8 +152,8 @@ class _Run:
         return self.settings(self.loaded, goals, store=self._store(), examples=self.examples)
 
     def _store(self) -> "ActivationStore | None":
-        from probing.shards import default_root
-        from probing.store import ActivationStore
+        from probing.store.shards import default_root
+        from probing.store.store import ActivationStore
 
         return None if self.examples is None else ActivationStore(self.cache or default_root())
 

@@ -79,8 +79,8 @@ def probe(
     from probing.models import loading
     from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
     from probing.results.figures import new_figure, save_figure, style
-    from probing.shards import default_root
-    from probing.store import ActivationStore
+    from probing.store.shards import default_root
+    from probing.store.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)

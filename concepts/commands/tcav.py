@@ -67,8 +67,8 @@ def tcav(
     from concepts.tcav import Tcav
     from probing.models import loading
     from probing.models.scores import Score
-    from probing.shards import default_root
-    from probing.store import ActivationStore
+    from probing.store.shards import default_root
+    from probing.store.store import ActivationStore
 
     output_folder(out)  # a folder that can't be written is told before the work
     named = named_folders(concept)

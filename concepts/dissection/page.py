@@ -25,7 +25,7 @@ from probing.results.html_report import (
     number,
     p_value,
 )
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     from concepts.dissection.result import DissectionResult

@@ -16,9 +16,9 @@ from concepts.segmentation.labels import ImageLabels, Scenes, present
 from probing.core.content_ids import bytes_id, tensor_bytes
 from probing.data.examples import Subset
 from probing.models.precision import Precision
-from probing.shares import Share
 from probing.statistics.streaming import UpperQuantile
-from probing.store import ActivationStore
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 BLOCK = 256
 """Images whose masks are held at once."""

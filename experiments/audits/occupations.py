@@ -20,7 +20,7 @@ from concepts.manifest import Manifest
 from concepts.material import Material
 from concepts.replication import replicate
 from concepts.replication_page import write_replication
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 FILE = Path(__file__).with_suffix(".yaml")
 DATA = Path(__file__).parents[2] / "data_manifests"

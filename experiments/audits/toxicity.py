@@ -17,7 +17,7 @@ import tox_block
 from concepts.word_page import write_page
 from concepts.word_readings import WordReader
 from concepts.wording import Wording, WordingFile, read_wording
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 FILE = Path(__file__).with_suffix(".yaml")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from probing.data.examples import TensorExamples
 from probing.models.precision import Precision, Prepared
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 

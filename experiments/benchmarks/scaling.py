@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from probing.core.content_ids import content_id
 from probing.data.images import Preprocess, decode
-from probing.fill import Fill
-from probing.jobs import Request
-from probing.shares import Share
-from probing.store import ActivationStore
+from probing.store.fill import Fill
+from probing.store.requests import Request
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 SHARD = 128

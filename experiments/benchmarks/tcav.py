@@ -32,7 +32,7 @@ from probing.data.examples import TensorExamples
 from probing.models.precision import Precision
 from probing.models.runner import Runner
 from probing.models.scores import Score
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 LAYERS = ["layer3", "layer4"]
 

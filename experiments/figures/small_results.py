@@ -18,7 +18,7 @@ from probing.evaluation.scoring import Scoring
 from probing.maximize import Logit, Maximize, Pixels, Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 SIZE = 16
 

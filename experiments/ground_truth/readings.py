@@ -30,7 +30,7 @@ from probing.data.examples import TensorExamples
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe
 from probing.results.heatmaps import reduce_channels
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 CUE, THING = "cue", "thing"
 ABLATED = 8

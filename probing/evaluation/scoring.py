@@ -30,7 +30,7 @@ from probing.models.geometry import RefusedError
 from probing.models.precision import Precision
 from probing.models.scores import OutputError, Score
 from probing.results.result import Provenance, SavedResultError, describe
-from probing.shares import Share
+from probing.store.shares import Share
 
 Masks = Bool[Tensor, "n h w"]
 

@@ -13,7 +13,7 @@ from probing.data.examples import ExampleSet, TensorExamples
 from probing.maximize.objective import Objective, Seen
 from probing.maximize.result import Beside, Maximization
 from probing.models.geometry import channel_axis
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 SHOWN = 5
 """How many examples are kept for each image."""

@@ -26,7 +26,7 @@ from probing.models.model_cache import identity
 from probing.models.precision import Precision, device_of
 from probing.models.scores import refuse_training
 from probing.results.result import Provenance, describe
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 
 class NotFiniteError(ProbingError, ArithmeticError):

@@ -11,7 +11,6 @@ from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
-from probing.jobs import Request
 from probing.models.copies import SharedWeightsError
 from probing.probes.kinds import Probe, SoftmaxProbe
 from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked
@@ -24,7 +23,8 @@ from probing.probes.split import Split, control_labels, draw_split, encode, grou
 from probing.probes.untrained import untrained_copy
 from probing.results.result import Provenance
 from probing.statistics.clustered import clustered_mean, clustered_share, holm
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 
 @dataclass(frozen=True)

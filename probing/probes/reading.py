@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet
-from probing.jobs import Request
 from probing.models.geometry import channel_axis
 from probing.models.layers import expand, resolve, split_call
 from probing.models.model_cache import unchanged
@@ -17,7 +16,8 @@ from probing.models.precision import device_of
 from probing.models.summary import calls, summarize
 from probing.probes.reduction import Reduction, refuse_size
 from probing.probes.table import MemoryTable, StreamedTable, Table
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.store import ActivationStore
 
 INPUT = "(input)"
 """What stands for the examples themselves among the layers."""

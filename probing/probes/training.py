@@ -14,7 +14,7 @@ from probing.models.precision import frozen_copy
 from probing.probes.layers import LayerProbes
 from probing.probes.result import ProbeResult
 from probing.results.result import Result
-from probing.store import ActivationStore
+from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 
 from probing.core.storage import Place
-from probing.jobs import Request
 from probing.models.precision import Precision
-from probing.shares import Share
-from probing.store import ActivationStore
+from probing.store.requests import Request
+from probing.store.shares import Share
+from probing.store.store import ActivationStore
 
 
 @dataclass

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from probing.core.storage import Place, located
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
-from probing.extraction import Covered, Engine
-from probing.jobs import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.models.precision import Precision
 from probing.models.runner import Pool
 from probing.models.scores import Score, class_scores
-from probing.shards import Disk
-from probing.shares import Share
-from probing.tiers import MemoryTier
+from probing.store.extraction import Covered, Engine
+from probing.store.memory import MemoryTier
+from probing.store.requests import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
+from probing.store.shards import Disk
+from probing.store.shares import Share
 
 _AT_ONCE = 32  # examples whose top class is found together
 

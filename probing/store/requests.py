@@ -16,7 +16,7 @@ from probing.models.precision import Precision
 from probing.models.runner import Pool
 from probing.models.scores import Score, refuse_training
 from probing.models.summary import calls
-from probing.shards import Space
+from probing.store.shards import Space
 
 
 class RequestError(ProbingError, ValueError):

@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from probing.background import LoadAhead, WriteBehind
 from probing.core.content_ids import bytes_id, tensor_id
 from probing.core.errors import ProbingError
 from probing.core.progress import Progress
-from probing.jobs import Job, Rows, StoreStats
 from probing.models.precision import Precision, device_of
 from probing.models.runner import Runner
-from probing.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
-from probing.shares import Share
-from probing.tiers import MemoryTier, Place, gather
+from probing.store.memory import MemoryTier, Place, gather
+from probing.store.prefetch import LoadAhead, WriteBehind
+from probing.store.requests import Job, Rows, StoreStats
+from probing.store.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
+from probing.store.shares import Share
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from probing.core.errors import ProbingError
 from probing.core.packages import require
 from probing.core.progress import Progress
-from probing.shares import Share, array_share, ranks_share
+from probing.store.shares import Share, array_share, ranks_share
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from probing.core.content_ids import bytes_id
 from probing.core.errors import ProbingError
-from probing.engines import Engine
-from probing.shares import Share
+from probing.store.launchers import Engine
+from probing.store.shares import Share
 
 
 class PartError(ProbingError, RuntimeError):

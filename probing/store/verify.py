@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from probing.core.errors import ProbingError
 from probing.core.progress import Progress
 from probing.core.storage import Place, inside, listed
-from probing.shards import DamagedShardError, Shard, read_record, writing
+from probing.store.shards import DamagedShardError, Shard, read_record, writing
 
 _READ_BYTES = 64 << 20  # at a time
 _ROWS = "rows-v1"
@@ -70,7 +70,7 @@ def verify_cache(root: Place, *, keep: bool = False, progress: bool | None = Non
 
     Raises:
         NoStoreError: if there is no store.
-        probing.shards.StoreWriteError: if a damaged shard can't be dropped.
+        probing.store.shards.StoreWriteError: if a damaged shard can't be dropped.
     """
     folder = root / _ROWS
     if not folder.is_dir():

@@ -1,0 +1,4 @@
+"""The activation store: rows named by what they depend on, computed once, kept in memory and on disk.
+
+Any number of processes may fill one; what launches them and how work is shared out is here too.
+"""
