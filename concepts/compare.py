@@ -29,7 +29,7 @@ from concepts.matched import MatchedConcept, Sides, evidence, silenced
 from concepts.projection import ConceptGradients, refuse_alike
 from concepts.sign_score import SignTest
 from probing.attribution.base import AttributionMethod
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import content_id
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat

@@ -24,7 +24,7 @@ from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.attribution.base import classes_of, in_chunks, score_of
-from probing.attribution.maps import cam_layer
+from probing.attribution.cam_layer import cam_layer
 from probing.core.content_ids import content_id, tensor_id
 from probing.core.packages import PackageMissingError
 from probing.data.examples import ExampleSet, TensorExamples, Transform

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.attribution.base import checked
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
 from probing.attribution.path import read_layer, tail_passes
 from probing.attribution.quadrature import Quadrature, nodes
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.content_ids import tensor_id
 from probing.core.errors import ProbingError
 from probing.models.geometry import channel_axis

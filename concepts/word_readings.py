@@ -19,9 +19,9 @@ from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from concepts.word_result import SWAP, WordResult
 from concepts.wording import Wording, WordingFile
-from probing.attribution.lime import TextLIME
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import TextLIME
+from probing.attribution.perturbation.surrogate import Local
 from probing.core.content_ids import content_id
 from probing.data.examples import TextExamples
 from probing.data.texts import TextClassifier

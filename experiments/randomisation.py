@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from probing.attribution.base import AttributionMethod
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
 from probing.attribution.path import IntegratedGradients
 from probing.evaluation.figures import randomisation_figure

@@ -22,7 +22,7 @@ from probing.attribution import METHODS
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import Blurred, Samples
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.surrogate import Local
 from probing.models.geometry import RefusedError
 from probing.models.loading import load
 from probing.models.scores import Score

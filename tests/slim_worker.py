@@ -31,9 +31,9 @@ from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Blurred, Samples
 from probing.attribution.gradient import Saliency
-from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.surrogate import Local
 from probing.core.errors import ArgumentError
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca

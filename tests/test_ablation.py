@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probing.attribution import ablation, cam
-from probing.attribution.ablation import Head, head_of
-from probing.attribution.cam import AblationCAM
-from probing.attribution.tail import tail_of
+from probing.attribution.cam import ablation, grad_cam
+from probing.attribution.cam.ablation import Head, head_of
+from probing.attribution.cam.grad_cam import AblationCAM
+from probing.attribution.subnetwork import tail_of
 from probing.models.hooks import edit
 from probing.models.scores import Score, Unit
 
@@ -86,7 +86,9 @@ def test_a_head_gives_the_falls_of_the_whole_network(
     kind: str, target: int | Tensor, unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ablation, "_ELEMENTS", 100)  # some channels at a time
-    monkeypatch.setattr(cam, "_falls", lambda *_: pytest.fail("a channel was run through the tail"))
+    monkeypatch.setattr(
+        grad_cam, "_falls", lambda *_: pytest.fail("a channel was run through the tail")
+    )
     net, x = nets.seeded(HEADS[kind]()), nets.images(channels=2).double()
     score = Score(net, target, unit)
     assert head_of(tail_of(net, "features")) is not None  # type: ignore[arg-type]
@@ -161,7 +163,7 @@ def test_a_head_that_gives_other_scores_than_the_model_is_not_used() -> None:
     net, x = nets.seeded(HEADS["as in VGG"]()), nets.images(channels=2).double()
     tail = tail_of(net, "features")
     assert tail is not None
-    head, passes = head_of(tail), cam.Passes.of(Score(net, 1), x)
+    head, passes = head_of(tail), grad_cam.Passes.of(Score(net, 1), x)
     assert head is not None
     with torch.no_grad():
         output, classes = net.features(x), net(x)  # type: ignore[operator]
@@ -183,7 +185,7 @@ def test_bfloat16_rounds_changes_and_not_scores() -> None:
     output = torch.rand(2, 5, 2, 2)
     whole = nn.Sequential(nn.Flatten(), head.first, *head.inner, head.last).eval()  # type: ignore[arg-type]
     falls = [
-        cam.Passes.of(Score(whole, 1), output, precision=cam.Precision(kind))
+        grad_cam.Passes.of(Score(whole, 1), output, precision=grad_cam.Precision(kind))
         for kind in ("fast", "float32")
     ]
     with torch.no_grad():

@@ -14,7 +14,7 @@ from concepts import cli
 from concepts.commands import attribute as command
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
-from probing.attribution.lime import TextAttribution
+from probing.attribution.perturbation.lime import TextAttribution
 from probing.data.images import Preprocess
 from probing.models.loading import LoadedModel
 from probing.models.scores import Score

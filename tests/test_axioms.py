@@ -15,10 +15,10 @@ from probing.attribution import METHODS
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.baselines import ZERO
 from probing.attribution.gradient import GradientTimesInput, Saliency
-from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.superpixels import Grid
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Grid
+from probing.attribution.perturbation.surrogate import Local
 from probing.evaluation.axioms import (
     AXIOMS,
     AxiomTable,

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from probing.attribution.base import Attribution
-from probing.attribution.cam import (
+from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.grad_cam import (
     AblationCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -14,9 +15,8 @@ from probing.attribution.cam import (
     HiResCAM,
     LayerCAM,
 )
-from probing.attribution.exact_cam import CAM
+from probing.attribution.cam_layer import cam_layer
 from probing.attribution.gradient import GuidedBackprop
-from probing.attribution.maps import cam_layer
 from probing.attribution.path import LayerIntegratedGradients
 from probing.core.inputs import InputError
 from probing.models.geometry import Geometry, RefusedError, layers_run

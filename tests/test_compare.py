@@ -14,7 +14,7 @@ from concepts.compare_result import CLAIMED, HIDDEN, REVERSED, Comparison
 from concepts.matched import ComparisonError, MatchedConcept, Sides, evidence, silenced
 from concepts.projection import ConceptGradients, DirectionError
 from probing.attribution.base import Attribution
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from probing.attribution import shown
 from probing.attribution.baselines import Blurred, Constant, Samples
-from probing.attribution.cam import AblationCAM
+from probing.attribution.cam.grad_cam import AblationCAM
 from probing.attribution.gradient import Saliency, SmoothGrad
-from probing.attribution.lime import TextLIME
-from probing.attribution.parts import Words
 from probing.attribution.path import (
     ExpectedGradients,
     IntegratedGradients,
     LayerIntegratedGradients,
 )
+from probing.attribution.perturbation.lime import TextLIME
+from probing.attribution.perturbation.parts import Words
 from probing.core.inputs import InputError
 from probing.evaluation.axioms import Completeness, SensitivityA, axiom_table
 from probing.evaluation.complexity import PictureBytes

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from transformers import BertConfig, BertForSequenceClassification
 
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 from probing.core.content_ids import model_id

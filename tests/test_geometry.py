@@ -16,8 +16,8 @@ from concepts.editing import edit_along
 from concepts.matched import silenced
 from concepts.projection import ConceptGradients
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from probing.attribution.cam import AblationCAM, GradCAM, HiResCAM
-from probing.attribution.maps import cam_layer
+from probing.attribution.cam.grad_cam import AblationCAM, GradCAM, HiResCAM
+from probing.attribution.cam_layer import cam_layer
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
 from probing.maximize import Channel, Maximize, Neuron

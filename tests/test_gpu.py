@@ -17,8 +17,8 @@ from concepts.sets import Concept
 from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from probing.attribution import METHODS
-from probing.attribution.lime import LIME
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.surrogate import Local
 from probing.data.examples import TensorExamples
 from probing.evaluation.curves import Deletion
 from probing.evaluation.sanity import CascadingRandomisation

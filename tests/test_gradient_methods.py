@@ -15,10 +15,10 @@ from probing.attribution.gradient import (
     Saliency,
     SmoothGrad,
 )
-from probing.attribution.lrp import LRP
-from probing.attribution.lrp_composites import Uniform
+from probing.attribution.lrp.composites import Uniform
+from probing.attribution.lrp.lrp import LRP
+from probing.attribution.lrp.rules import Epsilon
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.rules import Epsilon
 from probing.core.inputs import InputError
 from probing.models.geometry import RefusedError
 from probing.models.precision import Precision

@@ -12,11 +12,11 @@ from torch import nn
 
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
-from probing.attribution.lime import LIME
-from probing.attribution.lrp import LRP
+from probing.attribution.lrp.lrp import LRP
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Grid
+from probing.attribution.perturbation.surrogate import Local
 from probing.attribution.shown import checks, column
-from probing.attribution.superpixels import Grid
-from probing.attribution.surrogate import Local
 from probing.models.scores import Score
 from probing.results.figures import save_figure
 from probing.results.heatmaps import (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from probing.attribution.lime import TextLIME
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import TextLIME
+from probing.attribution.perturbation.surrogate import Local
 from probing.data.texts import words
 from probing.results import figures
 from probing.results.text_highlight import (

@@ -12,7 +12,7 @@ from concepts.dissect import Dissection
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept
 from concepts.tcav import Tcav
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas
 from probing.models.layers import LayerNotFoundError, expand, matches, matching, resolve, split_call

@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from probing.attribution import shown
 from probing.attribution.base import Attribution
 from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
-from probing.attribution.lime import LIME, TextAttribution, TextLIME
-from probing.attribution.parts import Occurrences, PartMean, TensorParts, Words
-from probing.attribution.regression import Lasso, LeastSquares, Ridge, select
-from probing.attribution.superpixels import Each, Given, Grid
-from probing.attribution.surrogate import (
+from probing.attribution.perturbation.lime import LIME, TextAttribution, TextLIME
+from probing.attribution.perturbation.parts import Occurrences, PartMean, TensorParts, Words
+from probing.attribution.perturbation.regression import Lasso, LeastSquares, Ridge, select
+from probing.attribution.perturbation.superpixels import Each, Given, Grid
+from probing.attribution.perturbation.surrogate import (
     Contributions,
     ExactShapley,
     KernelShap,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from probing.attribution.gradient import GradientTimesInput, Saliency, SmoothGrad
-from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.superpixels import Grid
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Grid
 from probing.evaluation.base import EvaluationError, Measurement, Metric
 from probing.evaluation.complexity import EffectivePlaces, ExplanationLength, Gini, PictureBytes
 from probing.evaluation.localisation import (

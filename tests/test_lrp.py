@@ -16,8 +16,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, AttributionMethod
-from probing.attribution.lrp import LRP
-from probing.attribution.lrp_composites import (
+from probing.attribution.lrp.composites import (
     Composite,
     EpsilonAlpha2Beta1,
     EpsilonAlpha2Beta1Flat,
@@ -27,9 +26,10 @@ from probing.attribution.lrp_composites import (
     PerLayer,
     Uniform,
 )
-from probing.attribution.lrp_layers import Affine
-from probing.attribution.lrp_maps import Convolution, Dense
-from probing.attribution.rules import (
+from probing.attribution.lrp.linear_maps import Convolution, Dense
+from probing.attribution.lrp.lrp import LRP
+from probing.attribution.lrp.propagation import Affine
+from probing.attribution.lrp.rules import (
     AlphaBeta,
     Epsilon,
     Flat,

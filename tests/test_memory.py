@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from concepts import audit
 from concepts.audit import run_audit
 from concepts.results import AuditResults
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score

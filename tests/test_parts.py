@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probing.attribution.baselines import Constant
-from probing.attribution.parts import (
+from probing.attribution.perturbation.parts import (
     Occurrences,
     PartMean,
     Parts,
@@ -16,7 +16,14 @@ from probing.attribution.parts import (
     contiguous,
     fillings,
 )
-from probing.attribution.superpixels import Each, Given, Grid, Quickshift, Segmentation, Slic
+from probing.attribution.perturbation.superpixels import (
+    Each,
+    Given,
+    Grid,
+    Quickshift,
+    Segmentation,
+    Slic,
+)
 from probing.core.inputs import InputError
 from probing.core.packages import PackageMissingError
 

@@ -9,7 +9,7 @@ import torch
 from nets import AsksForTensors, BatchNormNet, ConvNet, SharedReluNet, TupleNet, images, seeded
 from torch import Tensor, nn
 
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.path import LayerIntegratedGradients
 from probing.maximize import Channel, Space, maximize
 from probing.models.gradients import ZeroPathError, layer_gradients

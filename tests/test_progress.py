@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from concepts import cli
-from probing.attribution.cam import AblationCAM
+from probing.attribution.cam.grad_cam import AblationCAM
 from probing.attribution.gradient import SmoothGrad
-from probing.attribution.lime import LIME
 from probing.attribution.path import IntegratedGradients
+from probing.attribution.perturbation.lime import LIME
 from probing.core import progress
 from probing.core.progress import Progress, about, talking
 from probing.models.scores import Score

@@ -23,7 +23,8 @@ from torch import Tensor
 
 import concepts
 import probing
-from probing.attribution import baselines, lrp_composites
+from probing.attribution import baselines
+from probing.attribution.lrp import composites
 from probing.core.content_ids import model_id
 from probing.embedding import Pca
 from probing.results import saved_names
@@ -305,7 +306,7 @@ FOREIGN = [
     "probing.results.result:SavedResultError",
     "probing.results.result:Result",
     "probing.store.store:ActivationStore",
-    "probing.attribution.cam:GradCAM.__call__",
+    "probing.attribution.cam.grad_cam:GradCAM.__call__",
     "concepts..x:y",
 ]
 
@@ -433,7 +434,7 @@ def test_what_version_0_1_wrote_is_never_forgotten() -> None:
     )
     assert set(places) <= set(saved_names._PLACES)
     assert class_of("probing.attribution.baselines:Uniform") is baselines.Uniform
-    assert class_of("probing.attribution.lrp_composites:Uniform") is lrp_composites.Uniform
+    assert class_of("probing.attribution.lrp.composites:Uniform") is composites.Uniform
 
 
 # Saving over an earlier result

@@ -13,14 +13,14 @@ from torch import Tensor
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Constant, Samples
-from probing.attribution.lime import LIME
 from probing.attribution.path import (
     ExpectedGradients,
     IntegratedGradients,
     LayerIntegratedGradients,
 )
-from probing.attribution.superpixels import Grid
-from probing.attribution.surrogate import ExactShapley
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Grid
+from probing.attribution.perturbation.surrogate import ExactShapley
 from probing.core.errors import ProbingError
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score

@@ -20,13 +20,13 @@ from concepts.scorecard_page import scorecard_page
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, attribution
 from probing.attribution.baselines import Constant, Samples
-from probing.attribution.cam import GradCAM
-from probing.attribution.exact_cam import CAM
+from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput, Saliency
-from probing.attribution.lime import LIME
 from probing.attribution.path import ExpectedGradients
-from probing.attribution.superpixels import Grid
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Grid
+from probing.attribution.perturbation.surrogate import Local
 from probing.data.images import Preprocess
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.cost import Cost, PeakMemory, cost_of, hyperparameters

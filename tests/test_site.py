@@ -35,7 +35,7 @@ def test_every_module_has_a_page_and_every_package_a_section(site: ModuleType) -
     assert {
         "probing",
         "probing.store.store",
-        "probing.attribution.lrp",
+        "probing.attribution.lrp.lrp",
         "concepts.commands.init",
     } <= modules
     listed = str([site._section(package) for package in site.PACKAGES])

@@ -11,8 +11,8 @@ import torch
 
 from probing.attribution import METHODS
 from probing.attribution.gradient import Saliency
-from probing.attribution.lrp import LRP
-from probing.attribution.lrp_composites import Composite, EpsilonAlpha2Beta1, EpsilonGammaBox
+from probing.attribution.lrp.composites import Composite, EpsilonAlpha2Beta1, EpsilonGammaBox
+from probing.attribution.lrp.lrp import LRP
 from probing.models.consistency import refuse_inconsistent
 from probing.models.precision import Prepared
 from probing.models.scores import Score
@@ -119,6 +119,6 @@ def test_the_check_at_first_use_costs_three_passes_and_changes_no_result(
             refuse_inconsistent(net, x, torch.device("cpu"))
     assert sum(passed) == 3
     checked = Saliency()(Score(net, 3), x)
-    monkeypatch.setattr("probing.attribution.passes.refuse_inconsistent", lambda *_: None)
+    monkeypatch.setattr("probing.attribution.score_passes.refuse_inconsistent", lambda *_: None)
     again = zoo.model(reference)
     assert torch.equal(Saliency()(Score(again, 3), x).values, checked.values)

@@ -32,9 +32,9 @@ from concepts.matched import MatchedConcept
 from concepts.material import Material
 from concepts.results import AuditResults
 from probing.attribution.base import AttributionMethod
-from probing.attribution.cam import GradCAM
+from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
-from probing.attribution.lrp import LRP
+from probing.attribution.lrp.lrp import LRP
 from probing.models.geometry import RefusedError
 from probing.models.scores import Score
 from probing.results.figures import Strip, figure_of, montage

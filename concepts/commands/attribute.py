@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from probing.attribution.base import Attribution, AttributionMethod
-    from probing.attribution.lime import TextAttribution
+    from probing.attribution.perturbation.lime import TextAttribution
     from probing.core.progress import Progress
     from probing.models.loading import LoadedModel
     from probing.models.scores import Score
@@ -439,7 +439,7 @@ def _show_words(result: "TextAttribution") -> None:
         error = float(result.standard_error[i])
         table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
     show(table)
-    from probing.attribution.regression import r2_in_words
+    from probing.attribution.perturbation.regression import r2_in_words
 
     facts = result.diagnostics
     say(

@@ -188,8 +188,8 @@ def _methods(
 ) -> dict[str, "AttributionMethod"]:
     from probing.attribution import METHODS
     from probing.attribution.baselines import Samples
-    from probing.attribution.lime import LIME
-    from probing.attribution.surrogate import Local
+    from probing.attribution.perturbation.lime import LIME
+    from probing.attribution.perturbation.surrogate import Local
 
     found: dict[str, AttributionMethod] = {}
     for name in names:

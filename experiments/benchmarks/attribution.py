@@ -41,11 +41,9 @@ from harness import Row, arguments, race, report
 from torch import Tensor, nn
 
 from probing.attribution.base import Attribution
-from probing.attribution.cam import AblationCAM, GradCAM
+from probing.attribution.cam.grad_cam import AblationCAM, GradCAM
 from probing.attribution.gradient import GuidedBackprop, Saliency, SmoothGrad
-from probing.attribution.lime import LIME
-from probing.attribution.lrp import LRP
-from probing.attribution.lrp_composites import (
+from probing.attribution.lrp.composites import (
     Composite,
     EpsilonAlpha2Beta1,
     EpsilonGammaBox,
@@ -53,10 +51,12 @@ from probing.attribution.lrp_composites import (
     EpsilonPlusFlat,
     Uniform,
 )
+from probing.attribution.lrp.lrp import LRP
+from probing.attribution.lrp.rules import Epsilon
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.rules import Epsilon
-from probing.attribution.superpixels import Given, Grid
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.superpixels import Given, Grid
+from probing.attribution.perturbation.surrogate import Local
 from probing.models.gradients import input_gradient
 from probing.models.precision import Precision
 from probing.models.scores import Score

@@ -25,7 +25,7 @@ from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Samples
-from probing.attribution.surrogate import Local
+from probing.attribution.perturbation.surrogate import Local
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe

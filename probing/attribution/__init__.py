@@ -1,7 +1,8 @@
 """Explanations of single inputs; `METHODS` and `TEXT_METHODS` list them by the names that the command line takes."""
 
 from probing.attribution.base import AttributionMethod
-from probing.attribution.cam import (
+from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.grad_cam import (
     AblationCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -9,7 +10,6 @@ from probing.attribution.cam import (
     HiResCAM,
     LayerCAM,
 )
-from probing.attribution.exact_cam import CAM
 from probing.attribution.gradient import (
     Deconvolution,
     GradientTimesInput,
@@ -17,13 +17,13 @@ from probing.attribution.gradient import (
     Saliency,
     SmoothGrad,
 )
-from probing.attribution.lime import LIME, TextLIME
-from probing.attribution.lrp import LRP
+from probing.attribution.lrp.lrp import LRP
 from probing.attribution.path import (
     ExpectedGradients,
     IntegratedGradients,
     LayerIntegratedGradients,
 )
+from probing.attribution.perturbation.lime import LIME, TextLIME
 
 METHODS: dict[str, type[AttributionMethod]] = {
     "saliency": Saliency,

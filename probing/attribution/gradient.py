@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, Moments, attribution, checked
-from probing.attribution.gates import Gates, Rule, Which
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.rectifiers import Gates, Rule, Which
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
 from probing.models.model_cache import unchanged

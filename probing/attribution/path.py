@@ -9,10 +9,10 @@ from torch import Tensor
 
 from probing.attribution.base import Attribution, Moments, checked, classes_of
 from probing.attribution.baselines import ZERO, Baseline, Samples
-from probing.attribution.maps import cam_layer
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
-from probing.attribution.tail import given, rerun, tail_of
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
+from probing.attribution.subnetwork import given, rerun, tail_of
 from probing.core.inputs import InputError
 from probing.models.geometry import layers_run, refuse_other_rows
 from probing.models.hooks import capture

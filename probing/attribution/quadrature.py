@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.attribution.passes import Passes
+from probing.attribution.score_passes import Passes
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
 

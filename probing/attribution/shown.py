@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution
-from probing.attribution.regression import r2_in_words
+from probing.attribution.perturbation.regression import r2_in_words
 from probing.results.heatmaps import (
     ALPHA,
     PERCENTILE,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, score_of
-from probing.attribution.passes import Passes
+from probing.attribution.score_passes import Passes
 from probing.models.precision import device_of
 from probing.models.scores import Score
 

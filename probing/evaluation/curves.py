@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probing.attribution.base import checked
 from probing.attribution.baselines import ZERO, Baseline, Blurred, Uniform
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.evaluation.base import (
     Better,
     EvaluationError,

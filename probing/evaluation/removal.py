@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attribution.baselines import Baseline
-from probing.attribution.passes import Passes
+from probing.attribution.score_passes import Passes
 from probing.evaluation.base import EvaluationError
 
 Cuts = tuple[int, ...]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probing.attribution.base import AttributionMethod, checked
 from probing.attribution.baselines import ZERO, Baseline
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.content_ids import tensor_id
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import (

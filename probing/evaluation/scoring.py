@@ -14,7 +14,7 @@ from torch import Tensor
 from probing import __version__
 from probing.attribution.base import Attribution, AttributionMethod, score_of
 from probing.attribution.baselines import Baseline, Blurred
-from probing.attribution.passes import FLOAT32
+from probing.attribution.score_passes import FLOAT32
 from probing.core.content_ids import content_id, model_id, tensor_id
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import pixels

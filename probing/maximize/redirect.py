@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from probing.attribution.gates import rectifier_ceiling
+from probing.attribution.rectifiers import rectifier_ceiling
 
 
 class Redirected(TorchFunctionMode):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.attribution.base import score_of
-from probing.attribution.passes import FLOAT32, Passes
+from probing.attribution.score_passes import FLOAT32, Passes
 from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size
 from probing.models.hooks import capture
 from probing.models.layers import resolve

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.attribution.base import Attribution, AttributionMethod, attribution
-from probing.attribution.gates import Gates
+from probing.attribution.rectifiers import Gates
 from probing.core.inputs import InputError
 from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import naming_inputs

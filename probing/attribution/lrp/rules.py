@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.lrp_maps import LinearMap
+from probing.attribution.lrp.linear_maps import LinearMap
 from probing.core.errors import ArgumentError
 from probing.models.geometry import RefusedError
 

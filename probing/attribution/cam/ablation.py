@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from probing.attribution.passes import Passes
+from probing.attribution.score_passes import Passes
 from probing.models.precision import agree
 
 Step = Callable[[Tensor], Tensor]

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from probing.attribution.ablation import head_of
 from probing.attribution.base import (
     Attribution,
     attribution,
@@ -17,10 +16,11 @@ from probing.attribution.base import (
     in_chunks,
     score_of,
 )
+from probing.attribution.cam.ablation import head_of
+from probing.attribution.cam_layer import cam_layer
 from probing.attribution.gradient import GuidedBackprop
-from probing.attribution.maps import cam_layer
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.attribution.tail import given, is_affine, rerun, tail_of
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
+from probing.attribution.subnetwork import given, is_affine, rerun, tail_of
 from probing.core.progress import Progress
 from probing.models.geometry import Layout
 from probing.models.gradients import score_gradients
@@ -84,7 +84,7 @@ class _LayerMap(ABC):
     """What all maps of a layer have in common.
 
     Attributes:
-        layer: a dotted path; by default the end of the last stage, as `probing.attribution.maps.cam_layer` finds it. The
+        layer: a dotted path; by default the end of the last stage, as `probing.attribution.cam_layer.cam_layer` finds it. The
             result names it and tells how it was read.
         grid: rows and columns of patches, for tokens whose number does not tell; class tokens before them are
             left out.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from probing.attribution.regression import (
+from probing.attribution.perturbation.regression import (
     Fit,
     Lasso,
     LeastSquares,

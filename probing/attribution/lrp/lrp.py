@@ -14,12 +14,12 @@ from probing.attribution.base import (
     in_chunks,
     score_of,
 )
-from probing.attribution.lrp_composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
-from probing.attribution.lrp_layers import Backward
-from probing.attribution.lrp_ops import Flow, MixedRowsError, mark_gates
-from probing.attribution.lrp_tape import Tape
-from probing.attribution.passes import BatchSize, rows_at_once
-from probing.attribution.rules import Relevance
+from probing.attribution.lrp.composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
+from probing.attribution.lrp.operations import Flow, MixedRowsError, mark_gates
+from probing.attribution.lrp.propagation import Backward
+from probing.attribution.lrp.rules import Relevance
+from probing.attribution.lrp.tape import Tape
+from probing.attribution.score_passes import BatchSize, rows_at_once
 from probing.core.doubles import doubled
 from probing.core.errors import Mend
 from probing.models.consistency import refuse_inconsistent

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.attribution.base import Attribution, checked, classes_of, images_only, in_chunks
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.models.geometry import Ran, RefusedError, layers_run
 from probing.models.layers import resolve
 from probing.models.model_cache import unchanged

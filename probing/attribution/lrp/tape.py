@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from probing.attribution.lrp_names import CREATE, LAYERS, SAME_ORDER, TURNS
+from probing.attribution.lrp.operation_names import CREATE, LAYERS, SAME_ORDER, TURNS
 from probing.models.geometry import RefusedError
 
 

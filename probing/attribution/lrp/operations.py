@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from probing.attribution.lrp_names import (
+from probing.attribution.lrp.operation_names import (
     ACTIVATIONS,
     BATCH_NORMS,
     FILLS,
@@ -25,8 +25,8 @@ from probing.attribution.lrp_names import (
     PLAIN_NORMS,
     SOFTMAXES,
 )
-from probing.attribution.lrp_tape import Node, Slot, Tape
-from probing.attribution.rules import Relevance
+from probing.attribution.lrp.rules import Relevance
+from probing.attribution.lrp.tape import Node, Slot, Tape
 from probing.core.doubles import doubled
 from probing.models.geometry import RefusedError
 

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.lrp_composites import Composite, LrpLayer
-from probing.attribution.lrp_maps import Convolution, Dense, LinearMap
-from probing.attribution.lrp_names import BATCH_NORMS, LAYERS, PLAIN_NORMS, RESHAPES
-from probing.attribution.lrp_ops import Flow, unwind
-from probing.attribution.lrp_tape import Node, Slot
-from probing.attribution.rules import LinearCall, Pass, Relevance
+from probing.attribution.lrp.composites import Composite, LrpLayer
+from probing.attribution.lrp.linear_maps import Convolution, Dense, LinearMap
+from probing.attribution.lrp.operation_names import BATCH_NORMS, LAYERS, PLAIN_NORMS, RESHAPES
+from probing.attribution.lrp.operations import Flow, unwind
+from probing.attribution.lrp.rules import LinearCall, Pass, Relevance
+from probing.attribution.lrp.tape import Node, Slot
 
 
 @dataclass(frozen=True)

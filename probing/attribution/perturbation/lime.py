@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from probing.attribution.base import Attribution, checked
-from probing.attribution.parts import (
+from probing.attribution.perturbation.parts import (
     Hidden,
     PartMean,
     TensorParts,
@@ -18,10 +18,10 @@ from probing.attribution.parts import (
     Words,
     fillings,
 )
-from probing.attribution.passes import FLOAT32, BatchSize, Passes
-from probing.attribution.regression import r2_in_words
-from probing.attribution.superpixels import Segmentation, Slic
-from probing.attribution.surrogate import Contributions, Local, Surrogate
+from probing.attribution.perturbation.regression import r2_in_words
+from probing.attribution.perturbation.superpixels import Segmentation, Slic
+from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
+from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
 from probing.models.model_cache import unchanged
