@@ -28,9 +28,9 @@ from probing.attribution.cam_layer import cam_layer
 from probing.core.content_ids import content_id, tensor_id
 from probing.core.packages import PackageMissingError
 from probing.data.examples import ExampleSet, TensorExamples, Transform
-from probing.evaluation.cost import Cost, PeakMemory, Stopwatch, hyperparameters
-from probing.evaluation.scorecard import Row
-from probing.evaluation.scoring import effective_number, kept_row, row_key, stated
+from probing.evaluation.scorecard.cost import Cost, PeakMemory, Stopwatch, hyperparameters
+from probing.evaluation.scorecard.measure import effective_number, kept_row, row_key, stated
+from probing.evaluation.scorecard.scorecard import Row
 from probing.evaluation.similarity import correlation
 from probing.models.geometry import RefusedError, layers_run, map_size
 from probing.models.precision import device_of

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from concepts.analyses import ANALYSES
 from concepts.results import AuditResults
-from concepts.scorecard_page import LIMITS, scorecard_sections
 from concepts.sections.data import audit_tables
 from concepts.sections.directions import directions_section, likeness_section, scores_section
 from concepts.sections.effects import (
@@ -18,7 +17,8 @@ from concepts.sections.method import limits, method_section, targets_section
 from concepts.sections.origin import origin_section, reproduction_section
 from concepts.verdict import verdict
 from probing import __version__
-from probing.evaluation.scorecard import Scorecard
+from probing.evaluation.scorecard.page import LIMITS, scorecard_sections
+from probing.evaluation.scorecard.scorecard import Scorecard
 from probing.results.html_report import Paragraph, Report, Section
 from probing.results.result import Result
 

@@ -37,7 +37,7 @@ from probing.attribution.perturbation.surrogate import Local
 from probing.core.errors import ArgumentError
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.evaluation import axioms, complexity, curves, localisation, robustness, sanity
+from probing.evaluation import axioms, complexity, curves, localisation, randomisation, robustness
 from probing.maximize import Channel, Fourier, Maximize, Space
 from probing.models.precision import Precision
 from probing.models.scores import Score
@@ -67,8 +67,8 @@ METRICS: dict[str, Callable[[Score, Tensor, Tensor], object]] = {
         axioms.ImplementationInvariance(), axioms.InputShift(), complexity.Gini(), complexity.EffectivePlaces(),
         complexity.ExplanationLength(), complexity.PictureBytes(), curves.Deletion(), curves.Insertion(),
         curves.PixelFlipping(), curves.Road(), robustness.MaxSensitivity(), robustness.Infidelity(),
-        robustness.SensitivityN(), sanity.CascadingRandomisation(seeds=1, steps=2),
-        sanity.IndependentRandomisation(seeds=1, steps=2),
+        robustness.SensitivityN(), randomisation.CascadingRandomisation(seeds=1, steps=2),
+        randomisation.IndependentRandomisation(seeds=1, steps=2),
     )
 } | {
     f"{type(metric).__name__} of maps": lambda s, x, maps, m=metric: m(maps, s, x)

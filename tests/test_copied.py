@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples
-from probing.evaluation.sanity import CascadingRandomisation, IndependentRandomisation
+from probing.evaluation.randomisation import CascadingRandomisation, IndependentRandomisation
 from probing.models.copies import SharedWeightsError, prove_own_weights
 from probing.models.scores import Score
 from probing.probes import LayerProbes, untrained_copy

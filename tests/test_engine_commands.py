@@ -11,8 +11,8 @@ from concepts import audit
 from concepts.cli import main
 from concepts.results import AuditResults
 from probing.attribution.gradient import GradientTimesInput, Saliency
-from probing.evaluation.scorecard import Row
-from probing.evaluation.scoring import Scoring, ScoringWork
+from probing.evaluation.scorecard.measure import Scoring, ScoringWork
+from probing.evaluation.scorecard.scorecard import Row
 from probing.models.scores import Score
 from probing.store.shares import Share
 

@@ -20,7 +20,7 @@ from probing.evaluation.axioms import Completeness, SensitivityA, axiom_table
 from probing.evaluation.complexity import PictureBytes
 from probing.evaluation.curves import Deletion, Insertion, PixelFlipping, Road
 from probing.evaluation.robustness import MaxSensitivity
-from probing.evaluation.scoring import _gap
+from probing.evaluation.scorecard.measure import _gap
 from probing.models.scores import Score
 
 SIDE = 12

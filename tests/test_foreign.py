@@ -17,7 +17,7 @@ from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 from probing.core.content_ids import model_id
 from probing.core.foreign import ForeignHookError
-from probing.evaluation.randomise import plan_of, randomised
+from probing.evaluation.reinitialise import plan_of, randomised
 from probing.models.precision import frozen_copy
 from probing.models.scores import Score
 from probing.probes.untrained import untrained_copy

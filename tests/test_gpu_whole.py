@@ -17,7 +17,7 @@ from concepts.network_rows import Material, NetworkRows
 from concepts.results import AuditResults
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
-from probing.evaluation.scoring import Scoring
+from probing.evaluation.scorecard.measure import Scoring
 from probing.interpretable import FilterLoss, FilterMask
 from probing.maximize import (
     Caricature,

@@ -20,13 +20,13 @@ from probing.data.examples import ExampleError, TensorExamples, TextExamples, as
 from probing.evaluation import (
     axioms,
     complexity,
-    controls,
     curves,
     localisation,
+    randomisation,
+    reference_maps,
     robustness,
-    sanity,
 )
-from probing.evaluation.scoring import Scoring
+from probing.evaluation.scorecard.measure import Scoring
 from probing.models.scores import Score
 from probing.models.summary import summarize
 from probing.store.requests import RequestError
@@ -65,8 +65,8 @@ TAKERS: dict[str, Callable[[Score, Tensor], object]] = {
     "layer_ig": LayerIntegratedGradients("features.0"),
     "score": lambda score, inputs: score(inputs),
     "summary": lambda score, inputs: summarize(score.model, inputs),
-    "edges": controls.EdgeDetector(),
-    "random map": controls.RandomMap(),
+    "edges": reference_maps.EdgeDetector(),
+    "random map": reference_maps.RandomMap(),
     **{
         f"{type(metric).__name__} of {what}": lambda score, inputs, m=metric, e=explained: m(e, score, inputs)
         for metric in (
@@ -80,7 +80,7 @@ TAKERS: dict[str, Callable[[Score, Tensor], object]] = {
             axioms.Completeness(), axioms.SensitivityA(), axioms.InputShift(), axioms.Linearity(), axioms.Dummy(), axioms.Symmetry(),
             axioms.ImplementationInvariance(),
             robustness.MaxSensitivity(), robustness.SeedStability(),
-            sanity.CascadingRandomisation(), sanity.IndependentRandomisation(),
+            randomisation.CascadingRandomisation(), randomisation.IndependentRandomisation(),
         )
     },
     "pointing game": lambda score, inputs: localisation.PointingGame()(_MAPS, score, inputs, _MASKS),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probing.attribution.baselines import ZERO
 from probing.attribution.gradient import Saliency
 from probing.evaluation.curves import Deletion
-from probing.evaluation.sanity import CascadingRandomisation
+from probing.evaluation.randomisation import CascadingRandomisation
 from probing.evaluation.similarity import SignedSpearman
 from probing.models.scores import Score
 

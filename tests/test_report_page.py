@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from concepts.page import SCORECARD, _scorecard, write_report
-from probing.evaluation.cost import Cost
-from probing.evaluation.scorecard import Row, Scorecard
+from probing.evaluation.scorecard.cost import Cost
+from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.results import plates
 from probing.results.html_report import Finding, Paragraph, Report, Section, Table
 from probing.results.result import Provenance

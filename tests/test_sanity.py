@@ -16,13 +16,13 @@ from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Sal
 from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import model_id
 from probing.evaluation.base import EvaluationError, Tally, mean_interval
-from probing.evaluation.controls import EdgeDetector, InputSize, RandomMap
-from probing.evaluation.randomise import Block, UnchangedError, plan_of, randomised, redraw
-from probing.evaluation.sanity import (
+from probing.evaluation.randomisation import (
     CascadingRandomisation,
     IndependentRandomisation,
     Randomisation,
 )
+from probing.evaluation.reference_maps import EdgeDetector, InputSize, RandomMap
+from probing.evaluation.reinitialise import Block, UnchangedError, plan_of, randomised, redraw
 from probing.evaluation.similarity import (
     SIMILARITIES,
     AbsoluteSpearman,
@@ -239,7 +239,7 @@ def test_a_tensor_that_did_not_change_is_an_error(monkeypatch: pytest.MonkeyPatc
         randomised(model, [frozen], 0).get_parameter("0.weight"), model.get_parameter("0.weight")
     )
 
-    monkeypatch.setattr("probing.evaluation.randomise._draw", lambda *_: None)
+    monkeypatch.setattr("probing.evaluation.reinitialise._draw", lambda *_: None)
     with pytest.raises(UnchangedError, match=r"the first '0\.weight'"):
         randomised(model, plan_of(model, torch.zeros(1, 2)).blocks, 0)
     with torch.no_grad():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from concepts import cli
 from concepts.network_rows import PATTERNS, Material, NetworkRows, map_layer
-from concepts.scorecard_page import scorecard_page
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, attribution
 from probing.attribution.baselines import Constant, Samples
@@ -29,9 +28,9 @@ from probing.attribution.perturbation.superpixels import Grid
 from probing.attribution.perturbation.surrogate import Local
 from probing.data.images import Preprocess
 from probing.evaluation.base import EvaluationError
-from probing.evaluation.cost import Cost, PeakMemory, cost_of, hyperparameters
 from probing.evaluation.curves import Insertion
-from probing.evaluation.quantities import (
+from probing.evaluation.scorecard.cost import Cost, PeakMemory, cost_of, hyperparameters
+from probing.evaluation.scorecard.criteria import (
     ANSWERED,
     CONSTRAINTS,
     DESIDERATA,
@@ -39,9 +38,15 @@ from probing.evaluation.quantities import (
     QUESTIONS,
     third,
 )
-from probing.evaluation.scorecard import Row, Scorecard
-from probing.evaluation.scoring import Scoring, effective_number, parts_to_read, spread_out
-from probing.evaluation.standing import ranks, standings, summary
+from probing.evaluation.scorecard.measure import (
+    Scoring,
+    effective_number,
+    parts_to_read,
+    spread_out,
+)
+from probing.evaluation.scorecard.page import scorecard_page
+from probing.evaluation.scorecard.ranking import ranks, standings, summary
+from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.loading import LoadedModel
 from probing.models.scores import Score
 from probing.results.result import Provenance

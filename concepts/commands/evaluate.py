@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from concepts.network_rows import Material
     from probing.attribution.base import AttributionMethod
-    from probing.evaluation.scorecard import Scorecard
+    from probing.evaluation.scorecard.scorecard import Scorecard
     from probing.models.loading import LoadedModel
 
 EXAMPLE = "probing evaluate torchvision:resnet18 zebra.jpg okapi.jpg --out results/scorecard"
@@ -99,10 +99,10 @@ def evaluate(
     Each method's row is kept in DIR/rows as soon as it is measured, so that a run that was cut short goes on.
     """
     from concepts.network_rows import NetworkRows
-    from concepts.scorecard_page import scorecard_page
     from probing.core.progress import Progress
     from probing.data.examples import ImageExamples
-    from probing.evaluation.scoring import Scoring, ScoringWork
+    from probing.evaluation.scorecard.measure import Scoring, ScoringWork
+    from probing.evaluation.scorecard.page import scorecard_page
     from probing.models import loading
     from probing.models.precision import Precision
     from probing.models.scores import Score
@@ -221,7 +221,7 @@ def _cell(card: "Scorecard", row: int, desideratum: int) -> str:
 
 
 def _show(card: "Scorecard") -> None:
-    from probing.evaluation.quantities import DESIDERATA
+    from probing.evaluation.scorecard.criteria import DESIDERATA
 
     table = new_table("method", *DESIDERATA, "passes", "time", "MB")
     for r, row in enumerate(card.rows):

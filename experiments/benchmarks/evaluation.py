@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from probing.attribution.baselines import ZERO
 from probing.attribution.gradient import Saliency
 from probing.evaluation.curves import Curves, Deletion
-from probing.evaluation.sanity import CascadingRandomisation
+from probing.evaluation.randomisation import CascadingRandomisation
 from probing.evaluation.similarity import SignedSpearman
 from probing.models.gradients import input_gradient
 from probing.models.precision import Precision

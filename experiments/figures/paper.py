@@ -96,7 +96,7 @@ def _ground_truth(name: str, document: Mapping[str, object]) -> Iterator[Plate]:
 
 
 def _result(name: str, found: Result) -> Iterator[Plate]:
-    from probing.evaluation.scorecard import Scorecard
+    from probing.evaluation.scorecard.scorecard import Scorecard
 
     plot: Callable[[], Figure] = lambda: figure_of(found.plot())  # type: ignore[attr-defined]  # noqa: E731
     yield Plate(name, None, plot)

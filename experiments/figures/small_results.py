@@ -13,8 +13,8 @@ from probing.data.toy_images import SHAPES, shapes
 from probing.embedding import Atlas, Pca
 from probing.evaluation.axioms import Completeness, Dummy, axiom_table
 from probing.evaluation.curves import Deletion
-from probing.evaluation.sanity import PRIMARY, CascadingRandomisation
-from probing.evaluation.scoring import Scoring
+from probing.evaluation.randomisation import PRIMARY, CascadingRandomisation
+from probing.evaluation.scorecard.measure import Scoring
 from probing.maximize import Logit, Maximize, Pixels, Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes

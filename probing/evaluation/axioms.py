@@ -18,7 +18,7 @@ from probing.attribution.baselines import Samples
 from probing.core.errors import ProbingError, line_of_users
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import Better, EvaluationError
-from probing.evaluation.twins import Combined, Mirrored, Narrow, Shifted, twins_of
+from probing.evaluation.transformed_models import Combined, Mirrored, Narrow, Shifted, twins_of
 from probing.models.precision import device_of
 from probing.models.scores import Score, class_scores
 from probing.results.result import Provenance, Result

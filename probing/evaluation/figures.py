@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from probing.evaluation.axioms import AxiomTable, Check
     from probing.evaluation.base import Measurement
     from probing.evaluation.curves import Curves
+    from probing.evaluation.randomisation import Randomisation
     from probing.evaluation.retraining import DataRandomisation, Retrained
-    from probing.evaluation.sanity import Randomisation
 
 TITLES = {
     "spearman": "rank correlation, signed",

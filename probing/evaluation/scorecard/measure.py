@@ -19,13 +19,13 @@ from probing.core.content_ids import content_id, model_id, tensor_id
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import pixels
 from probing.evaluation.complexity import PictureBytes
-from probing.evaluation.cost import Cost, cost_of, hyperparameters
 from probing.evaluation.curves import Insertion, PixelFlipping
 from probing.evaluation.localisation import EnergyShare
-from probing.evaluation.quantities import CONSTRAINTS, Family, answered
+from probing.evaluation.randomisation import CascadingRandomisation
 from probing.evaluation.robustness import SensitivityN
-from probing.evaluation.sanity import CascadingRandomisation
-from probing.evaluation.scorecard import Row, Scorecard
+from probing.evaluation.scorecard.cost import Cost, cost_of, hyperparameters
+from probing.evaluation.scorecard.criteria import CONSTRAINTS, Family, answered
+from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.geometry import RefusedError
 from probing.models.precision import Precision
 from probing.models.scores import OutputError, Score

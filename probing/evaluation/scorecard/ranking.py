@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from probing.evaluation.base import LEVEL, Better, EvaluationError, mean_interval
-from probing.evaluation.quantities import DESIDERATA, QUANTITIES
+from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES
 
 Values = dict[str, Float[Tensor, " _"]]
 """Of each quantity, one value per input, or a single one; NaN where it is not defined."""

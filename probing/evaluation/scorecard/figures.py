@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from probing.evaluation.quantities import DECK, DESIDERATA, QUANTITIES, third
-from probing.evaluation.scorecard import Record, Row, Scorecard
-from probing.evaluation.standing import summary
+from probing.evaluation.scorecard.criteria import DECK, DESIDERATA, QUANTITIES, third
+from probing.evaluation.scorecard.ranking import summary
+from probing.evaluation.scorecard.scorecard import Record, Row, Scorecard
 from probing.results.figures import (
     FAINT,
     FULL_WIDTH,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from probing.evaluation.quantities import DESIDERATA, QUANTITIES, QUESTIONS, answered
-from probing.evaluation.scorecard import Record, Scorecard, sign
+from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES, QUESTIONS, answered
+from probing.evaluation.scorecard.scorecard import Record, Scorecard, sign
 from probing.results.figures import inline_svg
 from probing.results.html_report import (
     NONE,

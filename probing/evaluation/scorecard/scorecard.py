@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.evaluation.base import EvaluationError
-from probing.evaluation.cost import Cost
-from probing.evaluation.quantities import (
+from probing.evaluation.scorecard.cost import Cost
+from probing.evaluation.scorecard.criteria import (
     DECK,
     DESIDERATA,
     QUANTITIES,
@@ -26,7 +26,7 @@ from probing.evaluation.quantities import (
     answered,
     third,
 )
-from probing.evaluation.standing import ranks, standings, summary
+from probing.evaluation.scorecard.ranking import ranks, standings, summary
 from probing.results.csv_files import write_csv
 from probing.results.result import Provenance, Result
 
@@ -76,7 +76,7 @@ class Row(Result):
 
     def plot(self) -> "Figure":
         """Return every quantity with its interval."""
-        from probing.evaluation.scorecard_figures import row_figure
+        from probing.evaluation.scorecard.figures import row_figure
 
         return row_figure(self)
 
@@ -196,13 +196,13 @@ class Scorecard(Result):
 
     def plot(self) -> "Figure":
         """Return the lecture's table, measured, with its opinion beside it."""
-        from probing.evaluation.scorecard_figures import table_figure
+        from probing.evaluation.scorecard.figures import table_figure
 
         return table_figure(self)
 
     def plot_evidence(self) -> "Figure":
         """Return every quantity with its interval."""
-        from probing.evaluation.scorecard_figures import evidence_figure
+        from probing.evaluation.scorecard.figures import evidence_figure
 
         return evidence_figure(self)
 

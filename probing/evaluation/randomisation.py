@@ -24,7 +24,7 @@ from probing.evaluation.base import (
     mean_interval,
     pixels,
 )
-from probing.evaluation.randomise import Plan, plan_of, randomised, redraw
+from probing.evaluation.reinitialise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES
 from probing.models.copies import own_copy
 from probing.models.precision import AS_GIVEN, device_of

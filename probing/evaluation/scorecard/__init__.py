@@ -1,0 +1,1 @@
+"""The scorecard: every method measured by every criterion on the same images, and what it cost."""
