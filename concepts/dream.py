@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from probing.maximize import Direction, Maximization, Maximize, TensorDirection
-from probing.maximize.objective import Objective
+from probing.maximization import Direction, Maximization, Maximize, TensorDirection
+from probing.maximization.objective import Objective
 from probing.models.loading import LoadedModel
 from probing.results.figures import Strip, montage
 
@@ -32,7 +32,7 @@ def cav_objective(
     """Return the objective whose image is a CAV's dream: a vector over units, or of the layer's whole shape.
 
     A power of cosine keeps activations near the CAV itself: without it the largest units alone win. `last`
-    is that of `probing.maximize.Channel`.
+    is that of `probing.maximization.Channel`.
     """
     unit = cav.detach() / cav.detach().norm().clamp(min=1e-12)
     if unit.ndim == 1:

@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from probing.maximize import Fourier, Logit, Maximization, Maximize, Space
-from probing.maximize.ascent import Adam, Normalized
-from probing.maximize.images import spectrum_slope
-from probing.maximize.presets import PRESETS
-from probing.maximize.space import picture
-from probing.maximize.transforms import Pad, standard, viewed
+from probing.maximization import Fourier, Logit, Maximization, Maximize, Space
+from probing.maximization.optimizers import Adam, Normalized
+from probing.maximization.parameterisations import spectrum_slope
+from probing.maximization.pixel_space import picture
+from probing.maximization.presets import PRESETS
+from probing.maximization.transforms import Pad, standard, viewed
 from probing.models import loading
 from probing.models.loading import LoadedModel
 from probing.models.precision import device_of

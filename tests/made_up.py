@@ -67,7 +67,7 @@ def result_classes() -> list[type[Result]]:
     """Return every class of results of the suite, in order of their names."""
     for package in (probing, concepts):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if found.name != "probing.maximize.lucent":
+            if found.name != "probing.maximization.lucent":
                 importlib.import_module(found.name)
     return sorted(_below(Result), key=lambda c: c.__name__)
 

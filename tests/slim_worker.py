@@ -38,7 +38,7 @@ from probing.core.errors import ArgumentError
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
 from probing.evaluation import axioms, complexity, curves, localisation, randomisation, robustness
-from probing.maximize import Channel, Fourier, Maximize, Space
+from probing.maximization import Channel, Fourier, Maximize, Space
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe

@@ -20,7 +20,7 @@ from concepts.dissection.protocols import Protocol
 from concepts.dissection.result import DissectionResult
 from concepts.segmentation import Vocabulary
 from probing.data.images import Preprocess
-from probing.maximize import Maximization
+from probing.maximization import Maximization
 from probing.models.loading import LoadedModel
 from probing.results.figures import Strip
 from probing.store.store import ActivationStore

@@ -139,7 +139,7 @@ labels, categories = torch.tensor([0, 1]), torch.zeros(32, dtype=torch.long)
 concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3, -1)
 gradients = torch.randn(4, 5, generator=generator)
 """,
-    "probing.maximize.run:maximize": "from probing.maximize import Channel\nmaximize = partial(maximize, steps=2)",
+    "probing.maximization.run:maximize": "from probing.maximization import Channel\nmaximize = partial(maximize, steps=2)",
     "probing.store.partials:accumulated": """
 root, RayActors = Path("."), Local
 from probing.core.content_ids import content_id, model_id
@@ -188,8 +188,8 @@ def absent(package: str) -> Callable[[], bool]:
 
 
 NOT_HERE: dict[str, tuple[str, Callable[[], bool]]] = {
-    "probing.maximize.lucent:from_lucent": ("lucent is an extra", absent("lucent")),
-    "probing.maximize.lucent:LucentImage.of": ("lucent is an extra", absent("lucent")),
+    "probing.maximization.lucent:from_lucent": ("lucent is an extra", absent("lucent")),
+    "probing.maximization.lucent:LucentImage.of": ("lucent is an extra", absent("lucent")),
     "concepts.segmentation.broden:Broden": (
         "its 2 GB are fetched by hand", lambda: not (ROOT / "broden1_224").exists()
     ),

@@ -224,7 +224,7 @@ def test_every_block_of_the_readme_runs(here: Path) -> None:
 IMPORTS = (
     "from concepts.dissect import Dissection",
     "from probing.attribution import IntegratedGradients",
-    "from probing.maximize import Channel, maximize",
+    "from probing.maximization import Channel, maximize",
     "from probing.probes import LayerProbes",
 )
 

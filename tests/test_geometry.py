@@ -20,9 +20,9 @@ from probing.attribution.cam.grad_cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.cam_layer import cam_layer
 from probing.data.examples import TensorExamples
 from probing.embedding import Atlas, Pca
-from probing.maximize import Channel, Maximize, Neuron
-from probing.maximize.reader import Reader
-from probing.maximize.space import Space
+from probing.maximization import Channel, Maximize, Neuron
+from probing.maximization.objective_reader import Reader
+from probing.maximization.pixel_space import Space
 from probing.models.geometry import Layout, RefusedError, channel_axis
 from probing.models.precision import Precision
 from probing.models.scores import Score

@@ -22,7 +22,7 @@ from probing.attribution.perturbation.surrogate import Local
 from probing.data.examples import TensorExamples
 from probing.evaluation.curves import Deletion
 from probing.evaluation.randomisation import CascadingRandomisation
-from probing.maximize import Channel, Space, maximize
+from probing.maximization import Channel, Space, maximize
 from probing.models import loading
 from probing.models.precision import Kind, Precision
 from probing.models.runner import Runner

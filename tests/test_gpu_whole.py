@@ -19,7 +19,7 @@ from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
 from probing.evaluation.scorecard.measure import Scoring
 from probing.interpretable import FilterLoss, FilterMask
-from probing.maximize import (
+from probing.maximization import (
     Caricature,
     Channel,
     Direction,
@@ -34,7 +34,7 @@ from probing.maximize import (
     Pixels,
     Space,
 )
-from probing.maximize.objectives import Objective
+from probing.maximization.objectives import Objective
 from probing.models.gradients import input_gradient
 from probing.models.precision import Precision
 from probing.models.runner import Runner

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probing.maximize import Channel, Maximize, Space
-from probing.maximize.images import Fourier, ImageOptionError, Plan
+from probing.maximization import Channel, Maximize, Space
+from probing.maximization.parameterisations import Fourier, ImageOptionError, Plan
 from probing.models.layers import LayerNotFoundError
 
 with warnings.catch_warnings():
@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     pytest.importorskip("lucent.optvis.render", reason="the extra 'lucent'", exc_type=ImportError)
     from lucent.optvis import objectives, param, render, transform
 
-from probing.maximize.lucent import LucentImage, from_lucent
-from probing.maximize.objective import Seen
+from probing.maximization.lucent import LucentImage, from_lucent
+from probing.maximization.objective import Seen
 from probing.results.result import rebuild
 
 SPACE = Space()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probing.data.examples import TensorExamples
-from probing.maximize import (
+from probing.maximization import (
     Caricature,
     Channel,
     Direction,
@@ -31,19 +31,20 @@ from probing.maximize import (
     maximize,
     presets,
 )
-from probing.maximize.ascent import Adam, Normalized, Plain, Progress
-from probing.maximize.climb import ZeroGradientError
-from probing.maximize.images import (
+from probing.maximization.ascent_loop import ZeroGradientError
+from probing.maximization.objective import Seen
+from probing.maximization.objective_reader import ImageSizeError, Reader
+from probing.maximization.objectives import UnitError
+from probing.maximization.optimizers import Adam, Normalized, Plain, Progress
+from probing.maximization.parameterisations import (
     Canvas,
     ImageOptionError,
     Plan,
     recoloured,
     spectrum_slope,
 )
-from probing.maximize.objective import Seen
-from probing.maximize.objectives import UnitError
-from probing.maximize.reader import ImageSizeError, Reader
-from probing.maximize.regularizers import (
+from probing.maximization.pixel_space import SpaceError
+from probing.maximization.regularizers import (
     L1,
     L2,
     Ball,
@@ -55,9 +56,8 @@ from probing.maximize.regularizers import (
     TotalVariation,
     blurred,
 )
-from probing.maximize.run import NotFiniteError
-from probing.maximize.space import SpaceError
-from probing.maximize.transforms import (
+from probing.maximization.run import NotFiniteError
+from probing.maximization.transforms import (
     STANDARD,
     Crop,
     Jitter,
@@ -861,7 +861,7 @@ def test_images_are_placed_among_data() -> None:
 
 
 def test_the_nearest_example_of_an_image_that_is_in_the_data_is_itself() -> None:
-    from probing.maximize.beside import place
+    from probing.maximization.dataset_examples import place
 
     net = convs()
     found = maximize(net, [Channel("second", k) for k in range(3)], space=Space(), size=16, steps=5)

@@ -15,7 +15,7 @@ from concepts import cli
 from concepts.dream import cav_objective, dream, dream_figure
 from probing.data.examples import TensorExamples
 from probing.data.images import Preprocess
-from probing.maximize import (
+from probing.maximization import (
     Channel,
     Direction,
     Maximization,
@@ -25,7 +25,7 @@ from probing.maximize import (
     maximize,
     presets,
 )
-from probing.maximize.sheet import SheetError, contact_sheet, unit_page
+from probing.maximization.unit_page import SheetError, contact_sheet, unit_page
 from probing.models.loading import LoadedModel
 from probing.results import figures
 from probing.store.store import ActivationStore

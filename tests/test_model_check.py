@@ -11,7 +11,7 @@ from torch.nn import functional
 from probing.attribution.gradient import Saliency
 from probing.core.content_ids import model_id
 from probing.data.examples import TensorExamples
-from probing.maximize import Channel, Space, maximize
+from probing.maximization import Channel, Space, maximize
 from probing.models.consistency import InconsistentModelError, refuse_inconsistent
 from probing.models.scores import Score
 from probing.store.store import ActivationStore

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.path import LayerIntegratedGradients
-from probing.maximize import Channel, Space, maximize
+from probing.maximization import Channel, Space, maximize
 from probing.models.gradients import ZeroPathError, layer_gradients
 from probing.models.hooks import LayerCallError
 from probing.models.precision import Precision

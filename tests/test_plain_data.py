@@ -46,8 +46,8 @@ from probing.data.examples import (
 from probing.data.examples import Subset as Part
 from probing.data.images import ImageError, Preprocess
 from probing.embedding import Atlas, Pca
-from probing.maximize import Channel, Maximize
-from probing.maximize.space import Space
+from probing.maximization import Channel, Maximize
+from probing.maximization.pixel_space import Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe, SplitError
 from probing.probes.training import TrainingProbes

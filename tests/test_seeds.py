@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from probing.core.seeds import seed_of
-from probing.maximize import Channel, Direction, Diversity, Logit, Neuron, Space, maximize
+from probing.maximization import Channel, Direction, Diversity, Logit, Neuron, Space, maximize
 
 ROOT = Path(__file__).parents[1]
 DRAW = """
 import sys
 sys.path[:0] = [{package!r}, {tests!r}]
 import nets
-from probing.maximize import Channel, Logit, Space, maximize
-import probing.maximize as used
+from probing.maximization import Channel, Logit, Space, maximize
+import probing.maximization as used
 assert used.__file__.startswith({package!r})
 goals = [Channel("features.0", 1), Logit(0) - 0.5 * Channel("features.0", 2)]
 found = maximize(nets.seeded(nets.ConvNet()), goals, space=Space.plain("grey"), size=8, steps=1, seed=3)

@@ -14,8 +14,8 @@ from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
 from probing.data.examples import TensorExamples
-from probing.maximize import Maximization, Maximize
-from probing.maximize.presets import FOURIER
+from probing.maximization import Maximization, Maximize
+from probing.maximization.presets import FOURIER
 from probing.results.figures import Strip, montage
 from probing.results.html_report import Block, Finding, Paragraph, Points, Section
 from probing.results.plates import plate

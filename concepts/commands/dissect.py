@@ -172,7 +172,7 @@ def _write_pages(
         unit_strips,
         with_dreams,
     )
-    from probing.maximize import Channel, maximize
+    from probing.maximization import Channel, maximize
     from probing.results.figures import save_figure
 
     save_figure(result.plot(), out / "detectors")

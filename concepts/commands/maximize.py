@@ -23,7 +23,7 @@ from concepts.commands.common import (
 
 if TYPE_CHECKING:
     from probing.data.examples import ImageExamples
-    from probing.maximize import Maximization, Maximize, Objective
+    from probing.maximization import Maximization, Maximize, Objective
     from probing.models.loading import LoadedModel
     from probing.store.store import ActivationStore
 
@@ -65,7 +65,7 @@ def maximize(
 ) -> None:
     """Make images that raise units of a layer, or classes; what was made before is not made again."""
     units = _units(layer, unit, target)
-    from probing.maximize.presets import PRESETS
+    from probing.maximization.presets import PRESETS
     from probing.models import loading
 
     output_folder(out)
@@ -108,7 +108,7 @@ def _units(layer: str | None, unit: str | None, target: list[str] | None) -> lis
 def _goals(
     loaded: "LoadedModel", layer: str | None, units: Sequence[int], target: Sequence[str]
 ) -> list["Objective"]:
-    from probing.maximize import Channel, Logit
+    from probing.maximization import Channel, Logit
 
     if layer is not None:
         return [Channel(layer, k) for k in units]
@@ -126,8 +126,8 @@ class _Run:
 
     def all(self, goals: Sequence["Objective"]) -> tuple["Maximization", int]:
         """Return images of all objectives, and how many were there already."""
-        from probing.maximize.climb import ZeroGradientError
-        from probing.maximize.result import joined
+        from probing.maximization.ascent_loop import ZeroGradientError
+        from probing.maximization.result import joined
 
         known = {goal.name: self._known(goal) for goal in goals}
         parts: dict[str, Maximization] = {n: part for n, part in known.items() if part is not None}
@@ -163,7 +163,7 @@ class _Run:
     def _known(self, goal: "Objective") -> "Maximization | None":
         """Return an image made before of the same model with the same settings, placed among the same data."""
         from probing.core.content_ids import content_id, model_id
-        from probing.maximize import Maximization
+        from probing.maximization import Maximization
         from probing.results.result import SavedResultError, rebuild
 
         try:
@@ -182,7 +182,7 @@ def _slug(name: str) -> str:
 
 
 def _save(found: "Maximization", out: Path) -> None:
-    from probing.maximize.sheet import contact_sheet
+    from probing.maximization.unit_page import contact_sheet
     from probing.results.csv_files import write_csv
     from probing.results.figures import save_figure
 

@@ -13,7 +13,7 @@ from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.reading import Lens
 from concepts.segmentation.labels import Scenes, present
 from probing.data.examples import Subset
-from probing.maximize import Maximization
+from probing.maximization import Maximization
 from probing.results.figures import Strip, inline_svg, montage
 from probing.results.html_report import (
     Finding,

@@ -26,8 +26,8 @@ import torchvision
 from harness import Row, arguments, has_bf16, race, report
 from torch import nn
 
-from probing.maximize import Channel, Maximization, Maximize, Space
-from probing.maximize.transforms import STANDARD, growth
+from probing.maximization import Channel, Maximization, Maximize, Space
+from probing.maximization.transforms import STANDARD, growth
 from probing.models.precision import Precision
 
 SIZE, LAYER = 128, "layer3"

@@ -143,7 +143,7 @@ def _grid(folder: Path, path: Path) -> Path:
     """Draw the grid of networks and presets from the images under a folder."""
     import maximization_quality as quality
 
-    from probing.maximize import Maximization
+    from probing.maximization import Maximization
 
     made = {
         (p.parent.parent.name, p.parent.name): Maximization.load(p.parent)

@@ -15,7 +15,7 @@ from probing.evaluation.axioms import Completeness, Dummy, axiom_table
 from probing.evaluation.curves import Deletion
 from probing.evaluation.randomisation import PRIMARY, CascadingRandomisation
 from probing.evaluation.scorecard.measure import Scoring
-from probing.maximize import Logit, Maximize, Pixels, Space
+from probing.maximization import Logit, Maximize, Pixels, Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes
 from probing.store.store import ActivationStore

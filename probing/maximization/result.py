@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from probing.maximize.space import Space, picture
+from probing.maximization.pixel_space import Space, picture
 from probing.results.result import Result
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Maximization(Result):
 
     def plot(self) -> "Figure":
         """Return all images with their values."""
-        from probing.maximize.sheet import contact_sheet
+        from probing.maximization.unit_page import contact_sheet
 
         return contact_sheet(self)
 

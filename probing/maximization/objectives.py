@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.core.errors import ArgumentError, ProbingError
-from probing.maximize.objective import Objective, Seen, Values
+from probing.maximization.objective import Objective, Seen, Values
 from probing.models.scores import class_scores
 
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.maximize.images import Canvas, ImageOptionError, Plan
-from probing.maximize.objective import Objective, Seen, Values
+from probing.maximization.objective import Objective, Seen, Values
+from probing.maximization.parameterisations import Canvas, ImageOptionError, Plan
 from probing.models.hooks import capture
 from probing.models.layers import LayerNotFoundError
 from probing.models.precision import device_of, frozen_copy

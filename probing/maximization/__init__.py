@@ -1,8 +1,7 @@
 """Images that a unit, a class or a concept direction looks for: regularised activation maximisation."""
 
-from probing.maximize.images import Fourier, Maco, Pixels, Shared
-from probing.maximize.objective import Objective, Together
-from probing.maximize.objectives import (
+from probing.maximization.objective import Objective, Together
+from probing.maximization.objectives import (
     Caricature,
     Channel,
     Direction,
@@ -13,9 +12,10 @@ from probing.maximize.objectives import (
     Neuron,
     TensorDirection,
 )
-from probing.maximize.result import Beside, Maximization
-from probing.maximize.run import Maximize, maximize
-from probing.maximize.space import Space
+from probing.maximization.parameterisations import Fourier, Maco, Pixels, Shared
+from probing.maximization.pixel_space import Space
+from probing.maximization.result import Beside, Maximization
+from probing.maximization.run import Maximize, maximize
 
 __all__ = [
     "Beside",

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.maximize.objective import Objective, Seen
-from probing.maximize.redirect import Redirected
+from probing.maximization.objective import Objective, Seen
+from probing.maximization.redirect import Redirected
 from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import channel_axis
 from probing.models.hooks import capture

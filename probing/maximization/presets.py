@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
-from probing.maximize.ascent import Adam, Normalized
-from probing.maximize.images import Fourier, Pixels
-from probing.maximize.regularizers import (
+from probing.maximization.optimizers import Adam, Normalized
+from probing.maximization.parameterisations import Fourier, Pixels
+from probing.maximization.regularizers import (
     Blur,
     Box,
     ClipSmallContribution,
@@ -13,7 +13,7 @@ from probing.maximize.regularizers import (
     Decay,
     Operator,
 )
-from probing.maximize.run import Maximize
+from probing.maximization.run import Maximize
 
 
 # The paper's rates are for gradients of another network; a step of fixed length carries over. Rates, and the envelope of

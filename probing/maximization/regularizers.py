@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from probing.maximize.space import Space
+from probing.maximization.pixel_space import Space
 
 Levels = Float[Tensor, "n c h w"]
 

@@ -11,16 +11,16 @@ from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.progress import Progress
 from probing.core.seeds import seed_of
 from probing.data.examples import Examples, as_examples
-from probing.maximize.ascent import Adam, Ascent
-from probing.maximize.beside import place
-from probing.maximize.climb import Climb, ZeroGradientError
-from probing.maximize.images import Fourier, ImageOptionError, ImageParameters, Plan
-from probing.maximize.objective import Objective
-from probing.maximize.reader import Reader, out_of_memory
-from probing.maximize.regularizers import Operator, Penalty
-from probing.maximize.result import Maximization, joined
-from probing.maximize.space import Space, SpaceError
-from probing.maximize.transforms import Pad, Transform, growth, standard, viewed
+from probing.maximization.ascent_loop import Climb, ZeroGradientError
+from probing.maximization.dataset_examples import place
+from probing.maximization.objective import Objective
+from probing.maximization.objective_reader import Reader, out_of_memory
+from probing.maximization.optimizers import Adam, Ascent
+from probing.maximization.parameterisations import Fourier, ImageOptionError, ImageParameters, Plan
+from probing.maximization.pixel_space import Space, SpaceError
+from probing.maximization.regularizers import Operator, Penalty
+from probing.maximization.result import Maximization, joined
+from probing.maximization.transforms import Pad, Transform, growth, standard, viewed
 from probing.models.loading import LoadedModel
 from probing.models.model_cache import identity
 from probing.models.precision import Precision, device_of
@@ -148,14 +148,14 @@ def maximize(
     Yosinski et al. 2015, sec. 3, and Olah et al. 2017. All objectives share passes, which end after the
     deepest layer that any of them reads, and each has its own image and its own random numbers: an image
     depends on its batch-mates by rounding only. The settings are those of `Maximize`; presets are in
-    `probing.maximize.presets`.
+    `probing.maximization.presets`.
 
     Args:
         model: in evaluation mode; a loaded model tells its own normalisation.
         objectives: one or many.
         image: what the images are made of, a Fourier spectrum by default.
-        regularizers: see `probing.maximize.regularizers`.
-        transforms: see `probing.maximize.transforms`; lucid's by default.
+        regularizers: see `probing.maximization.regularizers`.
+        transforms: see `probing.maximization.transforms`; lucid's by default.
         ascent: Adam by default.
         steps: passes.
         seed: of all random numbers; the same call gives the same bits on a CPU, and nearly the same image on a GPU.

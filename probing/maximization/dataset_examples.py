@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from probing.core.content_ids import content_id
 from probing.data.examples import ExampleSet, TensorExamples
-from probing.maximize.objective import Objective, Seen
-from probing.maximize.result import Beside, Maximization
+from probing.maximization.objective import Objective, Seen
+from probing.maximization.result import Beside, Maximization
 from probing.models.geometry import channel_axis
 from probing.store.store import ActivationStore
 

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.core.errors import ProbingError
-from probing.maximize.ascent import Ascent
-from probing.maximize.images import Canvas, ImageOptionError
-from probing.maximize.objective import Objective
-from probing.maximize.reader import Reader
-from probing.maximize.regularizers import Operator, Penalty
-from probing.maximize.result import Maximization
-from probing.maximize.space import Space
-from probing.maximize.transforms import Pad, Transform, draw, viewed
+from probing.maximization.objective import Objective
+from probing.maximization.objective_reader import Reader
+from probing.maximization.optimizers import Ascent
+from probing.maximization.parameterisations import Canvas, ImageOptionError
+from probing.maximization.pixel_space import Space
+from probing.maximization.regularizers import Operator, Penalty
+from probing.maximization.result import Maximization
+from probing.maximization.transforms import Pad, Transform, draw, viewed
 from probing.results.result import Provenance
 
 

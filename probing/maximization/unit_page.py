@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from probing.core.errors import ProbingError
 from probing.data.examples import PicturedExamples
-from probing.maximize.result import Maximization
+from probing.maximization.result import Maximization
 from probing.results.figures import Strip, montage
 
 if TYPE_CHECKING:

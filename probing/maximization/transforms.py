@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from probing.core.errors import ProbingError
-from probing.maximize.space import Space
+from probing.maximization.pixel_space import Space
 
 Size = tuple[int, int]
 Draws = Float[Tensor, "n k"]
