@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from probing.data.toy_images import figures, shapes
-from probing.interpretable import (
+from probing.interpretable_cnn import (
     FilterLoss,
     FilterMask,
     balancing_weight,

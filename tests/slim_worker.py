@@ -27,6 +27,7 @@ from concepts.matched import MatchedConcept
 from concepts.projection import ConceptGradients
 from concepts.sets import Concept
 from concepts.tcav import Tcav
+from probing.atlas import Atlas, Pca
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Blurred, Samples
@@ -36,7 +37,6 @@ from probing.attribution.perturbation.lime import LIME
 from probing.attribution.perturbation.surrogate import Local
 from probing.core.errors import ArgumentError
 from probing.data.examples import TensorExamples
-from probing.embedding import Atlas, Pca
 from probing.evaluation import axioms, complexity, curves, localisation, randomisation, robustness
 from probing.maximization import Channel, Fourier, Maximize, Space
 from probing.models.precision import Precision

@@ -113,7 +113,7 @@ random_photos = TensorExamples(torch.rand(40, 3, 32, 32, generator=generator))
 """,
     "probing.attribution.lrp.lrp:LRP": "from probing.attribution.lrp.composites import EpsilonPlus\nimages = pictures[:2]",
     "probing.attribution.priors:attribution_prior": "x, y, step = pictures[:4], torch.arange(4), 1",
-    "probing.embedding:Atlas": "Atlas = partial(Atlas, projection=Pca())",
+    "probing.atlas:Atlas": "Atlas = partial(Atlas, projection=Pca())",
     "probing.evaluation.base:Tally": """
 from probing.attribution import Saliency
 from probing.evaluation.curves import Deletion
@@ -126,7 +126,7 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
     "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
     "probing.models.gradients:layer_gradients": "images = pictures",
-    "probing.interpretable:FilterLoss": """
+    "probing.interpretable_cnn:FilterLoss": """
 from probing.models.hooks import capture
 images = pictures[:2]
 net = nn.Sequential()
@@ -150,20 +150,20 @@ def moments_of_share(share):
         found["layer4"].add(rows["layer4"])
     return found
 """,
-    "probing.probes.classifiers:SoftmaxClassifier": """
+    "probing.probes.sklearn_estimators:SoftmaxClassifier": """
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 features = torch.randn(120, 60, generator=generator).numpy()
 labels = features[:, 0] > 0
 others, theirs = features[:20], labels[:20]
 """,
-    "probing.probes.layers:LayerProbes": "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)",
+    "probing.probes.layer_probes:LayerProbes": "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)",
     "probing.probes.ridge:RidgeStatistics": "rows = torch.randn(60, 4, generator=generator)\nlabels = torch.arange(60) % 10",
-    "probing.probes.softmax:fit_softmax": """
-from probing.probes.table import TableRows
+    "probing.probes.solvers:fit_softmax": """
+from probing.probes.feature_tables import TableRows
 features, labels = torch.randn(60, 4, generator=generator), torch.arange(60) % 10
 """,
-    "probing.probes.training:TrainingProbes": """
+    "probing.probes.training_probes:TrainingProbes": """
 LayerProbes = partial(LayerProbes, controls=1)
 def train_one_epoch(net):
     net.fc.weight.data += 0.01

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts import cli
+from probing.atlas import Atlas, AtlasError, AtlasResult, Pca, Umap, trustworthiness
 from probing.data.examples import TensorExamples
-from probing.embedding import Atlas, AtlasError, AtlasResult, Pca, Umap, trustworthiness
 from probing.results.result import rebuild
 from probing.store.store import ActivationStore
 

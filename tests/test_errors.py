@@ -37,7 +37,7 @@ OTHERS = {
         "probing/core/storage.py",
         "FileNotFoundError",
     ): "as open() tells it of a file of this machine",
-    ("probing/probes/classifiers.py", "NotImplementedError"): "a private base class",
+    ("probing/probes/sklearn_estimators.py", "NotImplementedError"): "a private base class",
 }
 # What is thrown to leave a pass or a command, and caught by who began it.
 SIGNALS = {"MixedRowsError", "_AskedError", "_StopPass", "_Terminated"}

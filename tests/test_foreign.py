@@ -20,7 +20,7 @@ from probing.core.foreign import ForeignHookError
 from probing.evaluation.reinitialise import plan_of, randomised
 from probing.models.precision import frozen_copy
 from probing.models.scores import Score
-from probing.probes.untrained import untrained_copy
+from probing.probes.untrained_copy import untrained_copy
 from probing.store.store import ActivationStore
 
 X = nets.images()

@@ -16,10 +16,10 @@ from concepts.editing import edit_along
 from concepts.matched import silenced
 from concepts.projection import ConceptGradients
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
+from probing.atlas import Atlas, Pca
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.cam_layer import cam_layer
 from probing.data.examples import TensorExamples
-from probing.embedding import Atlas, Pca
 from probing.maximization import Channel, Maximize, Neuron
 from probing.maximization.objective_reader import Reader
 from probing.maximization.pixel_space import Space
@@ -28,7 +28,7 @@ from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.probes import GlobalAverage
 from probing.probes import Grid as ProbeGrid
-from probing.probes.reading import Reader as ProbeReader
+from probing.probes.features import Reader as ProbeReader
 from probing.store.store import ActivationStore
 
 

@@ -18,7 +18,7 @@ from concepts.results import AuditResults
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
 from probing.evaluation.scorecard.measure import Scoring
-from probing.interpretable import FilterLoss, FilterMask
+from probing.interpretable_cnn import FilterLoss, FilterMask
 from probing.maximization import (
     Caricature,
     Channel,

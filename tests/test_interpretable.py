@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from probing.interpretable import (
+from probing.interpretable_cnn import (
     FilterLoss,
     FilterMapError,
     FilterMask,

@@ -30,11 +30,11 @@ from probing.probes import (
     Split,
     SplitError,
 )
+from probing.probes.features import INPUT, ProbeLayerError
 from probing.probes.parallel import side_by_side
-from probing.probes.reading import INPUT, ProbeLayerError
 from probing.probes.split import control_labels, draw_split, encode
-from probing.probes.training import ProbeHistory, TrainingProbes
-from probing.probes.untrained import UntrainedError, untrained_copy
+from probing.probes.training_probes import ProbeHistory, TrainingProbes
+from probing.probes.untrained_copy import UntrainedError, untrained_copy
 from probing.results.result import rebuild
 from probing.statistics.clustered import clustered_share
 from probing.statistics.row_products import DegenerateRowsError

@@ -12,9 +12,9 @@ from concepts.dissect import Dissection
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept
 from concepts.tcav import Tcav
+from probing.atlas import Atlas
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.data.examples import TensorExamples
-from probing.embedding import Atlas
 from probing.models.layers import LayerNotFoundError, expand, matches, matching, resolve, split_call
 from probing.models.scores import Score
 from probing.models.summary import calls

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from concepts.sets import Concept
 from concepts.tcav import Tcav
+from probing.atlas import Atlas, Pca
 from probing.data.examples import TensorExamples
-from probing.embedding import Atlas, Pca
 from probing.models.hooks import MaskError
 from probing.models.precision import Precision
 from probing.models.scores import Score

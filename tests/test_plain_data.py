@@ -30,6 +30,7 @@ from concepts.matched import MatchedConcept
 from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.sets import Concept, random_sets
 from concepts.tcav import Tcav
+from probing.atlas import Atlas, Pca
 from probing.data.examples import (
     ChangedExampleError,
     ExampleError,
@@ -45,12 +46,11 @@ from probing.data.examples import (
 )
 from probing.data.examples import Subset as Part
 from probing.data.images import ImageError, Preprocess
-from probing.embedding import Atlas, Pca
 from probing.maximization import Channel, Maximize
 from probing.maximization.pixel_space import Space
 from probing.models.scores import Score
 from probing.probes import LayerProbes, SoftmaxProbe, SplitError
-from probing.probes.training import TrainingProbes
+from probing.probes.training_probes import TrainingProbes
 from probing.store.requests import Request
 from probing.store.shares import Share
 from probing.store.store import ActivationStore

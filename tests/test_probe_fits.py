@@ -9,13 +9,9 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from probing.probes import softmax
-from probing.probes.classifiers import RidgeClassifier, SoftmaxClassifier
-from probing.probes.kinds import RidgeProbe, SoftmaxProbe
-from probing.probes.online import CodeBlocks, code_length, uniform_length
-from probing.probes.ridge import RidgeStatistics
-from probing.probes.softmax import fit_softmax
-from probing.probes.table import (
+from probing.probes import solvers
+from probing.probes.description_length import CodeBlocks, code_length, uniform_length
+from probing.probes.feature_tables import (
     MemoryTable,
     RowMoments,
     RowSpace,
@@ -24,6 +20,10 @@ from probing.probes.table import (
     StreamedTable,
     TableRows,
 )
+from probing.probes.probes import RidgeProbe, SoftmaxProbe
+from probing.probes.ridge import RidgeStatistics
+from probing.probes.sklearn_estimators import RidgeClassifier, SoftmaxClassifier
+from probing.probes.solvers import fit_softmax
 from probing.statistics.row_products import DegenerateRowsError
 
 
@@ -112,9 +112,9 @@ def test_pr_7_the_gradient_is_that_of_autograd() -> None:
     value = objective(table.table, labels, known[0, :, :-1], known[0, :, -1], 0.3)
     (expected,) = torch.autograd.grad(value, known)
     outputs = table.outputs(known[:, :, :-1].detach().contiguous()) + known[:, :, -1:].detach()
-    point = softmax._Point(labels[None], known.detach(), outputs)
-    errors = softmax._errors(outputs, labels[None])
-    found = softmax._gradient(table, point, errors, torch.tensor([0.3], dtype=torch.float64))
+    point = solvers._Point(labels[None], known.detach(), outputs)
+    errors = solvers._errors(outputs, labels[None])
+    found = solvers._gradient(table, point, errors, torch.tensor([0.3], dtype=torch.float64))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -163,7 +163,7 @@ def test_fits_together_are_fits_alone_and_warm_starts_change_nothing(
     tasks = torch.stack([labels, labels.roll(7)])
     path = [1e-2, 1e-4, 1e-1]
     together = fit_softmax(table, tasks, 4, path, tolerance=1e-9, max_steps=2000)
-    monkeypatch.setattr(softmax, "TOGETHER", 1)  # one penalty at a time, from the last one's end
+    monkeypatch.setattr(solvers, "TOGETHER", 1)  # one penalty at a time, from the last one's end
     warm = fit_softmax(table, tasks, 4, path, tolerance=1e-9, max_steps=2000)
     torch.testing.assert_close(warm.weights, together.weights, rtol=1e-4, atol=1e-6)
     for task in range(2):
@@ -179,7 +179,7 @@ def test_whitening_changes_the_way_and_not_the_answer(monkeypatch: pytest.Monkey
     rows, labels = problem()
     table = TableRows.of(rows)
     white = fit_softmax(table, labels[None], 4, [1e-3], tolerance=1e-9, max_steps=2000)
-    monkeypatch.setattr(softmax, "WIDEST_WHITENED", 1)
+    monkeypatch.setattr(solvers, "WIDEST_WHITENED", 1)
     plain = fit_softmax(table, labels[None], 4, [1e-3], tolerance=1e-9, max_steps=2000)
     torch.testing.assert_close(plain.weights, white.weights, rtol=1e-4, atol=1e-6)
     assert int(white.steps) < int(plain.steps)

@@ -23,10 +23,10 @@ from torch import Tensor
 
 import concepts
 import probing
+from probing.atlas import Pca
 from probing.attribution import baselines
 from probing.attribution.lrp import composites
 from probing.core.content_ids import model_id
-from probing.embedding import Pca
 from probing.results import saved_names
 from probing.results.result import (
     Provenance,
@@ -369,7 +369,7 @@ def test_what_was_saved_loads_after_its_class_was_moved_and_renamed(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Pca, "__module__", module.__name__)
     monkeypatch.setitem(saved_names._PLACES, "Pca", "probing.moved:Projected")
-    for name in ("Pca", "probing.embedding:Pca"):
+    for name in ("Pca", "probing.atlas:Pca"):
         assert rebuild({"class": name, "fields": {}}) == Pca()
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from concepts.analyses import figures
 from concepts.material import Material
 from concepts.results import AuditResults
+from probing.atlas import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.core.threads import one_thread
 from probing.data.examples import Concatenation
-from probing.embedding import NEIGHBOURS, Atlas, AtlasResult, Pca
 from probing.results.html_report import (
     Block,
     Finding,

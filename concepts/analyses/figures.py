@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.units import UnitShifts
-from probing.embedding import AtlasResult
+from probing.atlas import AtlasResult
 from probing.results.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def atlas(
     cache: CacheOption = None,
 ) -> None:
     """Lay a layer's activations out on a plane, with pictures in their places."""
-    from probing.embedding import Atlas, Pca, Umap
+    from probing.atlas import Atlas, Pca, Umap
     from probing.models import loading
     from probing.results.figures import save_figure
     from probing.store.shards import default_root

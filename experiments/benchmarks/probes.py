@@ -21,10 +21,10 @@ from sklearn.linear_model import Ridge as SkRidge
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from probing.probes.feature_tables import TableRows
 from probing.probes.parallel import side_by_side
 from probing.probes.ridge import RidgeStatistics
-from probing.probes.softmax import fit_softmax
-from probing.probes.table import TableRows
+from probing.probes.solvers import fit_softmax
 
 PATH = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 RIDGE_PATH = tuple(10 ** (p / 10) for p in range(-60, 40))

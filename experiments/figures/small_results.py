@@ -7,10 +7,10 @@ from torch import nn
 
 from concepts.sets import Concept
 from concepts.tcav import Tcav
+from probing.atlas import Atlas, Pca
 from probing.attribution import GradCAM, GradientTimesInput, Saliency
 from probing.data.examples import Subset, TensorExamples
 from probing.data.toy_images import SHAPES, shapes
-from probing.embedding import Atlas, Pca
 from probing.evaluation.axioms import Completeness, Dummy, axiom_table
 from probing.evaluation.curves import Deletion
 from probing.evaluation.randomisation import PRIMARY, CascadingRandomisation

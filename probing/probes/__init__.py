@@ -1,7 +1,7 @@
 """Linear probes: what of the labels is linearly readable at each layer, and how much of that training put there."""
 
-from probing.probes.kinds import RidgeProbe, SoftmaxProbe
-from probing.probes.layers import LayerProbes
+from probing.probes.layer_probes import LayerProbes
+from probing.probes.probes import RidgeProbe, SoftmaxProbe
 from probing.probes.reduction import (
     FeatureSizeError,
     Flat,
@@ -12,7 +12,7 @@ from probing.probes.reduction import (
 )
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, SplitError
-from probing.probes.untrained import untrained_copy
+from probing.probes.untrained_copy import untrained_copy
 
 __all__ = [
     "FeatureSizeError",

@@ -12,15 +12,15 @@ from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.models.copies import SharedWeightsError
-from probing.probes.kinds import Probe, SoftmaxProbe
-from probing.probes.measure import LayerReading, Tasks, majority_error, measure_layer, stacked
-from probing.probes.online import CodeBlocks, uniform_length
+from probing.probes.description_length import CodeBlocks, uniform_length
+from probing.probes.features import LayerShape, Reader
+from probing.probes.fitting import LayerReading, Tasks, majority_error, measure_layer, stacked
 from probing.probes.parallel import side_by_side
-from probing.probes.reading import LayerShape, Reader
+from probing.probes.probes import Probe, SoftmaxProbe
 from probing.probes.reduction import GlobalAverage, Reduction
 from probing.probes.result import ProbeResult
 from probing.probes.split import Split, control_labels, draw_split, encode, group_numbers
-from probing.probes.untrained import untrained_copy
+from probing.probes.untrained_copy import untrained_copy
 from probing.results.result import Provenance
 from probing.statistics.clustered import clustered_mean, clustered_share, holm
 from probing.store.requests import Request

@@ -10,8 +10,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from probing.core.errors import ArgumentError
-from probing.probes.kinds import PathFits, Probe, RidgeProbe, SoftmaxProbe
-from probing.probes.table import RowMoments, Scaler, TableRows
+from probing.probes.feature_tables import RowMoments, Scaler, TableRows
+from probing.probes.probes import PathFits, Probe, RidgeProbe, SoftmaxProbe
 
 Array = npt.NDArray[Any]
 S = TypeVar("S", bound="_LinearClassifier")

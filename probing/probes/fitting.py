@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.probes.kinds import PathFits, Probe, SoftmaxProbe
-from probing.probes.online import CodeBlocks, code_length
-from probing.probes.softmax import cross_entropy
+from probing.probes.description_length import CodeBlocks, code_length
+from probing.probes.feature_tables import Rows, Table
+from probing.probes.probes import PathFits, Probe, SoftmaxProbe
+from probing.probes.solvers import cross_entropy
 from probing.probes.split import Split
-from probing.probes.table import Rows, Table
 
 _CODE_TOLERANCE = 1e-4
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probing.core.errors import ArgumentError
 from probing.data.examples import Examples, as_examples
 from probing.models.precision import frozen_copy
-from probing.probes.layers import LayerProbes
+from probing.probes.layer_probes import LayerProbes
 from probing.probes.result import ProbeResult
 from probing.results.result import Result
 from probing.store.store import ActivationStore

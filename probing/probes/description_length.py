@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probing.probes.kinds import SoftmaxProbe
-from probing.probes.table import Table
+from probing.probes.feature_tables import Table
+from probing.probes.probes import SoftmaxProbe
 from probing.statistics.row_products import DegenerateRowsError
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)

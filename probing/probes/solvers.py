@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.probes.table import Rows
+from probing.probes.feature_tables import Rows
 
 MEMORY = 12
 """Steps that L-BFGS remembers."""

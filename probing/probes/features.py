@@ -14,8 +14,8 @@ from probing.models.layers import expand, resolve, split_call
 from probing.models.model_cache import unchanged
 from probing.models.precision import device_of
 from probing.models.summary import calls, summarize
+from probing.probes.feature_tables import MemoryTable, StreamedTable, Table
 from probing.probes.reduction import Reduction, refuse_size
-from probing.probes.table import MemoryTable, StreamedTable, Table
 from probing.store.requests import Request
 from probing.store.store import ActivationStore
 

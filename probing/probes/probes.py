@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.core.errors import ArgumentError
+from probing.probes.feature_tables import Rows, RowSpace, TableRows
 from probing.probes.ridge import RidgeStatistics
-from probing.probes.softmax import fit_softmax
-from probing.probes.table import Rows, RowSpace, TableRows
+from probing.probes.solvers import fit_softmax
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
