@@ -1,6 +1,6 @@
 """Relate what a network computes to concepts that people have names for.
 
-Where images come from: `concepts.manifest`. Concepts and their random counterparts: `concepts.sets`. Concept
+Where images come from: `concepts.data.manifest`. Concepts and their random counterparts: `concepts.data.concept_sets`. Concept
 directions: `concepts.cav`. Whether a class depends on them: `concepts.tcav`. A whole audit: `concepts.audit`.
 """
 

@@ -71,7 +71,7 @@ def run_audit(
         say: takes what there is to be done, before, and what was reused, after; by default to stderr.
 
     Raises:
-        concepts.schema.SchemaError: if the audit file is no audit file.
+        concepts.data.yaml_schema.SchemaError: if the audit file is no audit file.
         concepts.material.AuditError: if its parts do not fit each other.
         ValueError, LookupError, RuntimeError, OSError, ImportError: as raised for models, manifests and stores.
     """

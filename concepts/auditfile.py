@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from concepts.manifest import Where
+from concepts.data.concept_sets import MINIMUM
+from concepts.data.manifest import Where
+from concepts.data.yaml_schema import Schema, SchemaError, read
 from concepts.results import Direction
-from concepts.schema import Schema, SchemaError, read
-from concepts.sets import MINIMUM
 from probing.models.precision import Kind
 from probing.models.weights import Keys
 
@@ -245,7 +245,7 @@ def read_audit(path: Path) -> AuditFile:
     """Return what an audit file says.
 
     Raises:
-        concepts.schema.SchemaError: if it is no plain YAML, has an unknown key, or contradicts itself.
+        concepts.data.yaml_schema.SchemaError: if it is no plain YAML, has an unknown key, or contradicts itself.
         FileNotFoundError: if there is no such file.
     """
     audit = read(path, AuditFile)

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concepts.data.image_folders import RANDOM, Choice, Pictures
+from concepts.data.manifest import UNSTATED
+from concepts.data.sources import ChosenImages, DatasetSource
 from concepts.drafts import Draft, DraftTarget
 from concepts.enough import (
     LEAST_RANDOM,
@@ -25,10 +28,7 @@ from concepts.enough import (
     names_in_common,
     too_few,
 )
-from concepts.manifest import UNSTATED
 from concepts.material import class_name, divide
-from concepts.pictures import RANDOM, Choice, Pictures
-from concepts.sources import ChosenImages, DatasetSource
 from probing.data.examples import ImageExamples
 from probing.models import loading
 from probing.models.loading import LoadedModel
@@ -98,7 +98,7 @@ class Begin:
 
         Raises:
             BeginError: if files are there already, or there are too few pictures.
-            concepts.pictures.PicturesError: if pictures are not laid out as needed.
+            concepts.data.image_folders.PicturesError: if pictures are not laid out as needed.
             ValueError, LookupError, OSError, ImportError: as raised for pictures, models and stores.
         """
         made = _claim(self.out, force=self.force)

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from concepts.data.segmentation.labels import Scenes
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.passes import (
     FirstShare,
@@ -24,7 +25,6 @@ from concepts.dissection.result import DissectionResult, NullScores, assemble
 from concepts.dissection.rotation import Rotation
 from concepts.dissection.sanity import Judged, label_tests
 from concepts.dissection.tally import Counts
-from concepts.segmentation.labels import Scenes
 from probing.core.content_ids import content_id, model_id
 from probing.models.geometry import Layout
 from probing.models.layers import expand

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from concepts.pictures import Pictures
-from concepts.synthetic import PATTERNS
+from concepts.data.image_folders import Pictures
+from concepts.data.synthetic import PATTERNS
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from concepts.pictures import RANDOM, Pictures
-from concepts.sets import MINIMUM
-from concepts.sources import some
+from concepts.data.concept_sets import MINIMUM
+from concepts.data.image_folders import RANDOM, Pictures
+from concepts.data.sources import some
 from probing.core.errors import ProbingError
 
 LEAST_RANDOM = 3 * MINIMUM

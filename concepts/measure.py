@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concepts.agreement import Agreement, agreement
+from concepts.data.manifest import Pairs
 from concepts.draws import Relabelled, enough_draws
 from concepts.effect import Clusters, LogitEffect
 from concepts.effect_result import EffectResult
-from concepts.manifest import Pairs
 from concepts.material import ContrastSets, Material
 from concepts.sign_score import SignScore, SignTest
 from concepts.tcav import Tcav

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.cav import mean_difference
+from concepts.data.concept_sets import Concept
+from concepts.data.segmentation import EmojiScenes
+from concepts.data.synthetic import SyntheticImages
 from concepts.dissect import Dissection
 from concepts.dissection.protocols import DissectionError
 from concepts.editing import edit_along
-from concepts.segmentation import EmojiScenes
-from concepts.sets import Concept
-from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.attribution.base import classes_of, in_chunks, score_of

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concepts.data.concept_sets import Concept, OverlapError, refuse_overlap
 from concepts.draws import Mode, NullDraws, Relabelled, Sets
 from concepts.plan import Plan
 from concepts.sensitivity import LayerReader, Reading
-from concepts.sets import Concept, OverlapError, refuse_overlap
 from concepts.tcav_result import TcavResult
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend

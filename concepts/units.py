@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concepts.manifest import Pairs
+from concepts.data.manifest import Pairs
 from probing.core.threads import one_thread
 from probing.statistics.hypothesis_tests import clustered_mean, max_t, relabellings
 

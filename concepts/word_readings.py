@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from concepts.data.concept_sets import Concept
 from concepts.draws import Relabelled
-from concepts.sets import Concept
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from concepts.word_result import SWAP, WordResult

@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import Field
 
 from concepts.auditfile import Share
+from concepts.data.yaml_schema import Schema, read
 from concepts.effect import split_clusters
-from concepts.schema import Schema, read
 from probing.core.errors import ProbingError
 from probing.data.examples import TextExamples
 from probing.data.texts import TextClassifier
@@ -163,7 +163,7 @@ def read_wording(path: Path) -> WordingFile:
     """Return what an audit file of words says.
 
     Raises:
-        concepts.schema.SchemaError: if it is no plain YAML, or breaks the schema.
+        concepts.data.yaml_schema.SchemaError: if it is no plain YAML, or breaks the schema.
         WordingError: if the layer that words are listed at is none of the layers.
     """
     file = read(path, WordingFile)

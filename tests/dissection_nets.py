@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from concepts.segmentation import Scenes, TensorLabels, Vocabulary
+from concepts.data.segmentation import Scenes, TensorLabels, Vocabulary
 from probing.data.examples import TensorExamples
 from probing.models.geometry import Geometry
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from concepts.ablation import Ablation
 from concepts.compare import Compare
+from concepts.data.concept_sets import Concept
 from concepts.dissect import Dissection
 from concepts.draws import Relabelled
 from concepts.effect import LogitEffect
 from concepts.matched import MatchedConcept
 from concepts.projection import ConceptGradients
-from concepts.sets import Concept
 from concepts.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.attribution import METHODS

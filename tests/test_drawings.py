@@ -9,9 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from concepts.manifest import ChecksumError, Manifest
-from concepts.manifest_check import check
-from concepts.sources import ManifestError
+from concepts.data.manifest import ChecksumError, Manifest
+from concepts.data.manifest_check import check
+from concepts.data.sources import ManifestError
 from probing.data.images import ImageError, Preprocess
 from probing.data.svg_images import VectorFiles, rendered
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from concepts import cli
 from concepts.commands.common import OPTIONS
-from concepts.sets import OverlapError
+from concepts.data.concept_sets import OverlapError
 from probing.attribution.base import Attribution
 from probing.attribution.gradient import Saliency
 from probing.core.errors import ArgumentError, Mend, ProbingError, line_of_users
@@ -32,7 +32,7 @@ BUILTINS = {
 # What is raised that is no error of the suite, and why.
 OTHERS = {
     ("concepts/begin.py", "PermissionError"): "as the operating system tells it, with the path",
-    ("concepts/sources.py", "FileNotFoundError"): "caught in its module, where more is known",
+    ("concepts/data/sources.py", "FileNotFoundError"): "caught in its module, where more is known",
     (
         "probing/core/storage.py",
         "FileNotFoundError",

@@ -21,8 +21,8 @@ from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
 from concepts import audit, cli
+from concepts.data.segmentation.emoji_scenes import EmojiScenes
 from concepts.results import AuditResults
-from concepts.segmentation.emoji import EmojiScenes
 from probing.data.examples import ImageExamples, ImageFiles
 from probing.data.images import Preprocess
 from probing.models import loading

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from concepts.ablation import Ablation
+from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.dissect import Dissection
 from concepts.editing import edit_along
 from concepts.matched import silenced
 from concepts.projection import ConceptGradients
-from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from probing.atlas import Atlas, Pca
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.cam_layer import cam_layer

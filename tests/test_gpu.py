@@ -11,10 +11,10 @@ from dissection_nets import named, scenes_of
 from test_attribution_contract import TARGETS, made
 from torch import Tensor, nn
 
+from concepts.data.concept_sets import Concept
+from concepts.data.synthetic import SyntheticImages
 from concepts.dissect import Dissection
 from concepts.draws import Relabelled
-from concepts.sets import Concept
-from concepts.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from probing.attribution import METHODS
 from probing.attribution.perturbation.lime import LIME

@@ -15,7 +15,7 @@ from torch import nn
 
 from concepts import audit, begin, cli
 from concepts.auditfile import AuditFile, read_audit
-from concepts.manifest import Manifest
+from concepts.data.manifest import Manifest
 from concepts.results import AuditResults
 from probing.models.stages import StageError, find_stages
 

@@ -8,9 +8,9 @@ import torch
 from nets import ConvNet, SharedReluNet, TupleNet, images, seeded
 from torch import Tensor, nn
 
+from concepts.data.concept_sets import Concept
+from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.dissect import Dissection
-from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from concepts.sets import Concept
 from concepts.tcav import Tcav
 from probing.atlas import Atlas
 from probing.attribution.cam.grad_cam import GradCAM

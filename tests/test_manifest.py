@@ -15,11 +15,11 @@ import torch
 import yaml
 from PIL import Image
 
-from concepts import schema
-from concepts.manifest import ChecksumError, Manifest, ManifestFile
-from concepts.manifest_check import Finding, check
-from concepts.schema import Schema, SchemaError, read
-from concepts.sources import ManifestError
+from concepts.data import yaml_schema
+from concepts.data.manifest import ChecksumError, Manifest, ManifestFile
+from concepts.data.manifest_check import Finding, check
+from concepts.data.sources import ManifestError
+from concepts.data.yaml_schema import Schema, SchemaError, read
 from probing.core.packages import PackageMissingError, PathEscapeError
 from probing.data.examples import ChangedExampleError, ExampleError
 from probing.data.images import ImageError, Preprocess
@@ -589,10 +589,10 @@ def test_a_file_over_the_size_limit_or_no_text_is_refused(
     path = tmp_path / "x.yaml"
     path.write_text("a: abc")
     assert read(path, Line).a == "abc"
-    monkeypatch.setattr(schema, "MAX_BYTES", 5)
+    monkeypatch.setattr(yaml_schema, "MAX_BYTES", 5)
     with pytest.raises(SchemaError, match="has more bytes than the limit of 5"):
         read(path, Line)
-    monkeypatch.setattr(schema, "MAX_BYTES", 100)
+    monkeypatch.setattr(yaml_schema, "MAX_BYTES", 100)
     path.write_bytes(b"a: \xff\xfe\x00")
     with pytest.raises(SchemaError, match="cannot be read"):
         read(path, Line)

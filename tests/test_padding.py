@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from concepts.sets import Concept
+from concepts.data.concept_sets import Concept
 from concepts.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.data.examples import TensorExamples

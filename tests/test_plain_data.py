@@ -25,10 +25,10 @@ from torch.utils.data import (
 from torchvision.transforms import v2
 
 from concepts.ablation import Ablation
+from concepts.data.concept_sets import Concept, random_sets
+from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
 from concepts.effect import LogitEffect
 from concepts.matched import MatchedConcept
-from concepts.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from concepts.sets import Concept, random_sets
 from concepts.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.data.examples import (

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from concepts.manifest import Manifest
-from concepts.segmentation import (
+from concepts.data.manifest import Manifest
+from concepts.data.segmentation import (
     Broden,
     EmojiScenes,
     LabelError,
@@ -22,9 +22,9 @@ from concepts.segmentation import (
     TensorLabels,
     Vocabulary,
 )
-from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
-from concepts.segmentation.labels import present
-from concepts.segmentation.masks import read_mask
+from concepts.data.segmentation.colours import COLOUR_NAMES, colour_labels
+from concepts.data.segmentation.labels import present
+from concepts.data.segmentation.masks import read_mask
 from probing.core.packages import PathEscapeError
 from probing.data.examples import ImageExamples, ImageSource, TensorExamples
 from probing.data.images import Preprocess
@@ -114,7 +114,7 @@ def test_masks_of_drawn_scenes_are_exact() -> None:
     for i in range(8):
         things, ground = scenes.labels(i).planes
         # Away from edges, the plain and drawn backgrounds are what the texture alone would be.
-        from concepts.synthetic import SyntheticImages
+        from concepts.data.synthetic import SyntheticImages
 
         texture = scenes.vocabulary.names[int(ground.max()) - 1]
         bare = np.asarray(SyntheticImages(texture, i + 1, 64, 0).image(i)).astype(int)

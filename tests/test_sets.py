@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from concepts.sets import (
+from concepts.data.concept_sets import (
     MINIMUM,
     Concept,
     ConceptError,

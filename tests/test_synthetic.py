@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from concepts.synthetic import COLOURS, PATTERNS, PatternError, SyntheticImages
+from concepts.data.synthetic import COLOURS, PATTERNS, PatternError, SyntheticImages
 from probing.data.examples import ExampleSet, ImageSource
 from probing.data.images import Preprocess
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from concepts.bias import associate
+from concepts.data.concept_sets import Concept, OverlapError
 from concepts.draws import LeaveOneOut, Relabelled, Sets
 from concepts.editing import edit_along
-from concepts.sets import Concept, OverlapError
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.data.examples import TensorExamples

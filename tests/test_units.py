@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from concepts.manifest import Pairs
+from concepts.data.manifest import Pairs
 from concepts.units import UnitContrasts
 
 ROLES, TONES, UNITS = 20, 4, 12

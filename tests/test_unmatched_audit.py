@@ -9,9 +9,9 @@ import pytest
 from concepts import audit, findings
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
+from concepts.data.yaml_schema import SchemaError
 from concepts.material import AuditError
 from concepts.results import AuditResults
-from concepts.schema import SchemaError
 from concepts.sections.method import limits
 from concepts.verdict import verdict
 from concepts.verdict_unmatched import UNSWAPPED

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from concepts.analyses import figures
+from concepts.data.segmentation import EmojiScenes, Scenes
 from concepts.dissect import Dissection
 from concepts.dissection.result import DissectionResult
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.segmentation import EmojiScenes, Scenes
 from concepts.units import UnitContrasts, UnitShifts
 from probing.data.examples import Subset
 from probing.probes import untrained_copy

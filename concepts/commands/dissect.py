@@ -25,9 +25,9 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from concepts.data.segmentation import Scenes
     from concepts.dissect import Dissection
     from concepts.dissection.result import DissectionResult
-    from concepts.segmentation import Scenes
     from probing.models.loading import LoadedModel
     from probing.store.store import ActivationStore
 
@@ -138,8 +138,8 @@ def dissect(
 
 
 def _scenes(data: str, loaded: "LoadedModel", images: int | None, seed: int) -> "Scenes":
-    from concepts.manifest import Manifest
-    from concepts.segmentation import Broden, EmojiScenes, MaskedManifest
+    from concepts.data.manifest import Manifest
+    from concepts.data.segmentation import Broden, EmojiScenes, MaskedManifest
 
     if data == SYNTHETIC:
         return EmojiScenes(images or 500, seed=seed).scenes(loaded.preprocess)

@@ -174,8 +174,8 @@ def _given_concepts(concept: Sequence[str] | None, random: Path | None) -> dict[
 def _material(
     given: dict[str, Path], random: Path | None, loaded: "LoadedModel", seed: int
 ) -> "Material":
+    from concepts.data.concept_sets import Concept
     from concepts.network_rows import Material
-    from concepts.sets import Concept
 
     if random is None:
         return Material.drawn(loaded.preprocess, seed=seed)

@@ -86,7 +86,7 @@ def init(
 ) -> None:
     """Write a first audit of a model by your own pictures: a commented audit file and its manifests."""
     from concepts.begin import Begin
-    from concepts.pictures import Choice
+    from concepts.data.image_folders import Choice
 
     named = [name.strip() for name in (classes or "").split(",")]
     begin = Begin(

@@ -29,7 +29,7 @@ def check(
     ] = None,
 ) -> None:
     """Say all that is wrong with a manifest, or worth knowing, and how to mend it: images, checksums, groups, licence."""
-    from concepts import manifest_check
+    from concepts.data import manifest_check
 
     findings = manifest_check.check(file, root=root)
     faults = [finding for finding in findings if finding.level == "error"]

@@ -63,7 +63,7 @@ def tcav(
     cache: CacheOption = None,
 ) -> None:
     """Test whether a model's classes depend on concepts shown by folders of pictures."""
-    from concepts.sets import Concept
+    from concepts.data.concept_sets import Concept
     from concepts.tcav import Tcav
     from probing.models import loading
     from probing.models.scores import Score

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from concepts.data.segmentation.labels import Scenes, present
 from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.reading import Lens
-from concepts.segmentation.labels import Scenes, present
 from probing.data.examples import Subset
 from probing.maximization import Maximization
 from probing.results.figures import Strip, inline_svg, montage

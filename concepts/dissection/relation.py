@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from concepts.data.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from concepts.dissection.kernels import add_precisions, project, sum_squares
 from concepts.dissection.masks import Upsampling
-from concepts.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from probing.statistics.kernels import compiled
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from concepts.audit import run_audit
 from concepts.auditfile import read_audit
-from concepts.manifest import Manifest
+from concepts.data.manifest import Manifest
 from concepts.material import Material
 from concepts.replication import replicate
 from concepts.replication_page import write_replication

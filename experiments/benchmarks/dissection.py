@@ -21,11 +21,11 @@ from harness import Row, arguments, race, report
 from PIL import Image
 from torch import Tensor, nn
 
+from concepts.data.segmentation.labels import ImageLabels, Vocabulary
 from concepts.dissection.masks import Upsampling
 from concepts.dissection.protocols import LITE
 from concepts.dissection.relation import Moments
 from concepts.dissection.tally import Tally
-from concepts.segmentation.labels import ImageLabels, Vocabulary
 from probing.models.geometry import Geometry, Layout
 from probing.statistics.streaming import UpperQuantile
 

@@ -24,8 +24,8 @@ from harness import Row, arguments, race, report
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from concepts.sets import Concept, random_sets
-from concepts.synthetic import SyntheticImages
+from concepts.data.concept_sets import Concept, random_sets
+from concepts.data.synthetic import SyntheticImages
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.data.examples import TensorExamples

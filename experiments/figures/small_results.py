@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from concepts.sets import Concept
+from concepts.data.concept_sets import Concept
 from concepts.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.attribution import GradCAM, GradientTimesInput, Saliency

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from concepts.manifest import Manifest
+from concepts.data.manifest import Manifest
 
 SIDE, STRIP = 48, 12
 """Pixels of a picture's side, and of the strip at its foot that holds the word."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from concepts.ablation import Ablation
+from concepts.data.concept_sets import Concept
+from concepts.data.segmentation import Scenes, TensorLabels, Vocabulary
 from concepts.dissect import Dissection
 from concepts.dissection.result import DissectionResult
 from concepts.projection import ConceptGradients
-from concepts.segmentation import Scenes, TensorLabels, Vocabulary
-from concepts.sets import Concept
 from concepts.tcav import Tcav
 from concepts.tcav_result import TcavResult
 from probing.attribution import METHODS

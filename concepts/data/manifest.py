@@ -8,8 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from concepts.schema import Schema, read
-from concepts.sources import (
+from concepts.data.sources import (
     ChosenImages,
     DatasetSource,
     FolderImages,
@@ -21,6 +20,7 @@ from concepts.sources import (
     find,
     some,
 )
+from concepts.data.yaml_schema import Schema, read
 from probing.data.examples import ImageExamples, ImageSource, OnError, Skipped, Transform
 from probing.data.images import ImageError, Preprocess, decode
 from probing.data.svg_images import VectorFiles
@@ -116,7 +116,7 @@ class Manifest:
                 changed ones are refused all the same.
 
         Raises:
-            concepts.schema.SchemaError: if the file breaks its schema.
+            concepts.data.yaml_schema.SchemaError: if the file breaks its schema.
             ManifestError: if groups and matched sets do not fit the images.
             ChecksumError: if images are missing or changed, by name.
             probing.core.packages.PathEscapeError: if a path leaves its root.

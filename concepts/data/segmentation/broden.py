@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
-from concepts.segmentation.masks import read_mask
+from concepts.data.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
+from concepts.data.segmentation.masks import read_mask
 from probing.core.packages import path_under
 from probing.data.examples import ImageExamples, ImageFiles, Transform
 

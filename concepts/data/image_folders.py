@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from concepts.sources import DatasetSource, open_dataset, some, texts
+from concepts.data.sources import DatasetSource, open_dataset, some, texts
 from probing.core.errors import ProbingError
 from probing.core.packages import path_under
 from probing.data.examples import SUFFIXES, DatasetImages, ImageFiles, ImageSource
@@ -138,7 +138,7 @@ class Choice:
 
         Raises:
             PicturesError: if it has no one column of pictures or of labels.
-            concepts.sources.ManifestError: if it cannot be read.
+            concepts.data.sources.ManifestError: if it cannot be read.
             probing.data.images.ImageError: if a picture cannot be decoded.
         """
         data = open_dataset(source, root)

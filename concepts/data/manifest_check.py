@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from concepts.manifest import UNSTATED, Manifest, ManifestFile
-from concepts.schema import SchemaError, parse, validated
-from concepts.segmentation import MaskedManifest
-from concepts.sources import DatasetSource, FolderImages, ManifestError, PackageImages, find, some
+from concepts.data.manifest import UNSTATED, Manifest, ManifestFile
+from concepts.data.segmentation import MaskedManifest
+from concepts.data.sources import (
+    DatasetSource,
+    FolderImages,
+    ManifestError,
+    PackageImages,
+    find,
+    some,
+)
+from concepts.data.yaml_schema import SchemaError, parse, validated
 from probing.core.packages import package_path, path_under
 from probing.data.examples import ImageFiles
 from probing.data.images import ImageError, decode

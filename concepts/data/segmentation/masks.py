@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from concepts.manifest import Manifest
-from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
-from concepts.sources import MaskSource
+from concepts.data.manifest import Manifest
+from concepts.data.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
+from concepts.data.sources import MaskSource
 from probing.core.packages import path_under
 from probing.data.examples import Transform
 

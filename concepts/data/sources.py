@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from concepts.schema import Schema
+from concepts.data.yaml_schema import Schema
 from probing.core.errors import ProbingError
 from probing.core.packages import PathEscapeError, package_path, package_version, path_under
 from probing.data.examples import DatasetImages, ImageFiles, ImageSource

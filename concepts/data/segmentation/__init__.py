@@ -1,8 +1,8 @@
 """Images whose pixels have labels: what network dissection compares units with."""
 
-from concepts.segmentation.broden import Broden
-from concepts.segmentation.emoji import EmojiScenes
-from concepts.segmentation.labels import (
+from concepts.data.segmentation.broden import Broden
+from concepts.data.segmentation.emoji_scenes import EmojiScenes
+from concepts.data.segmentation.labels import (
     ImageLabels,
     LabelError,
     LabelSource,
@@ -10,7 +10,7 @@ from concepts.segmentation.labels import (
     TensorLabels,
     Vocabulary,
 )
-from concepts.segmentation.masks import MaskedManifest
+from concepts.data.segmentation.masks import MaskedManifest
 
 __all__ = [
     "Broden",

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from concepts.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
-from concepts.synthetic import SyntheticImages
+from concepts.data.segmentation.labels import ImageLabels, LabelError, Scenes, Vocabulary
+from concepts.data.synthetic import SyntheticImages
 from probing.core.errors import OutOfRangeError
 from probing.core.packages import package_path
 from probing.data.examples import ImageExamples, Transform

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from concepts.segmentation.colours import COLOUR_NAMES, colour_labels
+from concepts.data.segmentation.colours import COLOUR_NAMES, colour_labels
 from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
 from probing.data.images import Preprocess
