@@ -12,7 +12,7 @@ from concepts.auditfile import AuditFile, Contrast, Pictured
 from concepts.data.concept_sets import MINIMUM, Concept, random_sets
 from concepts.data.manifest import Manifest, Pairs
 from concepts.data.synthetic import SyntheticImages
-from concepts.effect import split_clusters
+from concepts.effects.logit_effect import split_clusters
 from probing.core.errors import ProbingError
 from probing.data.examples import Concatenation, ExampleSet, Subset, concat
 from probing.models import loading

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.agreement import Agreement, agreement
 from concepts.data.manifest import Pairs
-from concepts.draws import Relabelled, enough_draws
-from concepts.effect import Clusters, LogitEffect
-from concepts.effect_result import EffectResult
+from concepts.effects.agreement import Agreement, agreement
+from concepts.effects.logit_effect import Clusters, LogitEffect
+from concepts.effects.result import EffectResult
 from concepts.material import ContrastSets, Material
-from concepts.sign_score import SignScore, SignTest
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
+from concepts.tcav.sampling import Relabelled, enough_draws
+from concepts.tcav.sign_test import SignScore, SignTest
+from concepts.tcav.tcav import Tcav
 from probing.models.scores import Score
 from probing.statistics.estimators import Ridge
 from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean, codes

@@ -18,7 +18,7 @@ from concepts.results import (
     PickedRow,
     SwapRow,
 )
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
 from probing.results.tables import known
 from probing.statistics.hypothesis_tests import holm
 

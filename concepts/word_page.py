@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
 from concepts.word_figures import agreement_figure, middle, ranked, word_figure
 from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, SWAP, WordResult
 from concepts.wording import WordingFile

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.data.concept_sets import Concept
-from concepts.draws import Relabelled
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
+from concepts.tcav.sampling import Relabelled
+from concepts.tcav.tcav import Tcav
 from concepts.word_result import SWAP, WordResult
 from concepts.wording import Wording, WordingFile
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from concepts.auditfile import Share
 from concepts.data.yaml_schema import Schema, read
-from concepts.effect import split_clusters
+from concepts.effects.logit_effect import split_clusters
 from probing.core.errors import ProbingError
 from probing.data.examples import TextExamples
 from probing.data.texts import TextClassifier

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from concepts.draws import Mode, Relabelled, Sets
-from concepts.tcav import Tcav
+from concepts.tcav.sampling import Mode, Relabelled, Sets
+from concepts.tcav.tcav import Tcav
 from probing.results.result import Provenance
 from probing.statistics.hypothesis_tests import TooFewError
 

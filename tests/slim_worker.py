@@ -18,15 +18,15 @@ import torch
 from dissection_nets import named, scenes_of
 from torch import Tensor, nn
 
-from concepts.ablation import Ablation
-from concepts.compare import Compare
 from concepts.data.concept_sets import Concept
-from concepts.dissect import Dissection
-from concepts.draws import Relabelled
-from concepts.effect import LogitEffect
-from concepts.matched import MatchedConcept
-from concepts.projection import ConceptGradients
-from concepts.tcav import Tcav
+from concepts.dissection.ablation import Ablation
+from concepts.dissection.dissection import Dissection
+from concepts.effects.concept_attribution import ConceptGradients
+from concepts.effects.logit_effect import LogitEffect
+from concepts.local_vs_global.compare import Compare
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+from concepts.tcav.sampling import Relabelled
+from concepts.tcav.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod

@@ -15,14 +15,14 @@ from torch import Tensor
 
 import concepts
 from concepts import audit, findings, material
-from concepts.agreement import agreement
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
 from concepts.data.yaml_schema import SchemaError
+from concepts.effects.agreement import agreement
 from concepts.material import AuditError
 from concepts.results import AuditResults, CellRow
 from concepts.seal import Seal
-from concepts.sign_score import SignTest
+from concepts.tcav.sign_test import SignTest
 from concepts.verdict import verdict
 from probing.results import plates
 from probing.results.result import Provenance, Result

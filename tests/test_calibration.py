@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from concepts.draws import LeaveOneOut, Relabelled, Sets
-from concepts.effect import Clusters, exchangeable
-from concepts.tcav import Tcav
+from concepts.effects.logit_effect import Clusters, exchangeable
+from concepts.tcav.sampling import LeaveOneOut, Relabelled, Sets
+from concepts.tcav.tcav import Tcav
 from probing.statistics.hypothesis_tests import TooFewError, exchangeable_cap, relabellings
 
 SEEDS = 120

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from concepts.cav import (
+from concepts.tcav.cav import (
     Cavs,
     against_each,
     against_union,

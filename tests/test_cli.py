@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from concepts import cli
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
 from probing import __version__
 from probing.data.examples import TensorExamples
 from probing.models import loading, weights

@@ -9,10 +9,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from concepts.compare import Compare
-from concepts.compare_result import CLAIMED, HIDDEN, REVERSED, Comparison
-from concepts.matched import ComparisonError, MatchedConcept, Sides, evidence, silenced
-from concepts.projection import ConceptGradients, DirectionError
+from concepts.effects.concept_attribution import ConceptGradients, DirectionError
+from concepts.local_vs_global.compare import Compare
+from concepts.local_vs_global.matched_pairs import (
+    ComparisonError,
+    MatchedConcept,
+    Sides,
+    evidence,
+    silenced,
+)
+from concepts.local_vs_global.result import CLAIMED, HIDDEN, REVERSED, Comparison
 from probing.attribution.base import Attribution
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput

@@ -16,7 +16,7 @@ from concepts.analyses import compare as analysis
 from concepts.analyses.compare import HeatMapComparison, HeatMaps
 from concepts.audit import rebuild, run_audit
 from concepts.auditfile import read_audit
-from concepts.compare_result import HIDDEN
+from concepts.local_vs_global.result import HIDDEN
 from concepts.material import Material
 from concepts.results import AuditResults
 from probing.attribution.base import Attribution, AttributionMethod

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from concepts.results import AuditResults
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
 from probing.attribution.base import Attribution
 from probing.evaluation.curves import Curves
 from probing.results.figures import FULL_WIDTH, figure_of

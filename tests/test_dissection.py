@@ -11,15 +11,15 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from concepts.data.segmentation import Scenes, Vocabulary
-from concepts.dissect import Dissection
-from concepts.dissection import kernels, passes
-from concepts.dissection.masks import Upsampling
-from concepts.dissection.null import NullTally
+from concepts.dissection import kernels, two_passes
+from concepts.dissection.dissection import Dissection
+from concepts.dissection.permutation_null import NullTally
 from concepts.dissection.protocols import LITE, PAPER, PNAS, PROTOCOLS, DissectionError, Protocol
-from concepts.dissection.relation import average_precision
 from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation, haar, power
+from concepts.dissection.soft_scores import average_precision
 from concepts.dissection.tally import Tally
+from concepts.dissection.unit_masks import Upsampling
 from probing.models.geometry import Geometry, Layout
 from probing.statistics.kernels import compiled
 from probing.statistics.streaming import UpperQuantile
@@ -381,7 +381,7 @@ def test_streaming_equals_all_at_once_and_a_second_analysis_passes_nothing(tmp_p
 def test_counts_left_by_shares_make_the_result_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "BLOCK", 3)
+    monkeypatch.setattr(two_passes, "BLOCK", 3)
     scenes, net = mixed_scenes(), given_units(4)
     method = Dissection(("units",), protocol=Protocol(0.1), draws=9)
     single = method(ActivationStore(progress=False), net, scenes)
@@ -390,7 +390,7 @@ def test_counts_left_by_shares_make_the_result_of_one_process(
         for task in "10":
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
             assert method.in_shares(SlurmArray(), tmp_path, net, scenes) is None, run
-    monkeypatch.setattr(passes.Passes, "second", lambda *_: pytest.fail("counted already"))
+    monkeypatch.setattr(two_passes.Passes, "second", lambda *_: pytest.fail("counted already"))
     found = method.in_shares(Local(), tmp_path, net, scenes)
     assert found is not None
     assert found.provenance.examples == single.provenance.examples
@@ -409,7 +409,7 @@ def test_counts_left_by_shares_make_the_result_of_one_process(
         )
     assert torch.allclose(found.correlation, single.correlation, atol=1e-12, equal_nan=True)
 
-    monkeypatch.setattr(passes, "_labels_id", lambda _: "0" * 32)
+    monkeypatch.setattr(two_passes, "_labels_id", lambda _: "0" * 32)
     with pytest.raises(DissectionError, match="image 0 has other labels than when its share was"):
         method.in_shares(Local(), tmp_path, net, scenes)
 

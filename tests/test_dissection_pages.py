@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from concepts import cli
 from concepts.data.segmentation import Vocabulary
-from concepts.dissect import Dissection
+from concepts.dissection.dissection import Dissection
 from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.page import highest, overview, unit_page, unit_strips, with_dreams
 from concepts.dissection.protocols import Protocol

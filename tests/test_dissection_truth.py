@@ -11,15 +11,15 @@ from dissection_nets import blobs, given_units, named, scenes_of
 from test_dissection import as_planes, dissected, mixed_scenes, random_masks
 from torch import Tensor, nn
 
-from concepts.ablation import Ablation, AblationError
 from concepts.data.segmentation import LabelError, Scenes, TensorLabels, Vocabulary
-from concepts.dissect import Dissection
-from concepts.dissection.passes import halves
+from concepts.dissection.ablation import Ablation, AblationError
+from concepts.dissection.dissection import Dissection
+from concepts.dissection.label_tests import Judged
 from concepts.dissection.protocols import DissectionError, Protocol
 from concepts.dissection.result import DissectionResult
 from concepts.dissection.rotation import Rotation
-from concepts.dissection.sanity import Judged
 from concepts.dissection.tally import Counts
+from concepts.dissection.two_passes import halves
 from probing.data.examples import TensorExamples
 from probing.models.geometry import RefusedError
 from probing.models.layers import LayerNotFoundError

@@ -44,7 +44,7 @@ store = ActivationStore("rows")
 """
 ROWS = "activations = torch.randn(40, 5, generator=generator)\nactivations[:20, 0] += 3\n"
 PAIRS = """
-from concepts.draws import Pairs
+from concepts.tcav.sampling import Pairs
 from probing.statistics.estimators import Logistic
 from probing.statistics.row_products import SharedRows
 """
@@ -52,25 +52,25 @@ LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
 FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
 # What an example calls by name, beside the names above; whatever its module imports is there too.
 GIVEN = {
-    "concepts.ablation:Ablation": """
+    "concepts.dissection.ablation:Ablation": """
 from types import SimpleNamespace
 classes, cat = labels, 0
 result = SimpleNamespace(
     rows_of=lambda layer: torch.arange(64), iou=torch.rand(64, 3, generator=generator), unit=torch.arange(64)
 )
 """,
-    "concepts.cav:fit_cavs": ROWS + PAIRS + """
+    "concepts.tcav.cav:fit_cavs": ROWS + PAIRS + """
 striped = torch.arange(20)
 randoms = torch.arange(20, 40).expand(3, -1)
 """,
-    "concepts.cav:sort_by_concept": ROWS + PAIRS + """
-from concepts.cav import fit_cavs
+    "concepts.tcav.cav:sort_by_concept": ROWS + PAIRS + """
+from concepts.tcav.cav import fit_cavs
 cavs = fit_cavs(
     SharedRows(activations), torch.arange(20), torch.arange(20, 40).expand(1, -1), Logistic(), seed=0
 )
 """,
-    "concepts.compare:Compare": """
-from concepts.matched import MatchedConcept
+    "concepts.local_vs_global.compare:Compare": """
+from concepts.local_vs_global.matched_pairs import MatchedConcept
 def changed(row, name):
     other = pictures.clone()
     other[:, :, row:row + 8, 4:16] = 1 - other[:, :, row:row + 8, 4:16]
@@ -78,13 +78,13 @@ def changed(row, name):
 stripes, grass = changed(2, "stripes"), changed(20, "grass")
 Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
 """,
-    "concepts.dissect:Dissection": """
+    "concepts.dissection.dissection:Dissection": """
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
 scenes = EmojiScenes(8).scenes(loaded.preprocess)
 Dissection = partial(Dissection, draws=9)
 """,
     "concepts.dissection.tally:Tally": """
-from concepts.dissection.masks import Upsampling
+from concepts.dissection.unit_masks import Upsampling
 from concepts.dissection.protocols import PAPER
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
 from probing.models.geometry import Layout
@@ -94,8 +94,8 @@ upsampling = Upsampling.of(layout, scenes.size, PAPER)
 maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
 thresholds = torch.zeros(512)
 """,
-    "concepts.projection:ConceptGradients": """
-from concepts.cav import mean_difference
+    "concepts.effects.concept_attribution:ConceptGradients": """
+from concepts.tcav.cav import mean_difference
 rows = store.activations(net, ["layer3"], images)["layer3"].flatten(1)
 striped, plain, dotted = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
 zebras = pictures[:2]
@@ -104,8 +104,8 @@ zebras = pictures[:2]
 pool = TensorExamples(torch.rand(80, 3, 4, 4, generator=generator))
 concept = Concept("dots", Subset(pool, range(10)))
 """,
-    "concepts.tcav:Tcav.__call__": """
-from concepts.tcav import Tcav
+    "concepts.tcav.tcav:Tcav.__call__": """
+from concepts.tcav.tcav import Tcav
 Tcav = partial(Tcav, runs=2, relabellings=19, bootstraps=19)
 striped = Concept("striped", Subset(images, range(9)))
 zebras = Subset(images, range(9, 12))

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from concepts.effect import (
+from concepts.effects.logit_effect import (
     Clusters,
     Design,
     LogitEffect,
@@ -18,7 +18,7 @@ from concepts.effect import (
     measured_swap,
     split_clusters,
 )
-from concepts.effect_result import EffectResult
+from concepts.effects.result import EffectResult
 from probing.data.examples import TensorExamples
 from probing.models.hooks import edit
 from probing.models.precision import Precision
@@ -338,7 +338,7 @@ def test_clusters_are_split_by_name_with_a_seed() -> None:
 
 
 def test_sums_over_clusters_before_the_product_are_those_after_it() -> None:
-    from concepts.effect import effect_of
+    from concepts.effects.logit_effect import effect_of
     from probing.statistics.row_products import SharedRows, grouped_products
 
     clusters = Clusters(tuple("aabbccdd"), tuple("abcdabcd"), tuple("abcdabcdee"))

@@ -222,7 +222,7 @@ def test_every_block_of_the_readme_runs(here: Path) -> None:
 
 
 IMPORTS = (
-    "from concepts.dissect import Dissection",
+    "from concepts.dissection.dissection import Dissection",
     "from probing.attribution import IntegratedGradients",
     "from probing.maximization import Channel, maximize",
     "from probing.probes import LayerProbes",

@@ -10,12 +10,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from concepts.ablation import Ablation
 from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from concepts.dissect import Dissection
-from concepts.editing import edit_along
-from concepts.matched import silenced
-from concepts.projection import ConceptGradients
+from concepts.dissection.ablation import Ablation
+from concepts.dissection.dissection import Dissection
+from concepts.effects.concept_attribution import ConceptGradients
+from concepts.local_vs_global.matched_pairs import silenced
+from concepts.tcav.editing import edit_along
 from probing.atlas import Atlas, Pca
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM, HiResCAM
 from probing.attribution.cam_layer import cam_layer

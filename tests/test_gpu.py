@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from concepts.data.concept_sets import Concept
 from concepts.data.synthetic import SyntheticImages
-from concepts.dissect import Dissection
-from concepts.draws import Relabelled
-from concepts.tcav import Tcav
+from concepts.dissection.dissection import Dissection
+from concepts.tcav.sampling import Relabelled
+from concepts.tcav.tcav import Tcav
 from probing.attribution import METHODS
 from probing.attribution.perturbation.lime import LIME
 from probing.attribution.perturbation.surrogate import Local

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from concepts import cli
 from concepts.audit import run_audit
-from concepts.network_rows import Material, NetworkRows
 from concepts.results import AuditResults
+from concepts.scorecard_rows import Material, NetworkRows
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
 from probing.evaluation.scorecard.measure import Scoring

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from concepts.data.concept_sets import Concept
 from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from concepts.dissect import Dissection
-from concepts.tcav import Tcav
+from concepts.dissection.dissection import Dissection
+from concepts.tcav.tcav import Tcav
 from probing.atlas import Atlas
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.data.examples import TensorExamples

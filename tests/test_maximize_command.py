@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from concepts import cli
-from concepts.dream import cav_objective, dream, dream_figure
+from concepts.tcav.dream import cav_objective, dream, dream_figure
 from probing.data.examples import TensorExamples
 from probing.data.images import Preprocess
 from probing.maximization import (

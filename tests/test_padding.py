@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from concepts.data.concept_sets import Concept
-from concepts.tcav import Tcav
+from concepts.tcav.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.data.examples import TensorExamples
 from probing.models.hooks import MaskError

@@ -24,12 +24,12 @@ from torch.utils.data import (
 )
 from torchvision.transforms import v2
 
-from concepts.ablation import Ablation
 from concepts.data.concept_sets import Concept, random_sets
 from concepts.data.segmentation.labels import Scenes, TensorLabels, Vocabulary
-from concepts.effect import LogitEffect
-from concepts.matched import MatchedConcept
-from concepts.tcav import Tcav
+from concepts.dissection.ablation import Ablation
+from concepts.effects.logit_effect import LogitEffect
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+from concepts.tcav.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.data.examples import (
     ChangedExampleError,

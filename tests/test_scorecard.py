@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts import cli
-from concepts.network_rows import PATTERNS, Material, NetworkRows, map_layer
+from concepts.scorecard_rows import PATTERNS, Material, NetworkRows, map_layer
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, attribution
 from probing.attribution.baselines import Constant, Samples

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from concepts.bias import associate
 from concepts.data.concept_sets import Concept, OverlapError
-from concepts.draws import LeaveOneOut, Relabelled, Sets
-from concepts.editing import edit_along
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.tcav.associations import associate
+from concepts.tcav.editing import edit_along
+from concepts.tcav.result import TcavResult
+from concepts.tcav.sampling import LeaveOneOut, Relabelled, Sets
+from concepts.tcav.tcav import Tcav
 from probing.data.examples import TensorExamples
 from probing.models.precision import Precision
 from probing.models.scores import Score

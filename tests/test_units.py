@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from concepts.data.manifest import Pairs
-from concepts.units import UnitContrasts
+from concepts.dissection.unit_contrasts import UnitContrasts
 
 ROLES, TONES, UNITS = 20, 4, 12
 

@@ -6,7 +6,7 @@ from concepts.analyses.compare import HeatMaps
 from concepts.analyses.dissection import Units
 from concepts.analyses.dreams import Dreams
 from concepts.analyses.probes import Probes
-from concepts.projection import DirectionError
+from concepts.effects.concept_attribution import DirectionError
 from probing.models.geometry import RefusedError
 from probing.statistics.hypothesis_tests import TooFewError
 

@@ -17,8 +17,9 @@ from concepts.analyses.readings import (
     readings,
     readings_table,
 )
-from concepts.compare import Compare
-from concepts.compare_result import (
+from concepts.local_vs_global.compare import Compare
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+from concepts.local_vs_global.result import (
     CLAIMED,
     EFFECT,
     HIDDEN,
@@ -28,7 +29,6 @@ from concepts.compare_result import (
     Comparison,
     Parting,
 )
-from concepts.matched import MatchedConcept
 from concepts.material import Material
 from concepts.results import AuditResults
 from probing.attribution.base import AttributionMethod

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from concepts.analyses import figures
 from concepts.data.segmentation import EmojiScenes, Scenes
-from concepts.dissect import Dissection
+from concepts.dissection.dissection import Dissection
 from concepts.dissection.result import DissectionResult
+from concepts.dissection.unit_contrasts import UnitContrasts, UnitShifts
 from concepts.material import Material
 from concepts.results import AuditResults
-from concepts.units import UnitContrasts, UnitShifts
 from probing.data.examples import Subset
 from probing.probes import untrained_copy
 from probing.results.html_report import (

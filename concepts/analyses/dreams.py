@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.dream import cav_objective
 from concepts.material import ContrastSets, Material
 from concepts.results import AuditResults
+from concepts.tcav.dream import cav_objective
 from probing.data.examples import TensorExamples
 from probing.maximization import Maximization, Maximize
 from probing.maximization.presets import FOURIER
@@ -73,7 +73,7 @@ class Dreams:
 
     Attributes:
         settings: of the images.
-        cosine_power: see `concepts.dream.cav_objective`.
+        cosine_power: see `concepts.tcav.dream.cav_objective`.
     """
 
     settings: Maximize = field(default_factory=lambda: replace(FOURIER, steps=96))

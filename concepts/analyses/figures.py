@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concepts.units import UnitShifts
+from concepts.dissection.unit_contrasts import UnitShifts
 from probing.atlas import AtlasResult
 from probing.results.figures import FAINT, FULL_WIDTH, MARKERS, PALETTE, RULE, new_figure, style
 

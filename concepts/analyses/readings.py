@@ -2,7 +2,7 @@
 
 import torch
 
-from concepts.compare_result import OWN, SWAP, Comparison
+from concepts.local_vs_global.result import OWN, SWAP, Comparison
 from probing.results.html_report import NONE, Cell, Link, Table, interval, linked, number
 from probing.results.tables import DataTable, known
 

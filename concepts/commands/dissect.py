@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from concepts.data.segmentation import Scenes
-    from concepts.dissect import Dissection
+    from concepts.dissection.dissection import Dissection
     from concepts.dissection.result import DissectionResult
     from probing.models.loading import LoadedModel
     from probing.store.store import ActivationStore
@@ -87,7 +87,7 @@ def dissect(
     ] = False,
 ) -> None:
     """Find the units of a network that single out objects, parts, scenes, textures or colours."""
-    from concepts.dissect import Dissection
+    from concepts.dissection.dissection import Dissection
     from concepts.dissection.protocols import PROTOCOLS
     from concepts.dissection.rotation import Rotation
     from probing.models import loading

@@ -27,7 +27,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from concepts.network_rows import Material
+    from concepts.scorecard_rows import Material
     from probing.attribution.base import AttributionMethod
     from probing.evaluation.scorecard.scorecard import Scorecard
     from probing.models.loading import LoadedModel
@@ -98,7 +98,7 @@ def evaluate(
 
     Each method's row is kept in DIR/rows as soon as it is measured, so that a run that was cut short goes on.
     """
-    from concepts.network_rows import NetworkRows
+    from concepts.scorecard_rows import NetworkRows
     from probing.core.progress import Progress
     from probing.data.examples import ImageExamples
     from probing.evaluation.scorecard.measure import Scoring, ScoringWork
@@ -175,7 +175,7 @@ def _material(
     given: dict[str, Path], random: Path | None, loaded: "LoadedModel", seed: int
 ) -> "Material":
     from concepts.data.concept_sets import Concept
-    from concepts.network_rows import Material
+    from concepts.scorecard_rows import Material
 
     if random is None:
         return Material.drawn(loaded.preprocess, seed=seed)

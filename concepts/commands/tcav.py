@@ -23,7 +23,7 @@ from concepts.commands.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from concepts.tcav_result import TcavResult
+    from concepts.tcav.result import TcavResult
     from probing.data.examples import ImageExamples
 
 EXAMPLE = (
@@ -64,7 +64,7 @@ def tcav(
 ) -> None:
     """Test whether a model's classes depend on concepts shown by folders of pictures."""
     from concepts.data.concept_sets import Concept
-    from concepts.tcav import Tcav
+    from concepts.tcav.tcav import Tcav
     from probing.models import loading
     from probing.models.scores import Score
     from probing.store.shards import default_root

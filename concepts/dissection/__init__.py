@@ -1,1 +1,1 @@
-"""The parts of network dissection; `concepts.dissect` puts them together."""
+"""The parts of network dissection; `concepts.dissection.dissection` puts them together."""

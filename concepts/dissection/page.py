@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from concepts.data.segmentation.labels import Scenes, present
 from concepts.dissection.figures import category_bars, masked
-from concepts.dissection.reading import Lens
+from concepts.dissection.layer_units import Lens
 from probing.data.examples import Subset
 from probing.maximization import Maximization
 from probing.results.figures import Strip, inline_svg, montage

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.data.segmentation.labels import Vocabulary
-from concepts.dissection.reading import Reading
-from concepts.dissection.sanity import LabelTest
+from concepts.dissection.label_tests import LabelTest
+from concepts.dissection.layer_units import Reading
 from concepts.dissection.tally import Counts
 from probing.results.result import Provenance, Result
 from probing.statistics.hypothesis_tests import benjamini_hochberg, max_t, permutation_p

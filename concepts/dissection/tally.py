@@ -10,8 +10,8 @@ from torch import Tensor
 
 from concepts.data.segmentation.labels import ImageLabels, Vocabulary
 from concepts.dissection.kernels import count_shared
-from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import Union
+from concepts.dissection.unit_masks import Masks
 from probing.statistics.kernels import compiled
 
 Counts64 = npt.NDArray[np.int64]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from concepts.dissection.sanity import MOST_UNITS
+from concepts.dissection.label_tests import MOST_UNITS
 
 if TYPE_CHECKING:
     from concepts.dissection.result import DissectionResult

@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts.data.segmentation.labels import ImageLabels, Vocabulary
-from concepts.dissection.masks import Upsampling
 from concepts.dissection.protocols import LITE
-from concepts.dissection.relation import Moments
+from concepts.dissection.soft_scores import Moments
 from concepts.dissection.tally import Tally
+from concepts.dissection.unit_masks import Upsampling
 from probing.models.geometry import Geometry, Layout
 from probing.statistics.streaming import UpperQuantile
 

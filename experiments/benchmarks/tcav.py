@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 
 from concepts.data.concept_sets import Concept, random_sets
 from concepts.data.synthetic import SyntheticImages
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
+from concepts.tcav.tcav import Tcav
 from probing.data.examples import TensorExamples
 from probing.models.precision import Precision
 from probing.models.runner import Runner

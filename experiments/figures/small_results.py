@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from concepts.data.concept_sets import Concept
-from concepts.tcav import Tcav
+from concepts.tcav.tcav import Tcav
 from probing.atlas import Atlas, Pca
 from probing.attribution import GradCAM, GradientTimesInput, Saliency
 from probing.data.examples import Subset, TensorExamples

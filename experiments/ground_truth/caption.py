@@ -34,7 +34,7 @@ from readings import (
 from torch import Tensor
 from verdicts import column, ordered, spearman, write_document, write_rows
 
-from concepts.tcav_result import TcavResult
+from concepts.tcav.result import TcavResult
 from probing.attribution import METHODS
 from probing.results.figures import save_figure
 

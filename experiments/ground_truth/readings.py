@@ -14,14 +14,14 @@ from pictures import SIDE
 from torch import Tensor, nn
 from torch.nn import functional
 
-from concepts.ablation import Ablation
 from concepts.data.concept_sets import Concept
 from concepts.data.segmentation import Scenes, TensorLabels, Vocabulary
-from concepts.dissect import Dissection
+from concepts.dissection.ablation import Ablation
+from concepts.dissection.dissection import Dissection
 from concepts.dissection.result import DissectionResult
-from concepts.projection import ConceptGradients
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.effects.concept_attribution import ConceptGradients
+from concepts.tcav.result import TcavResult
+from concepts.tcav.tcav import Tcav
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Samples

@@ -1,7 +1,7 @@
 """Concept activation vectors (Kim et al. 2018): directions in activation space that point to a concept.
 
 A concept is given as rows of a layer's activations, and so is what it is told apart from: random
-examples, or other concepts. A run fits one CAV and judges it on rows it has not seen. `concepts.tcav`
+examples, or other concepts. A run fits one CAV and judges it on rows it has not seen. `concepts.tcav.tcav`
 does this for whole analyses; here are single concepts, and the sorting of examples by a concept.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from concepts.draws import Pair, Pairs, Rows
+from concepts.tcav.sampling import Pair, Pairs, Rows
 from probing.core.errors import ArgumentError, OutOfRangeError
 from probing.statistics.hypothesis_tests import TooFewError, above_chance, rank_sum
 from probing.statistics.linear_classifiers import Estimator, PairFits, SharedRows, fit_pairs

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from concepts.data.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from concepts.dissection.kernels import count_permuted
-from concepts.dissection.masks import Masks
 from concepts.dissection.protocols import DissectionError, Union
 from concepts.dissection.tally import Counts, kinds_with_none
+from concepts.dissection.unit_masks import Masks
 from probing.statistics.kernels import compiled
 
 

@@ -1,7 +1,7 @@
 """TCAV (Kim et al. 2018): does a class depend on a concept at a layer, and more than on random directions?
 
-Sets of examples become rows of one table; `concepts.draws` says which rows every CAV is fitted on, and
-`concepts.sensitivity` fits and reads them, layer by layer.
+Sets of examples become rows of one table; `concepts.tcav.sampling` says which rows every CAV is fitted on, and
+`concepts.tcav.sensitivity` fits and reads them, layer by layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.data.concept_sets import Concept, OverlapError, refuse_overlap
-from concepts.draws import Mode, NullDraws, Relabelled, Sets
-from concepts.plan import Plan
-from concepts.sensitivity import LayerReader, Reading
-from concepts.tcav_result import TcavResult
+from concepts.tcav.plan import Plan
+from concepts.tcav.result import TcavResult
+from concepts.tcav.sampling import Mode, NullDraws, Relabelled, Sets
+from concepts.tcav.sensitivity import LayerReader, Reading
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
@@ -41,7 +41,7 @@ class Tcav:
 
     Pseudo-concepts are made of whole clusters, which change places only with clusters of their size. Where the concept's
     and its counterparts' differ in size, fewer examples of the larger ones are used, for everything that is reported:
-    one of each cluster if one side has single examples only; see `concepts.draws.Sources.exchangeable`.
+    one of each cluster if one side has single examples only; see `concepts.tcav.sampling.Sources.exchangeable`.
 
     The smooth score is the mean over inputs of `Φ(sensitivity / (temperature · typical))`: each input votes with about
     the probability that its sensitivity is larger than a random direction's, `typical` being the root mean square

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.data.segmentation.labels import ImageLabels, Vocabulary
-from concepts.dissection.masks import Masks, Upsampling
-from concepts.dissection.null import NullTally
+from concepts.dissection.permutation_null import NullTally
 from concepts.dissection.protocols import Protocol
-from concepts.dissection.relation import Moments
 from concepts.dissection.rotation import Rotation
+from concepts.dissection.soft_scores import Moments
 from concepts.dissection.tally import Tally
+from concepts.dissection.unit_masks import Masks, Upsampling
 from probing.models.geometry import Layout
 from probing.statistics.streaming import Thresholds, UpperQuantile
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from concepts.data.segmentation.labels import ImageLabels, Vocabulary, labels_in
 from concepts.dissection.kernels import add_precisions, project, sum_squares
-from concepts.dissection.masks import Upsampling
+from concepts.dissection.unit_masks import Upsampling
 from probing.statistics.kernels import compiled
 
 

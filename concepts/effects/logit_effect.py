@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concepts.effect_result import EffectResult
+from concepts.effects.result import EffectResult
 from probing.core.content_ids import content_id
 from probing.core.doubles import near
 from probing.core.errors import ArgumentError
@@ -86,7 +86,7 @@ def exchangeable(clusters: Clusters, seed: int) -> tuple[list[int], list[int]]:
     """Return which positives and which negatives to compare, so that relabelling whole clusters is exact.
 
     All of them where clusters have the same sizes on both sides, or matched ones as many positives as negatives; else
-    fewer of the larger clusters, drawn at random, as `concepts.draws.Sources.exchangeable` says.
+    fewer of the larger clusters, drawn at random, as `concepts.tcav.sampling.Sources.exchangeable` says.
     """
     sides = [Counter(names) for names in (clusters.positive, clusters.negative)]
     shared = sides[0].keys() & sides[1].keys()

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.cav import mean_difference
-from concepts.compare_result import (
+from concepts.effects.concept_attribution import ConceptGradients, refuse_alike
+from concepts.effects.logit_effect import Clusters, LogitEffect
+from concepts.local_vs_global.matched_pairs import MatchedConcept, Sides, evidence, silenced
+from concepts.local_vs_global.result import (
     ABLATED,
     EFFECT,
     OWN,
@@ -24,10 +26,8 @@ from concepts.compare_result import (
     Comparison,
     padded,
 )
-from concepts.effect import Clusters, LogitEffect
-from concepts.matched import MatchedConcept, Sides, evidence, silenced
-from concepts.projection import ConceptGradients, refuse_alike
-from concepts.sign_score import SignTest
+from concepts.tcav.cav import mean_difference
+from concepts.tcav.sign_test import SignTest
 from probing.attribution.base import AttributionMethod
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.path import IntegratedGradients

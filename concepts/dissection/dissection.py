@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from concepts.data.segmentation.labels import Scenes
-from concepts.dissection.masks import Upsampling
-from concepts.dissection.passes import (
+from concepts.dissection.label_tests import Judged, label_tests
+from concepts.dissection.layer_units import Lens, Levels, Reading
+from concepts.dissection.protocols import PAPER, DissectionError, Protocol
+from concepts.dissection.result import DissectionResult, NullScores, assemble
+from concepts.dissection.rotation import Rotation
+from concepts.dissection.soft_scores import correlation
+from concepts.dissection.tally import Counts
+from concepts.dissection.two_passes import (
     FirstShare,
     Passes,
     SecondShare,
@@ -18,13 +24,7 @@ from concepts.dissection.passes import (
     counts_parts,
     levels_parts,
 )
-from concepts.dissection.protocols import PAPER, DissectionError, Protocol
-from concepts.dissection.reading import Lens, Levels, Reading
-from concepts.dissection.relation import correlation
-from concepts.dissection.result import DissectionResult, NullScores, assemble
-from concepts.dissection.rotation import Rotation
-from concepts.dissection.sanity import Judged, label_tests
-from concepts.dissection.tally import Counts
+from concepts.dissection.unit_masks import Upsampling
 from probing.core.content_ids import content_id, model_id
 from probing.models.geometry import Layout
 from probing.models.layers import expand

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concepts.cav import mean_difference
 from concepts.data.concept_sets import Concept
 from concepts.data.segmentation import EmojiScenes
 from concepts.data.synthetic import SyntheticImages
-from concepts.dissect import Dissection
+from concepts.dissection.dissection import Dissection
 from concepts.dissection.protocols import DissectionError
-from concepts.editing import edit_along
-from concepts.tcav import Tcav
-from concepts.tcav_result import TcavResult
+from concepts.tcav.cav import mean_difference
+from concepts.tcav.editing import edit_along
+from concepts.tcav.result import TcavResult
+from concepts.tcav.tcav import Tcav
 from probing.attribution.base import classes_of, in_chunks, score_of
 from probing.attribution.cam_layer import cam_layer
 from probing.core.content_ids import content_id, tensor_id

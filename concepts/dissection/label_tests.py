@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from concepts.dissection.relation import average_precision, correlation
+from concepts.dissection.soft_scores import average_precision, correlation
 from concepts.dissection.tally import Counts
 
 LEAST_FALL = 1e-3

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.draws import Mode, NullDraws, Pairs, Sets, Sources, fitted, union
-from concepts.effect import Clusters, Design
+from concepts.effects.logit_effect import Clusters, Design
+from concepts.tcav.sampling import Mode, NullDraws, Pairs, Sets, Sources, fitted, union
 from probing.statistics.hypothesis_tests import TooFewError, bootstrap_counts
 
 

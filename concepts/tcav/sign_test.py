@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.draws import Pairs, Rows
-from concepts.tcav_result import LINEAR_TAIL
+from concepts.tcav.result import LINEAR_TAIL
+from concepts.tcav.sampling import Pairs, Rows
 from probing.statistics.estimators import Estimator
 from probing.statistics.hypothesis_tests import (
     bootstrap_counts,

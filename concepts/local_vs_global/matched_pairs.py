@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from concepts.effect import split_clusters
+from concepts.effects.logit_effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet, as_examples

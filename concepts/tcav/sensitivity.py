@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from concepts.draws import Pairs
-from concepts.effect import layer_effect
-from concepts.plan import Plan
+from concepts.effects.logit_effect import layer_effect
+from concepts.tcav.plan import Plan
+from concepts.tcav.sampling import Pairs
 from probing.statistics.estimators import Estimator
 from probing.statistics.hypothesis_tests import (
     above_chance,

@@ -9,9 +9,9 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 
 from concepts.data.segmentation.labels import ImageLabels, Scenes, present
-from concepts.dissection.null import NullTally, blocks_of, shuffles
-from concepts.dissection.reading import Lens, Levels, Reading
-from concepts.dissection.relation import Moments, average_precision
+from concepts.dissection.layer_units import Lens, Levels, Reading
+from concepts.dissection.permutation_null import NullTally, blocks_of, shuffles
+from concepts.dissection.soft_scores import Moments, average_precision
 from concepts.dissection.tally import Tally
 from probing.core.content_ids import bytes_id, tensor_bytes
 from probing.data.examples import Subset
