@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from concepts.results import (
+from concepts.auditing.measurement.results import (
     AuditResults,
     Backdrop,
     CellRow,

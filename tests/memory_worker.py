@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from concepts.audit import run_audit
+from concepts.auditing.audit import run_audit
 from probing.data.images import Preprocess
 from probing.models.loading import LoadedModel
 

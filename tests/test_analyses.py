@@ -8,17 +8,17 @@ import audits
 import pytest
 import torch
 
-from concepts.analyses import ANALYSES, Analysis
-from concepts.analyses.atlas import Atlases, AttributeAtlases, chance, neighbours
-from concepts.analyses.dissection import AttributeUnits, Units
-from concepts.analyses.dreams import ConceptDreams, Dreams, _ways
-from concepts.analyses.probes import AttributeProbes, Probes
-from concepts.audit import rebuild, run_audit
-from concepts.auditfile import AnalysisName, read_audit
+from concepts.auditing.analyses import ANALYSES, Analysis
+from concepts.auditing.analyses.atlas import Atlases, AttributeAtlases, chance, neighbours
+from concepts.auditing.analyses.dissection import AttributeUnits, Units
+from concepts.auditing.analyses.dreams import ConceptDreams, Dreams, _ways
+from concepts.auditing.analyses.probes import AttributeProbes, Probes
+from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.setup import Material
+from concepts.auditing.measurement.spec import AnalysisName, read_audit
 from concepts.data.manifest import Pairs
 from concepts.data.yaml_schema import SchemaError
-from concepts.material import Material
-from concepts.results import AuditResults
 from probing.results.html_report import plain
 from probing.results.result import Result
 from probing.statistics.hypothesis_tests import TooFewError

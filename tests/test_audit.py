@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 import concepts
-from concepts import audit, findings, material
-from concepts.audit import rebuild, run_audit
-from concepts.auditfile import read_audit
+from concepts.auditing import audit
+from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing.measurement import setup
+from concepts.auditing.measurement.results import AuditResults, CellRow
+from concepts.auditing.measurement.setup import AuditError
+from concepts.auditing.measurement.spec import read_audit
+from concepts.auditing.report import criteria
+from concepts.auditing.report.verdict import verdict
+from concepts.auditing.report_cache import Seal
 from concepts.data.yaml_schema import SchemaError
 from concepts.effects.agreement import agreement
-from concepts.material import AuditError
-from concepts.results import AuditResults, CellRow
-from concepts.seal import Seal
 from concepts.tcav.sign_test import SignTest
-from concepts.verdict import verdict
 from probing.results import plates
 from probing.results.result import Provenance, Result
 from probing.statistics.estimators import Pattern, Ridge
@@ -65,7 +67,7 @@ def first(folder: Path) -> Run:
 
 def test_a_planted_bias_is_found_and_its_control_is_not(first: Run) -> None:
     moved = {
-        row.target: findings.moved(first.results, row)
+        row.target: criteria.moved(first.results, row)
         for row in first.results.swaps
         if row.concept == GENDER
     }
@@ -233,7 +235,7 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(
     before = [path.read_bytes() for path in made]
     for path in made:
         path.unlink()
-    monkeypatch.setattr(material.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(setup.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(
         plates, "save_figure", lambda *_: None
     )  # equal figures are equal files: tested there
@@ -298,13 +300,13 @@ def test_a_logit_that_is_predicted_to_move_and_does_not_is_reported_and_the_reve
     def read(swap: float, p: float, effect: float, told: dict[str, float]) -> str:
         row = replace(made_up.swap(GENDER, "purse"), swap=swap, p_corrected=p)
         cell = replace(made_up.cell(GENDER, layer, "purse"), effect=effect, **told)
-        return findings.reading(replace(made_up, swaps=(row,)), cell)
+        return criteria.reading(replace(made_up, swaps=(row,)), cell)
 
-    assert read(0.5, 0.001, 0.4, sure) == findings.AGREE
-    assert read(0.5, 0.001, -0.4, sure) == findings.CONTRADICT
-    assert read(0.5, 0.001, 0.4, unsure) == findings.UNPREDICTED
-    assert read(0.1, 0.9, 0.4, sure) == findings.UNMOVED
-    assert read(0.1, 0.9, 0.4, unsure) == findings.NOTHING
+    assert read(0.5, 0.001, 0.4, sure) == criteria.AGREE
+    assert read(0.5, 0.001, -0.4, sure) == criteria.CONTRADICT
+    assert read(0.5, 0.001, 0.4, unsure) == criteria.UNPREDICTED
+    assert read(0.1, 0.9, 0.4, sure) == criteria.UNMOVED
+    assert read(0.1, 0.9, 0.4, unsure) == criteria.NOTHING
 
 
 def test_a_concept_used_by_tcav_and_unmoved_by_the_swap_is_reported_as_such() -> None:
@@ -315,7 +317,7 @@ def test_a_concept_used_by_tcav_and_unmoved_by_the_swap_is_reported_as_such() ->
         return replace(cell, tcav_p_corrected=0.001 if is_it else 1.0, effect_p_corrected=1.0)
 
     still = tuple(replace(r, p_corrected=1.0) for r in made_up.swaps)
-    found = findings.disagreements(
+    found = criteria.disagreements(
         replace(made_up, cells=tuple(map(told, made_up.cells)), swaps=still)
     )
     assert [(cell.target, said) for cell, _, said in found] == [

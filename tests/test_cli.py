@@ -177,7 +177,7 @@ def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
     ) -> None:
         say(f"{file.name}, {out.name}, {store_root.name}, {device}, {disk_budget_bytes}")
 
-    monkeypatch.setattr("concepts.audit.run_audit", run_audit)
+    monkeypatch.setattr("concepts.auditing.audit.run_audit", run_audit)
     (tmp_path / "a.yaml").touch()
     options = [
         "--out",

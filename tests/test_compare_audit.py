@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from concepts.analyses import ANALYSES
-from concepts.analyses import compare as analysis
-from concepts.analyses.compare import HeatMapComparison, HeatMaps
-from concepts.audit import rebuild, run_audit
-from concepts.auditfile import read_audit
+from concepts.auditing.analyses import ANALYSES
+from concepts.auditing.analyses import heat_maps as analysis
+from concepts.auditing.analyses.heat_maps import HeatMapComparison, HeatMaps
+from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.setup import Material
+from concepts.auditing.measurement.spec import read_audit
 from concepts.local_vs_global.result import HIDDEN
-from concepts.material import Material
-from concepts.results import AuditResults
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.gradient import GradientTimesInput
 from probing.models.geometry import RefusedError

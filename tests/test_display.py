@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from concepts.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults
 from concepts.tcav.result import TcavResult
 from probing.attribution.base import Attribution
 from probing.evaluation.curves import Curves

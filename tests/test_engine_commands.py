@@ -7,9 +7,9 @@ import pytest
 import torch
 from nets import ConvNet, images, seeded
 
-from concepts import audit
+from concepts.auditing import audit
+from concepts.auditing.measurement.results import AuditResults
 from concepts.cli import main
-from concepts.results import AuditResults
 from probing.attribution.gradient import GradientTimesInput, Saliency
 from probing.evaluation.scorecard.measure import Scoring, ScoringWork
 from probing.evaluation.scorecard.scorecard import Row

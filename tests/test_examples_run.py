@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
-from concepts import audit, cli
+from concepts import cli
+from concepts.auditing import audit
+from concepts.auditing.measurement.results import AuditResults
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
-from concepts.results import AuditResults
 from probing.data.examples import ImageExamples, ImageFiles
 from probing.data.images import Preprocess
 from probing.models import loading

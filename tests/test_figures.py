@@ -12,8 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concepts import figures
-from concepts.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.report import figures
 from probing.results.figures import (
     Strip,
     inline_svg,

@@ -12,8 +12,8 @@ from test_scorecard import COLOUR, Coloured
 from torch import Tensor, nn
 
 from concepts import cli
-from concepts.audit import run_audit
-from concepts.results import AuditResults
+from concepts.auditing.audit import run_audit
+from concepts.auditing.measurement.results import AuditResults
 from concepts.scorecard_rows import Material, NetworkRows
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples

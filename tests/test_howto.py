@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concepts import audit, cli
-from concepts.results import AuditResults
+from concepts import cli
+from concepts.auditing import audit
+from concepts.auditing.measurement.results import AuditResults
 
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "howto").glob("*.md"))
 _BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -13,10 +13,12 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from concepts import audit, begin, cli
-from concepts.auditfile import AuditFile, read_audit
+from concepts import cli
+from concepts.auditing import audit
+from concepts.auditing.init import draft_audit
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.spec import AuditFile, read_audit
 from concepts.data.manifest import Manifest
-from concepts.results import AuditResults
 from probing.models.stages import StageError, find_stages
 
 REDS = {"reddish": 60.0, "plain": 0.0}
@@ -319,8 +321,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
 ) -> None:  # fmt: skip
     images = photos({"plain": 12, "reddish": 12})
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(begin.os, "access", lambda _, mode: mode != os.W_OK)
-    monkeypatch.setattr(begin.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(draft_audit.os, "access", lambda _, mode: mode != os.W_OK)
+    monkeypatch.setattr(
+        draft_audit.models, "load", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     assert init(tmp_path / "out", images) == 2
     assert "no permission for" in capsys.readouterr().err
     monkeypatch.undo()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from concepts import audit
-from concepts.audit import run_audit
-from concepts.results import AuditResults
+from concepts.auditing import audit
+from concepts.auditing.audit import run_audit
+from concepts.auditing.measurement.results import AuditResults
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples

@@ -8,11 +8,18 @@ import torch
 import yaml
 from audits import audit_file, write_drawings
 
-from concepts.audit import run_audit
-from concepts.auditfile import read_audit
-from concepts.material import AuditError, Material
-from concepts.replication import BOTH, FIRST, NEITHER, OPPOSITE, Replication, replicate
-from concepts.replication_page import write_replication
+from concepts.auditing.audit import run_audit
+from concepts.auditing.measurement.setup import AuditError, Material
+from concepts.auditing.measurement.spec import read_audit
+from concepts.auditing.replication.page import write_replication
+from concepts.auditing.replication.replicate import (
+    BOTH,
+    FIRST,
+    NEITHER,
+    OPPOSITE,
+    Replication,
+    replicate,
+)
 from probing.store.store import ActivationStore
 
 CONTRAST = "woman against man"
@@ -36,7 +43,7 @@ def _audited(folder: Path, store: Path, *, turned: bool = False):
         _turned(folder)
     file = audit_file(folder, {"concepts": [], "random": None})
     with pytest.MonkeyPatch.context() as patch:  # the reports are tested elsewhere
-        patch.setattr("concepts.audit.rebuild", lambda _: None)
+        patch.setattr("concepts.auditing.audit.rebuild", lambda _: None)
         results = run_audit(
             file, folder / "out", store_root=store, progress=False, say=lambda _: None
         )

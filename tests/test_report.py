@@ -9,8 +9,8 @@ from pathlib import Path
 import audits
 import pytest
 
-from concepts.page import write_report
-from concepts.results import AuditResults, ResultsError
+from concepts.auditing.measurement.results import AuditResults, ResultsError
+from concepts.auditing.report.page import write_report
 from probing.results import plates
 from probing.results.html_report import (
     Code,

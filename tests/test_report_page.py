@@ -10,7 +10,7 @@ import browser
 import pytest
 import torch
 
-from concepts.page import SCORECARD, _scorecard, write_report
+from concepts.auditing.report.page import SCORECARD, _scorecard, write_report
 from probing.evaluation.scorecard.cost import Cost
 from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.results import plates

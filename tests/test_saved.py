@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from concepts.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults
 from probing.results.result import Result, describe, rebuild
 from probing.results.saved_names import class_of, name_of
 

@@ -12,11 +12,11 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from concepts import material
+from concepts.auditing.measurement import setup
+from concepts.auditing.measurement.results import AuditResults, ClusterRow, SwapRow
+from concepts.auditing.model_comparison.compare import SideBySideError, side_by_side
+from concepts.auditing.model_comparison.page import side_by_side_page
 from concepts.cli import main
-from concepts.results import AuditResults, ClusterRow, SwapRow
-from concepts.side_by_side import SideBySideError, side_by_side
-from concepts.side_by_side_page import side_by_side_page
 from probing.results import plates
 from probing.results.html_report import plain
 from probing.statistics.hypothesis_tests import holm
@@ -156,7 +156,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
 
 
 def _no_model(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(material.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    patch.setattr(setup.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     patch.setattr(nn.Module, "__call__", lambda *_, **__: pytest.fail("a model was run"))
 
 

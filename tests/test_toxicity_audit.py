@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from concepts.wording import Wording, read_wording
+from concepts.auditing.word_swaps.templates import Wording, read_wording
 from probing.core.archives import ArchiveError
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import audits
 import pytest
 
-from concepts import audit, findings
-from concepts.audit import rebuild, run_audit
-from concepts.auditfile import read_audit
+from concepts.auditing import audit
+from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.setup import AuditError
+from concepts.auditing.measurement.spec import read_audit
+from concepts.auditing.report import criteria
+from concepts.auditing.report.sections.method import limits
+from concepts.auditing.report.verdict import verdict
+from concepts.auditing.report.verdict_unmatched import UNSWAPPED
 from concepts.data.yaml_schema import SchemaError
-from concepts.material import AuditError
-from concepts.results import AuditResults
-from concepts.sections.method import limits
-from concepts.verdict import verdict
-from concepts.verdict_unmatched import UNSWAPPED
 
 
 def run(file: Path, out: Path, *, report: bool = False) -> AuditResults:
@@ -43,7 +44,7 @@ def test_classes_that_read_red_depend_on_reddish_pictures_and_the_others_do_not(
     found: AuditResults,
 ) -> None:
     cells = [c for c in found.cells if c.concept == "reddish" and c.layer == "mix"]
-    told = {c.target for c in cells if findings.predicted(found, c)}
+    told = {c.target for c in cells if criteria.predicted(found, c)}
     assert told == {"purse", "drill", "laptop"}
     effects = {c.target: c.effect for c in cells}
     assert effects["purse"] == pytest.approx(4 * 50 / 255, abs=0.12)
@@ -107,12 +108,12 @@ def test_folders_of_the_same_pictures_have_no_direction(tmp_path: Path) -> None:
     found = run(audits.unmatched_file(tmp_path, ["one", "other"]), tmp_path / "out")
     for finding in verdict(found)[:2]:
         assert finding.claim.startswith("There is no evidence of a direction")
-    assert not [c for c in found.cells if findings.used(found, c) or findings.predicted(found, c)]
+    assert not [c for c in found.cells if criteria.used(found, c) or criteria.predicted(found, c)]
 
 
 def test_too_few_pseudo_concepts_for_any_finding_are_said_to_be(found: AuditResults) -> None:
-    assert findings.floor(found) == ""  # 3 concepts in 100
-    assert "no p of theirs could be small" in findings.floor(replace(found, pseudo_concepts=59))
+    assert criteria.floor(found) == ""  # 3 concepts in 100
+    assert "no p of theirs could be small" in criteria.floor(replace(found, pseudo_concepts=59))
 
 
 @pytest.mark.parametrize(

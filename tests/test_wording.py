@@ -9,10 +9,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from concepts.word_page import write_page
-from concepts.word_readings import WordReader
-from concepts.word_result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
-from concepts.wording import Wording, WordingError, WordingFile, read_wording
+from concepts.auditing.word_swaps.page import write_page
+from concepts.auditing.word_swaps.readings import WordReader
+from concepts.auditing.word_swaps.result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
+from concepts.auditing.word_swaps.templates import Wording, WordingError, WordingFile, read_wording
 from probing.attribution.path import LayerIntegratedGradients
 from probing.data.texts import TextClassifier, WordIds
 from probing.store.store import ActivationStore
@@ -103,7 +103,7 @@ def test_a_gap_of_nan_is_not_forgotten_over_those_that_follow(monkeypatch):
         gap = found.diagnostics["completeness_gap"] * (torch.nan if len(calls) == 2 else 1)
         return replace(found, diagnostics={"completeness_gap": gap})
 
-    monkeypatch.setattr("concepts.word_readings._TEXTS", 12)
+    monkeypatch.setattr("concepts.auditing.word_swaps.readings._TEXTS", 12)
     monkeypatch.setattr(LayerIntegratedGradients, "__call__", one_undefined)
     _, gap = WordReader(file, Wording.of(file, classifier), classifier).integrated()
     assert len(calls) > 2

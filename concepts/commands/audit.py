@@ -33,9 +33,9 @@ def audit(
     disk_budget: DiskOption = None,
 ) -> None:
     """Audit a model for bias as a file lays down, and write tables, figures and a report."""
-    from concepts.audit import requests, run_audit
-    from concepts.auditfile import read_audit
-    from concepts.material import Material
+    from concepts.auditing.audit import requests, run_audit
+    from concepts.auditing.measurement.setup import Material
+    from concepts.auditing.measurement.spec import read_audit
     from probing.store.shards import default_root
 
     output_folder(out)

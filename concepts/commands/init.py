@@ -85,7 +85,7 @@ def init(
     cache: CacheOption = None,
 ) -> None:
     """Write a first audit of a model by your own pictures: a commented audit file and its manifests."""
-    from concepts.begin import Begin
+    from concepts.auditing.init.draft_audit import Begin
     from concepts.data.image_folders import Choice
 
     named = [name.strip() for name in (classes or "").split(",")]

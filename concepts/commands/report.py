@@ -34,13 +34,13 @@ def report(
             f"one audit is reported or two are compared, got {len(folders)} folders."
         )
     if len(folders) == 2:
-        from concepts.side_by_side_page import write_side_by_side
+        from concepts.auditing.model_comparison.page import write_side_by_side
 
         for line in write_side_by_side(folders[0], folders[1], out or Path("comparison.html")):
             say(line)
         return
     if out is not None:
         raise CommandError("--out is for two folders: one audit's report stands in its own.")
-    from concepts.audit import rebuild, summary
+    from concepts.auditing.audit import rebuild, summary
 
     say(summary(rebuild(folders[0]), folders[0]))

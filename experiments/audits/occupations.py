@@ -14,12 +14,12 @@ from pathlib import Path
 
 import yaml
 
-from concepts.audit import run_audit
-from concepts.auditfile import read_audit
+from concepts.auditing.audit import run_audit
+from concepts.auditing.measurement.setup import Material
+from concepts.auditing.measurement.spec import read_audit
+from concepts.auditing.replication.page import write_replication
+from concepts.auditing.replication.replicate import replicate
 from concepts.data.manifest import Manifest
-from concepts.material import Material
-from concepts.replication import replicate
-from concepts.replication_page import write_replication
 from probing.store.store import ActivationStore
 
 FILE = Path(__file__).with_suffix(".yaml")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import tox_block
 
-from concepts.word_page import write_page
-from concepts.word_readings import WordReader
-from concepts.wording import Wording, WordingFile, read_wording
+from concepts.auditing.word_swaps.page import write_page
+from concepts.auditing.word_swaps.readings import WordReader
+from concepts.auditing.word_swaps.templates import Wording, WordingFile, read_wording
 from probing.store.store import ActivationStore
 
 FILE = Path(__file__).with_suffix(".yaml")

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concepts import figures
-from concepts.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.report import figures
 from probing.results.figures import COLUMN_WIDTH, FULL_WIDTH, figure_of, for_print, save_figure
 from probing.results.result import Result
 

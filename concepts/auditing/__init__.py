@@ -1,0 +1,1 @@
+"""An audit: one file in, measurements, analyses and one report out."""

@@ -1,0 +1,22 @@
+"""What an audit may look at besides swaps and TCAV; `ANALYSES` lists it by the names that an audit file takes."""
+
+from concepts.auditing.analyses.atlas import Atlases
+from concepts.auditing.analyses.base import Analysis
+from concepts.auditing.analyses.dissection import Units
+from concepts.auditing.analyses.dreams import Dreams
+from concepts.auditing.analyses.heat_maps import HeatMaps
+from concepts.auditing.analyses.probes import Probes
+from concepts.effects.concept_attribution import DirectionError
+from probing.models.geometry import RefusedError
+from probing.statistics.hypothesis_tests import TooFewError
+
+ANALYSES: dict[str, Analysis] = {
+    "probes": Probes(),
+    "dissection": Units(),
+    "atlas": Atlases(),
+    "heat_maps": HeatMaps(),
+    "dreams": Dreams(),
+}
+
+NOT_ADMITTED = (DirectionError, TooFewError, RefusedError)
+"""What an analysis raises where data or model do not admit it: it is left out then, and the audit says why."""

@@ -1,0 +1,1 @@
+"""Two audits of the same images beside each other, by paired tests."""

@@ -1,0 +1,1 @@
+"""One audit on two sets of images: what replicates."""

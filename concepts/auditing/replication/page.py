@@ -1,0 +1,212 @@
+"""The page that says whether an audit's findings replicate, made of its saved result alone."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concepts.auditing.replication.replicate import (
+    BOTH,
+    FIRST,
+    NEITHER,
+    OPPOSITE,
+    SECOND,
+    Replication,
+)
+from probing.results.figures import (
+    FAINT,
+    FULL_WIDTH,
+    PALETTE,
+    inline_svg,
+    new_figure,
+    save_figure,
+    spread,
+    style,
+)
+from probing.results.html_report import (
+    MINUS,
+    Block,
+    Finding,
+    Plate,
+    Report,
+    Section,
+    Table,
+    interval,
+    linked,
+    number,
+    p_value,
+)
+from probing.results.tables import DataTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LAYERS = "Effects predicted in the layers"
+OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
+
+
+def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) -> Report:
+    """Write table, figure and `report.html` of the replication saved in a folder; no model is run."""
+    found = Replication.load(folder)
+    data = DataTable.of_frame(
+        "replication", "each logit's change on both sets", found.to_pandas(), 2
+    )
+    data.write(folder / "tables")
+    figure = draw(found)
+    save_figure(figure, folder / "figures" / "replication")
+    a, b = found.sets
+    plate = Plate(
+        inline_svg(figure, f"Changes of logits on {a} and on {b}"),
+        f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled: told "
+        f"from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on both, by class.",
+        "figures/replication",
+        data.name,
+    )
+    page = Report(
+        title=title,
+        subject=f"The same audit of one model on {a} and on {b}",
+        question=f"Does what was found on {a} hold on images of the same things by other hands, {b}?",
+        findings=tuple(finding for c in found.contrasts for finding in findings(found, c)),
+        limits=(
+            *limits,
+            "That an effect is told from none on one set and not on the other does not show that the sets differ: the "
+            "difference is tested by itself.",
+            f"Two sets of drawings of the same {found.cluster_by}s are two cases, not a sample of all drawings.",
+        ),
+        data=(data,),
+        sections=(
+            Section("Both sets", (plate, *(_table(found, c, data) for c in found.contrasts))),
+            Section(_LAYERS, (_layer_table(found),)),
+        ),
+        colophon=(
+            ("Made", f"{found.provenance.created} by {' '.join(found.provenance.command)}"),
+            ("Versions", ", ".join(f"{k} {v}" for k, v in found.provenance.versions.items())),
+            ("Content of model and images", f"{found.provenance.model}, {found.provenance.examples}"),
+        ),
+    )  # fmt: skip
+    page.save(folder / "report.html")
+    return page
+
+
+def findings(found: Replication, contrast: str) -> list[Finding]:
+    """Return what may be said of one contrast."""
+    c = found.contrasts.index(contrast)
+    outcomes = found.outcomes(contrast)
+    named = " ".join(f"{o.capitalize()}: {', '.join(outcomes[o])}." for o in OUTCOMES if o in outcomes)  # fmt: skip
+    differ = found.differing(contrast)
+    r = found.over_clusters[c]
+    above = int((r[:, 1] > 0).sum())
+    rest = (
+        f"Over {len(found.targets)} classes the two sets' changes correlate with {_r(found, contrast)}. Over "
+        f"{len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r = {number(float(r[:, 0].nanmedian()))} in the "
+        f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of "
+        f"them the interval is above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
+    )  # fmt: skip
+    told = [Finding(found.statement(contrast), f"{named} {rest}")]
+    if expected := found.expected.get(contrast):
+        told.append(_expectation(found, contrast, expected))
+    return [*told, _trust(found, contrast)]
+
+
+def _trust(found: Replication, contrast: str) -> Finding:
+    one, two = (set(found.trusted[name][contrast]) for name in found.sets)
+    both = [layer for layer in found.layers if layer in one & two]
+    each = "; ".join(
+        f"{name}: {', '.join(found.trusted[name][contrast]) or 'none'}" for name in found.sets
+    )
+    return Finding(
+        f"Effects predicted for {contrast} follow the measured change on both sets at {len(both)} of {len(found.layers)} "
+        "layers.",
+        f"By the bound that the audit names: {each}.",
+        see=_LAYERS,
+    )
+
+
+def _expectation(found: Replication, contrast: str, expected: dict[str, str]) -> Finding:
+    c = found.contrasts.index(contrast)
+    kinds: dict[str, list[str]] = {"borne out on both": [], "reversed on both": [], "other": []}
+    for target, way in expected.items():
+        k = found.targets.index(target)
+        sure = found.outcome(contrast, target) == BOTH
+        as_said = (float(found.swap[0, c, k]) > 0) == (way == "up")
+        kinds["other" if not sure else "borne out on both" if as_said else "reversed on both"].append(target)  # fmt: skip
+    return Finding(
+        f"Of {len(expected)} directions written down beforehand for {contrast}, {len(kinds['borne out on both'])} are borne "
+        f"out on both sets and {len(kinds['reversed on both'])} reversed on both.",
+        " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in kinds.items() if t and name != "other"),
+    )  # fmt: skip
+
+
+def _table(found: Replication, contrast: str, data: DataTable) -> Table:
+    c = found.contrasts.index(contrast)
+    rows = []
+    for k, target in enumerate(found.targets):
+        sides = [
+            f"{number(float(found.swap[s, c, k]), sign=True)} ({interval(float(found.low[s, c, k]), float(found.high[s, c, k]))})"
+            for s in (0, 1)
+        ]  # fmt: skip
+        r = found.over_clusters[c, k].tolist()
+        cells = (
+            target, found.expected.get(contrast, {}).get(target, ""), found.outcome(contrast, target), *sides,
+            f"{number(float(found.difference[c, k]), sign=True)} (p {p_value(float(found.difference_p[c, k]))})",
+            f"{number(r[0])} ({interval(r[1], r[2])})",
+        )  # fmt: skip
+        rows.append(linked(cells, data.at(contrast, target), 3))
+    header = ("class", "expected", "told from none on", *found.sets, "difference", f"r over {found.cluster_by}s")  # fmt: skip
+    return Table(f"Change of logits by {contrast}", header, tuple(rows), text_columns=3)
+
+
+def _layer_table(found: Replication) -> Block:
+    rows = tuple(
+        (c, layer, *(str(found.effect_outcomes(c, layer).get(o, 0)) for o in OUTCOMES))
+        for c in found.contrasts
+        for layer in found.layers
+    )
+    caption = "Classes by whether their predicted effect is told from none, on which set"
+    return Table(caption, ("contrast", "layer", *OUTCOMES), rows, text_columns=2)
+
+
+def draw(found: Replication) -> "Figure":
+    """Draw both sets' changes against each other, and the correlation over clusters by class."""
+    with style():
+        rows = len(found.contrasts)
+        figure = new_figure(FULL_WIDTH, 3.1 * rows)
+        for c, contrast in enumerate(found.contrasts):
+            left, right = (figure.add_subplot(rows, 2, 2 * c + i) for i in (1, 2))
+            _against(found, contrast, left)
+            order = found.over_clusters[c, :, 0].nan_to_num(-1).argsort().tolist()
+            r, low, high = found.over_clusters[c][order].T.numpy()
+            right.axvline(0, color=FAINT, lw=0.6)
+            right.hlines(range(len(order)), low, high, color=PALETTE[0], lw=0.8)
+            right.plot(r, range(len(order)), ls="", marker="o", ms=3.5, color=PALETTE[0])
+            right.set_yticks(range(len(order)), [found.targets[k] for k in order])
+            right.set(xlim=(-1, 1), xlabel=f"correlation over {found.cluster_by}s")
+    return figure
+
+
+def _against(found: Replication, contrast: str, axes: "Axes") -> None:
+    c = found.contrasts.index(contrast)
+    x, y = (found.swap[s, c].numpy() for s in (0, 1))
+    reach = [
+        (found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)
+    ]
+    bars = [[side.nan_to_num().numpy() for side in each] for each in reach]
+    axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=FAINT, lw=0.5)
+    sure = [found.outcome(contrast, t) in {BOTH, OPPOSITE} for t in found.targets]
+    for filled, face in ((True, PALETTE[0]), (False, "white")):
+        own = [k for k, s in enumerate(sure) if s == filled]
+        axes.plot(x[own], y[own], ls="", marker="o", ms=4, color=PALETTE[0], mfc=face)
+    for axis in (axes.axhline, axes.axvline):
+        axis(0, color=FAINT, lw=0.6, zorder=0)
+    axes.set(xlabel=f"{found.sets[0]} (logits)", ylabel=f"{found.sets[1]} (logits)")
+    axes.axline((0, 0), slope=1, color=FAINT, lw=0.6, ls=":", zorder=0)
+    axes.locator_params(nbins=5)
+    named = [k for k, s in enumerate(sure) if s]
+    low, high = axes.get_ylim()
+    gap = 0.055 * (high - low)
+    for k, height in zip(named, spread(y[named].tolist(), gap, low, high), strict=True):
+        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)  # fmt: skip
+    axes.set_title(f"{contrast}\n{_r(found, contrast)}")
+
+
+def _r(found: Replication, contrast: str) -> str:
+    return str(found.correlation(contrast)).replace("-", MINUS)

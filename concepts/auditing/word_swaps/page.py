@@ -1,0 +1,362 @@
+"""The report of an audit of words, made of its saved results alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concepts.auditing.word_swaps.figures import agreement_figure, middle, ranked, word_figure
+from concepts.auditing.word_swaps.result import (
+    AGREE,
+    ALONE,
+    MISSES,
+    OPPOSITE,
+    QUIET,
+    SWAP,
+    WordResult,
+)
+from concepts.auditing.word_swaps.templates import WordingFile
+from concepts.tcav.result import TcavResult
+from probing.probes import ProbeResult
+from probing.results.figures import (
+    inline_svg,
+    save_figure,
+    style,
+)
+from probing.results.html_report import (
+    Block,
+    Finding,
+    Paragraph,
+    Plate,
+    Points,
+    Report,
+    Section,
+    Table,
+    interval,
+    linked,
+    number,
+    p_value,
+)
+from probing.results.tables import DataTable
+from probing.statistics.hypothesis_tests import spearman
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAMED = 8
+_SWAPS = "What a word does to the score"
+_PARTED = "Where explanations part from the measured change"
+_LAYERS = "Directions in hidden layers"
+
+
+def write_page(folder: Path, file: WordingFile, model: str) -> Report:
+    """Write tables, figures and `report.html` of the results saved in a folder; no model is run.
+
+    Args:
+        folder: with results under `words`, `tcav` and `probes`.
+        file: what was asked.
+        model: the classifier, in words.
+    """
+    words = WordResult.load(folder / "words")
+    tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
+    data = (
+        DataTable.of_frame(
+            "words", "each word's change, measured and predicted", words.to_pandas()
+        ),
+        DataTable.of_frame("tcav", "TCAV of each word at each layer", tcav.to_pandas(), 3),
+        DataTable.of_frame("probes", "probes of each layer", probes.to_pandas()),
+    )
+    for table in data:
+        table.write(folder / "tables")
+    page = Report(
+        title=file.title,
+        subject=f"Audit “{file.name}” of {model}",
+        question=file.question,
+        findings=(*_swap_findings(words), *(_method_finding(words, m) for m in words.listed[1:]), _tcav_finding(words, tcav)),
+        limits=(*file.limits, *_limits(words)),
+        sections=(
+            Section(_SWAPS, tuple(_swap_blocks(words, folder, data[0]))),
+            Section(_PARTED, tuple(_relation_blocks(words, folder, data[0]))),
+            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, folder, data[1]))),
+            Section("Words and templates", tuple(_material_blocks(words))),
+        ),
+        data=data,
+        colophon=(
+            ("Model", model),
+            ("Made", f"{words.provenance.created} by {' '.join(words.provenance.command)}"),
+            ("Versions", ", ".join(f"{k} {v}" for k, v in words.provenance.versions.items())),
+            ("Content of model and sentences", f"{words.provenance.model}, {words.provenance.examples}"),
+        ),
+    )  # fmt: skip
+    page.save(folder / "report.html")
+    return page
+
+
+def _swap_findings(words: WordResult) -> list[Finding]:
+    moved, out = words.moves()[0], words.stands_out()
+    swap, label = words.value[0], words.label
+    up = [w for w in ranked(swap) if out[w] and swap[w] > 0]
+    down = [w for w in ranked(-swap) if out[w] and swap[w] < 0]
+    low, high = middle(words.ordinary[0])
+    claim = (
+        f"Put in place of an ordinary adjective, {int(moved.sum())} of {len(words.words)} words for groups of people move "
+        f"the logit of “{label}” for sure, {int((moved & (swap > 0)).sum())} of them up; {len(up)} raise it and "
+        f"{len(down)} lower it further than all but 5% of ordinary adjectives do."
+    )
+    test = words.against_ordinary
+    evidence = (
+        f"Up: {_named(words, up)}. " * bool(up) + f"Down: {_named(words, down)}. " * bool(down)
+        + f"Mean over {len(words.templates)} templates, {words.level:.0%} intervals over templates, Holm-corrected p below "
+        f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary adjectives lie between "
+        f"{number(low, sign=True)} and {number(high, sign=True)}; a word for a group raises the logit more than one of them "
+        f"with probability {number(test.superiority)} (p {p_value(test.p)}, words taken as independent)."
+    )  # fmt: skip
+    return [Finding(claim, evidence, see=_SWAPS), *(_flagged_finding(words, w) for w in up[:1])]
+
+
+def _flagged_finding(words: WordResult, word: int) -> Finding:
+    shares = [
+        f"{kind} {float(words.flagged[word, own].double().mean()):.0%} against {float(words.reference_flagged[own].mean()):.0%}"
+        for kind in dict.fromkeys(words.template_kinds)
+        if (own := words.of_kind(kind))
+    ]  # fmt: skip
+    return Finding(
+        f"With “{words.words[word]}” {float(words.flagged[word].double().mean()):.0%} of the sentences are called "
+        f"{words.label} (probability above one half), with the reference adjectives "
+        f"{float(words.reference_flagged.mean()):.0%}.",
+        f"By kind of sentence: {', '.join(shares)}. Mean probability {number(float(words.probability[word].mean()))} "
+        f"against {number(float(words.reference_probability.mean()))}.",
+        see=_SWAPS,
+    )
+
+
+def _method_finding(words: WordResult, method: str) -> Finding:
+    groups = words.relations(method)
+    slope = float(words.slope[words.methods.index(method)])
+    parts = [
+        f"{what}: {len(groups[name])} ({_some(groups[name])})."
+        for name, what in (
+            (OPPOSITE, "Opposite sign"),
+            (MISSES, "Only the measured change is told from none"),
+            (ALONE, "Only the predicted change is"),
+        )
+        if name in groups
+    ]
+    agreed = (
+        f"For {len(groups.get(AGREE, ()))} words both are told from no change and have one sign, for "
+        f"{len(groups.get(QUIET, ()))} neither is."
+    )
+    return Finding(
+        f"By {method} words rank as by the measured change, {_rank(words, method)}; {_amount(slope)}.",
+        " ".join([agreed, *parts]),
+        see=_PARTED,
+    )
+
+
+def _amount(slope: float) -> str:
+    if slope <= 0:
+        return "its amounts do not follow the measured ones"
+    share = 1 / slope
+    if 0.9 <= share <= 1.1:
+        return "its amounts are right within a tenth"
+    return (
+        f"its amounts are {share:.0%} of the measured ones"
+        if share < 10
+        else "its amounts are far too large"
+    )
+
+
+def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
+    swap, told = words.value[0], []
+    for i, layer in enumerate(tcav.layers):
+        slope = float(words.slope[words.methods.index(f"TCAV {layer}")])
+        told.append(
+            f"{layer}: effect {_rank(words, f'TCAV {layer}')}, {_amount(slope)}; sign score rho = "
+            f"{number(spearman(tcav.mean[i, :, 0], swap).r)}."
+        )
+    cells = tcav.mean.numel()
+    return Finding(
+        f"By TCAV's sign score {int(tcav.significant.sum())} of {cells} words by layer differ from pseudo-concepts after "
+        f"correction; the t-test of the TCAV paper would call {int((tcav.p_paper < words.alpha).sum())} significant.",
+        " ".join(["By layer, against the measured change:", *told]),
+        see=_LAYERS,
+    )
+
+
+def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
+    svg = inline_svg(
+        _kept(word_figure(words), folder / "figures" / "words"), "Changes of the logit by word"
+    )
+    order = ranked(words.value[0])
+    rows = tuple(
+        linked(
+            (
+                words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
+                interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
+                f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w].mean())),
+                f"{float(words.flagged[w].double().mean()):.0%}",
+            ),
+            data.at(words.words[w]), 2,
+        )
+        for w in order
+    )  # fmt: skip
+    kinds = ", ".join(f"{kind} {number(size)}" for kind, size in words.by_kind().items())
+    return [
+        Plate(
+            svg,
+            "Change of the logit against the reference adjectives, measured (left) and as each method predicts it; grey "
+            "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
+            "Filled: told from no change after correction.",
+            "figures/words",
+            data.name,
+        ),
+        Table(
+            "Measured change of the logit by word",
+            ("word", "kind", "change", "interval", "p", "ordinary words as far", "probability", "above one half"),
+            rows, text_columns=2,
+        ),
+        Paragraph(f"Mean size of the change by kind of template: {kinds}."),
+    ]  # fmt: skip
+
+
+def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
+    svg = inline_svg(
+        _kept(agreement_figure(words), folder / "figures" / "agreement"),
+        "Predicted and measured changes",
+    )
+    rows = []
+    for m, method in enumerate(words.methods):
+        if method == SWAP:
+            continue
+        counts = {name: len(each) for name, each in words.relations(method).items()}
+        r, low, high = words.agreement[m].tolist()
+        rows.append((
+            method, number(r), interval(low, high), number(float(words.slope[m])),
+            *(str(counts.get(name, 0)) for name in (AGREE, QUIET, OPPOSITE, MISSES, ALONE)),
+        ))  # fmt: skip
+    listed = [m for m in words.listed if m != SWAP]
+    parted = [w for w in words.words if {words.relation(m, w) for m in listed} - {AGREE, QUIET}]
+    table = tuple(
+        linked(
+            (w, number(float(words.value[0, words.words.index(w)]), sign=True), *(_said(words, m, w) for m in listed)),
+            data.at(w),
+        )
+        for w in parted
+    )  # fmt: skip
+    return [
+        Paragraph(
+            "Every method predicts the same number: the change of the logit when a reference adjective is exchanged for "
+            "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
+            "predicted change."
+        ),
+        Plate(svg, "Predicted against measured change, a point a word; on the line the two are equal.", "figures/agreement", data.name),
+        Table("How far methods follow the measured change", ("method", "rank correlation", "interval", "slope", AGREE, QUIET, OPPOSITE, MISSES, ALONE), tuple(rows)),
+        Table("Words on which a method parts from the measured change", ("word", "measured", *listed), table, text_columns=1),
+    ]  # fmt: skip
+
+
+def _layer_blocks(
+    tcav: TcavResult, probes: ProbeResult, folder: Path, data: DataTable
+) -> list[Block]:
+    with style():
+        axes = probes.plot()
+    figure = axes.get_figure()
+    assert figure is not None
+    svg = inline_svg(_kept(figure, folder / "figures" / "probes"), "Probe error by layer")  # type: ignore[arg-type]
+    rows = tuple(
+        linked(
+            (
+                layer, concept, number(float(tcav.mean[i, c, 0])), p_value(float(tcav.p_max_t[i, c, 0])),
+                f"{float(tcav.p_controls[i, c, 0]):.2f}", number(float(tcav.effect[i, c, 0]), sign=True),
+                interval(float(tcav.effect_low[i, c, 0]), float(tcav.effect_high[i, c, 0])),
+                p_value(float(tcav.effect_p_max_t[i, c, 0])), number(float(tcav.accuracy[i, c].mean())),
+            ),
+            data.at(layer, concept, tcav.targets[0]), 2,
+        )
+        for i, layer in enumerate(tcav.layers)
+        for c, concept in enumerate(tcav.concepts)
+    )  # fmt: skip
+    errors = ", ".join(
+        f"{layer} {number(e)} ({interval(a, b, sign=False)})"
+        for layer, e, a, b in zip(probes.layers, probes.error.tolist(), probes.low.tolist(), probes.high.tolist(), strict=True)
+    )  # fmt: skip
+    said = (
+        *_no_direction(tcav),
+        *(s for s in tcav.sentences() if "no evidence of a direction" not in s),
+    )
+    return [
+        Paragraph(
+            "Probes tell sentences with a word for a group of people from those with an ordinary adjective, judged on "
+            f"words that no probe was fitted on. Error: {errors}; naming the larger class errs in "
+            f"{number(probes.majority_error)}. It says what a layer holds, not what the score uses."
+        ),
+        Plate(svg, "Error of the probes by layer, beside random weights and a control task.", "figures/probes", "probes"),
+        *([Points(said)] if said else []),
+        Table(
+            "TCAV of each word in each layer",
+            ("layer", "word", "score", "p", "p among ordinary words", "effect", "interval", "p of effect", "accuracy"),
+            rows, text_columns=2, folded=True,
+        ),
+    ]  # fmt: skip
+
+
+def _no_direction(tcav: TcavResult) -> list[str]:
+    """Return by layer the words that no direction tells from ordinary ones, in a line instead of one each."""
+    found = []
+    for layer, row in zip(tcav.layers, tcav.exists.tolist(), strict=True):
+        if lost := [c for c, there in zip(tcav.concepts, row, strict=True) if not there]:
+            found.append(
+                f"At {layer!r} there is no evidence of a direction for {', '.join(lost)}: scores along theirs are not "
+                "called significant."
+            )
+    return found
+
+
+def _material_blocks(words: WordResult) -> list[Block]:
+    kinds = dict.fromkeys(words.template_kinds)
+    by_kind = zip(words.templates, words.template_kinds, strict=True)
+    templates = tuple((t, k) for t, k in by_kind)
+    return [
+        Paragraph(f"Reference adjectives: {', '.join(words.reference_words)}. Ordinary adjectives: {', '.join(words.ordinary_words)}."),
+        Table(f"Templates, of {len(kinds)} kinds", ("template", "kind"), templates, text_columns=2, folded=True),
+    ]  # fmt: skip
+
+
+def _limits(words: WordResult) -> list[str]:
+    return [
+        "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text; both "
+        "are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect is to "
+        "first order, and in layers that keep the text's positions it moves all of them alike.",
+        f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
+        "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
+        "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only, and "
+        "is corrected for all words and layers.",
+    ]
+
+
+def _said(words: WordResult, method: str, word: str) -> str:
+    m, w = words.methods.index(method), words.words.index(word)
+    relation = words.relation(method, word)
+    note = "" if relation in {AGREE, QUIET} else f" ({relation})"
+    return f"{number(float(words.value[m, w]), sign=True)}{note}"
+
+
+def _rank(words: WordResult, method: str) -> str:
+    return str(words.correlation(method)).replace("r = ", "rho = ")
+
+
+def _named(words: WordResult, places: Sequence[int]) -> str:
+    named = [
+        f"{words.words[w]} {number(float(words.value[0, w]), sign=True)} "
+        f"({interval(float(words.low[0, w]), float(words.high[0, w]))})"
+        for w in places[:_NAMED]
+    ]
+    return ", ".join(named) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def _kept(figure: "Figure", stem: Path) -> "Figure":
+    save_figure(figure, stem)
+    return figure

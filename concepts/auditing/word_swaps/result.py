@@ -1,0 +1,145 @@
+"""What words do to a text classifier's logit, and where explanations of it part from that, as it is saved."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probing.results.result import Result
+from probing.statistics.hypothesis_tests import Correlation, RankSum, rank_sum
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SWAP = "swap"
+"""The measured change of the logit when reference words are exchanged for a word: what explanations are held against."""
+AGREE = "same sign"
+QUIET = "neither"
+OPPOSITE = "opposite sign"
+MISSES = "measured only"
+ALONE = "predicted only"
+"""Whether the measured change and a method's are told from none after correction, and to the same side."""
+
+
+@dataclass(frozen=True)
+class WordResult(Result):
+    """Each word's change of the logit against the reference words, measured and as methods predict it."""
+
+    label: str
+    methods: tuple[str, ...]
+    """`swap` first."""
+    listed: tuple[str, ...]
+    """Methods whose disagreements are listed word by word, named before the audit."""
+    words: tuple[str, ...]
+    kinds: tuple[str, ...]
+    ordinary_words: tuple[str, ...]
+    reference_words: tuple[str, ...]
+    templates: tuple[str, ...]
+    template_kinds: tuple[str, ...]
+    level: float
+    alpha: float
+
+    value: Float[Tensor, "methods words"]
+    """Logits: this word less the mean of the reference words, in the mean over templates."""
+    low: Float[Tensor, "methods words"]
+    high: Float[Tensor, "methods words"]
+    """Over templates, at `level`."""
+    p: Float[Tensor, "methods words"]
+    """Against no change, corrected over words: Holm; for TCAV by relabelling, step-down over layers."""
+    beyond: Float[Tensor, "methods words"]
+    """Share of ordinary words that move as far in either direction (0-1)."""
+    ordinary: Float[Tensor, "local others"]
+    """The same number for ordinary words, for the swap and the local methods."""
+    by_template: Float[Tensor, "words templates"]
+    """The measured swap in each template."""
+    probability: Float[Tensor, "words templates"]
+    reference_probability: Float[Tensor, " templates"]
+    """Mean over the reference words."""
+    reference_flagged: Float[Tensor, " templates"]
+    """Share of the reference words with which the probability exceeds one half (0-1)."""
+    agreement: Float[Tensor, "methods 3"]
+    """Spearman's rank correlation with the swap over words, and its interval, which takes words as independent."""
+    slope: Float[Tensor, " methods"]
+    """Least-squares slope of the swap on the prediction through the origin: 1 where amounts are right."""
+    completeness_gap: float
+    """Largest gap of integrated gradients, in logits."""
+
+    def moves(self) -> Bool[Tensor, "methods words"]:
+        """Return whether each method tells each word's change from none."""
+        return self.p < self.alpha
+
+    def stands_out(self) -> Bool[Tensor, " words"]:
+        """Return which words the swap moves for sure and further than at least 95 % of ordinary words."""
+        return self.moves()[0] & (self.beyond[0] <= 0.05)
+
+    def correlation(self, method: str) -> Correlation:
+        """Return a method's rank agreement with the swap."""
+        r, low, high = self.agreement[self.methods.index(method)].tolist()
+        return Correlation(r, low, high, len(self.words))
+
+    def relation(self, method: str, word: str) -> str:
+        """Say how what a method says of a word relates to the measured swap."""
+        m, w = self.methods.index(method), self.words.index(word)
+        said, true = (bool(self.moves()[i, w]) for i in (m, 0))
+        if said and true:
+            return AGREE if self.value[m, w] * self.value[0, w] > 0 else OPPOSITE
+        if said or true:
+            return ALONE if said else MISSES
+        return QUIET
+
+    def relations(self, method: str) -> dict[str, list[str]]:
+        """Return the words by how the method relates to the swap."""
+        found: dict[str, list[str]] = {}
+        for word in self.words:
+            found.setdefault(self.relation(method, word), []).append(word)
+        return found
+
+    @property
+    def flagged(self) -> Bool[Tensor, "words templates"]:
+        """Whether the probability of a sentence exceeds one half."""
+        return self.probability > 0.5
+
+    @property
+    def against_ordinary(self) -> RankSum:
+        """How the terms' measured changes compare with those of ordinary words, words taken as independent."""
+        return rank_sum(self.value[0], self.ordinary[0])
+
+    def of_kind(self, kind: str) -> list[int]:
+        """Return the templates of a kind."""
+        return [i for i, k in enumerate(self.template_kinds) if k == kind]
+
+    def by_kind(self) -> dict[str, float]:
+        """Return, for each kind of template, the mean size of the measured swap."""
+        kinds = dict.fromkeys(self.template_kinds)
+        return {k: float(self.by_template[:, self.of_kind(k)].mean(1).abs().mean()) for k in kinds}
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per word: the swap, what methods say, and how they relate to it."""
+        import pandas as pd
+
+        rows = []
+        for w, word in enumerate(self.words):
+            row: dict[str, object] = {"word": word, "kind": self.kinds[w]}
+            row["probability"] = float(self.probability[w].mean())
+            row["flagged"] = float(self.flagged[w].double().mean())
+            for m, method in enumerate(self.methods):
+                cells = {"": self.value, " low": self.low, " high": self.high, " p": self.p, " beyond": self.beyond}  # fmt: skip
+                row |= {f"{method}{name}": float(cell[m, w]) for name, cell in cells.items()}
+                if method != SWAP:
+                    row[f"{method} relation"] = self.relation(method, word)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def notebook_table(self) -> "pd.DataFrame":
+        """Return each word's measured change, and how the listed methods relate to it."""
+        told = [f"{method} relation" for method in self.listed]
+        table = self.to_pandas()
+        return table[["word", "kind", "probability", *(n for n in (SWAP, *told) if n in table)]]
+
+    def plot(self) -> "Figure":
+        """Draw each word's change, measured and as methods predict it."""
+        from concepts.auditing.word_swaps.figures import word_figure
+
+        return word_figure(self)
