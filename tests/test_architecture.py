@@ -47,7 +47,7 @@ def test_every_module_has_its_place_among_the_layers() -> None:
 
 def test_help_needs_no_slow_library() -> None:
     code = (
-        "import sys; from concepts.cli import main; main(['audit', '--help']); "
+        "import sys; from concepts.cli.app import main; main(['audit', '--help']); "
         "slow = {'torch', 'torchvision', 'umap', 'datasets', 'matplotlib', 'sklearn', 'scipy', 'pandas', 'numpy'}; "
         "sys.exit(' '.join(sorted(slow & set(sys.modules))) or 0)"
     )

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concepts import cli
-from concepts.commands import attribute as command
+from concepts.cli import app
+from concepts.cli import attribute as command
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
 from probing.attribution.perturbation.lime import TextAttribution
@@ -81,7 +81,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 
 def run(*arguments: str | Path) -> int:
-    return cli.main(["attribute", *map(str, arguments)])
+    return app.main(["attribute", *map(str, arguments)])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:

@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 from torch import nn
 
-from concepts import cli
+from concepts.cli import app
 from concepts.tcav.result import TcavResult
 from probing import __version__
 from probing.data.examples import TensorExamples
@@ -42,7 +42,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def commands() -> Iterator[list[str]]:
     """Yield the path of every command and group."""
-    waiting: list[tuple[list[str], object]] = [([], typer.main.get_command(cli.app))]
+    waiting: list[tuple[list[str], object]] = [([], typer.main.get_command(app.app))]
     while waiting:
         path, command = waiting.pop()
         yield path
@@ -56,19 +56,19 @@ def commands() -> Iterator[list[str]]:
 def test_every_command_s_help_shows_an_example(
     path: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*path, "--help"]) == 0
+    assert app.main([*path, "--help"]) == 0
     printed = capsys.readouterr()
     assert f"Example: probing {' '.join(path)}".strip() in printed.out
     assert printed.err == ""
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
+    assert app.main([]) == 0
     assert "Commands" in capsys.readouterr().out
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert app.main(["--version"]) == 0
     assert capsys.readouterr().out == f"probing-concepts {__version__}\n"
 
 
@@ -76,7 +76,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_layers_lists_paths_shapes_runs_and_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(CONV) == 0
+    assert app.main(CONV) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert list(rows)[:4] == ["layer", "(model)", "features", "features.0"]
     assert rows["features.0"][1:] == ["Conv2d", *["4", "x", "6", "x", "6"], "1", "40", "0.00", "MB"]
@@ -84,7 +84,7 @@ def test_layers_lists_paths_shapes_runs_and_sizes(capsys: pytest.CaptureFixture[
 
 
 def test_layers_takes_globs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*CONV, "features.*"]) == 0
+    assert app.main([*CONV, "features.*"]) == 0
     paths = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert paths == ["layer", "features.0", "features.1", "features.2", "features.3"]
 
@@ -92,16 +92,16 @@ def test_layers_takes_globs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_layers_shows_what_runs_twice_and_what_returns_no_tensor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["layers", "nets:SharedReluNet", "relu", "--shape", "4"]) == 0
+    assert app.main(["layers", "nets:SharedReluNet", "relu", "--shape", "4"]) == 0
     assert "ReLU  3       2" in capsys.readouterr().out
-    assert cli.main(["layers", "nets:TupleNet", "split", "--shape", "4"]) == 0
+    assert app.main(["layers", "nets:TupleNet", "split", "--shape", "4"]) == 0
     assert "Split  tuple" in capsys.readouterr().out
 
 
 def test_layers_needs_no_weights_and_no_shape_of_a_library_s_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["layers", "torchvision:squeezenet1_1", "features.12"]) == 0
+    assert app.main(["layers", "torchvision:squeezenet1_1", "features.12"]) == 0
     assert "512 x 13 x 13" in capsys.readouterr().out
 
 
@@ -109,7 +109,7 @@ def test_layers_reads_weights_from_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(nets.ConvNet(classes=4).state_dict(), tmp_path / "other.pt")
-    assert cli.main([*CONV, "--weights", str(tmp_path / "other.pt")]) == 2
+    assert app.main([*CONV, "--weights", str(tmp_path / "other.pt")]) == 2
     assert "'other.pt' does not fit ConvNet" in one_line(capsys)
 
 
@@ -125,7 +125,7 @@ def test_tables_are_not_cut_where_another_program_reads_them(
             return next(self.children())(x)
 
     monkeypatch.setattr(loading, "load", lambda *_, **__: loading.LoadedModel(Deep()))
-    assert cli.main(["layers", "any:thing", "--shape", "3"]) == 0
+    assert app.main(["layers", "any:thing", "--shape", "3"]) == 0
     assert "a" * 300 in capsys.readouterr().out
 
 
@@ -154,7 +154,7 @@ def test_tables_are_not_cut_where_another_program_reads_them(
 def test_a_user_s_mistake_is_one_line_and_status_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments) == 2
+    assert app.main(arguments) == 2
     line = one_line(capsys)
     assert line.startswith("Error: ")
     assert said in line
@@ -189,7 +189,7 @@ def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
         "--disk-budget",
         "1.5",
     ]
-    assert cli.main(["audit", str(tmp_path / "a.yaml"), *options]) == 0
+    assert app.main(["audit", str(tmp_path / "a.yaml"), *options]) == 0
     assert capsys.readouterr().out == "a.yaml, results, rows, cpu, 1500000000\n"
 
 
@@ -207,7 +207,7 @@ def test_an_audit_file_that_is_none_is_told_in_a_line(
 ) -> None:
     if text is not None:
         (tmp_path / "a.yaml").write_text(text)
-    assert cli.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert app.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert said in one_line(capsys)
 
 
@@ -216,7 +216,7 @@ def test_an_audit_names_a_key_it_does_not_know(
 ) -> None:
     text = (repository / "experiments/audits/occupations.yaml").read_text(encoding="utf-8")
     (tmp_path / "a.yaml").write_text(text.replace("\nquestion:", "\nqestion:", 1), encoding="utf-8")
-    assert cli.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert app.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "qestion" in one_line(capsys)
 
 
@@ -245,7 +245,7 @@ def tcav_arguments(tmp_path: Path) -> list[str]:
 def test_tcav_prints_and_saves_what_it_finds(
     tcav_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*tcav_arguments, "--target", "1"]) == 0
+    assert app.main([*tcav_arguments, "--target", "1"]) == 0
     printed = capsys.readouterr().out
     result = TcavResult.load(tmp_path / "out")
     assert (result.concepts, result.targets) == (("reddish",), ("red", "1"))
@@ -261,7 +261,7 @@ def test_tcav_prints_and_saves_what_it_finds(
 def test_tcav_draws_by_the_seed(tcav_arguments: list[str], tmp_path: Path) -> None:
     found = []
     for seed in ("0", "0", "1"):
-        assert cli.main([*tcav_arguments, "--seed", seed]) == 0
+        assert app.main([*tcav_arguments, "--seed", seed]) == 0
         found.append(TcavResult.load(tmp_path / "out").accuracy_p)
         found.append(TcavResult.load(tmp_path / "out").effect_low)
     assert torch.equal(found[1], found[3])
@@ -272,11 +272,11 @@ def test_tcav_leaves_out_unreadable_pictures_only_when_told(
     tcav_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "reds" / "broken.png").write_bytes(b"no picture")
-    assert cli.main(tcav_arguments) == 2
+    assert app.main(tcav_arguments) == 2
     said = one_line(capsys)
     assert "broken.png" in said
     assert "leave such out by --skip-unreadable" in said
-    assert cli.main([*tcav_arguments, "--skip-unreadable"]) == 0
+    assert app.main([*tcav_arguments, "--skip-unreadable"]) == 0
     assert "Left out" in capsys.readouterr().err
 
 
@@ -285,9 +285,9 @@ def test_tcav_takes_sets_that_overlap_only_when_told(
 ) -> None:
     shared = next((tmp_path / "reds").iterdir())
     (tmp_path / "pool" / "shared.png").write_bytes(shared.read_bytes())
-    assert cli.main(tcav_arguments) == 2
+    assert app.main(tcav_arguments) == 2
     assert "or allow it, if it is meant, by --allow-overlap." in one_line(capsys)
-    assert cli.main([*tcav_arguments, "--allow-overlap"]) == 0
+    assert app.main([*tcav_arguments, "--allow-overlap"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_mistake_in_a_tcav_command_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main([*tcav_arguments, *(item.format(tmp=tmp_path) for item in more)]) == 2
+    assert app.main([*tcav_arguments, *(item.format(tmp=tmp_path) for item in more)]) == 2
     assert said in one_line(capsys)
 
 
@@ -342,7 +342,7 @@ def write_manifest(folder: Path, root: str = "pictures", more: str = "") -> Path
 def test_a_sound_manifest_passes_with_its_warnings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["manifest", "check", str(write_manifest(tmp_path))]) == 0
+    assert app.main(["manifest", "check", str(write_manifest(tmp_path))]) == 0
     printed = capsys.readouterr()
     assert "Warning: images of kind 'folder' have no checksums" in printed.out
     assert "every image is there and readable" in printed.out
@@ -361,7 +361,7 @@ def test_a_sound_manifest_passes_with_its_warnings(
 def test_a_fault_in_a_manifest_is_one_line_and_status_2(
     root: str, more: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["manifest", "check", str(write_manifest(tmp_path, root, more))]) == 2
+    assert app.main(["manifest", "check", str(write_manifest(tmp_path, root, more))]) == 2
     line = one_line(capsys)
     assert line.startswith("Error: ")
     assert said in line
@@ -372,14 +372,14 @@ def test_an_unreadable_picture_is_named_by_manifest_check(
 ) -> None:
     file = write_manifest(tmp_path)
     (tmp_path / "pictures" / "01.png").write_bytes(b"no picture")
-    assert cli.main(["manifest", "check", str(file)]) == 2
+    assert app.main(["manifest", "check", str(file)]) == 2
     assert "01.png" in capsys.readouterr().err
 
 
 def test_a_manifest_that_is_not_there_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["manifest", "check", "missing.yaml"]) == 2
+    assert app.main(["manifest", "check", "missing.yaml"]) == 2
     assert "'missing.yaml' does not exist" in one_line(capsys)
 
 
@@ -407,7 +407,7 @@ def test_errors_a_user_can_mend_are_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     failing(monkeypatch, error)
-    assert cli.main(CONV) == 2
+    assert app.main(CONV) == 2
     assert said in one_line(capsys)
 
 
@@ -415,26 +415,26 @@ def test_errors_a_user_can_mend_are_told_in_a_line(
 def test_a_bug_of_ours_keeps_its_traceback(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, broken, None)  # what calls it is ours
     with pytest.raises(TypeError, match="not callable"):
-        cli.main(CONV)
+        app.main(CONV)
 
 
 def test_debug_shows_where_a_mistake_was_found() -> None:
     with pytest.raises(LookupError, match="has no layer"):
-        cli.main(["--debug", *CONV, "feature.0"])
+        app.main(["--debug", *CONV, "feature.0"])
 
 
 def test_ctrl_c_is_one_line_and_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(monkeypatch, KeyboardInterrupt())
-    assert cli.main(CONV) == 130
+    assert app.main(CONV) == 130
     assert "Interrupted" in one_line(capsys)
 
 
 def test_a_reader_that_stops_early_is_no_error(repository: Path) -> None:
     code = (
         "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
-        "from concepts.cli import main; sys.exit(main(['--help']))"
+        "from concepts.cli.app import main; sys.exit(main(['--help']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
@@ -451,14 +451,14 @@ def test_cache_info_and_clear_tell_and_remove_what_is_stored(
     store = ActivationStore(tmp_path)
     net = nets.seeded(nets.ConvNet())
     store.activations(net, ["features.0"], TensorExamples(nets.images(5)), pool="mean")
-    assert cli.main(["cache", "info", "--cache", str(tmp_path)]) == 0
+    assert app.main(["cache", "info", "--cache", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert f"{tmp_path}: 5 rows" in printed
     assert "ConvNet" in printed
     assert "features.0" in printed
-    assert cli.main(["cache", "clear", "--cache", str(tmp_path), "--yes"]) == 0
+    assert app.main(["cache", "clear", "--cache", str(tmp_path), "--yes"]) == 0
     assert "Freed" in capsys.readouterr().out
-    assert cli.main(["cache", "info", "--cache", str(tmp_path)]) == 0
+    assert app.main(["cache", "info", "--cache", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}: 0 rows, 0.0 MB\n"
 
 
@@ -466,7 +466,7 @@ def test_the_cache_is_not_cleared_without_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert cli.main(["cache", "clear"]) == 2
+    assert app.main(["cache", "clear"]) == 2
     assert "say --yes" in one_line(capsys)
 
 
@@ -474,5 +474,5 @@ def test_the_default_cache_is_named_by_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PROBING_CACHE", str(tmp_path / "mine"))
-    assert cli.main(["cache", "info"]) == 0
+    assert app.main(["cache", "info"]) == 0
     assert capsys.readouterr().out.startswith(str(tmp_path / "mine"))

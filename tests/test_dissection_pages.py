@@ -12,7 +12,7 @@ from PIL import Image
 from test_dissection import dissected
 from torch import Tensor, nn
 
-from concepts import cli
+from concepts.cli import app
 from concepts.data.segmentation import Vocabulary
 from concepts.dissection.dissection import Dissection
 from concepts.dissection.figures import category_bars, masked
@@ -65,7 +65,7 @@ def folder_of_masks(folder: Path) -> Path:
 
 def dissect(folder: Path, *more: str) -> int:
     reference = f"{__name__}:small_net"
-    return cli.main(["dissect", reference, "--layer", "1", "--out", str(folder / "out"), *more])
+    return app.main(["dissect", reference, "--layer", "1", "--out", str(folder / "out"), *more])
 
 
 def test_the_command_writes_pages_tables_and_figures(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from concepts import cli
+from concepts.cli import app
 from probing.atlas import Atlas, AtlasError, AtlasResult, Pca, Umap, trustworthiness
 from probing.data.examples import TensorExamples
 from probing.results.result import rebuild
@@ -149,11 +149,11 @@ def test_the_atlas_command_prints_saves_and_draws(
             pixels = rng.integers(0, 128, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     arguments = ["atlas", "nets:red_net", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]  # fmt: skip
-    assert cli.main([*arguments, "--layer", "relu", "--projection", "pca", "--grid", "2"]) == 0
+    assert app.main([*arguments, "--layer", "relu", "--projection", "pca", "--grid", "2"]) == 0
     assert "12 points at 'relu', " in capsys.readouterr().out
     assert AtlasResult.load(tmp_path / "out").names == ("dull", "red")
     assert (tmp_path / "out" / "atlas.png").exists()
-    assert cli.main([*arguments, "--layer", "relu"]) == 2
+    assert app.main([*arguments, "--layer", "relu"]) == 2
     assert "UMAP with 15 neighbours needs 17 rows" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from nets import ConvNet, images, seeded
 
 from concepts.auditing import audit
 from concepts.auditing.measurement.results import AuditResults
-from concepts.cli import main
+from concepts.cli.app import main
 from probing.attribution.gradient import GradientTimesInput, Saliency
 from probing.evaluation.scorecard.measure import Scoring, ScoringWork
 from probing.evaluation.scorecard.scorecard import Row

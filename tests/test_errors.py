@@ -12,8 +12,8 @@ import torch
 import typer
 from torch import nn
 
-from concepts import cli
-from concepts.commands.common import OPTIONS
+from concepts.cli import app
+from concepts.cli.common import OPTIONS
 from concepts.data.concept_sets import OverlapError
 from probing.attribution.base import Attribution
 from probing.attribution.gradient import Saliency
@@ -118,7 +118,7 @@ def mends_in_code() -> set[str]:
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:
-    return typer.main.get_command(cli.app).commands
+    return typer.main.get_command(app.app).commands
 
 
 def test_every_mend_is_an_argument_and_every_option_belongs_to_a_command_and_a_mend() -> None:
@@ -146,11 +146,11 @@ def test_each_command_is_told_of_its_own_options_only(
 
     own = {o for p in commands()[command].params for o in p.opts}
     for argument in mends_in_code():
-        group = typer.main.get_command(cli.app)
+        group = typer.main.get_command(app.app)
         monkeypatch.setattr(group, "invoke", Fails(argument).invoke)
         with monkeypatch.context() as patched:
             patched.setattr(typer.main, "get_command", lambda _, group=group: group)
-            assert cli.main([command]) == 2
+            assert app.main([command]) == 2
         option = OPTIONS.get(argument)
         way = f", or mend it by {option}" if option in own else ""
         assert capsys.readouterr().err == f"Error: it broke; stop{way}.\n"
@@ -184,12 +184,12 @@ def test_the_command_line_tells_a_users_own_error_in_one_line_with_its_place(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli_that_raises(monkeypatch, ZeroDivisionError("by zero"))
-    assert cli.main(["layers", "torchvision:resnet18"]) == 2
+    assert app.main(["layers", "torchvision:resnet18"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("Error: ZeroDivisionError: by zero (in your own code, ")
     assert f"{Path(__file__).name}:" in said
     with pytest.raises(ZeroDivisionError):
-        cli.main(["--debug", "layers", "torchvision:resnet18"])
+        app.main(["--debug", "layers", "torchvision:resnet18"])
 
 
 class OwnMethod:

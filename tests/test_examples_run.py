@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
-from concepts import cli
 from concepts.auditing import audit
 from concepts.auditing.measurement.results import AuditResults
+from concepts.cli import app
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
 from probing.data.examples import ImageExamples, ImageFiles
 from probing.data.images import Preprocess
@@ -111,7 +111,7 @@ def run(line: str) -> None:
     """Run a command line as a shell would, in this process."""
     words = [found for word in shlex.split(line) for found in (sorted(glob(word)) or [word])]  # noqa: PTH207
     assert words[0] == "probing", f"a reader can't run {line!r}"
-    assert cli.main(words[1:]) == 0, line
+    assert app.main(words[1:]) == 0, line
 
 
 # Command lines
@@ -150,7 +150,7 @@ def helped(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from helped(below, (*path, name))
 
 
-HELP = dict(helped(typer.main.get_command(cli.app)))
+HELP = dict(helped(typer.main.get_command(app.app)))
 
 
 def test_every_help_page_has_an_example_of_its_own_command() -> None:
@@ -269,7 +269,7 @@ from probing.statistics.streaming import Moments
 def parsed(line: str) -> None:
     """Check that a command line is one of ours, without running it."""
     words = shlex.split(line)
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app.app)
     context = command.make_context("probing", words[1:], resilient_parsing=False)
     name, below, rest = command.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]
     below.make_context(name, rest)

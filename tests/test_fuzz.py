@@ -22,7 +22,7 @@ import hostile
 import pytest
 import yaml
 
-from concepts import cli
+from concepts.cli import app
 from probing.data.examples import ExampleError, ImageExamples, ImageFiles
 from probing.data.images import ImageError, decode
 from probing.data.svg_images import rendered
@@ -55,7 +55,7 @@ def judged(
 ) -> tuple[int, str]:
     """Run a command while it is watched, hold what it says against the rule, and return status and errors."""
     with hostile.watched(*writable):
-        status = cli.main(list(arguments))
+        status = app.main(list(arguments))
     printed = capsys.readouterr()
     said = printed.err.splitlines()
     assert status in {0, 2}
@@ -323,7 +323,7 @@ def test_names_that_are_meant_ill_are_text_in_an_audits_report_and_tables(
     )  # fmt: skip
     out, cache = tmp_path / "out", tmp_path / "cache"
     with hostile.watched(out, cache, limit=60):
-        assert cli.main(["audit", str(file), "--out", str(out), "--cache", str(cache)]) == 0
+        assert app.main(["audit", str(file), "--out", str(out), "--cache", str(cache)]) == 0
     capsys.readouterr()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)" in page

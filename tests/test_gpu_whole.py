@@ -11,9 +11,9 @@ from test_gpu import CPU, CUDA, gap, little_memory, pictures, pytestmark, traine
 from test_scorecard import COLOUR, Coloured
 from torch import Tensor, nn
 
-from concepts import cli
 from concepts.auditing.audit import run_audit
 from concepts.auditing.measurement.results import AuditResults
+from concepts.cli import app
 from concepts.scorecard_rows import Material, NetworkRows
 from probing.attribution import METHODS
 from probing.data.examples import TensorExamples
@@ -176,7 +176,7 @@ def test_the_commands_take_the_accelerator(tmp_path: Path) -> None:
         "images": ["maximize", net, "--layer", "layer1", "--unit", "0:3", "--steps", "4", "--cache", str(tmp_path), *weights],
     }  # fmt: skip
     for name, words in jobs.items():
-        assert cli.main([*words, "--out", str(tmp_path / name)]) == 0
+        assert app.main([*words, "--out", str(tmp_path / name)]) == 0
         assert list((tmp_path / name).rglob("*.png"))
     assert torch.cuda.max_memory_allocated() > 0
     assert json.loads(next((tmp_path / "images").rglob("*.json")).read_text())

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concepts import cli
 from concepts.auditing import audit
 from concepts.auditing.measurement.results import AuditResults
+from concepts.cli import app
 
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "howto").glob("*.md"))
 _BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run_line(line: str) -> None:
     words = shlex.split(line.removeprefix("$ ").removeprefix("PYTHONPATH=. "))
     assert words[0] == "probing", f"a reader can't run {line!r}"
-    assert cli.main(words[1:]) == 0, line
+    assert app.main(words[1:]) == 0, line
 
 
 @pytest.mark.slow

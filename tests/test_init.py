@@ -13,11 +13,11 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from concepts import cli
 from concepts.auditing import audit
 from concepts.auditing.init import draft_audit
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.spec import AuditFile, read_audit
+from concepts.cli import app
 from concepts.data.manifest import Manifest
 from probing.models.stages import StageError, find_stages
 
@@ -46,14 +46,14 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 
 
 def init(out: Path, images: Path | str, *more: str) -> int:
-    return cli.main(["init", str(out), "--images", str(images), "--model", "audits:planted", *more])
+    return app.main(["init", str(out), "--images", str(images), "--model", "audits:planted", *more])
 
 
 def audited(out: Path, results: Path) -> AuditResults:
     """Return what the audit finds, without its figures and report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
-        assert cli.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
+        assert app.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
     return AuditResults.load(results)
 
 
@@ -77,11 +77,11 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_a_report(
     assert ".DS_Store" not in printed.out
     assert f"probing audit '{out / 'audit.yaml'}' --out results" in printed.out
     results = tmp_path / "the results"
-    assert cli.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
+    assert app.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
     assert (results / "report.html").stat().st_size > 40_000
     check = (out / "images.yaml").read_text(encoding="utf-8").splitlines()[1]
     command = shlex.split(check.removeprefix("# Check it by: probing "))
-    assert cli.main(command) == 0
+    assert app.main(command) == 0
     assert "Reused 28 of 28 rows of images" in capsys.readouterr().out
     told = {
         c.target for c in AuditResults.load(results).cells if (c.effect_p_corrected or 1) < 0.05

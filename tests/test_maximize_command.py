@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concepts import cli
+from concepts.cli import app
 from concepts.tcav.dream import cav_objective, dream, dream_figure
 from probing.data.examples import TensorExamples
 from probing.data.images import Preprocess
@@ -50,7 +50,7 @@ def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> int:
-    return cli.main(["maximize", MODEL, "--steps", "3", *arguments])
+    return app.main(["maximize", MODEL, "--steps", "3", *arguments])
 
 
 def test_units_are_saved_as_pictures_results_and_traces(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from concepts.cli import main
+from concepts.cli.app import main
 from probing.core.packages import PackageMissingError
 from probing.core.storage import Address, PlaceError, beside, inside, listed, located, write_whole
 from probing.data.examples import Subset, TensorExamples

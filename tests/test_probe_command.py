@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concepts import cli
+from concepts.cli import app
 from probing.probes import ProbeResult
 
 
@@ -30,7 +30,7 @@ def arguments(tmp_path: Path) -> list[str]:
 def test_probe_prints_saves_and_draws_what_it_finds(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*arguments, "--layer", "relu", "--layer", "head"]) == 0
+    assert app.main([*arguments, "--layer", "relu", "--layer", "head"]) == 0
     printed = capsys.readouterr().out
     result = ProbeResult.load(tmp_path / "out")
     assert result.layers == ("(input)", "relu", "head")
@@ -45,7 +45,7 @@ def test_probe_prints_saves_and_draws_what_it_finds(
 
 def test_probe_s_options_change_what_is_read(arguments: list[str], tmp_path: Path) -> None:
     options = ["--layer", "relu", "--reduce", "grid2", "--kind", "ridge", "--group-folders", "--no-untrained", "--seed", "3"]  # fmt: skip
-    assert cli.main([*arguments, *options]) == 0
+    assert app.main([*arguments, *options]) == 0
     result = ProbeResult.load(tmp_path / "out")
     assert result.features.tolist() == [12, 12]
     assert result.grouped
@@ -67,7 +67,7 @@ def test_probe_s_options_change_what_is_read(arguments: list[str], tmp_path: Pat
 def test_a_mistake_in_a_probe_command_is_one_line(
     arguments: list[str], change: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*arguments, *change]) == 2
+    assert app.main([*arguments, *change]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1
@@ -77,8 +77,8 @@ def test_pictures_without_a_class_or_a_group_are_told(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paint(tmp_path / "photos" / "third", 3, 50, 99)
-    assert cli.main([*arguments, "--group-folders"]) == 2
+    assert app.main([*arguments, "--group-folders"]) == 2
     assert "wants CLASS/GROUP/PICTURE, got 'third/00.png'" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "loose.png")
-    assert cli.main(arguments) == 2
+    assert app.main(arguments) == 2
     assert "1 pictures outside a class's folder, such as 'loose.png'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import nets
 import pytest
 import torch
 
-from concepts import cli
+from concepts.cli import app
 from probing.attribution.cam.grad_cam import AblationCAM
 from probing.attribution.gradient import SmoothGrad
 from probing.attribution.path import IntegratedGradients
@@ -186,7 +186,7 @@ def test_methods_of_many_passes_count_them(
 
 SCRIPT = """
 import sys
-from concepts.cli import main
+from concepts.cli.app import main
 sys.exit(main())
 """
 
@@ -234,7 +234,7 @@ def test_a_stopped_command_says_one_line_and_leaves_what_it_saved_and_nothing_ha
 
 def test_signals_mean_what_they_meant_after_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    assert cli.main(["--version"]) == 0
+    assert app.main(["--version"]) == 0
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -245,5 +245,5 @@ def test_sigterm_in_the_middle_of_a_command_is_status_143(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("probing.models.loading.load", load)
-    assert cli.main(["layers", "nets:ConvNet", "--shape", "1,6,6"]) == 143
+    assert app.main(["layers", "nets:ConvNet", "--shape", "1,6,6"]) == 143
     assert capsys.readouterr().err == "Interrupted; what was stored is kept.\n"

@@ -14,7 +14,7 @@ from nets import seeded
 from PIL import Image
 from torch import Tensor, nn
 
-from concepts import cli
+from concepts.cli import app
 from concepts.scorecard_rows import PATTERNS, Material, NetworkRows, map_layer
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution, attribution
@@ -374,7 +374,7 @@ def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
 ) -> None:
     out = tmp_path / "card"
     command = ["evaluate", MODEL, *photos, "--out", str(out), *FEW]
-    assert cli.main(command) == 0
+    assert app.main(command) == 0
     printed = capsys.readouterr()
     # Besides, a slow machine says how long it takes.
     measured = [line for line in printed.err.splitlines() if line.endswith(": measured")]
@@ -392,7 +392,7 @@ def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
     for name in ("scorecard.png", "scorecard.pdf", "evidence.png", "evidence.pdf"):
         assert (out / name).stat().st_size > 1000
     monkeypatch.setattr(Scorecard, "write", lambda *_: ())  # drawn once is enough
-    assert cli.main(command) == 0
+    assert app.main(command) == 0
     assert capsys.readouterr().err.count("kept from before") == 3
 
 
@@ -416,7 +416,7 @@ def test_what_can_t_be_compared_is_refused_in_a_sentence(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["evaluate", MODEL, *photos, "--out", str(tmp_path / "o"), *arguments]) == 2
+    assert app.main(["evaluate", MODEL, *photos, "--out", str(tmp_path / "o"), *arguments]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.count("\n") == 1

@@ -16,7 +16,7 @@ from concepts.auditing.measurement import setup
 from concepts.auditing.measurement.results import AuditResults, ClusterRow, SwapRow
 from concepts.auditing.model_comparison.compare import SideBySideError, side_by_side
 from concepts.auditing.model_comparison.page import side_by_side_page
-from concepts.cli import main
+from concepts.cli.app import main
 from probing.results import plates
 from probing.results.html_report import plain
 from probing.statistics.hypothesis_tests import holm

@@ -36,7 +36,7 @@ def test_every_module_has_a_page_and_every_package_a_section(site: ModuleType) -
         "probing",
         "probing.store.store",
         "probing.attribution.lrp.lrp",
-        "concepts.commands.init",
+        "concepts.cli.init",
     } <= modules
     listed = str([site._section(package) for package in site.PACKAGES])
     assert all(f"'{site.page(module)}'" in listed for module in modules)

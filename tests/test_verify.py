@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from concepts import cli
+from concepts.cli import app
 from probing.data.examples import TensorExamples
 from probing.store import extraction, shards
 from probing.store.shards import DamagedShardError, StoreFullError, read_record
@@ -227,16 +227,16 @@ def test_the_command_says_what_it_dropped_and_ends_with_1(
     filled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["cache", "verify", "--cache", str(filled)]
-    assert cli.main(arguments) == 0
+    assert app.main(arguments) == 0
     assert (
         f"{filled}: 8 shards are what was written (64 rows, 0.1 MB).\n" == capsys.readouterr().out
     )
     victim = sorted(filled.rglob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     victim.with_name("left.tmp").write_bytes(b"123")
-    assert cli.main([*arguments, "--keep"]) == 1
+    assert app.main([*arguments, "--keep"]) == 1
     assert "Damaged, kept: rows-v1/" in capsys.readouterr().out
-    assert cli.main(arguments) == 1
+    assert app.main(arguments) == 1
     said = capsys.readouterr().out
     name = victim.relative_to(filled).with_suffix(".json").as_posix()
     layer = "features.0" if "features.0" in said else "features.2"
@@ -244,7 +244,7 @@ def test_the_command_says_what_it_dropped_and_ends_with_1(
     assert "1 are not: a job that asks for their rows computes them again." in said
     assert "1 unfinished files (0.0 MB)" in said
     assert victim.with_name("left.tmp").exists()
-    assert cli.main(arguments) == 0
+    assert app.main(arguments) == 0
 
 
 def test_a_folder_without_a_store_is_refused_rather_than_called_sound(
@@ -252,7 +252,7 @@ def test_a_folder_without_a_store_is_refused_rather_than_called_sound(
 ) -> None:
     with pytest.raises(NoStoreError, match="holds no store"):
         verify_cache(tmp_path)
-    assert cli.main(["cache", "verify", "--cache", str(tmp_path)]) == 2
+    assert app.main(["cache", "verify", "--cache", str(tmp_path)]) == 2
     assert "holds no store" in capsys.readouterr().err
 
 
@@ -292,7 +292,7 @@ def test_a_read_only_cache_is_one_line_with_a_way_out(
 
     monkeypatch.setattr(os, "open", refused)
     monkeypatch.setenv("PROBING_CACHE", str(tmp_path / "cache"))
-    assert cli.main(probe(tmp_path, "nets_of_verify:quick")) == 2
+    assert app.main(probe(tmp_path, "nets_of_verify:quick")) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "can't write to the cache folder" in said
@@ -347,7 +347,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Pa
         "PROBING_CACHE": str(cache), "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
     }  # fmt: skip
     code = (
-        "import signal, sys; from concepts.cli import main; "
+        "import signal, sys; from concepts.cli.app import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # shells let jobs in the background ignore it
         "sys.exit(main())"
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import one_line, say
+from concepts.cli.common import one_line, say
 
 app = typer.Typer(
     help="Data manifests: where images come from.",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CacheOption,
     CommandError,
     new_table,

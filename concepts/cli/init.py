@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CacheOption, DeviceOption, KeysOption, WeightsOption, say
+from concepts.cli.common import CacheOption, DeviceOption, KeysOption, WeightsOption, say
 
 EXAMPLE = "probing init my_audit --images photos --model torchvision:resnet18"
 

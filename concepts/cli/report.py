@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import CommandError, say
+from concepts.cli.common import CommandError, say
 
 EXAMPLE = "probing report results/occupations"
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CacheOption,
     CommandError,
     DeviceOption,
@@ -111,7 +111,7 @@ def probe(
 
 
 def _examples(folder: Path, loaded: "LoadedModel", *, skip: bool) -> "ImageExamples":
-    from concepts.commands.common import pictures
+    from concepts.cli.common import pictures
 
     return pictures(folder, loaded, "skip" if skip else "raise")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CacheOption,
     DeviceOption,
     DiskOption,

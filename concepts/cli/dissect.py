@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CacheOption,
     CommandError,
     DeviceOption,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CommandError,
     KeysOption,
     ModelArgument,

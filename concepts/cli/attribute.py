@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CommandError,
     DeviceOption,
     KeysOption,

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.commands import (
+from concepts.cli import (
     atlas,
     attribute,
     audit,
@@ -31,7 +31,7 @@ from concepts.commands import (
     report,
     tcav,
 )
-from concepts.commands.common import OPTIONS, forget_folders, one_line
+from concepts.cli.common import OPTIONS, forget_folders, one_line
 from probing import __version__
 from probing.core.errors import Mend, ProbingError, line_of_users
 

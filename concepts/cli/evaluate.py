@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from concepts.commands.common import (
+from concepts.cli.common import (
     CommandError,
     DeviceOption,
     EngineOption,
