@@ -89,14 +89,13 @@ def rejections(
     mode: Mode, clusters: tuple[Size, Size], size: int, draws: int, *, sets: int = 39, runs: int = 4
 ) -> Row:
     """Return how often each test of the first concept rejects at 5 %."""
-    method = Tcav(
-        null=Relabelled(sets), runs=runs, mode=mode, bootstraps=0, relabellings=sets
-    )  # fmt: skip
     about = Provenance.collect()
     hits, floor = [], 1.0
     for seed in range(draws):
         rows, slopes, all_sets = null_data(mode, clusters, size, seed)
         try:
+            # A test by draws keeps its level over its own draws too: one seed for all would share their luck.
+            method = Tcav(null=Relabelled(sets), runs=runs, mode=mode, bootstraps=0, relabellings=sets, seed=seed)  # fmt: skip
             found = method.measure({"layer": rows}, {"layer": slopes}, all_sets, about)
         except TooFewError:
             continue
