@@ -205,7 +205,7 @@ def test_channels_are_drawn_as_asked(
         asked.append(how)
         return whole(maps, how)
 
-    monkeypatch.setattr("probing.attribution.shown.reduce_channels", watch)
+    monkeypatch.setattr("probing.attribution.base.reduce_channels", watch)
     monkeypatch.setattr(figures, "save_figure", lambda *_: None)
     assert run(MODEL, photos[0], "--method", "ig", "--channels", "l2", "--out", tmp_path) == 0
     assert set(asked) == {"l2"}

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probing.attribution import shown
 from probing.attribution.baselines import Blurred, Constant, Samples
 from probing.attribution.cam.grad_cam import AblationCAM
 from probing.attribution.gradient import Saliency, SmoothGrad
@@ -61,12 +60,12 @@ def test_an_input_that_is_its_own_baseline_has_an_empty_map_and_says_so(
     assert found.diagnostics["relative_gap"].isnan().all()
     assert found.diagnostics["unmoved"].tolist() == [1, 1]
     assert found.diagnostics.get("converged", torch.ones(1)).all()
-    assert shown.checks(found) == ("empty: the input is its own baseline",) * 2
+    assert found.checks() == ("empty: the input is its own baseline",) * 2
     assert _gap(found).isnan().all()
     other = IntegratedGradients(baseline, steps=10)(curved(), noise())  # the control
     assert other.diagnostics["relative_gap"].max() < 1e-3
     assert other.diagnostics["unmoved"].max() == 0
-    assert shown.checks(other)[0].startswith("gap ")
+    assert other.checks()[0].startswith("gap ")
     assert _gap(other).max() < 1e-3
 
 
@@ -76,7 +75,7 @@ def test_what_equals_the_baseline_is_counted() -> None:
     digit[:, :, 3:9, 5:7] = 1
     found = IntegratedGradients()(curved(), digit)
     assert found.diagnostics["unmoved"].tolist() == pytest.approx([1 - 12 / 144] * 2)
-    assert "92% equals the baseline and gets 0" in shown.checks(found)[0]
+    assert "92% equals the baseline and gets 0" in found.checks()[0]
     layer = LayerIntegratedGradients("features")(curved(), digit)
     assert layer.diagnostics["unmoved"].tolist() == pytest.approx([1 - 12 / 144] * 2)
 
@@ -100,21 +99,21 @@ def test_a_background_of_the_input_alone_is_refused() -> None:
 def test_noise_of_no_range_is_told() -> None:
     flat = SmoothGrad(samples=4)(curved(), GREY)
     assert flat.diagnostics["noise"].tolist() == [0, 0]
-    assert shown.checks(flat) == ("no noise: the input has one value",) * 2
+    assert flat.checks() == ("no noise: the input has one value",) * 2
     for method, inputs in (
         (SmoothGrad(samples=4), noise()),
         (SmoothGrad(samples=4, unit="absolute"), GREY),
     ):
         found = method(curved(), inputs)
         assert found.diagnostics["noise"].min() > 0.1
-        assert shown.checks(found)[0].startswith("standard error ")
+        assert found.checks()[0].startswith("standard error ")
 
 
 def test_a_layer_without_activity_gives_an_empty_map_that_says_so() -> None:
     found = AblationCAM("features")(curved(), BLACK)
     assert not found.values.any()
-    assert shown.checks(found) == ("empty: nothing raises the score",) * 2
-    assert shown.checks(AblationCAM("features")(curved(), GREY)) == ("", "")
+    assert found.checks() == ("empty: nothing raises the score",) * 2
+    assert AblationCAM("features")(curved(), GREY).checks() == ("", "")
 
 
 @pytest.mark.parametrize(

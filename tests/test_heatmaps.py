@@ -16,7 +16,6 @@ from probing.attribution.lrp.lrp import LRP
 from probing.attribution.perturbation.lime import LIME
 from probing.attribution.perturbation.superpixels import Grid
 from probing.attribution.perturbation.surrogate import Local
-from probing.attribution.shown import checks, column
 from probing.models.scores import Score
 from probing.results.figures import save_figure
 from probing.results.heatmaps import (
@@ -284,15 +283,15 @@ def test_channels_of_a_plot_are_reduced_as_asked() -> None:
         found.provenance, found.values * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1), found.score,
         found.target, found.unit, 1, 1,
     )  # fmt: skip
-    assert not column(wide, "m", channels="sum").maps.any()
-    assert column(wide, "m", channels="maxabs").maps.any()
-    assert not column(wide, "m", channels="l2").signed
+    assert not wide.column("m", channels="sum").maps.any()
+    assert wide.column("m", channels="maxabs").maps.any()
+    assert not wide.column("m", channels="l2").signed
 
 
 def test_channels_that_hold_the_same_are_not_added_up() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
     found = LIME(Grid(2, 2), surrogate=Local(20))(Score(net, 0), torch.rand(1, 3, 4, 4))
-    torch.testing.assert_close(column(found, "lime").maps, found.values[:, 0])
+    torch.testing.assert_close(found.column("lime").maps, found.values[:, 0])
 
 
 def test_what_is_no_image_is_not_drawn_but_still_shown() -> None:
@@ -338,7 +337,7 @@ def test_what_a_notebook_shows_is_escaped() -> None:
 def test_each_map_comes_with_what_checks_it(
     name: str, settings: dict[str, object], said: str
 ) -> None:
-    found = checks(explained(name, **settings))
+    found = explained(name, **settings).checks()
     assert len(found) == 4
     assert all(re.match(said, line) for line in found)
 
@@ -348,26 +347,26 @@ def test_the_gap_that_is_printed_is_the_one_of_the_result() -> None:
     assert found.baseline_score is not None
     gap = float(found.diagnostics["completeness_gap"][1])
     share = abs(gap) / abs(float(found.score[1] - found.baseline_score[1]))
-    assert checks(found)[1] == f"gap {gap:+.2g} ({share:.1%})"
+    assert found.checks()[1] == f"gap {gap:+.2g} ({share:.1%})"
 
 
 def test_a_path_on_which_no_number_of_steps_explains_the_score_says_so() -> None:
     explain = METHODS["ig"](steps="auto", tolerance=1e-30)  # type: ignore[call-arg]
     found = explain(Score(nets.seeded(nets.ConvNet()), 1), nets.images(1))
-    assert checks(found)[0].endswith("%), not converged")
-    assert "not" not in checks(explained("ig", steps="auto"))[0]
+    assert found.checks()[0].endswith("%), not converged")
+    assert "not" not in explained("ig", steps="auto").checks()[0]
 
 
 def test_lrp_prints_its_ledger_and_lime_its_fit() -> None:
     score = Score(nets.seeded(nets.ConvNet()), 1)
     found = LRP()(score, nets.images())
     kept = {k: float(v[0]) for k, v in found.diagnostics.items()}
-    assert checks(found)[0] == (
+    assert found.checks()[0] == (
         f"input {kept['input']:+.3g}, bias {kept['absorbed_by_bias']:+.3g} of {float(found.score[0]):+.3g}"
     )
     lime = LIME(Grid(3, 3), surrogate=Local(30))(score, nets.images())
     fit, given = (float(lime.diagnostics[name][0]) for name in ("r2", "prediction"))
-    assert checks(lime)[0] == (
+    assert lime.checks()[0] == (
         f"R\N{SUPERSCRIPT TWO} {fit:.2f}, gives {given:+.3g} of {float(lime.score[0]):+.3g}"
     )
 
@@ -378,6 +377,6 @@ def test_a_map_with_nothing_positive_says_so() -> None:
         found.provenance, torch.zeros_like(found.values), found.score, found.target, "logit", 1, 1,
         diagnostics={"nothing_positive": torch.ones(4, dtype=torch.bool)},
     )  # fmt: skip
-    assert checks(dark) == ("empty: nothing raises the score",) * 4
+    assert dark.checks() == ("empty: nothing raises the score",) * 4
     texts = [t.get_text() for t in dark.plot().axes[0].texts]
     assert any(t.startswith("zero everywhere") for t in texts)

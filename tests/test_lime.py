@@ -14,7 +14,6 @@ from attribution_nets import Formula
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from probing.attribution import shown
 from probing.attribution.base import Attribution
 from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
 from probing.attribution.perturbation.lime import LIME, TextAttribution, TextLIME
@@ -584,7 +583,7 @@ def test_hiding_that_changes_nothing_is_refused_or_counted() -> None:
         LIME(Grid(4, 4), hidden=Constant((0.0,)))(score, torch.zeros(1, 1, 28, 28))
     found = LIME(Grid(14, 14), hidden=Constant((0.0,)))(score, digit())
     assert found.diagnostics["unhidden_parts"].item() == 14 * 14 - 8 * 2  # black is hidden by black
-    assert "180 parts look the same hidden" in shown.checks(found)[0]
+    assert "180 parts look the same hidden" in found.checks()[0]
 
 
 @pytest.mark.parametrize(
@@ -605,7 +604,7 @@ def test_a_score_that_hiding_does_not_change_has_no_r2_and_says_so() -> None:
     found = LIME(Grid(2, 2))(Score(blind, 1), digit())
     assert found.diagnostics["r2"].isnan().all()
     assert found.diagnostics["reliability"].isnan().all()
-    assert "no R\N{SUPERSCRIPT TWO}" in shown.checks(found)[0]
+    assert "no R\N{SUPERSCRIPT TWO}" in found.checks()[0]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -198,7 +198,6 @@ _A_PAGE = 20
 def _explain_images(
     loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path
 ) -> None:
-    from probing.attribution.shown import checks
     from probing.core.progress import Progress
 
     methods, names = choice.methods(loaded), _folder_names(images)
@@ -212,7 +211,7 @@ def _explain_images(
             for name, results in found.items():
                 gaps.setdefault(name, []).extend(g for r in results if (g := _gap(r)) is not None)
                 for image, result in zip(page.images, results, strict=True):
-                    said = (f"{float(result.score[0]):.4g}", checks(result)[0], result.layer)
+                    said = (f"{float(result.score[0]):.4g}", result.checks()[0], result.layer)
                     target = _class_name(loaded, result.target[0])
                     table.add_row(image.name, name, target, *said)
             number = f"-{start // _A_PAGE + 1}" if len(images) > _A_PAGE else ""
@@ -368,7 +367,6 @@ def _draw(
     """Save a figure of each map, and one of all side by side with an edge detector as a control."""
     import torch
 
-    from probing.attribution.shown import checks, column
     from probing.results.figures import save_figure
     from probing.results.heatmaps import ALPHA, Column, edge_control, side_by_side
 
@@ -378,9 +376,9 @@ def _draw(
             shape = tuple(results[0].values.shape)
             say(f"{name}: values of shape {shape} are no map; saved without figure.", err=True)
             continue
-        own = [column(r, name, channels=channels, notes=checks(r)) for r in results]
+        own = [r.column(name, channels=channels, notes=r.checks()) for r in results]
         for i, alone in enumerate(own):
-            over = column(results[i], "over the input", channels=channels, alpha=ALPHA)
+            over = results[i].column("over the input", channels=channels, alpha=ALPHA)
             said = [_label(names[i], classes[i], results[i])]
             figure = side_by_side([alone, over], images[i : i + 1], names=said, per_line=3)
             save_figure(figure, out / names[i] / name)
@@ -439,7 +437,7 @@ def _show_words(result: "TextAttribution") -> None:
         error = float(result.standard_error[i])
         table.add_row(result.parts[i], f"{float(result.values[i]):+.4g}", f"{error:.2g}")
     show(table)
-    from probing.attribution.perturbation.regression import r2_in_words
+    from probing.attribution.base import r2_in_words
 
     facts = result.diagnostics
     say(

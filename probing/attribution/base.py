@@ -1,5 +1,6 @@
 """What every local method takes and returns."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,13 +17,26 @@ from probing.models.geometry import Geometry, naming_inputs
 from probing.models.model_cache import identity
 from probing.models.precision import AS_GIVEN, device_of
 from probing.models.scores import Score, TargetError, refuse_training
-from probing.results.heatmaps import ALPHA, PERCENTILE, Channels
+from probing.results.heatmaps import (
+    ALPHA,
+    PERCENTILE,
+    Channels,
+    Column,
+    RenderError,
+    edge_control,
+    pictures,
+    reduce_channels,
+    side_by_side,
+)
+from probing.results.notebook import picture_html
 from probing.results.result import Provenance, Result, describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
+
+_MOST_SHOWN = 4  # rows of what a notebook displays
 
 
 @dataclass(frozen=True)
@@ -96,16 +110,135 @@ class Attribution(Result):
         Raises:
             RenderError: if the values are no maps of images.
         """
-        from probing.attribution import shown
+        said = zip(self.target, self.score.tolist(), strict=True)
+        names = [f"class {target}\n{self.unit} {score:.3g}" for target, score in said]
+        if inputs is None:
+            notes = tuple("\n".join(lines) for lines in zip(names, self.checks(), strict=True))
+            return side_by_side([self.column(self._title, channels=channels, notes=notes)])
+        images = pictures(inputs)
+        shown = [self.column(self._title, channels=channels, notes=self.checks())]
+        if alpha is not None:
+            shown.append(self.column("over the input", channels=channels, alpha=alpha))
+        if edges:
+            shown.append(edge_control(images))
+        return side_by_side(shown, images, names=names, percentile=percentile)
 
-        return shown.plot(
-            self, inputs, channels=channels, alpha=alpha, percentile=percentile, edges=edges
+    def checks(self) -> tuple[str, ...]:
+        """Return for each input what tells how far to trust its map, in one short line; empty where nothing does."""
+        return tuple(
+            _check({k: d[row] for k, d in self.diagnostics.items()}, self, row)
+            for row in range(len(self.values))
         )
 
-    def _repr_html_(self) -> str:
-        from probing.attribution import shown
+    def column(
+        self,
+        title: str,
+        *,
+        channels: Channels = "sum",
+        notes: tuple[str, ...] = (),
+        alpha: float | None = None,
+    ) -> Column:
+        """Return the maps as a column of a figure, at the input's resolution.
 
-        return shown.notebook_html(self)
+        Channels that all hold the same, as of superpixels, are one.
+
+        Raises:
+            RenderError: if the values are no maps `[n, c, h, w]`.
+        """
+        if self.values.ndim != 4:
+            raise RenderError(
+                f"heat maps need values [n, c, h, w], got shape {tuple(self.values.shape)}: "
+                "read `.values` where inputs are no images."
+            )
+        maps = self.upsampled().detach().cpu()
+        if bool((maps == maps[:, :1]).all()):
+            maps = maps[:, :1]
+        signed = channels == "sum"
+        return Column(title, reduce_channels(maps, channels), notes, signed=signed, alpha=alpha)
+
+    @property
+    def _title(self) -> str:
+        """The name of the class that made it."""
+        return str(self.provenance.method.get("class", "")).rpartition(":")[2] or "attribution"
+
+    def _repr_html_(self) -> str:
+        from markupsafe import escape
+
+        cells = "".join(
+            f"<tr><td>{row}</td><td>{self.target[row]}</td><td>{float(self.score[row]):.4g}</td>"
+            f"<td>{escape(said)}</td></tr>"
+            for row, said in enumerate(self.checks()[:_MOST_SHOWN])
+        )
+        more = len(self.values) - _MOST_SHOWN
+        head = f"<tr><th>input</th><th>class</th><th>{escape(self.unit)}</th><th>check</th></tr>"
+        where = f", layer {escape(self.layer)}" if self.layer else ""
+        parts = [f"<p><b>{escape(self._title)}</b>{where}, {tuple(self.values.shape)}</p>"]
+        if self.values.ndim == 4 and bool(torch.isfinite(self.values).all()):
+            parts.append(picture_html(self._first().plot(), f"{self._title}: heat maps"))
+        parts.append(f"<table>{head}{cells}</table>")
+        if more > 0:
+            parts.append(f"<p>and {more} more</p>")
+        return f"<div>{''.join(parts)}</div>"
+
+    def _first(self) -> "Attribution":
+        part = slice(0, _MOST_SHOWN)
+        base = None if self.baseline_score is None else self.baseline_score[part]
+        return replace(
+            self,
+            values=self.values[part],
+            score=self.score[part],
+            target=self.target[part],
+            baseline_score=base,
+            diagnostics={name: d[part] for name, d in self.diagnostics.items()},
+        )
+
+
+def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
+    if "conservation_gap" in facts:
+        score = float(found.score[row])
+        bias = float(facts["absorbed_by_bias"])
+        return f"input {float(facts['input']):+.3g}, bias {bias:+.3g} of {score:+.3g}"
+    if "r2" in facts:
+        score, given = float(found.score[row]), float(facts["prediction"])
+        lost = int(facts.get("unhidden_parts", torch.tensor(0)))
+        same = f"; {lost} parts look the same hidden" if lost else ""
+        return f"{r2_in_words(float(facts['r2']))}, gives {given:+.3g} of {score:+.3g}{same}"
+    if "completeness_gap" in facts:
+        return _sum_check(facts, found, row)
+    if "standard_error" in facts:
+        return _noise_check(facts, found.values[row])
+    if "nothing_positive" in facts and bool(facts["nothing_positive"]):
+        return "empty: nothing raises the score"
+    return ""
+
+
+def _sum_check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
+    """Return by how much a map misses the change of the score that it should add up to."""
+    unmoved = float(facts.get("unmoved", torch.tensor(0.0)))
+    if unmoved == 1:
+        return "empty: the input is its own baseline"
+    gap = float(facts["completeness_gap"])
+    base = 0.0 if found.baseline_score is None else float(found.baseline_score[row])
+    whole = abs(float(found.score[row]) - base)
+    share = f" ({abs(gap) / whole:.1%})" if whole > 0 else ""
+    missed = "" if bool(facts.get("converged", torch.tensor(True))) else ", not converged"
+    own = f"; {unmoved:.0%} equals the baseline and gets 0" if unmoved >= 0.005 else ""
+    return f"gap {gap:+.2g}{share}{missed}{own}"
+
+
+def _noise_check(facts: dict[str, Tensor], values: Tensor) -> str:
+    """Return the error of a map by the draw of noise, if there was any."""
+    if not float(facts.get("noise", torch.tensor(1.0))):
+        return "no noise: the input has one value"
+    size, error = float(values.abs().mean()), float(facts["standard_error"].mean())
+    return f"standard error {error / size:.0%}" if size > 0 else ""
+
+
+def r2_in_words(r2: float) -> str:
+    """Return an R², or that there is none."""
+    if math.isnan(r2):
+        return "no R\N{SUPERSCRIPT TWO}: what was hidden changed nothing"
+    return f"R\N{SUPERSCRIPT TWO} {r2:.2f}"
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from probing.attribution.base import Attribution, checked
+from probing.attribution.base import Attribution, checked, r2_in_words
 from probing.attribution.perturbation.parts import (
     Hidden,
     PartMean,
@@ -18,7 +18,6 @@ from probing.attribution.perturbation.parts import (
     Words,
     fillings,
 )
-from probing.attribution.perturbation.regression import r2_in_words
 from probing.attribution.perturbation.superpixels import Segmentation, Slic
 from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes

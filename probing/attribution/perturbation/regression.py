@@ -1,6 +1,5 @@
 """Weighted linear regression of scores on which parts are kept, with standard errors and a choice of parts."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -173,13 +172,6 @@ def weighted_r2(
     if total <= 1e-28 * float((weights * scores.square()).sum()):
         return float("nan")
     return 1 - float((weights * (scores - predicted).square()).sum()) / total
-
-
-def r2_in_words(r2: float) -> str:
-    """Return an R², or that there is none."""
-    if math.isnan(r2):
-        return "no R\N{SUPERSCRIPT TWO}: what was hidden changed nothing"
-    return f"R\N{SUPERSCRIPT TWO} {r2:.2f}"
 
 
 def _fit(
