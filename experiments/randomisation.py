@@ -21,8 +21,12 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput, GuidedBackprop, Saliency
 from probing.attribution.path import IntegratedGradients
-from probing.evaluation.figures import randomisation_figure
-from probing.evaluation.randomisation import PRIMARY, CascadingRandomisation, Randomisation
+from probing.evaluation.randomisation import (
+    PRIMARY,
+    CascadingRandomisation,
+    Randomisation,
+    randomisation_figure,
+)
 from probing.models import loading
 from probing.models.scores import Score
 from probing.results.figures import save_figure

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from concepts.cli import app
 from concepts.data.segmentation import Vocabulary
 from concepts.dissection.dissection import Dissection
-from concepts.dissection.figures import category_bars, masked
-from concepts.dissection.page import highest, overview, unit_page, unit_strips, with_dreams
+from concepts.dissection.page import highest, masked, overview, unit_page, unit_strips, with_dreams
 from concepts.dissection.protocols import Protocol
 from concepts.dissection.result import DissectionResult
 from probing.data.images import Preprocess
@@ -166,7 +165,7 @@ def planted() -> tuple[DissectionResult, Dissection, Tensor, Tensor]:
 def test_bars_are_the_numbers_of_detectors_and_of_shuffled_images() -> None:
     found, *_ = planted()
     assert found.detector[0]
-    axes = category_bars(found).axes[0]
+    axes = found.plot().axes[0]
     widths = [bar.get_width() for bar in axes.patches]
     kinds = ["object", "texture"]
     assert widths[:2] == [found.detectors_by_category("units")[k] for k in kinds]

@@ -25,7 +25,7 @@ from probing.maximization import (
     maximize,
     presets,
 )
-from probing.maximization.unit_page import SheetError, contact_sheet, unit_page
+from probing.maximization.unit_page import SheetError, unit_page
 from probing.models.loading import LoadedModel
 from probing.results import figures
 from probing.store.store import ActivationStore
@@ -177,7 +177,7 @@ def test_a_page_shows_image_label_top_and_nearest_data() -> None:
     assert "Synthetic image of features.2:1, labelled 'stripes'" in texts(page)
     assert "Highest of 9 examples" in texts(page)
     assert "cosine" in texts(page)
-    assert len(contact_sheet(found).axes[0].images) == 2
+    assert len(found.plot().axes[0].images) == 2
     with pytest.raises(SheetError, match="no place among data"):
         unit_page(maximize(pictured(), Channel("features.2", 0), steps=2), 0, data)
     with pytest.raises(SheetError, match="got 1: pass the same"):

@@ -182,7 +182,6 @@ def _slug(name: str) -> str:
 
 
 def _save(found: "Maximization", out: Path) -> None:
-    from probing.maximization.unit_page import contact_sheet
     from probing.results.csv_files import write_csv
     from probing.results.figures import save_figure
 
@@ -190,6 +189,6 @@ def _save(found: "Maximization", out: Path) -> None:
     for name, picture, gone in zip(found.names, found.pictures(), found.dead.tolist(), strict=True):
         if not gone:
             picture.save(out / f"{_slug(name)}.png")
-    save_figure(contact_sheet(found), out / "contact")
+    save_figure(found.plot(), out / "contact")
     rows = ([step, *row] for step, row in enumerate(found.trace.T.tolist()))
     write_csv(out / "traces.csv", ["step", *found.names], rows)

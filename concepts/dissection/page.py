@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor, nn
 
 from concepts.data.segmentation.labels import Scenes, present
-from concepts.dissection.figures import category_bars, masked
 from concepts.dissection.layer_units import Lens
 from probing.data.examples import Subset
 from probing.maximization import Maximization
@@ -45,7 +46,7 @@ def overview(result: "DissectionResult", subject: str) -> Report:
         result: of the dissection.
         subject: what was dissected, in a line.
     """
-    bars = inline_svg(category_bars(result), "Concepts with a detector, by category and layer.")
+    bars = inline_svg(result.plot(), "Concepts with a detector, by category and layer.")
     caption = (
         f"Concepts that have a detector (IoU > {result.min_iou:g}), by category. Grey: the same rule where units look at "
         "other images than the labels do, the mean over shuffles: as many are to be expected of chance."
@@ -319,3 +320,28 @@ def _small(picture: Image.Image) -> Image.Image:
     small = picture.copy()
     small.thumbnail((224, 224))
     return small
+
+
+def masked(
+    picture: Image.Image, mask: Bool[np.ndarray, "rows columns"], *, outside: float = 0.3
+) -> Image.Image:
+    """Return a picture that is darkened outside a mask, with a line along the mask's edge.
+
+    Args:
+        picture: as the model sees it.
+        mask: on a grid of any size that covers the picture.
+        outside: what is left of the brightness outside.
+    """
+    cells = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255)
+    inside = np.asarray(cells.resize(picture.size, Image.Resampling.NEAREST)) > 0
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    shown = np.where(inside[..., None], pixels, pixels * outside)
+    edge = inside & ~_shrunk(inside)
+    shown[edge] = (255, 220, 0)
+    return Image.fromarray(shown.astype(np.uint8))
+
+
+def _shrunk(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return a mask without the pixels that have a neighbour outside."""
+    padded: npt.NDArray[np.bool_] = np.pad(inside, 1, mode="edge")
+    return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

@@ -1,18 +1,20 @@
 """What dissection found, with the numbers that must be read beside an IoU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from concepts.data.segmentation.labels import Vocabulary
-from concepts.dissection.label_tests import LabelTest
+from concepts.dissection.label_tests import MOST_UNITS, LabelTest
 from concepts.dissection.layer_units import Reading
 from concepts.dissection.tally import Counts
+from probing.results.figures import FAINT, FULL_WIDTH, INK, PALETTE, RULE, new_figure, style
 from probing.results.result import Provenance, Result
 from probing.statistics.hypothesis_tests import benjamini_hochberg, max_t, permutation_p
 
@@ -188,9 +190,13 @@ class DissectionResult(Result):
 
     def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers, in plain words."""
-        from concepts.dissection.words import sentences
-
-        return sentences(self)
+        return (
+            *_on_null(self),
+            *_on_units(self),
+            *_on_concepts(self),
+            *_on_layers(self),
+            *_on_scores(self),
+        )
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per unit, with the concept of highest IoU."""
@@ -235,9 +241,43 @@ class DissectionResult(Result):
 
     def plot(self) -> "Figure":
         """Draw how many concepts each layer has detectors of, by category, beside shuffled images."""
-        from concepts.dissection.figures import category_bars
-
-        return category_bars(self)
+        kinds = list(dict.fromkeys(self.categories))
+        layers = self.layers
+        with style():
+            figure = new_figure(
+                FULL_WIDTH, 0.9 + 0.34 * len(kinds) + 0.12 * len(kinds) * len(layers)
+            )
+            axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
+            for ax, layer in zip(axes, layers, strict=True):
+                found, chance = self.detectors_by_category(layer), self.null_by_category(layer)
+                places = np.arange(len(kinds))
+                ax.barh(
+                    places - 0.19,
+                    [found[k] for k in kinds],
+                    0.36,
+                    color=PALETTE[0],
+                    label="images as they are",
+                )
+                if len(self.null.iou):
+                    ax.barh(
+                        places + 0.19, [chance[k] for k in kinds], 0.36, color=RULE, edgecolor=FAINT, lw=0.5,
+                        label="images shuffled, mean",
+                    )  # fmt: skip
+                for place, kind in zip(places, kinds, strict=True):
+                    ax.annotate(
+                        str(found[kind]), (found[kind], place - 0.19), (3, 0), textcoords="offset points",
+                        va="center", fontsize=6.5, color=INK,
+                    )  # fmt: skip
+                ax.set_title(f"{layer}\n{int(self.rows_of(layer).numel())} units", fontsize=7)
+            axes[0].set_yticks(np.arange(len(kinds)), kinds)
+            axes[0].invert_yaxis()
+            axes[0].margins(x=0.15)
+            figure.supxlabel(f"concepts with a detector (IoU > {self.min_iou:g})", fontsize=8)
+            if len(self.null.iou):
+                figure.legend(
+                    *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2
+                )
+        return figure
 
     def notebook_table(self) -> "pd.DataFrame":
         """Return the units of highest IoU, with the concept, and what the number is to be compared with."""
@@ -341,3 +381,77 @@ def tested(
     p[has_mask] = permutation_p(observed, draws)
     p_max_t[has_mask] = max_t(observed, draws)
     return z, p, benjamini_hochberg(p), p_max_t
+
+
+def _on_null(result: DissectionResult) -> Iterator[str]:
+    draws, units = result.null.iou.shape
+    if not draws:
+        yield "No images were shuffled: nothing says how many of the detectors are chance."
+        return
+    called, significant = int(result.detector.sum()), int(result.significant.sum())
+    yield (
+        f"The rule IoU > {result.min_iou:g} calls {called} of {units} units detectors, and {result.null_share:.1%} of "
+        f"units where images are shuffled; {significant} units have more than shuffled images give (share of false ones "
+        f"held to {result.level:.0%})."
+    )
+    tested = int((~result.p.isnan()).sum())
+    if tested and 1 / (draws + 1) * tested > result.level * max(significant, 1):
+        yield (
+            f"With {draws} shuffles a p is at least {1 / (draws + 1):.2g}: of {tested} units tested, fewer than "
+            f"{round(tested / (draws + 1) / result.level)} above chance can't be told from none. More draws could."
+        )
+
+
+def _on_units(result: DissectionResult) -> Iterator[str]:
+    told = (
+        ("inactive", "have their lowest value as threshold: they are dead, or active less often than q"),
+        ("binary", "have two values only, so that the threshold does not cut off the share q"),
+        ("degenerate", "never exceed their threshold: their masks are empty and their IoU is 0"),
+    )  # fmt: skip
+    for name, what in told:
+        if count := int(getattr(result, name).sum()):
+            yield f"{count} of {len(result.unit)} units {what}."
+
+
+def _on_concepts(result: DissectionResult) -> Iterator[str]:
+    absent = [
+        name for name, area in zip(result.concepts, result.label_area, strict=True) if not area
+    ]
+    if absent:
+        more = ", …" if len(absent) > 5 else ""
+        yield f"{len(absent)} of {len(result.concepts)} concepts are in none of the images: {', '.join(absent[:5])}{more}."
+    out_of_reach = (result.ceiling.max(0).values <= result.min_iou) & (result.label_area > 0)
+    if out_of_reach.any():
+        names = [result.concepts[i] for i in out_of_reach.nonzero()[:, 0].tolist()]
+        more = ", …" if len(names) > 5 else ""
+        yield (
+            f"{len(names)} concepts cover too much or too little of the images for any unit's IoU to exceed "
+            f"{result.min_iou:g}, whatever it detects: {', '.join(names[:5])}{more}."
+        )
+
+
+def _on_layers(result: DissectionResult) -> Iterator[str]:
+    for layer, anchor in zip(result.layers, result.anchors, strict=True):
+        if anchor == "tiles":
+            yield f"At {layer!r} the network does not tell where cells look: they are taken to tile the image."
+    for i, layer in enumerate(result.layers):
+        own = result.detector & (result.layer_of == i)
+        if own.any() and torch.nanmean(result.held_out[own]) < result.best_iou[own].mean() / 2:
+            yield (
+                f"At {layer!r} the detectors' IoU falls from {float(result.best_iou[own].mean()):.3f} to "
+                f"{float(result.held_out[own].mean()):.3f} on images that their concept was not chosen on."
+            )
+
+
+def _on_scores(result: DissectionResult) -> Iterator[str]:
+    for test in result.label_tests:
+        if test.units and not test.passed:
+            which = [
+                name
+                for name, falls in (("missing", test.missing_falls), ("extra", test.extra_falls))
+                if falls < MOST_UNITS
+            ]
+            yield (
+                f"The score {test.score!r} does not notice {' or '.join(which)} labels in at least {MOST_UNITS:.0%} of "
+                f"{test.units} units: it falls in {test.missing_falls:.0%} and {test.extra_falls:.0%} of them."
+            )

@@ -21,6 +21,15 @@ from probing.evaluation.base import Better, EvaluationError
 from probing.evaluation.transformed_models import Combined, Mirrored, Narrow, Shifted, twins_of
 from probing.models.precision import device_of
 from probing.models.scores import Score, class_scores
+from probing.results.figures import (
+    COLUMN_WIDTH,
+    FULL_WIDTH,
+    INK,
+    PALETTE,
+    logarithmic,
+    new_figure,
+    style,
+)
 from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
@@ -70,9 +79,17 @@ class Check(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of each trial's miss, beside the tolerance."""
-        from probing.evaluation.figures import check_figure
-
-        return check_figure(self)
+        known = self.statistic[~self.statistic.isnan()].clamp(min=1e-12)
+        with style():
+            figure = new_figure(COLUMN_WIDTH, 1.0)
+            panel = figure.subplots()
+            panel.plot(known, [0] * len(known), "o", color=PALETTE[0], alpha=0.5, mew=0)
+            panel.axvline(self.tolerance, color=INK, lw=0.7, ls=(0, (4, 3)))
+            panel.set_yticks([0], [f"{self.axiom}\n{self.method}"])
+            panel.set(ylim=(-1, 1), xlabel=f"{self.what}; dashed: tolerance")
+            if len(known):
+                logarithmic(panel)
+        return figure
 
     def __str__(self) -> str:
         if self.excluded == len(self.statistic):
@@ -391,10 +408,21 @@ class AxiomTable(Result):
         return pd.DataFrame(self.outcomes, index=self.methods, columns=list(self.axioms))
 
     def plot(self) -> "Figure":
-        """Return a figure of what holds and what fails."""
-        from probing.evaluation.figures import axioms_figure
-
-        return axioms_figure(self)
+        """Return which methods have which properties: filled where one holds, a cross where it fails, nothing if not asked."""
+        rows, columns = len(self.methods), len(self.axioms)
+        with style():
+            figure = new_figure(min(FULL_WIDTH, 1.4 + 0.5 * columns), 1.2 + 0.2 * rows)
+            panel = figure.subplots()
+            looks = {"holds": ("o", PALETTE[0]), "fails": ("x", PALETTE[1])}
+            for outcome, (marker, colour) in looks.items():
+                at = [(c, r) for r, said in enumerate(self.outcomes) for c, one in enumerate(said) if one == outcome]  # fmt: skip
+                panel.plot([c for c, _ in at], [r for _, r in at], marker, color=colour, ms=5, label=outcome)  # fmt: skip
+            panel.set_xticks(range(columns), [a.replace("_", " ") for a in self.axioms], rotation=35, ha="right")  # fmt: skip
+            panel.set_yticks(range(rows), list(self.methods))
+            panel.set(xlim=(-0.6, columns - 0.4), ylim=(rows - 0.4, -0.6))
+            panel.tick_params(length=0)
+            figure.legend(loc="outside upper left", ncols=2)
+        return figure
 
 
 def axiom_table(

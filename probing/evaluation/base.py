@@ -17,6 +17,7 @@ from probing.core.doubles import near
 from probing.core.errors import ProbingError
 from probing.core.inputs import one_tensor
 from probing.models.scores import Score
+from probing.results.figures import COLUMN_WIDTH, FAINT, INK, PALETTE, new_figure, style
 from probing.results.heatmaps import Channels, reduce_channels
 from probing.results.result import Provenance, Result
 
@@ -101,9 +102,19 @@ class Measurement(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of each input's value, their mean and its interval."""
-        from probing.evaluation.figures import measurements_figure
-
-        return measurements_figure({self.metric: self})
+        values = self.values.double()
+        values = values[~values.isnan()]
+        with style():
+            figure = new_figure(COLUMN_WIDTH, 0.86)
+            panel = figure.subplots()
+            panel.plot(values, [0] * len(values), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)
+            panel.plot(list(self.interval), [0, 0], color=INK, lw=0.9)
+            panel.plot(self.mean, 0, "|", color=INK, ms=9, mew=1.2)
+            if self.chance is not None:
+                panel.plot(float(self.chance.double().nanmean()), 0, "x", color=FAINT, ms=5)
+            panel.set_yticks([0], [self.metric])
+            panel.set(ylim=(0.6, -0.6), xlabel=f"value of each input ({self.better} is better)")
+        return figure
 
 
 class Tally:

@@ -1,6 +1,6 @@
 """How a score falls as what a map points to is removed, and rises as it is put in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -36,6 +36,7 @@ from probing.evaluation.removal import (
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
 from probing.models.scores import Score
+from probing.results.figures import COLUMN_WIDTH, INK, look, new_figure, style
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
 
@@ -154,13 +155,40 @@ class Curves(Result):
 
     def plot(self, substrate: int = 0) -> "Figure":
         """Return a figure of the mean curves."""
-        from probing.evaluation.figures import curves_figure
-
         return curves_figure({self.metric: self}, substrate)
 
     @property
     def _width(self) -> Tensor:
         return self.shares.double()
+
+
+def curves_figure(found: Mapping[str, Curves], substrate: int = 0) -> "Figure":
+    """Return mean scores against the share that was removed, a line per method, beside the order by chance.
+
+    Bars are 95 % intervals over inputs.
+    """
+    with style():
+        figure = new_figure(COLUMN_WIDTH, 2.3 + 0.12 * len(found))
+        panel = figure.subplots()
+        for number, (name, curves) in enumerate(found.items()):
+            mean, low, high = (t[substrate, 0].tolist() for t in curves.summary)
+            colour, marker = look(number)
+            x = [100 * s for s in curves.shares.tolist()]
+            every = max(1, len(x) // 6)
+            panel.plot(x, mean, color=colour, marker=marker, markevery=every, ms=3, label=name)
+            shade = 0.15 if len(found) < 4 else 0.06
+            panel.fill_between(x, low, high, color=colour, alpha=shade, linewidth=0)
+            if number == 0 and "random" in curves.orders:
+                chance = curves.summary[0][substrate, curves.orders.index("random")].tolist()
+                panel.plot(x, chance, color=INK, linestyle="--", label="random order")
+        first = next(iter(found.values()))
+        panel.set_xlabel(f"{first.changed}, %")
+        panel.set_ylabel(first.unit)
+        if len(found) > 1:
+            figure.legend(loc="outside upper left", ncols=3, columnspacing=1.0)
+        else:
+            panel.legend(loc="best")
+    return figure
 
 
 @dataclass(frozen=True)

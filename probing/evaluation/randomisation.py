@@ -5,7 +5,7 @@ network's own favourite would mix a change of class into it, as the authors' not
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -25,15 +25,17 @@ from probing.evaluation.base import (
     pixels,
 )
 from probing.evaluation.reinitialise import Plan, plan_of, randomised, redraw
-from probing.evaluation.similarity import SIMILARITIES
+from probing.evaluation.similarity import SIMILARITIES, TITLES
 from probing.models.copies import own_copy
 from probing.models.precision import AS_GIVEN, device_of
 from probing.models.scores import Score
+from probing.results.figures import FAINT, FULL_WIDTH, RULE, look, new_figure, style
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MEASURES = ("spearman", "spearman_abs", "ssim", "hog", "top_iou")
@@ -140,9 +142,59 @@ class Randomisation(Result):
 
     def plot(self, measures: tuple[str, ...] = PRIMARY) -> "Figure":
         """Return a figure of similarity against what was drawn anew, with both null bands."""
-        from probing.evaluation.figures import randomisation_figure
-
         return randomisation_figure({"": self}, measures)
+
+
+def randomisation_figure(found: Mapping[str, Randomisation], measures: Sequence[str]) -> "Figure":
+    """Return similarity against what was drawn anew, a line per method and a panel per measure.
+
+    Bars are 95 % intervals over inputs. The grey band is what two independent random networks have in common, for
+    the first method; below it nothing learned is left.
+    """
+    with style():
+        figure = new_figure(FULL_WIDTH, 2.9)
+        panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
+        for panel, measure in zip(panels, measures, strict=True):
+            first = next(iter(found.values()))
+            band = first.band("strangers", measure)
+            panel.axhspan(*band, color=RULE, alpha=0.6, linewidth=0)
+            panel.axhline(0, color=FAINT, linewidth=0.5)
+            for i, (name, result) in enumerate(found.items()):
+                _similarity_line(panel, result, measure, name, i)
+            panel.set_title(TITLES.get(measure, measure))
+            panel.set_xlabel("drawn anew, from the output on")
+            _name_layers(panel, first.layers)
+        panels[0].set_ylabel("similarity")
+        if len(found) > 1:
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def _similarity_line(
+    panel: "Axes", result: Randomisation, measure: str, name: str, number: int
+) -> None:
+    m = result.measures.index(measure)
+    mean, (low, high) = result.mean[:, m], result.interval
+    steps = range(1, len(result.layers) + 1)
+    colour, marker = look(number)
+    panel.errorbar(
+        list(steps),
+        mean.tolist(),
+        yerr=[(mean - low[:, m]).tolist(), (high[:, m] - mean).tolist()],
+        color=colour,
+        marker=marker,
+        elinewidth=0.5,
+        label=name,
+    )
+
+
+def _name_layers(panel: "Axes", layers: Sequence[str]) -> None:
+    shown = range(len(layers)) if len(layers) <= 8 else [0, len(layers) // 2, len(layers) - 1]
+    turned = sum(len(layers[i]) for i in shown) > 24
+    panel.set_xticks(
+        [i + 1 for i in shown], [layers[i] for i in shown], rotation=30 if turned else 0, ha="right" if turned else "center",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

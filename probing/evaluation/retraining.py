@@ -23,8 +23,9 @@ from probing.evaluation.base import (
     mean_interval,
     pixels,
 )
-from probing.evaluation.similarity import SIMILARITIES
+from probing.evaluation.similarity import SIMILARITIES, TITLES
 from probing.models.scores import Score
+from probing.results.figures import COLUMN_WIDTH, FAINT, INK, PALETTE, RULE, look, new_figure, style
 from probing.results.heatmaps import Channels
 from probing.results.result import Provenance, Result
 
@@ -135,9 +136,21 @@ class Retrained(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of accuracy against the share of places, a line per ranking."""
-        from probing.evaluation.figures import retrained_figure
-
-        return retrained_figure(self)
+        mean, low, high = self.summary
+        x = [100 * f for f in self.fractions]
+        with style():
+            figure = new_figure(COLUMN_WIDTH, 2.6)
+            panel = figure.subplots()
+            for i, name in enumerate(self.rankings):
+                colour, marker = look(i)
+                panel.plot(x, mean[i], color=colour, marker=marker, label=name)
+                panel.fill_between(x, low[i], high[i], color=colour, alpha=0.15, linewidth=0)
+                panel.plot(x, self.mask_only[i], color=colour, lw=0.6, ls=":")
+            panel.plot([], [], color=FAINT, lw=0.6, ls=":", label="masks alone")
+            panel.axhline(self.chance, color=FAINT, lw=0.7, ls=(0, (4, 3)))
+            panel.set(xlabel=f"places {self.kind}, %", ylabel="test accuracy")
+            figure.legend(loc="outside upper left", ncols=2)
+        return figure
 
 
 @dataclass(frozen=True)
@@ -301,9 +314,21 @@ class DataRandomisation(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of each input's similarity, their mean and its interval."""
-        from probing.evaluation.figures import relearned_figure
-
-        return relearned_figure(self)
+        with style():
+            figure = new_figure(COLUMN_WIDTH, 0.7 + 0.26 * len(self.measures))
+            panel = figure.subplots()
+            mean, low, high = self.summary
+            panel.axvline(0, color=RULE, zorder=0)
+            for y in range(len(self.measures)):
+                values = self.values[y][~self.values[y].isnan()]
+                panel.plot(values, torch.full_like(values, y), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)  # fmt: skip
+                panel.plot([float(low[y]), float(high[y])], [y, y], color=INK, lw=0.9)
+                panel.plot(float(mean[y]), y, "|", color=INK, ms=9, mew=1.2)
+            panel.set_yticks(range(len(self.measures)), [TITLES.get(m, m) for m in self.measures])
+            panel.set(
+                ylim=(len(self.measures) - 0.4, -0.6), xlabel="similarity of the maps of an input"
+            )
+        return figure
 
 
 def data_randomisation(

@@ -18,6 +18,15 @@ from probing.evaluation.base import EvaluationError
 
 Array = npt.NDArray[np.float64]
 
+TITLES = {
+    "spearman": "rank correlation, signed",
+    "spearman_abs": "rank correlation, absolute",
+    "ssim": "structural similarity",
+    "hog": "oriented gradients",
+    "top_iou": "highest places, IoU",
+}
+"""Measures of similarity as figures name them."""
+
 
 class Similarity(ABC):
     """A frozen dataclass that compares maps in pairs, by features that are taken of each map once."""

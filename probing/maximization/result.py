@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from probing.maximization.pixel_space import Space, picture
+from probing.results.figures import Strip, montage
 from probing.results.result import Result
 
 if TYPE_CHECKING:
@@ -107,11 +108,10 @@ class Maximization(Result):
         """Return what did not go as asked for."""
         return self.notes
 
-    def plot(self) -> "Figure":
-        """Return all images with their values."""
-        from probing.maximization.unit_page import contact_sheet
-
-        return contact_sheet(self)
+    def plot(self, title: str = "", *, columns: int = 8) -> "Figure":
+        """Return all images with their values, a contact sheet; `title` says what they are of."""
+        title = title or f"Activation maximisation, {self.trace.shape[1]} steps"
+        return montage([Strip(title, self.pictures(), self.captions())], columns=columns)
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per image, without the images."""

@@ -1,4 +1,4 @@
-"""Synthetic images on paper: contact sheets, and a page that sets one image beside data."""
+"""A page that sets one synthetic image beside data."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
 
 class SheetError(ProbingError, ValueError):
     """A result holds not what a page is to show."""
-
-
-def contact_sheet(found: Maximization, title: str = "", *, columns: int = 8) -> "Figure":
-    """Return all images with their values; `title` says what they are of."""
-    title = title or f"Activation maximisation, {found.trace.shape[1]} steps"
-    return montage([Strip(title, found.pictures(), found.captions())], columns=columns)
 
 
 def unit_page(

@@ -10,19 +10,13 @@ from concepts.auditing.replication.replicate import (
     OPPOSITE,
     SECOND,
     Replication,
+    correlation_in_words,
 )
 from probing.results.figures import (
-    FAINT,
-    FULL_WIDTH,
-    PALETTE,
     inline_svg,
-    new_figure,
     save_figure,
-    spread,
-    style,
 )
 from probing.results.html_report import (
-    MINUS,
     Block,
     Finding,
     Plate,
@@ -37,8 +31,7 @@ from probing.results.html_report import (
 from probing.results.tables import DataTable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 _LAYERS = "Effects predicted in the layers"
 OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
@@ -51,7 +44,7 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
         "replication", "each logit's change on both sets", found.to_pandas(), 2
     )
     data.write(folder / "tables")
-    figure = draw(found)
+    figure = found.plot()
     save_figure(figure, folder / "figures" / "replication")
     a, b = found.sets
     plate = Plate(
@@ -96,7 +89,7 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
     r = found.over_clusters[c]
     above = int((r[:, 1] > 0).sum())
     rest = (
-        f"Over {len(found.targets)} classes the two sets' changes correlate with {_r(found, contrast)}. Over "
+        f"Over {len(found.targets)} classes the two sets' changes correlate with {correlation_in_words(found, contrast)}. Over "
         f"{len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r = {number(float(r[:, 0].nanmedian()))} in the "
         f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of "
         f"them the interval is above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
@@ -163,50 +156,3 @@ def _layer_table(found: Replication) -> Block:
     )
     caption = "Classes by whether their predicted effect is told from none, on which set"
     return Table(caption, ("contrast", "layer", *OUTCOMES), rows, text_columns=2)
-
-
-def draw(found: Replication) -> "Figure":
-    """Draw both sets' changes against each other, and the correlation over clusters by class."""
-    with style():
-        rows = len(found.contrasts)
-        figure = new_figure(FULL_WIDTH, 3.1 * rows)
-        for c, contrast in enumerate(found.contrasts):
-            left, right = (figure.add_subplot(rows, 2, 2 * c + i) for i in (1, 2))
-            _against(found, contrast, left)
-            order = found.over_clusters[c, :, 0].nan_to_num(-1).argsort().tolist()
-            r, low, high = found.over_clusters[c][order].T.numpy()
-            right.axvline(0, color=FAINT, lw=0.6)
-            right.hlines(range(len(order)), low, high, color=PALETTE[0], lw=0.8)
-            right.plot(r, range(len(order)), ls="", marker="o", ms=3.5, color=PALETTE[0])
-            right.set_yticks(range(len(order)), [found.targets[k] for k in order])
-            right.set(xlim=(-1, 1), xlabel=f"correlation over {found.cluster_by}s")
-    return figure
-
-
-def _against(found: Replication, contrast: str, axes: "Axes") -> None:
-    c = found.contrasts.index(contrast)
-    x, y = (found.swap[s, c].numpy() for s in (0, 1))
-    reach = [
-        (found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)
-    ]
-    bars = [[side.nan_to_num().numpy() for side in each] for each in reach]
-    axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=FAINT, lw=0.5)
-    sure = [found.outcome(contrast, t) in {BOTH, OPPOSITE} for t in found.targets]
-    for filled, face in ((True, PALETTE[0]), (False, "white")):
-        own = [k for k, s in enumerate(sure) if s == filled]
-        axes.plot(x[own], y[own], ls="", marker="o", ms=4, color=PALETTE[0], mfc=face)
-    for axis in (axes.axhline, axes.axvline):
-        axis(0, color=FAINT, lw=0.6, zorder=0)
-    axes.set(xlabel=f"{found.sets[0]} (logits)", ylabel=f"{found.sets[1]} (logits)")
-    axes.axline((0, 0), slope=1, color=FAINT, lw=0.6, ls=":", zorder=0)
-    axes.locator_params(nbins=5)
-    named = [k for k, s in enumerate(sure) if s]
-    low, high = axes.get_ylim()
-    gap = 0.055 * (high - low)
-    for k, height in zip(named, spread(y[named].tolist(), gap, low, high), strict=True):
-        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)  # fmt: skip
-    axes.set_title(f"{contrast}\n{_r(found, contrast)}")
-
-
-def _r(found: Replication, contrast: str) -> str:
-    return str(found.correlation(contrast)).replace("-", MINUS)

@@ -16,12 +16,15 @@ from torch import Tensor
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import AuditError, Material
 from probing.core.content_ids import content_id
+from probing.results.figures import FAINT, FULL_WIDTH, PALETTE, new_figure, spread, style
+from probing.results.html_report import MINUS
 from probing.results.result import Provenance, Result
 from probing.statistics.hypothesis_tests import Correlation, clustered_mean, codes, holm, pearson
 from probing.store.store import ActivationStore
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BOTH = "both, same sign"
@@ -162,9 +165,50 @@ class Replication(Result):
 
     def plot(self) -> "Figure":
         """Draw the swaps on one set against those on the other."""
-        from concepts.auditing.replication.page import draw
+        with style():
+            rows = len(self.contrasts)
+            figure = new_figure(FULL_WIDTH, 3.1 * rows)
+            for c, contrast in enumerate(self.contrasts):
+                left, right = (figure.add_subplot(rows, 2, 2 * c + i) for i in (1, 2))
+                _against(self, contrast, left)
+                order = self.over_clusters[c, :, 0].nan_to_num(-1).argsort().tolist()
+                r, low, high = self.over_clusters[c][order].T.numpy()
+                right.axvline(0, color=FAINT, lw=0.6)
+                right.hlines(range(len(order)), low, high, color=PALETTE[0], lw=0.8)
+                right.plot(r, range(len(order)), ls="", marker="o", ms=3.5, color=PALETTE[0])
+                right.set_yticks(range(len(order)), [self.targets[k] for k in order])
+                right.set(xlim=(-1, 1), xlabel=f"correlation over {self.cluster_by}s")
+        return figure
 
-        return draw(self)
+
+def _against(found: Replication, contrast: str, axes: "Axes") -> None:
+    c = found.contrasts.index(contrast)
+    x, y = (found.swap[s, c].numpy() for s in (0, 1))
+    reach = [
+        (found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)
+    ]
+    bars = [[side.nan_to_num().numpy() for side in each] for each in reach]
+    axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=FAINT, lw=0.5)
+    sure = [found.outcome(contrast, t) in {BOTH, OPPOSITE} for t in found.targets]
+    for filled, face in ((True, PALETTE[0]), (False, "white")):
+        own = [k for k, s in enumerate(sure) if s == filled]
+        axes.plot(x[own], y[own], ls="", marker="o", ms=4, color=PALETTE[0], mfc=face)
+    for axis in (axes.axhline, axes.axvline):
+        axis(0, color=FAINT, lw=0.6, zorder=0)
+    axes.set(xlabel=f"{found.sets[0]} (logits)", ylabel=f"{found.sets[1]} (logits)")
+    axes.axline((0, 0), slope=1, color=FAINT, lw=0.6, ls=":", zorder=0)
+    axes.locator_params(nbins=5)
+    named = [k for k, s in enumerate(sure) if s]
+    low, high = axes.get_ylim()
+    gap = 0.055 * (high - low)
+    for k, height in zip(named, spread(y[named].tolist(), gap, low, high), strict=True):
+        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)  # fmt: skip
+    axes.set_title(f"{contrast}\n{correlation_in_words(found, contrast)}")
+
+
+def correlation_in_words(found: Replication, contrast: str) -> str:
+    """Return the correlation of both sets' changes over classes, with its interval."""
+    return str(found.correlation(contrast)).replace("-", MINUS)
 
 
 def replicate(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concepts.auditing.word_swaps.figures import agreement_figure, middle, ranked, word_figure
 from concepts.auditing.word_swaps.result import (
     AGREE,
     ALONE,
@@ -13,6 +12,8 @@ from concepts.auditing.word_swaps.result import (
     QUIET,
     SWAP,
     WordResult,
+    middle,
+    ranked,
 )
 from concepts.auditing.word_swaps.templates import WordingFile
 from concepts.tcav.result import TcavResult
@@ -184,7 +185,7 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
 
 def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
     svg = inline_svg(
-        _kept(word_figure(words), folder / "figures" / "words"), "Changes of the logit by word"
+        _kept(words.plot(), folder / "figures" / "words"), "Changes of the logit by word"
     )
     order = ranked(words.value[0])
     rows = tuple(
@@ -220,7 +221,7 @@ def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block
 
 def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
     svg = inline_svg(
-        _kept(agreement_figure(words), folder / "figures" / "agreement"),
+        _kept(words.plot_agreement(), folder / "figures" / "agreement"),
         "Predicted and measured changes",
     )
     rows = []

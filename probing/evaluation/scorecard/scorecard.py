@@ -5,6 +5,7 @@ measured quantities among the methods compared, with an interval over inputs; th
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +29,35 @@ from probing.evaluation.scorecard.criteria import (
 )
 from probing.evaluation.scorecard.ranking import ranks, standings, summary
 from probing.results.csv_files import write_csv
+from probing.results.figures import (
+    FAINT,
+    FULL_WIDTH,
+    INK,
+    PALETTE,
+    RULE,
+    logarithmic,
+    new_figure,
+    save_figure,
+    style,
+)
 from probing.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Record = dict[str, object]
 """A line of a table, by column."""
+
+_LINE, _HEAD, _FOOT = 0.27, 0.5, 0.62
+_NAMES, _COLUMN = 1.25, 0.87
+_BAR, _RANK, _DECK = (0.17, 0.45), 0.55, 0.75
+_MARKS = {"+": "+", "0": "0", "-": "\N{MINUS SIGN}", None: "\N{EN DASH}"}
+_COLOURS = {"+": PALETTE[0], "0": FAINT, "-": PALETTE[1], None: FAINT}
+_FAMILIES = {"backprop": PALETTE[0], "local": PALETTE[1], "network": PALETTE[2]}
+_TITLES = {"backprop": "backpropagation", "local": "local model", "network": "network level"}
+_COSTS = ("passes", "time", "MB")
 
 
 @dataclass(frozen=True)
@@ -76,9 +98,7 @@ class Row(Result):
 
     def plot(self) -> "Figure":
         """Return every quantity with its interval."""
-        from probing.evaluation.scorecard.figures import row_figure
-
-        return row_figure(self)
+        return _row(self)
 
 
 @dataclass(frozen=True)
@@ -196,20 +216,14 @@ class Scorecard(Result):
 
     def plot(self) -> "Figure":
         """Return the lecture's table, measured, with its opinion beside it."""
-        from probing.evaluation.scorecard.figures import table_figure
-
-        return table_figure(self)
+        return _table(self)
 
     def plot_evidence(self) -> "Figure":
         """Return every quantity with its interval."""
-        from probing.evaluation.scorecard.figures import evidence_figure
-
-        return evidence_figure(self)
+        return _evidence(self)
 
     def write(self, folder: Path) -> tuple[Path, ...]:
         """Write the table and the evidence as CSV, both as JSON, and a figure of each as PNG and PDF; return the paths."""
-        from probing.results.figures import save_figure
-
         folder.mkdir(parents=True, exist_ok=True)
         tables = {"scorecard.csv": self.table(), "evidence.csv": self.evidence()}
         for name, lines in tables.items():
@@ -248,3 +262,154 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return value
+
+
+def _table(card: Scorecard) -> "Figure":
+    """Return one line per method: for each desideratum its third, standing with interval, rank, and the lecture's mark."""
+    height = _HEAD + _FOOT + _LINE * len(card.rows)
+    ranked = [card.places(d) for d in range(len(DESIDERATA))]
+    with style():
+        figure = new_figure(FULL_WIDTH, height, fitted=False)
+        axes = figure.add_axes((0, 0, 1, 1))
+        _heads(axes, height)
+        for r, row in enumerate(card.rows):
+            y = height - _HEAD - _LINE * (r + 0.5)
+            axes.text(0.05, y, row.name, va="center", fontsize=7)
+            axes.axhline(y - _LINE / 2, color=RULE, linewidth=0.4)
+            for d in range(len(DESIDERATA)):
+                _cell(axes, card, (r, d), ranked[d][r], (_NAMES + _COLUMN * d, y))
+            _cost(axes, row, y)
+        _foot(axes, max(len(v) for row in card.rows for v in row.values.values()))
+        axes.set(xlim=(0, FULL_WIDTH), ylim=(0, height))
+        axes.set_axis_off()
+    return figure
+
+
+def _heads(axes: "Axes", height: float) -> None:
+    for d, name in enumerate(DESIDERATA):
+        x = _NAMES + _COLUMN * d
+        axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
+        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_DECK, "lecture")):
+            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")  # fmt: skip
+    for k, name in enumerate(_COSTS):
+        axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")  # fmt: skip
+    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")  # fmt: skip
+    axes.axhline(height - _HEAD, color=INK, linewidth=0.6)
+
+
+def _cost_at(column: int) -> float:
+    return _NAMES + _COLUMN * len(DESIDERATA) + (0.5, 0.88, 1.22)[column]
+
+
+def _cell(
+    axes: "Axes", card: Scorecard, cell: tuple[int, int], rank: float, at: tuple[float, float]
+) -> None:
+    (r, d), (x, y) = cell, at
+    standing, low, high = (float(t[r, d]) for t in (card.standing, card.low, card.high))
+    mark, deck = third(standing), DECK[card.rows[r].family][d]
+    colour = _COLOURS[mark]
+    axes.text(x + 0.08, y, _MARKS[mark], fontsize=9, fontweight="bold", color=colour, va="center", ha="center")  # fmt: skip
+    axes.text(x + _DECK, y, _MARKS[deck], fontsize=7, color=INK if deck != mark else FAINT, va="center", ha="center")  # fmt: skip
+    if mark is None:
+        return
+    left, right = (x + end for end in _BAR)
+    wide = right - left
+    axes.plot([left, right], [y, y], color=RULE, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([left + wide * low, left + wide * high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")  # fmt: skip
+    axes.plot([left + wide * standing], [y], "o", color=colour, markersize=3)
+    axes.text(x + _RANK, y, f"{rank:g}", fontsize=5.5, color=FAINT, va="center", ha="center")
+
+
+def _cost(axes: "Axes", row: Row, y: float) -> None:
+    cost = row.cost
+    facts = (f"{cost.n_forward:,}+{cost.n_backward:,}", _short(cost.relative), _short(cost.peak_mb))
+    for k, fact in enumerate(("refused", "", "") if row.refused else facts):
+        axes.text(_cost_at(k), y, fact, va="center", ha="right", fontsize=6)
+
+
+def _foot(axes: "Axes", inputs: int) -> None:
+    lines = (
+        f"Measured on {inputs} inputs. Dot: mean rank of the column's quantities among the methods shown, from worst (left) to best (right); bar: 95 % of",
+        "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. The lecture's marks are opinions of families of methods, black where",
+        "they differ. Passes: forward + backward; time: in forward passes of one input; MB: growth of memory.",
+    )
+    for k, line in enumerate(lines):
+        axes.text(0.05, 0.46 - 0.14 * k, line, fontsize=5.3, color=FAINT, va="center")
+
+
+def _evidence(card: Scorecard) -> "Figure":
+    """Return a panel for each quantity in which methods differ: mean and 95 % interval of each method."""
+    records = card.evidence()
+    own = {n: [r for r in records if r["quantity"] == n] for n in QUANTITIES}
+    names = [n for n in QUANTITIES if len({str(r["mean"]) for r in own[n]}) > 1]
+    columns = 4
+    lines = -(-len(names) // columns)
+    methods = [row.name for row in card.rows if not row.refused]
+    with style():
+        figure = new_figure(FULL_WIDTH, lines * (0.62 + 0.125 * len(methods)))
+        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for panel, name in zip(panels, [*names, *[None] * (lines * columns - len(names))], strict=True):  # fmt: skip
+            if name is None:
+                panel.set_axis_off()
+                continue
+            _dots(panel, own[name], methods)
+            quantity = QUANTITIES[name]
+            arrow = "\N{RIGHTWARDS ARROW}" if quantity.better == "higher" else "\N{LEFTWARDS ARROW}"
+            panel.set_title(f"{quantity.desideratum}\n{quantity.title} {arrow}", fontsize=5.8)
+            panel.tick_params(labelsize=5.5)
+        _families(figure, card)
+    return figure
+
+
+def _row(row: Row) -> "Figure":
+    """Return a panel for each quantity of one method: values of single inputs, mean and 95 % interval."""
+    columns = 4
+    lines = max(1, -(-len(row.values) // columns))
+    with style():
+        figure = new_figure(FULL_WIDTH, 0.75 * lines)
+        panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for panel, (name, values) in zip(panels, row.values.items(), strict=False):
+            mean, low, high, _ = summary(values, QUANTITIES[name].range)
+            known = values[~values.isnan()].tolist()
+            panel.plot(known, [0] * len(known), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)
+            panel.plot([low, high], [0, 0], color=INK, linewidth=0.9)
+            panel.plot(mean, 0, "|", color=INK, markersize=9, markeredgewidth=1.2)
+            panel.set_title(QUANTITIES[name].title, fontsize=5.8)
+            panel.set_yticks([])
+            panel.spines["left"].set_visible(False)
+            panel.tick_params(labelsize=5.5)
+            panel.locator_params(axis="x", nbins=3)
+        for panel in panels[len(row.values) :]:
+            panel.set_axis_off()
+    return figure
+
+
+def _families(figure: "Figure", card: Scorecard) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = [f for f in _FAMILIES if any(row.family == f for row in card.rows)]
+    handles = [Line2D([], [], color=_FAMILIES[f], marker="o", markersize=2.8) for f in shown]
+    figure.legend(handles, [_TITLES[f] for f in shown], loc="outside lower right", ncols=len(shown), fontsize=5.8)  # fmt: skip
+
+
+def _dots(panel: "Axes", records: list[Record], methods: list[str]) -> None:
+    known = [r for r in records if not math.isnan(float(str(r["mean"])))]
+    for record in known:
+        y = len(methods) - 1 - methods.index(str(record["method"]))
+        mean, low, high = (float(str(record[k])) for k in ("mean", "low", "high"))
+        colour = _FAMILIES[str(record["family"])]
+        if not math.isnan(low):
+            panel.plot([low, high], [y, y], color=colour, linewidth=0.9)
+        panel.plot([mean], [y], "o", color=colour, markersize=2.8)
+    panel.set_yticks(range(len(methods)), methods[::-1])
+    panel.set_ylim(-0.6, len(methods) - 0.4)
+    panel.grid(axis="y", color=RULE, linewidth=0.4)
+    values = [float(str(r["mean"])) for r in known]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        logarithmic(panel)
+
+
+def _short(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
