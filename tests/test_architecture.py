@@ -1,9 +1,11 @@
 """How the packages are built: what may import what, where hooks live, what starts fast."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ PACKAGES = ("probing", "concepts")
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -34,15 +40,41 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_module_has_its_place_among_the_layers() -> None:
-    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
-    placed = set(re.findall(r"[a-z_.]+", " ".join(layers)))
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts[:2])
-        for path in SOURCES
-        if path.parent.name not in PACKAGES or path.name != "__init__.py"
+def imported(path: Path) -> Iterator[str]:
+    """Yield all that a file imports, inside functions and for types only too, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_name(path): path for path in SOURCES}
+    graph = {
+        name: {full if full in modules else full.rpartition(".")[0] for full in imported(path)}
+        for name, path in modules.items()
     }
-    assert modules <= placed, f"name them in a layer: {sorted(modules - placed)}"
+    graph = {name: (below & modules.keys()) - {name} for name, below in graph.items()}
+    while leaves := {name for name, below in graph.items() if not below}:
+        graph = {name: below - leaves for name, below in graph.items() if below}
+    assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+@pytest.mark.parametrize(("package", "most"), [("probing", 12), ("concepts", 10)])
+def test_a_package_has_few_entries_and_each_says_what_it_is_for(package: str, most: int) -> None:
+    entries = [
+        path
+        for path in (ROOT / package).iterdir()
+        if path.name not in {"__init__.py", "__init__.pyi", "py.typed", "__pycache__"}
+    ]
+    assert len(entries) <= most
+    layers = " ".join(PROJECT["tool"]["importlinter"]["contracts"][0]["layers"])
+    for entry in entries:
+        assert f"{package}.{entry.stem}" in layers, f"name {entry.stem} in a layer"
+    for folder in {path.parent for path in SOURCES if ROOT / package in path.parents}:
+        text = (folder / "__init__.py").read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{folder} does not say what it is for"
 
 
 def test_help_needs_no_slow_library() -> None:
@@ -186,16 +218,13 @@ def test_manifests_hold_no_data() -> None:
     assert all(p.stat().st_size < 200_000 for p in held)
 
 
-def test_the_readme_names_every_module() -> None:
+def test_the_readme_names_every_folder() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z_]+)`", text[text.index("## How it is built") :]))
-    modules = {
+    named = set(re.findall(r"`([a-z_]+)/?`", text[text.index("## How it is built") :]))
+    entries = {
         path.stem
         for package in PACKAGES
         for path in (ROOT / package).iterdir()
-        if path.suffix == ".py"
+        if path.is_dir() or path.suffix == ".py"
     }
-    folders = {
-        path.parent.name for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")
-    }
-    assert not (modules | folders) - {"__init__"} - named
+    assert not entries - {"__init__", "__pycache__"} - named
