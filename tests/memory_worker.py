@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from concepts.auditing.audit import run_audit
+from concepts.auditing.run import audit
 from probing.data.images import Preprocess
 from probing.models.loading import LoadedModel
 
@@ -56,7 +56,7 @@ def main(count: int, folder: Path) -> None:
     draw(folder, count)
     model = {"reference": "memory_worker:wide", "layers": ["1", "3"]}
     file = audits.audit_file(folder, {"model": model, "analyses": ["probes"]})
-    run_audit(file, folder / "out", store_root=folder / "cache", say=lambda _: None)
+    audit(file, folder / "out", store_root=folder / "cache", say=lambda _: None)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)  # noqa: T201
 
 

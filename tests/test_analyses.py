@@ -13,10 +13,10 @@ from concepts.auditing.analyses.atlas import Atlases, AttributeAtlases, chance, 
 from concepts.auditing.analyses.dissection import AttributeUnits, Units
 from concepts.auditing.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.auditing.analyses.probes import AttributeProbes, Probes
-from concepts.auditing.audit import rebuild, run_audit
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material
 from concepts.auditing.measurement.spec import AnalysisName, read_audit
+from concepts.auditing.run import audit, rebuild
 from concepts.data.manifest import Pairs
 from concepts.data.yaml_schema import SchemaError
 from probing.results.html_report import plain
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an audit with all analyses that was run."""
     root = tmp_path_factory.mktemp("analyses")
     file = audits.audit_file(root, {"analyses": ["tcav", *ANALYSES], "scenes": 6})
-    run_audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
+    audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
     return root
 
 
@@ -234,7 +234,7 @@ def test_an_analysis_that_the_data_do_not_admit_is_left_out_and_the_rest_is_kept
         tmp_path, {"analyses": ["heat_maps"], "contrasts": contrasts, "concepts": [],
                    "targets": [{"name": n, "group": "g", "reason": "r"} for n in audits.CLASSES]}
     )  # fmt: skip
-    found = run_audit(file, tmp_path / "out", store_root=tmp_path / "store", say=said.append)
+    found = audit(file, tmp_path / "out", store_root=tmp_path / "store", say=said.append)
     reason = "The analysis 'heat_maps' is left out: the directions of ['woman against man', 'man against woman'] do not differ"
     assert any(line.startswith(reason) for line in said)
     assert found.analyses == ()

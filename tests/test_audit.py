@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import concepts
-from concepts.auditing import audit
-from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing import run as auditing
 from concepts.auditing.measurement import setup
 from concepts.auditing.measurement.results import AuditResults, CellRow
 from concepts.auditing.measurement.setup import AuditError
@@ -23,6 +22,7 @@ from concepts.auditing.measurement.spec import read_audit
 from concepts.auditing.report import criteria
 from concepts.auditing.report.verdict import verdict
 from concepts.auditing.report_cache import Seal
+from concepts.auditing.run import audit, rebuild
 from concepts.data.yaml_schema import SchemaError
 from concepts.effects.agreement import agreement
 from concepts.tcav.sign_test import SignTest
@@ -44,14 +44,14 @@ class Run:
 def run(file: Path, out: Path, store: Path) -> Run:
     said: list[str] = []
     return Run(
-        run_audit(file, out, store_root=store, progress=False, say=said.append), out, tuple(said)
+        audit(file, out, store_root=store, progress=False, say=said.append), out, tuple(said)
     )
 
 
 def without_report(make: Callable[[], Run]) -> Run:
     """Run an audit whose figures are not looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
+        patch.setattr(auditing, "write_report", lambda out, _: AuditResults.load(out))
         return make()
 
 
@@ -177,7 +177,7 @@ def test_a_report_that_would_be_the_same_is_left_alone_and_mended_where_it_was_t
         return AuditResults.load(out)
 
     drawn: list[Path] = []
-    monkeypatch.setattr(audit, "write_report", draw)
+    monkeypatch.setattr(auditing, "write_report", draw)
     out = tmp_path / "out"
     shutil.copytree(first.folder, out)
     again = run(folder / "audit.yaml", out, folder / "store")
@@ -276,7 +276,7 @@ def test_a_bad_audit_file_is_refused_in_one_sentence(
     changes: dict[str, object], error: type[Exception], match: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=match) as caught:
-        run_audit(
+        audit(
             audits.audit_file(folder, changes, "bad.yaml"),
             tmp_path / "out",
             store_root=tmp_path / "store",

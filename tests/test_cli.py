@@ -166,7 +166,7 @@ def test_a_user_s_mistake_is_one_line_and_status_2(
 def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_audit(
+    def audit(
         file: Path,
         out: Path,
         *,
@@ -177,7 +177,7 @@ def test_audit_passes_its_file_folder_and_cache_on_and_prints_what_is_said(
     ) -> None:
         say(f"{file.name}, {out.name}, {store_root.name}, {device}, {disk_budget_bytes}")
 
-    monkeypatch.setattr("concepts.auditing.audit.run_audit", run_audit)
+    monkeypatch.setattr("concepts.auditing.run.audit", audit)
     (tmp_path / "a.yaml").touch()
     options = [
         "--out",

@@ -14,10 +14,10 @@ from torch import Tensor
 from concepts.auditing.analyses import ANALYSES
 from concepts.auditing.analyses import heat_maps as analysis
 from concepts.auditing.analyses.heat_maps import HeatMapComparison, HeatMaps
-from concepts.auditing.audit import rebuild, run_audit
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material
 from concepts.auditing.measurement.spec import read_audit
+from concepts.auditing.run import audit, rebuild
 from concepts.local_vs_global.result import HIDDEN
 from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.gradient import GradientTimesInput
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     maps: Mapping[str, AttributionMethod] = {"gxi": GradientTimesInput(), "other": Refuses()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis, "HEAT_MAPS", maps)
-        run_audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
+        audit(file, root / "out", store_root=root / "store", progress=False, say=lambda _: None)
     return root
 
 

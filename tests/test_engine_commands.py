@@ -7,7 +7,7 @@ import pytest
 import torch
 from nets import ConvNet, images, seeded
 
-from concepts.auditing import audit
+from concepts.auditing import run
 from concepts.auditing.measurement.results import AuditResults
 from concepts.cli.app import main
 from probing.attribution.gradient import GradientTimesInput, Saliency
@@ -29,7 +29,7 @@ def files(root: Path) -> dict[str, bytes]:
 def test_an_audit_in_shares_reads_what_one_process_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
+    monkeypatch.setattr(run, "write_report", lambda out, _: AuditResults.load(out))
     file = audits.audit_file(tmp_path, {"analyses": ["tcav", "probes", "dissection"]})
     common = ["audit", str(file), "--device", "cpu", "--out"]
     assert main([*common, str(tmp_path / "one"), "--cache", str(tmp_path / "single")]) == 0

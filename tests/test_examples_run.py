@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 from torchvision.models.resnet import BasicBlock
 
-from concepts.auditing import audit
+from concepts.auditing import run as auditing
 from concepts.auditing.measurement.results import AuditResults
 from concepts.cli import app
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
@@ -103,7 +103,7 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PROBING_CACHE", str(world / "rows"))
     monkeypatch.setattr(loading, "load", load)
     # slow to draw, and drawn by the tests of reports
-    monkeypatch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
+    monkeypatch.setattr(auditing, "write_report", lambda out, _: AuditResults.load(out))
     return world
 
 

@@ -30,7 +30,7 @@ from probing.data.svg_images import rendered
 for slow in (
     "torchvision",
     "matplotlib.font_manager",
-    "concepts.auditing.audit",
+    "concepts.auditing.run",
 ):  # imported once, and not while watched
     importlib.import_module(slow)
 

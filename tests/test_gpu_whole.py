@@ -11,8 +11,8 @@ from test_gpu import CPU, CUDA, gap, little_memory, pictures, pytestmark, traine
 from test_scorecard import COLOUR, Coloured
 from torch import Tensor, nn
 
-from concepts.auditing.audit import run_audit
 from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.run import audit
 from concepts.cli import app
 from concepts.scorecard_rows import Material, NetworkRows
 from probing.attribution import METHODS
@@ -52,7 +52,7 @@ def test_an_audit_finds_the_same(tmp_path: Path) -> None:
     found = []
     for device in DEVICES:
         out = tmp_path / device.type
-        run_audit(file, out, store_root=tmp_path / f"rows-{device.type}", progress=False, say=lambda _: None, device=device)  # fmt: skip
+        audit(file, out, store_root=tmp_path / f"rows-{device.type}", progress=False, say=lambda _: None, device=device)  # fmt: skip
         assert (out / "report.html").stat().st_size > 10_000
         results = AuditResults.load(out)
         cells = [(c.tcav, c.effect, c.effect_low, c.effect_high) for c in results.cells]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concepts.auditing import audit
+from concepts.auditing import run
 from concepts.auditing.measurement.results import AuditResults
 from concepts.cli import app
 
@@ -48,9 +48,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder to be in, with photos, whose modules can be imported."""
     take_photos(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        audit, "write_report", lambda out, _: AuditResults.load(out)
-    )  # slow to draw
+    monkeypatch.setattr(run, "write_report", lambda out, _: AuditResults.load(out))  # slow to draw
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path

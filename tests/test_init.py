@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from concepts.auditing import audit
+from concepts.auditing import run
 from concepts.auditing.init import draft_audit
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.spec import AuditFile, read_audit
@@ -52,7 +52,7 @@ def init(out: Path, images: Path | str, *more: str) -> int:
 def audited(out: Path, results: Path) -> AuditResults:
     """Return what the audit finds, without its figures and report."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
+        patch.setattr(run, "write_report", lambda out, _: AuditResults.load(out))
         assert app.main(["audit", str(out / "audit.yaml"), "--out", str(results)]) == 0
     return AuditResults.load(results)
 

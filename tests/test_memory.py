@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from concepts.auditing import audit
-from concepts.auditing.audit import run_audit
+from concepts.auditing import run as auditing
 from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.run import audit
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import Saliency
 from probing.data.examples import TensorExamples
@@ -129,7 +129,7 @@ def test_audits_leave_no_model_no_tensor_and_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        audit, "write_report", lambda out, _: AuditResults.load(out)
+        auditing, "write_report", lambda out, _: AuditResults.load(out)
     )  # slow to draw
     file = audits.audit_file(tmp_path, {
         "model": {"reference": "audits:planted", "layers": ["mix"]},
@@ -142,7 +142,7 @@ def test_audits_leave_no_model_no_tensor_and_no_store(
 
     def run() -> None:
         place = tmp_path / str(next(rounds))
-        run_audit(file, place / "out", store_root=place / "rows", progress=False, say=lambda _: None)  # fmt: skip
+        audit(file, place / "out", store_root=place / "rows", progress=False, say=lambda _: None)  # fmt: skip
 
     def left() -> tuple[int, ...]:
         return living(nn.Module), living(Tensor), living(Engine), *handles()

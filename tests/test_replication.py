@@ -8,7 +8,6 @@ import torch
 import yaml
 from audits import audit_file, write_drawings
 
-from concepts.auditing.audit import run_audit
 from concepts.auditing.measurement.setup import AuditError, Material
 from concepts.auditing.measurement.spec import read_audit
 from concepts.auditing.replication.page import write_replication
@@ -20,6 +19,7 @@ from concepts.auditing.replication.replicate import (
     Replication,
     replicate,
 )
+from concepts.auditing.run import audit
 from probing.store.store import ActivationStore
 
 CONTRAST = "woman against man"
@@ -43,10 +43,8 @@ def _audited(folder: Path, store: Path, *, turned: bool = False):
         _turned(folder)
     file = audit_file(folder, {"concepts": [], "random": None})
     with pytest.MonkeyPatch.context() as patch:  # the reports are tested elsewhere
-        patch.setattr("concepts.auditing.audit.rebuild", lambda _: None)
-        results = run_audit(
-            file, folder / "out", store_root=store, progress=False, say=lambda _: None
-        )
+        patch.setattr("concepts.auditing.run.rebuild", lambda _: None)
+        results = audit(file, folder / "out", store_root=store, progress=False, say=lambda _: None)
     return results, Material.of(read_audit(file), folder)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import audits
 import pytest
 
-from concepts.auditing import audit
-from concepts.auditing.audit import rebuild, run_audit
+from concepts.auditing import run as auditing
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import AuditError
 from concepts.auditing.measurement.spec import read_audit
@@ -15,16 +14,15 @@ from concepts.auditing.report import criteria
 from concepts.auditing.report.sections.method import limits
 from concepts.auditing.report.verdict import verdict
 from concepts.auditing.report.verdict_unmatched import UNSWAPPED
+from concepts.auditing.run import audit, rebuild
 from concepts.data.yaml_schema import SchemaError
 
 
 def run(file: Path, out: Path, *, report: bool = False) -> AuditResults:
     with pytest.MonkeyPatch.context() as patch:
         if not report:
-            patch.setattr(audit, "write_report", lambda out, _: AuditResults.load(out))
-        return run_audit(
-            file, out, store_root=out.parent / "store", progress=False, say=lambda _: None
-        )
+            patch.setattr(auditing, "write_report", lambda out, _: AuditResults.load(out))
+        return audit(file, out, store_root=out.parent / "store", progress=False, say=lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,9 @@ def audit(
     disk_budget: DiskOption = None,
 ) -> None:
     """Audit a model for bias as a file lays down, and write tables, figures and a report."""
-    from concepts.auditing.audit import requests, run_audit
     from concepts.auditing.measurement.setup import Material
     from concepts.auditing.measurement.spec import read_audit
+    from concepts.auditing.run import audit, requests
     from probing.store.shards import default_root
 
     output_folder(out)
@@ -47,6 +47,6 @@ def audit(
         if not filled(engine, wanted, root, disk_budget, parts.model.precision):
             return
     limit = budget_bytes(disk_budget)
-    run_audit(
+    audit(
         file, out, store_root=root, device=device, disk_budget_bytes=limit, say=say
     )  # fmt: skip

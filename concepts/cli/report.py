@@ -41,6 +41,6 @@ def report(
         return
     if out is not None:
         raise CommandError("--out is for two folders: one audit's report stands in its own.")
-    from concepts.auditing.audit import rebuild, summary
+    from concepts.auditing.run import rebuild, summary
 
     say(summary(rebuild(folders[0]), folders[0]))

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from concepts.auditing.audit import run_audit
 from concepts.auditing.measurement.setup import Material
 from concepts.auditing.measurement.spec import read_audit
 from concepts.auditing.replication.page import write_replication
 from concepts.auditing.replication.replicate import replicate
+from concepts.auditing.run import audit
 from concepts.data.manifest import Manifest
 from probing.store.store import ActivationStore
 
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = out / "rows"
     files = [audit_file(artist, out, tiny=options.tiny) for artist in SETS.values()]
     results = [
-        run_audit(file, out / file.stem, store_root=rows, progress=False, say=print)
-        for file in files
+        audit(file, out / file.stem, store_root=rows, progress=False, say=print) for file in files
     ]
     materials = [Material.of(read_audit(file), file.parent) for file in files]
     names = tuple(SETS)

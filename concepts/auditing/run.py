@@ -45,7 +45,7 @@ def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def run_audit(
+def audit(
     file: Path,
     out: Path,
     *,
