@@ -1,9 +1,11 @@
 """Relate what a network computes to concepts that people have names for.
 
-Where images come from: `concepts.data.manifest`. Concepts and their random counterparts: `concepts.data.concept_sets`. Concept
-directions: `concepts.tcav.cav`. Whether a class depends on them: `concepts.tcav.tcav`. A whole audit: `concepts.auditing.run`.
+A `Concept` is a set of examples; `Tcav` tests whether a class depends on it, `Dissection` which units pick it out, `Compare` holds
+local explanations against it; `audit` does a whole study from one file.
 """
 
-from probing import __version__
+import lazy_loader
 
-__all__ = ["__version__"]
+from probing import __version__ as __version__
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,11 @@
-"""Read one network.
+"""Read one network: `import probing as pb`.
 
-Models by reference: `probing.models.loading`. Layers by dotted path: `probing.models.layers`. What is explained: `probing.models.scores`.
-Images, tensors and texts with content ids: `probing.data.examples`. Activations and gradients: `probing.store.store`, for one
-batch `probing.models.hooks` and `probing.models.gradients`. Statistics of streams: `probing.statistics.streaming`. Linear probes:
-`probing.statistics.linear_classifiers`.
+`load` a model, or bring any `nn.Module`; `examples` makes examples of whatever you have. A `Score` is what is explained. The local
+methods explain single inputs, `LayerProbes`, `Atlas` and `maximize` the network; `evaluate` says which method to trust.
 """
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

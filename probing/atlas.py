@@ -20,6 +20,7 @@ from probing.core.errors import ProbingError
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.models.geometry import channel_axis
 from probing.models.layers import resolve, split_call
+from probing.models.loading import Model, module_of
 from probing.results.figures import FAINT, PAPER, look, new_figure, style
 from probing.results.result import Provenance, Result
 from probing.store.store import ActivationStore
@@ -273,7 +274,7 @@ class Atlas:
     def __call__(
         self,
         store: ActivationStore,
-        model: nn.Module,
+        model: Model,
         examples: Examples,
         labels: "Sequence[object] | None" = None,
     ) -> AtlasResult:
@@ -288,7 +289,7 @@ class Atlas:
         Raises:
             AtlasError: if there are fewer than three examples, or not as many labels, or all activations are equal.
         """
-        examples = as_examples(examples)
+        model, examples = module_of(model), as_examples(examples)
         labels = labels_of(examples) if labels is None else labels
         if labels is not None and len(labels) != len(examples):
             raise AtlasError(

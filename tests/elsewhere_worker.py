@@ -76,8 +76,7 @@ def import_all() -> None:
 
 def fill(root: Path) -> None:
     import nets
-    from store_worker import Together
-    from store_worker import fill as fill_as_anywhere
+    from store_worker import Together, fill as fill_as_anywhere
 
     be_elsewhere()
     filled = fill_as_anywhere(root, Together(nets.images(96, size=24), root / "asked"))

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils import backend_registration
+from torch.utils import _pytree as pytree, backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 backend_registration._setup_privateuseone_for_python_backend("slim")

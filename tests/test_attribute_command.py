@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concepts.cli import app
-from concepts.cli import attribute as command
+from concepts.cli import app, attribute as command
 from probing.attribution import METHODS
 from probing.attribution.base import Attribution
 from probing.attribution.perturbation.lime import TextAttribution

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from concepts.auditing.analyses import ANALYSES
-from concepts.auditing.analyses import heat_maps as analysis
+from concepts.auditing.analyses import ANALYSES, heat_maps as analysis
 from concepts.auditing.analyses.heat_maps import HeatMapComparison, HeatMaps
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import hostile
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from probing.results.csv_files import cell, write_csv
 

@@ -116,8 +116,7 @@ def test_a_tar_that_cannot_be_read_so_is_refused(
 def test_a_streamed_data_set_is_kept_as_it_comes_by(
     folder: Path, on_disk: ImageExamples, tmp_path: Path
 ) -> None:
-    from datasets import Dataset, Features
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Features, Image as ImageFeature
 
     paths = sorted(str(p) for p in folder.glob("*.png"))
     whole = Dataset.from_dict({"image": paths}, features=Features({"image": ImageFeature()}))

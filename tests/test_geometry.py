@@ -26,8 +26,7 @@ from probing.maximization.pixel_space import Space
 from probing.models.geometry import Layout, RefusedError, channel_axis
 from probing.models.precision import Precision
 from probing.models.scores import Score
-from probing.probes import GlobalAverage
-from probing.probes import Grid as ProbeGrid
+from probing.probes import GlobalAverage, Grid as ProbeGrid
 from probing.probes.features import Reader as ProbeReader
 from probing.store.store import ActivationStore
 

@@ -65,8 +65,7 @@ def reference(kind: str, rows: Tensor, signs: Tensor, strength: float) -> tuple[
     """scikit-learn's weights and intercept for a penalty or shrinkage."""
     pytest.importorskip("sklearn")
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.linear_model import Ridge as LeastSquares
+    from sklearn.linear_model import LogisticRegression, Ridge as LeastSquares
     from sklearn.svm import SVC
 
     count = len(rows)

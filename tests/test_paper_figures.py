@@ -20,13 +20,13 @@ from probing.results.figures import (
     DIVERGING,
     FULL_WIDTH,
     PALETTE,
+    Strip as Row,
     for_print,
     montage,
     new_figure,
     save_figure,
     style,
 )
-from probing.results.figures import Strip as Row
 
 SMALLEST = 4.5
 """Points, of anything said in a figure."""

@@ -38,13 +38,13 @@ from probing.data.examples import (
     ImageExamples,
     ImageFiles,
     NoPictureError,
+    Subset as Part,
     TensorExamples,
     TextExamples,
     as_examples,
     concat,
     labels_of,
 )
-from probing.data.examples import Subset as Part
 from probing.data.images import ImageError, Preprocess
 from probing.maximization import Channel, Maximize
 from probing.maximization.pixel_space import Space

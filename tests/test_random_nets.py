@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from random_nets import HEADS, LAYERS, SIDE, RandomNet, expected, laws, random_net
 from torch import Tensor
 

@@ -7,8 +7,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from probing.statistics.streaming import (

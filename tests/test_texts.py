@@ -4,8 +4,7 @@ from unicodedata import normalize
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from probing.core.content_ids import content_id

@@ -23,6 +23,7 @@ from concepts.cli.common import (
     say,
     show,
 )
+from probing.evaluation.scorecard import DEFAULT_METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from probing.models.loading import LoadedModel
 
 EXAMPLE = "probing evaluate torchvision:resnet18 zebra.jpg okapi.jpg --out results/scorecard"
-DEFAULT = (
-    "saliency", "gradient_times_input", "guided_backprop", "smoothgrad", "ig", "gradcam", "layercam", "lrp", "lime",
-)  # fmt: skip
 TOP = "top"
 
 
@@ -51,7 +49,7 @@ def evaluate(
     ],
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"Again for more; by default {', '.join(DEFAULT)}."),
+        typer.Option(help=f"Again for more; by default {', '.join(DEFAULT_METHODS)}."),
     ] = None,
     target: Annotated[
         str, typer.Option(help="Class by name or number; top: the one with the highest score.")
@@ -107,7 +105,7 @@ def evaluate(
     from probing.models.precision import Precision
     from probing.models.scores import Score
 
-    names = tuple(method or DEFAULT)
+    names = tuple(method or DEFAULT_METHODS)
     _check(names, background)
     given = _given_concepts(concept, random)
     files = picture_files(images)

@@ -1,1 +1,5 @@
 """Where named images and masks come from: manifests, folders, concept sets and random counterparts, synthetic concepts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,6 +13,7 @@ from probing.core.errors import ProbingError
 from probing.data.examples import Examples, ExampleSet, as_examples
 from probing.models.geometry import Layout
 from probing.models.hooks import edit
+from probing.models.loading import Model, module_of
 from probing.models.precision import device_of
 from probing.models.scores import class_scores, refuse_training
 from probing.results.figures import FAINT, INK, PALETTE, new_figure, style
@@ -115,7 +116,7 @@ class Ablation:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: Model,
         examples: Examples,
         classes: Int[Tensor, " n"],
         order: Int[Tensor, " ranked"],
@@ -128,6 +129,7 @@ class Ablation:
             classes: the true class of each.
             order: units, those to be left out first in front.
         """
+        model = module_of(model)
         refuse_training(model)
         examples = as_examples(examples)
         if len(classes) != len(examples):

@@ -28,6 +28,7 @@ from concepts.dissection.unit_masks import Upsampling
 from probing.core.content_ids import content_id, model_id
 from probing.models.geometry import Layout
 from probing.models.layers import expand
+from probing.models.loading import Model, module_of
 from probing.models.precision import Precision
 from probing.models.summary import calls
 from probing.results.result import Provenance, describe
@@ -95,10 +96,9 @@ class Dissection:
                 f"draws must be 0 or more and top 1 or more, got {self.draws} and {self.top}."
             )
 
-    def __call__(
-        self, store: ActivationStore, model: nn.Module, scenes: Scenes
-    ) -> DissectionResult:
+    def __call__(self, store: ActivationStore, model: Model, scenes: Scenes) -> DissectionResult:
         """Dissect some layers of a model."""
+        model = module_of(model)
         passes = self._passes(model, scenes)
         levels = passes.first(store, Share())
         return self._result(model, scenes, *passes.second(store, levels, Share()))
@@ -107,7 +107,7 @@ class Dissection:
         self,
         engine: Engine,
         folder: Path,
-        model: nn.Module,
+        model: Model,
         scenes: Scenes,
         precision: Precision = _FLOAT32,
     ) -> DissectionResult | None:
@@ -129,6 +129,7 @@ class Dissection:
         Raises:
             DissectionError: as a call, and if labels are no longer those that were counted.
         """
+        model = module_of(model)
         passes = self._passes(model, scenes)
         key = self._parts_key(model, scenes, precision)
         first = accumulated(

@@ -1,1 +1,5 @@
 """Local explanations against network-level ones of the same concepts, on matched pairs of images."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

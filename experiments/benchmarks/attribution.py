@@ -19,21 +19,13 @@ from typing import Any
 
 import torch
 import torchvision
-from captum.attr import LRP as CaptumLRP  # noqa: N811 (a class, not a constant)
 from captum.attr import (
+    LRP as CaptumLRP,  # noqa: N811 (a class, not a constant)
     GuidedBackprop as CaptumGuided,
-)
-from captum.attr import (
     IntegratedGradients as CaptumIntegrated,
-)
-from captum.attr import (
     LayerGradCam,
-    NoiseTunnel,
-)
-from captum.attr import (
     Lime as CaptumLime,
-)
-from captum.attr import (
+    NoiseTunnel,
     Saliency as CaptumSaliency,
 )
 from captum.attr._utils.lrp_rules import EpsilonRule

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from harness import Row, arguments, race, report
-from sklearn.linear_model import LogisticRegression
-from sklearn.linear_model import Ridge as SkRidge
+from sklearn.linear_model import LogisticRegression, Ridge as SkRidge
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 

@@ -18,8 +18,7 @@ from time import perf_counter
 
 import torch
 import torchvision
-from captum.concept import TCAV
-from captum.concept import Concept as CaptumConcept
+from captum.concept import TCAV, Concept as CaptumConcept
 from harness import Row, arguments, race, report
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -1,49 +1,8 @@
-"""Explanations of single inputs; `METHODS` and `TEXT_METHODS` list them by the names that the command line takes."""
+"""Explanations of single inputs; `METHODS` and `TEXT_METHODS` list them by the names that the command line takes.
 
-from probing.attribution.base import AttributionMethod
-from probing.attribution.cam.cam import CAM
-from probing.attribution.cam.grad_cam import (
-    AblationCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    GuidedGradCAM,
-    HiResCAM,
-    LayerCAM,
-)
-from probing.attribution.gradient import (
-    Deconvolution,
-    GradientTimesInput,
-    GuidedBackprop,
-    Saliency,
-    SmoothGrad,
-)
-from probing.attribution.lrp.lrp import LRP
-from probing.attribution.path import (
-    ExpectedGradients,
-    IntegratedGradients,
-    LayerIntegratedGradients,
-)
-from probing.attribution.perturbation.lime import LIME, TextLIME
+All take a score and inputs, or a model, inputs and a target, and return an `Attribution`.
+"""
 
-METHODS: dict[str, type[AttributionMethod]] = {
-    "saliency": Saliency,
-    "gradient_times_input": GradientTimesInput,
-    "guided_backprop": GuidedBackprop,
-    "deconvolution": Deconvolution,
-    "smoothgrad": SmoothGrad,
-    "ig": IntegratedGradients,
-    "layer_ig": LayerIntegratedGradients,
-    "expected_gradients": ExpectedGradients,
-    "cam": CAM,
-    "gradcam": GradCAM,
-    "gradcam++": GradCAMPlusPlus,
-    "guided_gradcam": GuidedGradCAM,
-    "hirescam": HiResCAM,
-    "layercam": LayerCAM,
-    "ablationcam": AblationCAM,
-    "lrp": LRP,
-    "lime": LIME,
-}
+import lazy_loader
 
-TEXT_METHODS: dict[str, type[TextLIME]] = {"lime": TextLIME}
-"""These explain any function from texts to class scores, and so are called with a text, not with inputs of a model."""
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from probing.core.doubles import near
+from probing.core.errors import ArgumentError
 from probing.core.inputs import InputError, one_tensor
 from probing.models.geometry import Geometry, naming_inputs
+from probing.models.loading import Model
 from probing.models.model_cache import identity
 from probing.models.precision import AS_GIVEN, device_of
-from probing.models.scores import Score, TargetError, refuse_training
+from probing.models.scores import Score, Target, TargetError, refuse_training
 from probing.results.heatmaps import (
     ALPHA,
     PERCENTILE,
@@ -248,6 +250,47 @@ class AttributionMethod(Protocol):
     def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the attribution of each input's score."""
         ...
+
+
+class LocalMethod:
+    """What local methods share: they check what they are given, and take a model and a target where there is no score.
+
+    A method is a frozen dataclass of hyperparameters with `explain`, which gets a score whose classes are named and
+    inputs that can be explained.
+
+    Example:
+        >>> IntegratedGradients()(model, images, target=3)
+        >>> IntegratedGradients()(Score(model, 3, unit="probability"), images)
+    """
+
+    takes_integers: ClassVar[bool] = False
+    """Whether whole numbers, such as token ids, are inputs too."""
+
+    def __call__(
+        self, score: Score | Model, inputs: Shaped[Tensor, "n *shape"], target: Target = None
+    ) -> Attribution:
+        """Return the attribution of each input's score.
+
+        Args:
+            score: what is explained, or a model, of which that is the logit of the target.
+            inputs: one example per row, in model space.
+            target: of a model: a class, or one per input; by default the top class of each.
+
+        Raises:
+            ArgumentError: if a target is given beside a score, which has its own.
+            InputError, ModelModeError, TargetError, OutputError: as `checked` says.
+        """
+        if not isinstance(score, Score):
+            score = Score(score, target)
+        elif target is not None:
+            raise ArgumentError(
+                "the score names its target already: give a model and a target, or a score."
+            )
+        return self.explain(*checked(score, inputs, integers=self.takes_integers))
+
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        """Return the attribution of each input's score, which was checked."""
+        raise NotImplementedError
 
 
 def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Score, Tensor]:

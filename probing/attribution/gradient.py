@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, AttributionMethod, Moments, attribution, checked
+from probing.attribution.base import (
+    Attribution,
+    AttributionMethod,
+    LocalMethod,
+    Moments,
+    attribution,
+)
 from probing.attribution.rectifiers import Gates, Rule, Which
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
@@ -19,7 +25,7 @@ from probing.models.scores import Score
 
 
 @dataclass(frozen=True)
-class Saliency:
+class Saliency(LocalMethod):
     """The gradient of the score at the input: its change per unit of input (Simonyan et al. 2014, sec. 3).
 
     The sign is kept and channels stay apart; the paper's map is their largest absolute value, which is rendering.
@@ -32,12 +38,12 @@ class Saliency:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         return _explain(self, score, inputs)
 
 
 @dataclass(frozen=True)
-class GradientTimesInput:
+class GradientTimesInput(LocalMethod):
     """The gradient times the input: a linear model's parts of the score (Shrikumar et al. 2016, sec. 3.1).
 
     For positively homogeneous networks (ReLU without biases) the parts add up to the score.
@@ -50,7 +56,7 @@ class GradientTimesInput:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map; `diagnostics["completeness_gap"]` is its sum minus the score."""
         found = _explain(self, score, inputs)
         values = found.values * inputs.detach().to(found.values)
@@ -59,7 +65,7 @@ class GradientTimesInput:
 
 
 @dataclass(frozen=True)
-class GuidedBackprop:
+class GuidedBackprop(LocalMethod):
     """The gradient, with what arrives at each rectifier cut to its positive part (Springenberg et al. 2015, sec. 3.4).
 
     Rectifiers are ReLU, ReLU6 and clamps from 0, as modules or functions. A network with other gates, such as
@@ -76,7 +82,7 @@ class GuidedBackprop:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
@@ -86,7 +92,7 @@ class GuidedBackprop:
 
 
 @dataclass(frozen=True)
-class Deconvolution:
+class Deconvolution(LocalMethod):
     """Backward through the network, each rectifier passing what is positive (Zeiler & Fergus 2014, sec. 2.1).
 
     Rectifiers are those of `GuidedBackprop`; pooling goes back to the positions of the maxima.
@@ -101,7 +107,7 @@ class Deconvolution:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
@@ -111,7 +117,7 @@ class Deconvolution:
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(LocalMethod):
     """The mean of a method's maps over inputs with Gaussian noise (Smilkov et al. 2017, sec. 3).
 
     All inputs get the same noise, so that none depends on which others are in the batch. Noise is never clipped
@@ -135,13 +141,12 @@ class SmoothGrad:
     seed: int = 0
     batch_size: BatchSize = "auto"
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map; `diagnostics["standard_error"]` is its sampling error, of its shape.
 
         For the variance that is the error if maps were normally distributed. `diagnostics["noise"]` is each input's
         standard deviation of the noise: zero for an input of one value, whose range is none.
         """
-        score, inputs = checked(score, inputs)
         if self.samples < 2 or self.noise < 0:
             raise InputError(
                 "SmoothGrad needs at least 2 samples and noise of at least 0, "
@@ -218,7 +223,6 @@ def _explain(
     inputs: Tensor,
     rule: Rule | None = None,
 ) -> Attribution:
-    score, inputs = checked(score, inputs)
     with unchanged(score.model):
         passes = Passes.of(score, inputs, method.batch_size, method.precision)
         if rule is None:

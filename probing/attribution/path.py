@@ -1,13 +1,13 @@
 """Gradients along paths from a baseline to the input: their integral, and its mean over a background."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import Attribution, Moments, checked, classes_of
+from probing.attribution.base import Attribution, LocalMethod, Moments, classes_of
 from probing.attribution.baselines import ZERO, Baseline, Samples
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
@@ -24,7 +24,7 @@ Steps = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(LocalMethod):
     """The gradient integrated along the straight path from a baseline, times the way (Sundararajan et al. 2017, eq. 1).
 
     The map adds up to the score minus the baseline's score, up to `diagnostics["completeness_gap"]` (signed, in
@@ -55,20 +55,19 @@ class IntegratedGradients:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
             InputError: for a number of steps that the rule does not take, or a baseline of another shape.
         """
-        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             return _integrate(self, passes, inputs, self.baseline(inputs), inputs, self)
 
 
 @dataclass(frozen=True)
-class LayerIntegratedGradients:
+class LayerIntegratedGradients(LocalMethod):
     """Integrated gradients along a straight path between outputs of a layer (Dhamdhere et al. 2019, sec. 3).
 
     The map has the shape of the layer's output; for an embedding layer, sum it over features to get a score per
@@ -84,14 +83,15 @@ class LayerIntegratedGradients:
     path: IntegratedGradients = IntegratedGradients()
     space: Literal["layer", "input"] = "layer"
 
-    def __call__(self, score: Score, inputs: Shaped[Tensor, "n *shape"]) -> Attribution:
+    takes_integers: ClassVar[bool] = True
+
+    def explain(self, score: Score, inputs: Shaped[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
             LayerNotFoundError: if the path names no layer.
             LayerCallError: if the layer runs several times, or returns no tensor.
         """
-        score, inputs = checked(score, inputs, integers=True)
         with unchanged(score.model):
             layer, ran = self.layer, layers_run(score.model, inputs)
             if layer is None:
@@ -112,7 +112,7 @@ class LayerIntegratedGradients:
 
 
 @dataclass(frozen=True)
-class ExpectedGradients:
+class ExpectedGradients(LocalMethod):
     """Integrated gradients averaged over baselines drawn from a background (Erion et al. 2021, eq. 3).
 
     Each sample draws a baseline and one point on its path; draws are the same for all inputs. A background row equal
@@ -137,13 +137,12 @@ class ExpectedGradients:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
             InputError: if the background is of another shape or nothing but the input itself.
         """
-        score, inputs = checked(score, inputs)
         pool = self.background.like(inputs)
         if self.samples < 2:
             raise InputError(f"ExpectedGradients needs at least 2 samples, got {self.samples}.")

@@ -12,8 +12,7 @@ import pickle
 import re
 import types
 import weakref
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Set as AbstractSet
 from enum import Enum
 from pathlib import PurePath
 from typing import cast

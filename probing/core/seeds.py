@@ -2,8 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Set as AbstractSet
 
 from torch import Tensor
 

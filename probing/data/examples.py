@@ -569,6 +569,9 @@ def as_examples(data: object, preprocess: Prepare | None = None) -> ExampleSet:
     return DatasetExamples(_with_items(data), preprocess) if found is None else found
 
 
+examples = as_examples  # as the package names it: there, no argument is called so
+
+
 def refuse_random(examples: ExampleSet) -> None:
     """Refuse a set of somebody's own that gives one example otherwise each time; the suite's sets do so on loading.
 

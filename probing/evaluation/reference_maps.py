@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, attribution, checked
+from probing.attribution.base import Attribution, LocalMethod, attribution
 from probing.core.content_ids import tensor_id
 from probing.models.scores import Score
 from probing.results.heatmaps import edges, pictures
@@ -17,26 +17,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EdgeDetector:
+class EdgeDetector(LocalMethod):
     """The size of the grey values' slope (Sobel): looks like an explanation, is none (Adebayo et al. 2018, sec. 5)."""
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
-        score, inputs = checked(score, inputs)
+    def explain(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
         maps = edges(pictures(inputs))[:, None].to(inputs)
         return _without_the_model(self, score, inputs, maps)
 
 
 @dataclass(frozen=True)
-class InputSize:
+class InputSize(LocalMethod):
     """The input's absolute values: what maps that are multiplied by the input look like."""
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        score, inputs = checked(score, inputs)
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         return _without_the_model(self, score, inputs, inputs.abs())
 
 
 @dataclass(frozen=True)
-class RandomMap:
+class RandomMap(LocalMethod):
     """Independent normal values, drawn from the seed, the input and the weights: another network, another map.
 
     Attributes:
@@ -45,8 +43,7 @@ class RandomMap:
 
     seed: int = 0
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        score, inputs = checked(score, inputs)
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         weights = [tensor_id(p) for p in score.model.parameters()]
         return _without_the_model(self, score, inputs, self.draw(inputs, "".join(weights)))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.progress import Progress
@@ -21,7 +21,7 @@ from probing.maximization.pixel_space import Space, SpaceError
 from probing.maximization.regularizers import Operator, Penalty
 from probing.maximization.result import Maximization, joined
 from probing.maximization.transforms import Pad, Transform, growth, standard, viewed
-from probing.models.loading import LoadedModel
+from probing.models.loading import LoadedModel, Model, module_of
 from probing.models.model_cache import identity
 from probing.models.precision import Precision, device_of
 from probing.models.scores import refuse_training
@@ -69,7 +69,7 @@ class Maximize:
 
     def __call__(
         self,
-        model: nn.Module | LoadedModel,
+        model: Model,
         objectives: Objective | Sequence[Objective],
         *,
         space: Space | None = None,
@@ -79,7 +79,7 @@ class Maximize:
         progress: bool | None = None,
     ) -> Maximization:
         """Return an image for each objective; see `maximize`."""
-        net = model.model if isinstance(model, LoadedModel) else model
+        net = module_of(model)
         goals = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
         if not goals:
             raise ArgumentError("give at least one objective, got none.")
@@ -127,7 +127,7 @@ class Maximize:
 
 
 def maximize(
-    model: nn.Module | LoadedModel,
+    model: Model,
     objectives: Objective | Sequence[Objective],
     *,
     image: ImageParameters | None = None,
@@ -294,7 +294,7 @@ def _names(goals: Sequence[Objective]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _space(model: nn.Module | LoadedModel, space: Space | None) -> Space:
+def _space(model: Model, space: Space | None) -> Space:
     if space is not None:
         return space
     if isinstance(model, LoadedModel):

@@ -98,6 +98,15 @@ class LoadedModel:
         return found[0]
 
 
+Model = nn.Module | LoadedModel
+"""A model as PyTorch has it, or as `load` returns it: both are taken wherever a model is asked for."""
+
+
+def module_of(model: Model) -> nn.Module:
+    """Return the module itself."""
+    return model.model if isinstance(model, LoadedModel) else model
+
+
 def load(
     reference: str,
     *,

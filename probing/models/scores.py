@@ -13,11 +13,22 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.inputs import one_tensor
+from probing.models.loading import LoadedModel, Model, module_of
 from probing.models.precision import AS_GIVEN, device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
-Target = int | np.integer[Any] | Sequence[SupportsIndex] | npt.NDArray[Any] | Tensor | None
-"""A class index, or one per example: whatever is a whole number is one. None: the top class of each input."""
+Target = (
+    int
+    | np.integer[Any]
+    | str
+    | Sequence[SupportsIndex]
+    | Sequence[str]
+    | npt.NDArray[Any]
+    | Tensor
+    | None
+)
+"""A class index, or one per example: whatever is a whole number is one; a name for a model that came with names of its
+classes. None: the top class of each input."""
 
 _ROWS = 32  # that look for their top class together
 
@@ -34,13 +45,14 @@ class OutputError(ProbingError, TypeError):
     """A model's output is not one row of class scores per example."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Score:
     """One number per example, read from the model's output: by default the logit of a class.
 
     Attributes:
-        target: a class index, or one per example, as numbers of any whole type; kept as an `int` or a tensor. None
-            stands for the class that the model gives each input, of which methods hold on to while they change it.
+        model: a module, or what `load` returns; kept as a module.
+        target: a class index, or one per example, as numbers of any whole type, or by name where the model came with
+            names of its classes; kept as an `int` or a tensor. None stands for the class that the model gives each input, of which methods hold on to while they change it.
         unit: `logit`; `probability` (softmax, 0–1); `logprob`, its logarithm; `margin` (logit minus the largest other
             logit). A model with one class score is taken for a binary classifier whose score is the logit of its
             label 1: `probability` is the sigmoid.
@@ -49,17 +61,31 @@ class Score:
 
     Raises:
         TargetError: if the target is no whole number, nor one per example.
+        ClassNameError: if no class has that name, or several have.
+
+    Example:
+        >>> Score(load("torchvision:resnet18"), "zebra", unit="probability")(images)
     """
 
     model: nn.Module
-    target: Target = None
-    unit: Unit = "logit"
-    output: str | int | None = None
+    target: int | Tensor | None
+    unit: Unit
+    output: str | int | None
 
-    def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {self.unit!r}.")
-        object.__setattr__(self, "target", classes(self.target))
+    def __init__(
+        self,
+        model: Model,
+        target: Target = None,
+        unit: Unit = "logit",
+        output: str | int | None = None,
+    ) -> None:
+        if unit not in get_args(Unit):
+            raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {unit!r}.")
+        if isinstance(model, LoadedModel):
+            target = _by_name(model, target)
+        fields = {"model": module_of(model), "target": classes(target), "unit": unit}
+        for name, value in (fields | {"output": output}).items():
+            object.__setattr__(self, name, value)
 
     def __call__(
         self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None
@@ -166,6 +192,15 @@ def classes(target: object) -> int | Int[Tensor, " examples"] | None:
         many = values.ndim > 0
         raise _no_target(f"{values.dtype} of shape {tuple(values.shape)}" if many else repr(target))
     return values.long() if values.ndim else int(values)
+
+
+def _by_name(model: LoadedModel, target: Target) -> Target:
+    """Return a target whose classes may be named as numbers."""
+    if isinstance(target, str):
+        return model.class_index(target)
+    if isinstance(target, Sequence) and any(isinstance(t, str) for t in target):
+        return [model.class_index(t if isinstance(t, str) else int(t)) for t in target]
+    return target
 
 
 def _no_target(got: str) -> TargetError:

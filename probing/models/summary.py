@@ -10,6 +10,7 @@ from probing.core.errors import ProbingError
 from probing.core.inputs import one_tensor
 from probing.models.hooks import watch
 from probing.models.layers import Calls
+from probing.models.loading import Model, module_of
 from probing.models.model_cache import remembered
 from probing.models.precision import AS_GIVEN, device_of, frozen_copy
 
@@ -39,7 +40,7 @@ class SummaryError(ProbingError, RuntimeError):
     """A network does not take the input it was tried on."""
 
 
-def summarize(model: nn.Module, inputs: Tensor) -> list[LayerRow]:
+def summarize(model: Model, inputs: Tensor) -> list[LayerRow]:
     """Return a row for each layer, in the model's own order.
 
     The pass runs on a copy that shares the weights: the model is left as it is.
@@ -48,6 +49,7 @@ def summarize(model: nn.Module, inputs: Tensor) -> list[LayerRow]:
         InputError: for inputs that are not one tensor.
         SummaryError: if the model fails on these inputs.
     """
+    model = module_of(model)
     one_tensor(inputs)
     seen: dict[str, list[tuple[int, ...] | str]] = {}
 

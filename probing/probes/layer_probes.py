@@ -12,6 +12,7 @@ from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
 from probing.data.examples import Examples, ExampleSet, as_examples, labels_of
 from probing.models.copies import SharedWeightsError
+from probing.models.loading import Model, module_of
 from probing.probes.description_length import CodeBlocks, uniform_length
 from probing.probes.features import LayerShape, Reader
 from probing.probes.fitting import LayerReading, Tasks, majority_error, measure_layer, stacked
@@ -74,7 +75,7 @@ class LayerProbes:
     def __call__(
         self,
         store: ActivationStore,
-        model: nn.Module,
+        model: Model,
         examples: Examples,
         labels: Sequence[object] | Int[Tensor, " n"] | None = None,
         *,
@@ -86,7 +87,7 @@ class LayerProbes:
 
         Args:
             store: reads activations and keeps them.
-            model: in evaluation mode.
+            model: in evaluation mode, a module or what `load` returns.
             examples: with a label each.
             labels: classes, of any kind that can be sorted; by default those that came with the examples.
             groups: what each example belongs to (a person, a role); a group is never on two sides of the split, and
@@ -102,7 +103,7 @@ class LayerProbes:
             SharedWeightsError: if the untrained control would compute by the model's own weights.
             LayerNotFoundError, ProbeLayerError: for layers that can't be probed.
         """
-        examples = as_examples(examples)
+        model, examples = module_of(model), as_examples(examples)
         known, names = encode(labels_of(examples) if labels is None else labels, len(examples))
         if split is None:
             split = draw_split(
@@ -122,9 +123,9 @@ class LayerProbes:
         provenance = Provenance.collect(model=model, examples=content_id(ids), method=self)
         return self._result(provenance, shapes, readings, random, tasks, groups is not None, types is not None)  # fmt: skip
 
-    def requests(self, model: nn.Module, examples: Examples) -> tuple[Request, ...]:
+    def requests(self, model: Model, examples: Examples) -> tuple[Request, ...]:
         """Return what a call asks of the store, in its order, so that engines can fill it before."""
-        examples = as_examples(examples)
+        model, examples = module_of(model), as_examples(examples)
         shapes = self._reader.layers(model, self._patterns, examples, inputs=self.inputs)
         models = [model, *([self._control(model, examples)] if self.untrained else [])]
         return tuple(r for m in models for r in self._reader.requests(m, shapes, examples))

@@ -2,3 +2,7 @@
 
 Any number of processes may fill one; what launches them and how work is shared out is here too.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,6 +11,7 @@ from probing.core.inputs import not_one_tensor
 from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
 from probing.models.geometry import channel_axis
 from probing.models.layers import expand
+from probing.models.loading import Model, module_of
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
 from probing.models.runner import Pool
@@ -78,7 +79,7 @@ class Request:
     What it holds can be sent to another process, if the model and the examples can.
     """
 
-    model: nn.Module
+    model: Model
     layers: tuple[str, ...]
     examples: Examples
     pool: Pool = "none"
@@ -122,7 +123,7 @@ class Job:
     @classmethod
     def of(
         cls,
-        model: nn.Module,
+        model: Model,
         layers: Sequence[str],
         examples: Examples,
         pool: Pool,
@@ -137,6 +138,7 @@ class Job:
             ShardedModelError: for a model that lies in pieces in several processes.
             ChangedExampleError: for examples that are loaded otherwise each time.
         """
+        model = module_of(model)
         refuse_training(model)
         _refuse_sharded(model)
         examples = as_examples(examples)

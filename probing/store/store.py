@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from probing.core.storage import Place, located
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
+from probing.models.loading import Model
 from probing.models.precision import Precision
 from probing.models.runner import Pool
 from probing.models.scores import Score, class_scores
@@ -72,7 +73,7 @@ class ActivationStore:
         return self._engine.stats
 
     def activations(
-        self, model: nn.Module, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
+        self, model: Model, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
     ) -> dict[str, Float[Tensor, "n ..."]]:
         """Return what layers return for each example, in the order of the examples; all layers from one pass.
 
@@ -158,7 +159,7 @@ class ActivationStore:
         return self._collect(self._job(model_of(scores), layers, examples, pool, scores))
 
     def batches(
-        self, model: nn.Module, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
+        self, model: Model, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yield positions in the example set with their rows, batch by batch, in bounded memory.
 
@@ -173,7 +174,7 @@ class ActivationStore:
 
     def estimate(
         self,
-        model: nn.Module,
+        model: Model,
         layers: Sequence[str],
         examples: Examples,
         *,
@@ -228,7 +229,7 @@ class ActivationStore:
 
     def _job(
         self,
-        model: nn.Module,
+        model: Model,
         layers: Sequence[str],
         examples: Examples,
         pool: Pool,

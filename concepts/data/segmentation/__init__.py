@@ -1,25 +1,5 @@
 """Images whose pixels have labels: what network dissection compares units with."""
 
-from concepts.data.segmentation.broden import Broden
-from concepts.data.segmentation.emoji_scenes import EmojiScenes
-from concepts.data.segmentation.labels import (
-    ImageLabels,
-    LabelError,
-    LabelSource,
-    Scenes,
-    TensorLabels,
-    Vocabulary,
-)
-from concepts.data.segmentation.masks import MaskedManifest
+import lazy_loader
 
-__all__ = [
-    "Broden",
-    "EmojiScenes",
-    "ImageLabels",
-    "LabelError",
-    "LabelSource",
-    "MaskedManifest",
-    "Scenes",
-    "TensorLabels",
-    "Vocabulary",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probing.attribution.base import Attribution, checked, classes_of, images_only, in_chunks
+from probing.attribution.base import Attribution, LocalMethod, classes_of, images_only, in_chunks
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.models.geometry import Ran, RefusedError, layers_run
 from probing.models.layers import resolve
@@ -18,7 +18,7 @@ from probing.models.scores import Score, class_scores
 
 
 @dataclass(frozen=True)
-class CAM:
+class CAM(LocalMethod):
     """A logit's own parts: the weights of the last layer applied at each place (Zhou et al. 2016, eq. 2).
 
     Exact, and so refused unless a global average (or sum) of a map feeds the linear layer that gives the logits. The
@@ -32,13 +32,12 @@ class CAM:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the last map's resolution.
 
         Raises:
             RefusedError: for another head, or a score that is no logit.
         """
-        score, inputs = checked(score, inputs)
         inputs = images_only(inputs)
         if score.unit != "logit":
             raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from probing.attribution.base import (
     Attribution,
+    LocalMethod,
     attribution,
-    checked,
     images_only,
     in_chunks,
     score_of,
@@ -80,7 +80,7 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class _LayerMap(ABC):
+class _LayerMap(LocalMethod, ABC):
     """What all maps of a layer have in common.
 
     Attributes:
@@ -99,14 +99,13 @@ class _LayerMap(ABC):
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the layer's resolution; `.upsampled()` gives the input's.
 
         Raises:
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
             ZeroPathError: if the score does not depend on the layer.
         """
-        score, inputs = checked(score, inputs)
         inputs = images_only(inputs)
         with unchanged(score.model):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
@@ -216,7 +215,7 @@ class AblationCAM(_LayerMap):
 
 
 @dataclass(frozen=True)
-class GuidedGradCAM:
+class GuidedGradCAM(LocalMethod):
     """Guided backpropagation times the upsampled Grad-CAM (Selvaraju et al. 2017, sec. 3.2); of the inputs' shape.
 
     Attributes:
@@ -227,8 +226,7 @@ class GuidedGradCAM:
     cam: GradCAM = field(default_factory=GradCAM)
     backprop: GuidedBackprop = field(default_factory=GuidedBackprop)
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        score, inputs = checked(score, inputs)
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         with unchanged(score.model):
             where = self.cam(score, inputs)
             what = self.backprop(score, inputs)

@@ -7,13 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import (
-    Attribution,
-    attribution,
-    checked,
-    in_chunks,
-    score_of,
-)
+from probing.attribution.base import Attribution, LocalMethod, attribution, in_chunks, score_of
 from probing.attribution.lrp.composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp.operations import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp.propagation import Backward
@@ -36,7 +30,7 @@ _ENTRIES = {
 
 
 @dataclass(frozen=True)
-class LRP:
+class LRP(LocalMethod):
     """Layer-wise relevance propagation: the score is shared among the inputs, layer by layer.
 
     Whatever a model computes is recorded operation by operation, whether modules, functions or operators run it;
@@ -74,8 +68,7 @@ class LRP:
     attention: Literal["product", "constant"] = "product"
     batch_size: BatchSize = "auto"
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        score, inputs = checked(score, inputs)
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         device = device_of(score.model)
         with naming_inputs(score.model, inputs):
             given = AS_GIVEN.prepare(score.model, (), device, inputs)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from probing.attribution.base import Attribution, checked, r2_in_words
+from probing.attribution.base import Attribution, LocalMethod, r2_in_words
 from probing.attribution.perturbation.parts import (
     Hidden,
     PartMean,
@@ -40,7 +40,7 @@ FOR_IMAGES, FOR_TEXTS = Local(), Local(samples=5000, coalitions="size", features
 
 
 @dataclass(frozen=True)
-class LIME:
+class LIME(LocalMethod):
     """The coefficients of a linear model of the score, in which parts of the input are kept or hidden.
 
     By default as Ribeiro et al. 2016, with the reference implementation's settings: 1,000 coalitions, kernel width
@@ -70,13 +70,12 @@ class LIME:
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
-    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
 
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
-        score, inputs = checked(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             placed = inputs.to(passes.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from probing import __version__
 from probing.attribution.base import Attribution, AttributionMethod, score_of
 from probing.attribution.baselines import Baseline, Blurred
+from probing.attribution.methods import METHODS
 from probing.attribution.score_passes import FLOAT32
 from probing.core.content_ids import content_id, model_id, tensor_id
 from probing.core.inputs import one_tensor
@@ -23,12 +24,14 @@ from probing.evaluation.curves import Insertion, PixelFlipping
 from probing.evaluation.localisation import EnergyShare
 from probing.evaluation.randomisation import CascadingRandomisation
 from probing.evaluation.robustness import SensitivityN
+from probing.evaluation.scorecard import DEFAULT_METHODS
 from probing.evaluation.scorecard.cost import Cost, cost_of, hyperparameters
 from probing.evaluation.scorecard.criteria import CONSTRAINTS, Family, answered
 from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.geometry import RefusedError
+from probing.models.loading import Model
 from probing.models.precision import Precision
-from probing.models.scores import OutputError, Score
+from probing.models.scores import OutputError, Score, Target
 from probing.results.result import Provenance, SavedResultError, describe
 from probing.store.shares import Share
 
@@ -205,6 +208,36 @@ class ScoringWork:
         own = share.of(list(self.methods))
         methods = {name: self.methods[name] for name in own}
         self.scoring.rows(methods, self.score, self.inputs, folder=self.folder)
+
+
+def evaluate(
+    score: Score | Model,
+    inputs: Float[Tensor, "n c h w"],
+    target: Target = None,
+    *,
+    methods: Mapping[str, AttributionMethod] | None = None,
+    masks: Masks | None = None,
+    scoring: Scoring | None = None,
+) -> Scorecard:
+    """Return the scorecard of several methods on the same images: which of them to trust here.
+
+    Args:
+        score: what is explained, or a model.
+        inputs: images in model space.
+        target: of a model: a class, or one per input; by default the top class of each.
+        methods: by name; by default nine.
+        masks: where the object is, if known.
+        scoring: how they are measured.
+
+    Raises:
+        EvaluationError: for fewer than two methods that explain this network.
+
+    Example:
+        >>> evaluate(model, images).plot()
+    """
+    score = score if isinstance(score, Score) else Score(score, target)
+    methods = methods or {name: METHODS[name]() for name in DEFAULT_METHODS}
+    return (scoring or Scoring())(methods, score, inputs, masks)
 
 
 def _gap(found: Attribution) -> Float[Tensor, " n"]:

@@ -1,0 +1,45 @@
+from .base import (
+    Attribution as Attribution,
+    AttributionMethod as AttributionMethod,
+    LocalMethod as LocalMethod,
+    attribution as attribution,
+    checked as checked,
+)
+from .baselines import (
+    Blurred as Blurred,
+    Constant as Constant,
+    Mean as Mean,
+    Samples as Samples,
+    Uniform as Uniform,
+)
+from .cam.cam import CAM as CAM
+from .cam.grad_cam import (
+    AblationCAM as AblationCAM,
+    GradCAM as GradCAM,
+    GradCAMPlusPlus as GradCAMPlusPlus,
+    GuidedGradCAM as GuidedGradCAM,
+    HiResCAM as HiResCAM,
+    LayerCAM as LayerCAM,
+)
+from .gradient import (
+    Deconvolution as Deconvolution,
+    GradientTimesInput as GradientTimesInput,
+    GuidedBackprop as GuidedBackprop,
+    Saliency as Saliency,
+    SmoothGrad as SmoothGrad,
+)
+from .lrp.lrp import LRP as LRP
+from .methods import (
+    METHODS as METHODS,
+    TEXT_METHODS as TEXT_METHODS,
+)
+from .path import (
+    ExpectedGradients as ExpectedGradients,
+    IntegratedGradients as IntegratedGradients,
+    LayerIntegratedGradients as LayerIntegratedGradients,
+)
+from .perturbation.lime import (
+    LIME as LIME,
+    TextLIME as TextLIME,
+)
+from .priors import attribution_prior as attribution_prior

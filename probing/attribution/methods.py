@@ -1,0 +1,49 @@
+"""Every local method, by the name that the command line takes: the contract tests, the zoo and the scorecard go by it."""
+
+from probing.attribution.base import LocalMethod
+from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.grad_cam import (
+    AblationCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+)
+from probing.attribution.gradient import (
+    Deconvolution,
+    GradientTimesInput,
+    GuidedBackprop,
+    Saliency,
+    SmoothGrad,
+)
+from probing.attribution.lrp.lrp import LRP
+from probing.attribution.path import (
+    ExpectedGradients,
+    IntegratedGradients,
+    LayerIntegratedGradients,
+)
+from probing.attribution.perturbation.lime import LIME, TextLIME
+
+METHODS: dict[str, type[LocalMethod]] = {
+    "saliency": Saliency,
+    "gradient_times_input": GradientTimesInput,
+    "guided_backprop": GuidedBackprop,
+    "deconvolution": Deconvolution,
+    "smoothgrad": SmoothGrad,
+    "ig": IntegratedGradients,
+    "layer_ig": LayerIntegratedGradients,
+    "expected_gradients": ExpectedGradients,
+    "cam": CAM,
+    "gradcam": GradCAM,
+    "gradcam++": GradCAMPlusPlus,
+    "guided_gradcam": GuidedGradCAM,
+    "hirescam": HiResCAM,
+    "layercam": LayerCAM,
+    "ablationcam": AblationCAM,
+    "lrp": LRP,
+    "lime": LIME,
+}
+
+TEXT_METHODS: dict[str, type[TextLIME]] = {"lime": TextLIME}
+"""These explain any function from texts to class scores, and so are called with a text, not with inputs of a model."""

@@ -1,0 +1,29 @@
+from .axioms import axiom_table as axiom_table
+from .curves import (
+    Deletion as Deletion,
+    Insertion as Insertion,
+    PixelFlipping as PixelFlipping,
+    Road as Road,
+)
+from .localisation import (
+    EnergyShare as EnergyShare,
+    PointingGame as PointingGame,
+)
+from .randomisation import (
+    CascadingRandomisation as CascadingRandomisation,
+    IndependentRandomisation as IndependentRandomisation,
+)
+from .retraining import (
+    Kar as Kar,
+    Roar as Roar,
+)
+from .robustness import (
+    Infidelity as Infidelity,
+    MaxSensitivity as MaxSensitivity,
+    SensitivityN as SensitivityN,
+)
+from .scorecard.measure import (
+    Scoring as Scoring,
+    evaluate as evaluate,
+)
+from .scorecard.scorecard import Scorecard as Scorecard
