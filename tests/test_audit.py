@@ -235,7 +235,7 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(
     before = [path.read_bytes() for path in made]
     for path in made:
         path.unlink()
-    monkeypatch.setattr(setup.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(setup.loading, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(
         plates, "save_figure", lambda *_: None
     )  # equal figures are equal files: tested there

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from concepts.data.concept_sets import Concept
-from probing import models
+from probing.models import loading
 from probing.store.launchers import Local
 from probing.data.examples import Subset, TensorExamples
 from probing.data.images import Preprocess
@@ -34,7 +34,7 @@ from probing.models.scores import Score
 from probing.store.shares import Share
 from probing.store.store import ActivationStore
 
-loaded = models.load("torchvision:resnet18")
+loaded = loading.load("torchvision:resnet18")
 net = model = loaded.model
 generator = torch.Generator().manual_seed(0)
 pictures = torch.rand(12, 3, 32, 32, generator=generator)
@@ -126,6 +126,13 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
     "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
     "probing.models.gradients:layer_gradients": "images = pictures",
+    "probing.models.scores:Score": "from probing import load\nimages = pictures",
+    "probing.attribution.base:LocalMethod": "from probing import IntegratedGradients\nimages = pictures[:2]",
+    "probing.evaluation.scorecard.measure:evaluate": """
+from probing import GradCAM, Saliency
+evaluate = partial(evaluate, methods={"saliency": Saliency(), "Grad-CAM": GradCAM()})
+images = pictures[:2]
+""",
     "probing.interpretable_cnn:FilterLoss": """
 from probing.models.hooks import capture
 images = pictures[:2]

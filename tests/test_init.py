@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(draft_audit.os, "access", lambda _, mode: mode != os.W_OK)
     monkeypatch.setattr(
-        draft_audit.models, "load", lambda *_, **__: pytest.fail("a model was loaded")
+        draft_audit.loading, "load", lambda *_, **__: pytest.fail("a model was loaded")
     )
     assert init(tmp_path / "out", images) == 2
     assert "no permission for" in capsys.readouterr().err

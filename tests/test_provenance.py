@@ -369,7 +369,7 @@ def test_what_was_saved_loads_after_its_class_was_moved_and_renamed(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Pca, "__module__", module.__name__)
     monkeypatch.setitem(saved_names._PLACES, "Pca", "probing.moved:Projected")
-    for name in ("Pca", "probing.atlas:Pca"):
+    for name in ("Pca", "probing.embedding:Pca"):
         assert rebuild({"class": name, "fields": {}}) == Pca()
 
 
@@ -434,7 +434,7 @@ def test_what_version_0_1_wrote_is_never_forgotten() -> None:
     )
     assert set(places) <= set(saved_names._PLACES)
     assert class_of("probing.attribution.baselines:Uniform") is baselines.Uniform
-    assert class_of("probing.attribution.lrp.composites:Uniform") is composites.Uniform
+    assert class_of("probing.attribution.lrp_composites:Uniform") is composites.Uniform
 
 
 # Saving over an earlier result

@@ -9,6 +9,7 @@ import torch
 from nets import ConvNet, TwoHeadNet, images, seeded
 from torch import Tensor, nn
 
+from probing.models.loading import ClassNameError, LoadedModel
 from probing.models.scores import (
     ModelModeError,
     OutputError,
@@ -81,13 +82,10 @@ def test_a_margin_between_fewer_than_two_classes_is_refused() -> None:
         Score(NET, 0, unit="margin")(torch.ones(2, 1))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_unit_is_refused_with_those_there_are() -> None:
-    with pytest.raises((ValueError, TypeError)):
-        Score(NET, 0, unit="prob")
-    score = Score(NET, 0)
-    object.__setattr__(score, "unit", "prob")  # as without checked annotations
     with pytest.raises(ValueError, match=r"one of \('logit', .*, got 'prob'"):
-        score.__post_init__()
+        Score(NET, 0, unit="prob")
 
 
 def test_each_example_may_have_a_class_of_its_own() -> None:
@@ -253,11 +251,22 @@ def test_rows_must_be_as_many_as_inputs_and_name_examples() -> None:
         (torch.tensor([[1], [0], [2]]), r"of shape \(3, 1\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_class_is_refused_as_target(target: object, message: str) -> None:
-    score = Score(NET, 0)
-    object.__setattr__(score, "target", target)  # as without checked annotations
     with pytest.raises(TargetError, match=message):
-        score.__post_init__()
+        Score(NET, target)
+
+
+def test_a_loaded_model_is_a_model_whose_classes_have_names() -> None:
+    named = LoadedModel(NET, classes=("ape", "bee", "cat"))
+    assert Score(named).model is NET
+    assert Score(named, "cat").target == 2
+    assert Score(named, ["bee", 0, "Cat"]).target.tolist() == [1, 0, 2]
+    assert Score(named, torch.tensor([1, 0, 2]))(LOGITS).tolist() == [3, 0.5, 200]
+    with pytest.raises(ClassNameError, match="no class 'cow'"):
+        Score(named, "cow")
+    with pytest.raises(ClassNameError, match="have none"):
+        Score(LoadedModel(NET), "cat")
 
 
 def test_a_part_in_training_mode_is_named() -> None:

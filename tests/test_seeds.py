@@ -1,6 +1,7 @@
 """Seeds hang on what is asked for: not on source, modules, hashes, captions or the last bit of a tensor."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,15 +41,17 @@ def test_images_do_not_change_with_docstrings_moved_classes_renamed_modules_or_h
     tmp_path: Path,
 ) -> None:
     shutil.copytree(ROOT / "probing", tmp_path / "probing")
-    folder = tmp_path / "probing" / "maximize"
+    folder = tmp_path / "probing" / "maximization"
     text = (folder / "objectives.py").read_text(encoding="utf-8")
     edited = text.replace("The mean of a unit over positions.", "Another docstring, and more.")
     assert edited != text
     (folder / "goals.py").write_text(f"# moved\n{edited}", encoding="utf-8")
     (folder / "objectives.py").unlink()
-    for path in (tmp_path / "probing").rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
-        path.write_text(source.replace("maximize.objectives", "maximize.goals"), encoding="utf-8")
+    for path in (tmp_path / "probing").rglob("*.py*"):
+        if path.suffix in {".py", ".pyi"}:
+            source = path.read_text(encoding="utf-8")
+            moved = re.sub(r"(maximization|from )\.objectives\b", r"\1.goals", source)
+            path.write_text(moved, encoding="utf-8")
     code = DRAW.format(package=str(tmp_path), tests=str(ROOT / "tests"))
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)

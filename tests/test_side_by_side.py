@@ -156,7 +156,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
 
 
 def _no_model(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(setup.models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    patch.setattr(setup.loading, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     patch.setattr(nn.Module, "__call__", lambda *_, **__: pytest.fail("a model was run"))
 
 
