@@ -138,8 +138,18 @@ class NetworkRows:
         predicted, true = self._effects(store, layer, score, inputs, material)
         values = {"effects": correlation(predicted, true), "parts": effective_number(predicted)}
         facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=method)
-        values |= stated("Tcav", cost)
-        return Row(facts, "tcav", "Tcav", "network", key, values, cost, notes=_said(result, layer))
+        values |= stated(Tcav.answers, Tcav.demands, cost)
+        return Row(
+            facts,
+            "tcav",
+            "Tcav",
+            "network",
+            key,
+            values,
+            cost,
+            notes=_said(result, layer),
+            answers=Tcav.answers,
+        )
 
     def _effects(
         self, store: ActivationStore, layer: str, score: Score, inputs: Tensor, material: Material
@@ -175,16 +185,38 @@ class NetworkRows:
         except (DissectionError, PackageMissingError, RefusedError) as error:
             unknown = float("nan")
             none = Cost(0, 0, unknown, unknown, unknown, settings, 0)
-            return Row(facts, "dissection", "Dissection", "network", key, {}, none, str(error))
+            return Row(
+                facts,
+                "dissection",
+                "Dissection",
+                "network",
+                key,
+                {},
+                none,
+                str(error),
+                answers=Dissection.answers,
+            )
         cost = replace(cost, hyperparameters=settings, images=self.scenes, labels=self.scenes)
         named = found.best[found.detector]
         concepts = torch.bincount(named, minlength=len(found.concepts)).double()
-        values = {"parts": effective_number(concepts[None])} | stated("Dissection", cost)
+        values = {"parts": effective_number(concepts[None])} | stated(
+            Dissection.answers, Dissection.demands, cost
+        )
         note = (
             f"{len(named)} of {len(found.unit)} units of {found.layers[0]} single out one of {int((concepts > 0).sum())} "
             f"concepts in {found.images} drawn scenes; it says nothing of a class, so it has no fidelity here."
         )
-        return Row(facts, "dissection", "Dissection", "network", key, values, cost, notes=(note,))
+        return Row(
+            facts,
+            "dissection",
+            "Dissection",
+            "network",
+            key,
+            values,
+            cost,
+            notes=(note,),
+            answers=Dissection.answers,
+        )
 
 
 def map_layer(score: Score, inputs: Float[Tensor, "n c h w"]) -> str:

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from concepts.cli import app
+from concepts.dissection.dissection import Dissection
 from concepts.scorecard_rows import PATTERNS, Material, NetworkRows, map_layer
+from concepts.tcav.tcav import Tcav
 from probing.attribution import METHODS
-from probing.attribution.base import Attribution, attribution
+from probing.attribution.base import Attribution, Demand, LocalMethod, attribution
 from probing.attribution.baselines import Constant, Samples
 from probing.attribution.cam.cam import CAM
 from probing.attribution.cam.grad_cam import GradCAM
@@ -31,8 +34,6 @@ from probing.evaluation.base import EvaluationError
 from probing.evaluation.curves import Insertion
 from probing.evaluation.scorecard.cost import Cost, PeakMemory, cost_of, hyperparameters
 from probing.evaluation.scorecard.criteria import (
-    ANSWERED,
-    CONSTRAINTS,
     DESIDERATA,
     QUANTITIES,
     QUESTIONS,
@@ -40,9 +41,11 @@ from probing.evaluation.scorecard.criteria import (
 )
 from probing.evaluation.scorecard.measure import (
     Scoring,
+    declared,
     effective_number,
     parts_to_read,
     spread_out,
+    stated,
 )
 from probing.evaluation.scorecard.page import scorecard_page
 from probing.evaluation.scorecard.ranking import ranks, standings, summary
@@ -141,12 +144,31 @@ def test_thirds_and_where_they_part_from_the_lecture() -> None:
 # Quantities
 
 
-def test_all_that_is_measured_belongs_to_a_desideratum_and_all_that_is_stated_to_a_method() -> None:
+def test_all_that_is_measured_belongs_to_a_desideratum_and_every_method_says_what_it_answers() -> (
+    None
+):
     assert {q.desideratum for q in QUANTITIES.values()} == set(DESIDERATA)
-    kinds = {method.__name__ for method in METHODS.values()} | {"Tcav", "Dissection"}
-    assert set(ANSWERED) <= kinds
-    assert set(CONSTRAINTS) <= kinds
-    assert all(1 <= n <= len(QUESTIONS) for own in ANSWERED.values() for n in own)
+    for kind in (*METHODS.values(), Tcav, Dissection):
+        assert set(kind.answers) <= set(range(1, len(QUESTIONS) + 1)), kind
+        assert set(kind.demands) <= set(get_args(Demand)), kind
+    assert all(kind.family in {"backprop", "local"} for kind in METHODS.values())
+
+
+def test_a_method_that_does_not_say_what_it_demands_is_refused_and_one_without_gradients_is_so_counted() -> (
+    None
+):
+    class Flat(LocalMethod):
+        def explain(self, score: Score, inputs: Tensor) -> Attribution:
+            raise AssertionError
+
+    with pytest.raises(
+        ValueError, match="can't place Flat: let the class say family, answers, demands"
+    ):
+        declared(Flat())
+    Flat.family, Flat.answers, Flat.demands = "local", (1, 2, 3), ()
+    assert declared(Flat()) == ("local", (1, 2, 3), ())
+    cost = Cost(1, 0, 1.0, 1.0, 1.0, 2, 0)
+    assert float(stated((1, 2, 3), (), cost)["constraints"]) == 0
 
 
 def test_parts_to_read_are_the_exponential_of_the_entropy() -> None:
@@ -217,10 +239,14 @@ def test_memory_is_what_the_work_holds_whatever_ran_before() -> None:
 
 
 @dataclass(frozen=True)
-class Backwards:
+class Backwards(LocalMethod):
     """A map that says the opposite: a control."""
 
-    def __call__(self, score: Score, inputs: Tensor) -> Attribution:
+    family = "backprop"
+    answers = (1, 2)
+    demands = ("gradients",)
+
+    def explain(self, score: Score, inputs: Tensor) -> Attribution:
         found = GradientTimesInput()(score, inputs)
         return attribution(
             self, score, inputs, -found.values, found.score, n_forward=1, n_backward=1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from concepts.dissection.two_passes import (
     levels_parts,
 )
 from concepts.dissection.unit_masks import Upsampling
+from probing.attribution.base import Demand
 from probing.core.content_ids import content_id, model_id
 from probing.models.geometry import Layout
 from probing.models.layers import expand
@@ -76,6 +77,9 @@ class Dissection:
         >>> result = Dissection(("layer3", "layer4"))(store, loaded.model, scenes)
         >>> result.to_pandas().query("detector")
     """
+
+    answers: ClassVar[tuple[int, ...]] = (4, 5, 7, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("layer",)
 
     layers: str | tuple[str, ...]
     protocol: Protocol = PAPER

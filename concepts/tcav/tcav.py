@@ -7,7 +7,7 @@ Sets of examples become rows of one table; `concepts.tcav.sampling` says which r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from concepts.tcav.plan import Plan
 from concepts.tcav.result import TcavResult
 from concepts.tcav.sampling import Mode, NullDraws, Relabelled, Sets
 from concepts.tcav.sensitivity import LayerReader, Reading
+from probing.attribution.base import Demand
 from probing.core.content_ids import content_id
 from probing.core.errors import ArgumentError, Mend
 from probing.core.progress import Progress
@@ -64,6 +65,9 @@ class Tcav:
         temperature: of the smooth score; towards 0 it becomes the sign score.
         level: of intervals and decisions (0-1).
     """
+
+    answers: ClassVar[tuple[int, ...]] = (5, 6, 7, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer")
 
     estimator: Estimator = field(default_factory=lambda: Ridge(penalty=1.0))
     null: NullDraws | None = field(default_factory=Relabelled)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
+Family = Literal["backprop", "local", "network"]
+Demand = Literal["gradients", "layer", "head", "rectifiers", "operations"]
 
 _MOST_SHOWN = 4  # rows of what a notebook displays
 
@@ -265,6 +267,12 @@ class LocalMethod:
 
     takes_integers: ClassVar[bool] = False
     """Whether whole numbers, such as token ids, are inputs too."""
+    family: ClassVar[Family]
+    """`backprop` for what follows gradients, `local` for what fits the score around the input."""
+    answers: ClassVar[tuple[int, ...]]
+    """Which of the scorecard's questions what it returns holds the answer to, numbered from 1."""
+    demands: ClassVar[tuple[Demand, ...]]
+    """What it asks of a network besides forward passes. A scorecard needs all three, and refuses a method without."""
 
     def __call__(
         self, score: Score | Model, inputs: Shaped[Tensor, "n *shape"], target: Target = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,8 @@ from torch import Tensor
 from probing.attribution.base import (
     Attribution,
     AttributionMethod,
+    Demand,
+    Family,
     LocalMethod,
     Moments,
     attribution,
@@ -35,6 +37,10 @@ class Saliency(LocalMethod):
         precision: how passes run; `fast` (bfloat16) is unfit for gradient maps (cosine to float32 about 0.91).
     """
 
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
+
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
 
@@ -52,6 +58,10 @@ class GradientTimesInput(LocalMethod):
         batch_size: examples of a pass.
         precision: how passes run.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
 
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
@@ -78,6 +88,10 @@ class GuidedBackprop(LocalMethod):
         precision: how passes run.
     """
 
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "rectifiers")
+
     gates: Which = "rectifiers"
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
@@ -102,6 +116,10 @@ class Deconvolution(LocalMethod):
         batch_size: examples of a pass.
         precision: how passes run.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "rectifiers")
 
     gates: Which = "rectifiers"
     batch_size: BatchSize = "auto"
@@ -132,6 +150,10 @@ class SmoothGrad(LocalMethod):
         seed: of the noise.
         batch_size: noisy inputs handed to the method at once.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
 
     method: AttributionMethod = field(default_factory=Saliency)
     samples: int = 50

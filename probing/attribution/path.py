@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import Attribution, LocalMethod, Moments, classes_of
+from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments, classes_of
 from probing.attribution.baselines import ZERO, Baseline, Samples
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
@@ -47,6 +47,10 @@ class IntegratedGradients(LocalMethod):
         precision: how passes run; `fast` is unfit for gradient maps (cosine to float32 0.93 to 0.96).
     """
 
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
+
     baseline: Baseline = ZERO
     rule: Quadrature = "midpoint"
     steps: Steps = 50
@@ -78,6 +82,10 @@ class LayerIntegratedGradients(LocalMethod):
         path: the rule, the steps and the rest; its baseline is one of the layer's output, or of the input.
         space: what the baseline is of: `layer`, such as the zero embedding, or `input`, which the layer then maps.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer")
 
     layer: str | None = None
     path: IntegratedGradients = IntegratedGradients()
@@ -129,6 +137,10 @@ class ExpectedGradients(LocalMethod):
         batch_size: points of a pass.
         precision: how passes run.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
 
     background: Samples
     samples: int = 200

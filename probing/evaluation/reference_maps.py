@@ -1,13 +1,13 @@
 """Maps that know nothing of the network: what a metric says of them is its zero."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, LocalMethod, attribution
+from probing.attribution.base import Attribution, Demand, Family, LocalMethod, attribution
 from probing.core.content_ids import tensor_id
 from probing.models.scores import Score
 from probing.results.heatmaps import edges, pictures
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class EdgeDetector(LocalMethod):
     """The size of the grey values' slope (Sobel): looks like an explanation, is none (Adebayo et al. 2018, sec. 5)."""
 
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = ()
+    demands: ClassVar[tuple[Demand, ...]] = ()
+
     def explain(self, score: Score, inputs: Float[Tensor, "n c h w"]) -> Attribution:
         maps = edges(pictures(inputs))[:, None].to(inputs)
         return _without_the_model(self, score, inputs, maps)
@@ -28,6 +32,10 @@ class EdgeDetector(LocalMethod):
 @dataclass(frozen=True)
 class InputSize(LocalMethod):
     """The input's absolute values: what maps that are multiplied by the input look like."""
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = ()
+    demands: ClassVar[tuple[Demand, ...]] = ()
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         return _without_the_model(self, score, inputs, inputs.abs())
@@ -40,6 +48,10 @@ class RandomMap(LocalMethod):
     Attributes:
         seed: of the draw.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = ()
+    demands: ClassVar[tuple[Demand, ...]] = ()
 
     seed: int = 0
 

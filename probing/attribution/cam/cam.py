@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probing.attribution.base import Attribution, LocalMethod, classes_of, images_only, in_chunks
+from probing.attribution.base import (
+    Attribution,
+    Demand,
+    Family,
+    LocalMethod,
+    classes_of,
+    images_only,
+    in_chunks,
+)
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.models.geometry import Ran, RefusedError, layers_run
 from probing.models.layers import resolve
@@ -28,6 +37,10 @@ class CAM(LocalMethod):
         batch_size: examples of a pass.
         precision: how passes run.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("layer", "head")
 
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32

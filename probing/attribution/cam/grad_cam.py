@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,8 @@ from torch import Tensor, fx
 
 from probing.attribution.base import (
     Attribution,
+    Demand,
+    Family,
     LocalMethod,
     attribution,
     images_only,
@@ -92,6 +94,10 @@ class _LayerMap(LocalMethod, ABC):
         batch_size: examples of a pass.
         precision: how passes run.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer")
 
     layer: str | None = None
     grid: tuple[int, int] | None = None
@@ -199,6 +205,10 @@ class AblationCAM(_LayerMap):
     The fall is not divided by the score, which would only scale the map, and turn it over where the score is negative.
     """
 
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    demands: ClassVar[tuple[Demand, ...]] = ("layer",)
+
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
         axis = reading.layout.axis
         tail = _traced(reading)
@@ -222,6 +232,10 @@ class GuidedGradCAM(LocalMethod):
         cam: where.
         backprop: what.
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer", "rectifiers")
 
     cam: GradCAM = field(default_factory=GradCAM)
     backprop: GuidedBackprop = field(default_factory=GuidedBackprop)

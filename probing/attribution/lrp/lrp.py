@@ -1,13 +1,21 @@
 """Layer-wise relevance propagation (Bach et al. 2015), on the operations that a forward pass consists of."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, LocalMethod, attribution, in_chunks, score_of
+from probing.attribution.base import (
+    Attribution,
+    Demand,
+    Family,
+    LocalMethod,
+    attribution,
+    in_chunks,
+    score_of,
+)
 from probing.attribution.lrp.composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp.operations import Flow, MixedRowsError, mark_gates
 from probing.attribution.lrp.propagation import Backward
@@ -62,6 +70,10 @@ class LRP(LocalMethod):
     Example:
         >>> LRP(EpsilonPlus())(Score(model, 3), images).diagnostics["absorbed_by_bias"]
     """
+
+    family: ClassVar[Family] = "backprop"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "operations")
 
     composite: Composite = field(default_factory=EpsilonPlusFlat)
     start: Literal["score", "one", "contrast"] = "score"

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from probing.attribution.base import Attribution, LocalMethod, r2_in_words
+from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
 from probing.attribution.perturbation.parts import (
     Hidden,
     PartMean,
@@ -63,6 +63,10 @@ class LIME(LocalMethod):
         batch_size: variants of a pass.
         precision: how passes run; `fast` is fit for these (no gradients are taken).
     """
+
+    family: ClassVar[Family] = "local"
+    answers: ClassVar[tuple[int, ...]] = (1, 2, 3, 8)
+    demands: ClassVar[tuple[Demand, ...]] = ()
 
     parts: Segmentation = SUPERPIXELS
     hidden: Hidden = PART_MEAN

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from probing.attribution.base import Family
 from probing.evaluation.base import Better
 
-Family = Literal["backprop", "local", "network"]
 Mark = Literal["+", "0", "-"]
 DESIDERATA = ("fidelity", "understandability", "sufficiency", "low overhead", "efficiency")
 """In the order of the lecture's table."""
@@ -67,28 +67,6 @@ QUESTIONS = (
     "How certain is it?",
 )
 """Answered if what a method itself returns holds the answer; what other checks here find out about it does not count."""
-ANSWERED: dict[str, tuple[int, ...]] = {
-    "SmoothGrad": (1, 2, 8),
-    "IntegratedGradients": (1, 2, 8),
-    "ExpectedGradients": (1, 2, 8),
-    "LRP": (1, 2, 8),
-    "AblationCAM": (1, 2, 3),
-    "LIME": (1, 2, 3, 8),
-    "Tcav": (5, 6, 7, 8),
-    "Dissection": (4, 5, 7, 8),
-}
-"""By kind of method; others answer the first two, with one map for each class."""
-CONSTRAINTS: dict[str, int] = {
-    "GuidedBackprop": 2, "Deconvolution": 2, "GuidedGradCAM": 3, "GradCAM": 2, "GradCAMPlusPlus": 2, "HiResCAM": 2,
-    "LayerCAM": 2, "LayerIntegratedGradients": 2, "AblationCAM": 1, "CAM": 2, "LRP": 2, "LIME": 0, "Tcav": 2,
-    "Dissection": 1,
-}  # fmt: skip
-"""By kind of method; others need gradients only."""
-
-
-def answered(kind: str) -> tuple[int, ...]:
-    """Return the numbers, from 1, of the questions that a kind of method answers."""
-    return ANSWERED.get(kind, (1, 2))
 
 
 def third(standing: float) -> Mark | None:

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probing import __version__
-from probing.attribution.base import Attribution, AttributionMethod, score_of
+from probing.attribution.base import Attribution, AttributionMethod, Family, score_of
 from probing.attribution.baselines import Baseline, Blurred
 from probing.attribution.methods import METHODS
 from probing.attribution.score_passes import FLOAT32
 from probing.core.content_ids import content_id, model_id, tensor_id
+from probing.core.errors import ArgumentError
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import pixels
 from probing.evaluation.complexity import PictureBytes
@@ -26,7 +27,6 @@ from probing.evaluation.randomisation import CascadingRandomisation
 from probing.evaluation.robustness import SensitivityN
 from probing.evaluation.scorecard import DEFAULT_METHODS
 from probing.evaluation.scorecard.cost import Cost, cost_of, hyperparameters
-from probing.evaluation.scorecard.criteria import CONSTRAINTS, Family, answered
 from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.geometry import RefusedError
 from probing.models.loading import Model
@@ -38,7 +38,6 @@ from probing.store.shares import Share
 Masks = Bool[Tensor, "n h w"]
 
 _BLURRED = Blurred(10.0)
-_LOCAL = {"LIME"}
 
 
 @dataclass(frozen=True)
@@ -132,15 +131,16 @@ class Scoring:
     ) -> Row:
         facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=method)
         kind = type(method).__name__
-        family: Family = "local" if kind in _LOCAL else "backprop"
+        family, answers, demands = declared(method)
         try:
             found = method(score, inputs)
             values = self._values(method, found, score, inputs, masks)
             cost = cost_of(method, score, inputs)
         except RefusedError as error:
             none = Cost(0, 0, math.nan, math.nan, math.nan, hyperparameters(method), 0)
-            return Row(facts, name, kind, family, key, {}, none, str(error))
-        return Row(facts, name, kind, family, key, values | stated(kind, cost), cost)
+            return Row(facts, name, kind, family, key, {}, none, str(error), answers=answers)
+        values |= stated(answers, demands, cost)
+        return Row(facts, name, kind, family, key, values, cost, answers=answers)
 
     def _values(
         self,
@@ -289,11 +289,29 @@ def effective_number(values: Float[Tensor, "n things"]) -> Float[Tensor, " n"]:
     return entropy.exp()
 
 
-def stated(kind: str, cost: Cost) -> dict[str, Float[Tensor, " one"]]:
-    """Return the quantities that are no draws: what a kind of method answers, demands and costs."""
+def declared(method: object) -> tuple[Family, tuple[int, ...], tuple[str, ...]]:
+    """Return a method's family, the questions it answers, and what it demands of a network.
+
+    Raises:
+        ArgumentError: if its class does not say: what is not known must not be counted.
+    """
+    kind = type(method)
+    lacking = [name for name in ("family", "answers", "demands") if not hasattr(kind, name)]
+    if lacking:
+        raise ArgumentError(
+            f"a scorecard can't place {kind.__name__}: let the class say {', '.join(lacking)}, as "
+            "probing.attribution.base.LocalMethod describes them."
+        )
+    return kind.family, kind.answers, kind.demands  # type: ignore[attr-defined]
+
+
+def stated(
+    answers: Sequence[int], demands: Sequence[str], cost: Cost
+) -> dict[str, Float[Tensor, " one"]]:
+    """Return the quantities that are no draws: what a method answers, demands and costs."""
     values = {
-        "questions": len(answered(kind)), "settings": cost.hyperparameters, "images": cost.images, "labels": cost.labels,
-        "constraints": CONSTRAINTS.get(kind, 1), "passes": cost.n_forward + cost.n_backward, "time": cost.relative,
+        "questions": len(answers), "settings": cost.hyperparameters, "images": cost.images, "labels": cost.labels,
+        "constraints": len(demands), "passes": cost.n_forward + cost.n_backward, "time": cost.relative,
         "memory": cost.peak_mb,
     }  # fmt: skip
     return {name: torch.tensor([float(v)], dtype=torch.float64) for name, v in values.items()}
@@ -332,7 +350,7 @@ def kept_row(folder: Path | None, name: str, key: str, make: Callable[[], Row]) 
         except SavedResultError:  # left half-written, or by another version
             pass
         else:
-            if row.key == key:
+            if row.key == key and row.answers is not None:
                 return row, False
     row = make()
     if place is not None:

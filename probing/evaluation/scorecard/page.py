@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES, QUESTIONS, answered
+from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES, QUESTIONS
 from probing.evaluation.scorecard.scorecard import Record, Scorecard, sign
 from probing.results.figures import inline_svg
 from probing.results.html_report import (
@@ -119,7 +119,7 @@ def _line(record: Record) -> tuple[str, ...]:
 
 def _questions(card: Scorecard) -> Table:
     rows = tuple(
-        (question, ", ".join(r.name for r in card.rows if i in answered(r.kind)) or NONE)
+        (question, ", ".join(r.name for r in card.rows if i in (r.answers or ())) or NONE)
         for i, question in enumerate(QUESTIONS, 1)
     )
     return Table("Which method answers which question", ("question", "methods"), rows, 2, folded=True)  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.attribution.base import Family
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.scorecard.cost import Cost
 from probing.evaluation.scorecard.criteria import (
@@ -22,9 +23,7 @@ from probing.evaluation.scorecard.criteria import (
     DESIDERATA,
     QUANTITIES,
     QUESTIONS,
-    Family,
     Mark,
-    answered,
     third,
 )
 from probing.evaluation.scorecard.ranking import ranks, standings, summary
@@ -77,6 +76,8 @@ class Row(Result):
     """Why the method could not explain this network; then there are no values."""
     notes: tuple[str, ...] = ()
     """What a reader of the values must know."""
+    answers: tuple[int, ...] | None = None
+    """The questions that it answers, by number; None in rows of versions that did not save them."""
 
     def sentences(self) -> tuple[str, ...]:
         """Return what a reader of the values must know, or why there are none."""
@@ -240,7 +241,7 @@ class Scorecard(Result):
             "evidence": self.evidence(),
             "quantities": {name: asdict(quantity) for name, quantity in QUANTITIES.items()},
             "questions": QUESTIONS,
-            "answered": {row.name: answered(row.kind) for row in self.rows},
+            "answered": {row.name: row.answers or () for row in self.rows},
             "methods": {row.name: row.provenance.method for row in self.rows},
             "notes": {row.name: row.notes for row in self.rows},
             "disagreements": [asdict(d) for d in self.disagreements],
