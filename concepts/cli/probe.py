@@ -5,22 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from concepts.cli.common import (
-    CacheOption,
-    CommandError,
-    DeviceOption,
-    DiskOption,
-    EngineOption,
-    KeysOption,
-    ModelArgument,
-    WeightsOption,
-    budget_bytes,
-    filled,
-    new_table,
-    output_folder,
-    say,
-    show,
-)
+from concepts.cli import common
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +21,7 @@ EXAMPLE = (
 
 
 def probe(
-    model: ModelArgument,
+    model: common.ModelArgument,
     *,
     images: Annotated[
         Path, typer.Option(metavar="DIR", help="Pictures; each sub-folder is a class.")
@@ -64,16 +49,16 @@ def probe(
     untrained: Annotated[
         bool, typer.Option("--untrained/--no-untrained", help="Read random weights too.")
     ] = True,
-    weights: WeightsOption = None,
-    keys: KeysOption = "name",
+    weights: common.WeightsOption = None,
+    keys: common.KeysOption = "name",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
-    device: DeviceOption = "auto",
-    cache: CacheOption = None,
-    engine: EngineOption = "local",
-    disk_budget: DiskOption = None,
+    device: common.DeviceOption = "auto",
+    cache: common.CacheOption = None,
+    engine: common.EngineOption = "local",
+    disk_budget: common.DiskOption = None,
 ) -> None:  # fmt: skip
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
     from probing.models import loading
@@ -82,7 +67,7 @@ def probe(
     from probing.store.shards import default_root
     from probing.store.store import ActivationStore
 
-    output_folder(out)  # a folder that can't be written is told before the work
+    common.output_folder(out)  # a folder that can't be written is told before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     examples = _examples(images, loaded, skip=skip_unreadable)
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
@@ -95,19 +80,21 @@ def probe(
         seed=seed,
     )
     root = cache or default_root()
-    if not filled(engine, lambda: method.requests(loaded.model, examples), root, disk_budget):
+    if not common.filled(
+        engine, lambda: method.requests(loaded.model, examples), root, disk_budget
+    ):
         return
-    store = ActivationStore(root, disk_budget_bytes=budget_bytes(disk_budget))
+    store = ActivationStore(root, disk_budget_bytes=common.budget_bytes(disk_budget))
     result = method(store, loaded.model, examples, labels, groups=groups)
     result.save(out)
     with style():
         figure = new_figure(*result.figure_size())
         result.plot(figure.add_subplot())
     save_figure(figure, out / "probes")
-    show(_table(result))
+    common.show(_table(result))
     for note in result.sentences():
-        say(note)
-    say(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
+        common.say(note)
+    common.say(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
 
 
 def _examples(folder: Path, loaded: "LoadedModel", *, skip: bool) -> "ImageExamples":
@@ -118,7 +105,7 @@ def _examples(folder: Path, loaded: "LoadedModel", *, skip: bool) -> "ImageExamp
 
 def _labels(folder: Path, places: list[tuple[str, ...]]) -> list[str]:
     if loose := [parts[-1] for parts in places if len(parts) < 2]:
-        raise CommandError(
+        raise common.CommandError(
             f"{str(folder)!r} holds {len(loose)} pictures outside a class's folder, such as {loose[0]!r}: put each into "
             "a sub-folder named by its class."
         )
@@ -127,7 +114,7 @@ def _labels(folder: Path, places: list[tuple[str, ...]]) -> list[str]:
 
 def _groups(places: list[tuple[str, ...]]) -> list[str]:
     if flat := [parts for parts in places if len(parts) < 3]:
-        raise CommandError(
+        raise common.CommandError(
             f"--group-folders wants CLASS/GROUP/PICTURE, got {'/'.join(flat[0])!r}: put it into a group's folder."
         )
     return [parts[1] for parts in places]
@@ -147,7 +134,7 @@ def _table(result: "ProbeResult") -> "Table":
     def shown(value: float, form: str) -> str:
         return "-" if value != value else format(value, form)  # noqa: PLR0124 - NaN
 
-    table = new_table(
+    table = common.new_table(
         "layer", "features", "error", f"{result.level:.0%}", "training", "control task", "random weights",
         "compression", "p to the one before",
     )  # fmt: skip

@@ -110,7 +110,7 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
             return metric(model, grey, classes, a_batch=arrays, device=str(x.device), batch_size=64)
 
     def ours(precision: Precision = Precision()) -> Curves:  # noqa: B008
-        return Deletion((ZERO,), steps, precision=precision)(maps, score, x)
+        return Deletion((ZERO,), steps=steps, precision=precision)(maps, score, x)
 
     def agrees(mine: object, other: object) -> str:
         assert isinstance(mine, Curves)

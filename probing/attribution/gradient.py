@@ -75,12 +75,12 @@ class GradientTimesInput(LocalMethod):
 
 
 @dataclass(frozen=True)
-class GuidedBackprop(LocalMethod):
-    """The gradient, with what arrives at each rectifier cut to its positive part (Springenberg et al. 2015, sec. 3.4).
+class RectifierRule(LocalMethod):
+    """Backward with another rule at each rectifier.
 
     Rectifiers are ReLU, ReLU6 and clamps from 0, as modules or functions. A network with other gates, such as
-    GELU, is refused unless they are asked for; then each passes on its slope times the positive part. The signal
-    that leaves the first layer is not cut. `diagnostics["gates"]` counts the rectifiers met.
+    GELU, is refused unless they are asked for; then each passes on its slope times the positive part.
+    `diagnostics["gates"]` counts the rectifiers met.
 
     Attributes:
         gates: `rectifiers`, or `all` for leaky and smooth ones too.
@@ -91,6 +91,7 @@ class GuidedBackprop(LocalMethod):
     family: ClassVar[Family] = "backprop"
     answers: ClassVar[tuple[int, ...]] = (1, 2)
     demands: ClassVar[tuple[Demand, ...]] = ("gradients", "rectifiers")
+    rule: ClassVar[Rule]
 
     gates: Which = "rectifiers"
     batch_size: BatchSize = "auto"
@@ -102,36 +103,27 @@ class GuidedBackprop(LocalMethod):
         Raises:
             RefusedError: if a gate can't be given the rule; the message names its kind.
         """
-        return _explain(self, score, inputs, "guided")
+        return _explain(self, score, inputs, self.rule)
 
 
 @dataclass(frozen=True)
-class Deconvolution(LocalMethod):
-    """Backward through the network, each rectifier passing what is positive (Zeiler & Fergus 2014, sec. 2.1).
+class GuidedBackprop(RectifierRule):
+    """The gradient, with what arrives at each rectifier cut to its positive part (Springenberg et al. 2015, sec. 3.4).
 
-    Rectifiers are those of `GuidedBackprop`; pooling goes back to the positions of the maxima.
-
-    Attributes:
-        gates: `rectifiers`, or `all` for leaky and smooth ones too.
-        batch_size: examples of a pass.
-        precision: how passes run.
+    The signal that leaves the first layer is not cut. Settings are those of `RectifierRule`.
     """
 
-    family: ClassVar[Family] = "backprop"
-    answers: ClassVar[tuple[int, ...]] = (1, 2)
-    demands: ClassVar[tuple[Demand, ...]] = ("gradients", "rectifiers")
+    rule: ClassVar[Rule] = "guided"
 
-    gates: Which = "rectifiers"
-    batch_size: BatchSize = "auto"
-    precision: Precision = FLOAT32
 
-    def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        """Return the map.
+@dataclass(frozen=True)
+class Deconvolution(RectifierRule):
+    """Backward through the network, each rectifier passing what is positive (Zeiler & Fergus 2014, sec. 2.1).
 
-        Raises:
-            RefusedError: if a gate can't be given the rule; the message names its kind.
-        """
-        return _explain(self, score, inputs, "deconvolution")
+    Pooling goes back to the positions of the maxima. Settings are those of `RectifierRule`.
+    """
+
+    rule: ClassVar[Rule] = "deconvolution"
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,7 @@ def _repeated(score: Score, count: int) -> Score:
 
 
 def _explain(
-    method: Saliency | GradientTimesInput | GuidedBackprop | Deconvolution,
+    method: Saliency | GradientTimesInput | RectifierRule,
     score: Score,
     inputs: Tensor,
     rule: Rule | None = None,
@@ -250,7 +242,7 @@ def _explain(
         if rule is None:
             value, gradient = passes.gradients(inputs)
             return passes.attribution(method, inputs, gradient, value)
-        assert isinstance(method, GuidedBackprop | Deconvolution)
+        assert isinstance(method, RectifierRule)
         gates = Gates(rule, method.gates)
         value, gradient = passes.gradients(inputs, gates)
         count = torch.full((len(inputs),), gates.count // -(-len(inputs) // passes.chunk))

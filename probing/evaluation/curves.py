@@ -1,5 +1,6 @@
 """How a score falls as what a map points to is removed, and rises as it is put in."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -191,12 +192,11 @@ def curves_figure(found: Mapping[str, Curves], substrate: int = 0) -> "Figure":
     return figure
 
 
-@dataclass(frozen=True)
-class Deletion:
-    """The score as the most important places are removed (Petsiuk et al. 2018, sec. 4.1): low areas are good.
+@dataclass(frozen=True, kw_only=True)
+class RemovalMetric(ABC):
+    """What metrics of removal share.
 
     Attributes:
-        baselines: what shows where a place is removed; several in one run.
         steps: equal portions that go one after the other; fewer if there are fewer places.
         orders: computed beside each other, since only the distance to chance and to the opposite order tells
             importance from the damage that any removal does.
@@ -208,7 +208,6 @@ class Deletion:
         precision: how passes run; `fast` is fit for these.
     """
 
-    baselines: tuple[Baseline, ...] = (ZERO,)
     steps: int = 100
     orders: tuple[Order, ...] = ("most",)
     channels: Channels = "sum"
@@ -220,6 +219,7 @@ class Deletion:
     better: ClassVar[Better] = "lower"
     range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     cost: ClassVar[str] = "steps + 1 forward passes for each baseline and order"
+    changed: ClassVar[Literal["removed", "inserted"]] = "removed"
 
     def __call__(
         self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
@@ -229,103 +229,84 @@ class Deletion:
         Raises:
             EvaluationError: for maps that don't lie over the inputs, or settings that can't be followed.
         """
-        return _Run.of(self, explained, score, inputs).curves("removed")
+        return _Run.of(self, explained, score, inputs).curves(self.changed)
+
+    @property
+    @abstractmethod
+    def substrates(self) -> tuple[Baseline | Imputed, ...]:
+        """What shows where a place is removed, or into which it is put."""
 
 
 @dataclass(frozen=True)
-class Insertion:
+class Deletion(RemovalMetric):
+    """The score as the most important places are removed (Petsiuk et al. 2018, sec. 4.1): low areas are good.
+
+    Attributes:
+        baselines: what shows where a place is removed; several in one run.
+    """
+
+    baselines: tuple[Baseline, ...] = (ZERO,)
+
+    @property
+    def substrates(self) -> tuple[Baseline, ...]:
+        """The baselines."""
+        return self.baselines
+
+
+@dataclass(frozen=True)
+class Insertion(Deletion):
     """The score as the most important places are put into a substrate (Petsiuk et al. 2018): high areas are good.
 
-    Attributes as of `Deletion`; the substrate is the blurred input by default, as an empty one tells edges apart
-    from nothing too easily.
+    The substrate is the blurred input by default, as an empty one tells edges apart from nothing too easily.
     """
 
     baselines: tuple[Baseline, ...] = (Blurred(5.0),)
-    steps: int = 100
-    orders: tuple[Order, ...] = ("most",)
-    channels: Channels = "sum"
-    random_orders: int = 10
-    patch: int = 1
-    seed: int = 0
-    batch_size: BatchSize = "auto"
-    precision: Precision = FLOAT32
     better: ClassVar[Better] = "higher"
-    range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
-    cost: ClassVar[str] = "steps + 1 forward passes for each baseline and order"
-
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Curves:
-        """Return the curves."""
-        return _Run.of(self, explained, score, inputs).curves("inserted")
+    changed: ClassVar[Literal["removed", "inserted"]] = "inserted"
 
 
 @dataclass(frozen=True)
-class PixelFlipping:
+class PixelFlipping(Deletion):
     """The score as patches are replaced by noise, most and least important first (Bach et al. 2015; Samek et al. 2017).
 
     `Curves.aopc` is the mean fall, `Curves.abpc` the distance of the two orders. All channels of a patch go at once:
     a perturbation of single channels, as some libraries make it, needs three times the passes and shows the network
-    colours that no picture has. Attributes as of `Deletion`.
+    colours that no picture has.
     """
 
     baselines: tuple[Baseline, ...] = (Uniform((-1.0,), (1.0,)),)
-    steps: int = 100
     orders: tuple[Order, ...] = ("most", "least", "random")
-    channels: Channels = "sum"
-    random_orders: int = 10
     patch: int = 9
-    seed: int = 0
-    batch_size: BatchSize = "auto"
-    precision: Precision = FLOAT32
-    better: ClassVar[Better] = "lower"
-    range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     cost: ClassVar[str] = "steps + 1 forward passes for each draw and order"
-
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Curves:
-        """Return the curves."""
-        return _Run.of(self, explained, score, inputs).curves("removed")
 
 
 @dataclass(frozen=True)
-class Road:
+class Road(RemovalMetric):
     """Deletion where what is removed is made up from its surroundings (ROAD, Rong et al. 2022).
 
     Attributes:
         imputer: fills what is removed.
-        most: the largest share that is removed.
-        steps: up to there.
-        orders, channels, random_orders, patch, seed, batch_size, precision: as of `Deletion`.
+        most: the largest share that is removed, in `steps`.
     """
 
-    imputer: Imputed = _IMPUTED
-    most: float = 0.9
     steps: int = 9
     orders: tuple[Order, ...] = ("most", "least")
-    channels: Channels = "sum"
     random_orders: int = 3
-    patch: int = 1
-    seed: int = 0
-    batch_size: BatchSize = "auto"
-    precision: Precision = FLOAT32
-    better: ClassVar[Better] = "lower"
-    range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
+    imputer: Imputed = _IMPUTED
+    most: float = 0.9
     cost: ClassVar[str] = "steps + 1 forward passes for each order, and as many sparse solutions"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Curves:
-        """Return the curves."""
-        return _Run.of(self, explained, score, inputs).curves("removed")
+    @property
+    def substrates(self) -> tuple[Imputed, ...]:
+        """The imputer."""
+        return (self.imputer,)
 
 
 @dataclass(frozen=True)
 class _Run:
     """One call of a metric: maps, their units' order, passes."""
 
-    metric: Deletion | Insertion | PixelFlipping | Road
+    metric: RemovalMetric
     maps: Maps
     units: Units
     passes: Passes
@@ -336,7 +317,7 @@ class _Run:
     @classmethod
     def of(
         cls,
-        metric: Deletion | Insertion | PixelFlipping | Road,
+        metric: RemovalMetric,
         explained: Explained,
         score: Score,
         inputs: Tensor,
@@ -381,17 +362,16 @@ class _Run:
         )
 
     def _names(self) -> tuple[str, ...]:
-        if isinstance(self.metric, Road):
-            return ("imputed",)
-        names = [type(b).__name__.lower() for b in self.metric.baselines]
+        names = [type(b).__name__.lower() for b in self.metric.substrates]
         return tuple(f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names))  # fmt: skip
 
     def _fillers(self, changed: str) -> list[list[tuple[Tensor, list[Filler]]]]:
         """Return, for each substrate and draw, what units are taken from, and what each input shows instead."""
-        if isinstance(self.metric, Road):
-            return [[(self.inputs, [self.metric.imputer] * len(self.inputs))]]
         found: list[list[tuple[Tensor, list[Filler]]]] = []
-        for baseline in self.metric.baselines:
+        for baseline in self.metric.substrates:
+            if isinstance(baseline, Imputed):
+                found.append([(self.inputs, [baseline] * len(self.inputs))])
+                continue
             draws = substrates(baseline, self.inputs)
             if changed == "inserted":
                 found.append([(draw, [Shown(x) for x in self.inputs]) for draw in draws])

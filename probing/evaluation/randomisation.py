@@ -198,8 +198,8 @@ def _name_layers(panel: "Axes", layers: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class CascadingRandomisation:
-    """Layers are drawn anew from the output towards the input, each step with all those before.
+class RandomisationMetric:
+    """How alike a method's maps stay as a network's layers are drawn anew.
 
     Attributes:
         seeds: independent draws; the first two also make the band of strangers.
@@ -221,6 +221,7 @@ class CascadingRandomisation:
     better: ClassVar[Better] = "lower"
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "steps times seeds, plus 1, maps"
+    order: ClassVar[Literal["cascading", "independent"]]
 
     def __call__(
         self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
@@ -231,29 +232,21 @@ class CascadingRandomisation:
             EvaluationError: for settings that can't be followed.
             UnchangedError: if a parameter could not be changed.
         """
-        return _randomise(self, "cascading", method, score, inputs)
+        return _randomise(self, method, score, inputs)
 
 
 @dataclass(frozen=True)
-class IndependentRandomisation:
-    """One layer at a time is drawn anew, all others stay trained; attributes as of `CascadingRandomisation`."""
+class CascadingRandomisation(RandomisationMetric):
+    """Layers are drawn anew from the output towards the input, each step with all those before."""
 
-    seeds: int = 5
-    steps: int | None = None
-    measures: tuple[str, ...] = MEASURES
-    channels: Channels = "sum"
-    keep: tuple[str, ...] = ()
-    calibrate: bool = True
-    seed: int = 0
-    better: ClassVar[Better] = "lower"
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-    cost: ClassVar[str] = "steps times seeds, plus 1, maps"
+    order: ClassVar[Literal["cascading", "independent"]] = "cascading"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Randomisation:
-        """Return the similarities."""
-        return _randomise(self, "independent", method, score, inputs)
+
+@dataclass(frozen=True)
+class IndependentRandomisation(RandomisationMetric):
+    """One layer at a time is drawn anew, all others stay trained."""
+
+    order: ClassVar[Literal["cascading", "independent"]] = "independent"
 
 
 @dataclass
@@ -275,8 +268,7 @@ class _Explainer:
 
 
 def _randomise(
-    metric: CascadingRandomisation | IndependentRandomisation,
-    order: Literal["cascading", "independent"],
+    metric: RandomisationMetric,
     method: AttributionMethod,
     score: Score,
     inputs: Tensor,
@@ -286,7 +278,7 @@ def _randomise(
             f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, "
             f"got {metric.seeds} and {metric.measures}."
         )
-    score = score.named(inputs)
+    score, order = score.named(inputs), metric.order
     plan = plan_of(score.model, inputs, metric.keep)
     depths = _depths(len(plan.blocks), metric.steps)
     explain = _Explainer(method, score, inputs, metric.channels)
