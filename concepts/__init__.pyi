@@ -6,6 +6,11 @@ from .data.concept_sets import (
     random_sets as random_sets,
 )
 from .data.manifest import Manifest as Manifest
+from .data.segmentation.labels import (
+    Scenes as Scenes,
+    TensorLabels as TensorLabels,
+    Vocabulary as Vocabulary,
+)
 from .dissection.dissection import Dissection as Dissection
 from .effects.logit_effect import LogitEffect as LogitEffect
 from .local_vs_global.compare import Compare as Compare

@@ -46,8 +46,8 @@ def _say(line: str) -> None:
 
 
 def audit(
-    file: Path,
-    out: Path,
+    file: str | Path,
+    out: str | Path,
     *,
     store_root: Place | None = None,
     device: str | torch.device = "cpu",
@@ -75,6 +75,7 @@ def audit(
         concepts.auditing.measurement.setup.AuditError: if its parts do not fit each other.
         ValueError, LookupError, RuntimeError, OSError, ImportError: as raised for models, manifests and stores.
     """
+    file, out = Path(file), Path(out)
     audit = read_audit(file)
     out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
     material = Material.of(audit, file.parent, device)

@@ -1,6 +1,6 @@
 """Concepts as sets of examples, and their random counterparts drawn from a pool."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +26,12 @@ class PoolTooSmallError(ProbingError, ValueError):
     """A pool holds too few examples for the random sets asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Concept:
     """Examples of what people have a name for.
 
     Attributes:
-        examples: or what `as_examples` makes them of.
+        examples: given as such, or as whatever `as_examples` makes them of.
         clusters: one label per example; examples of one cluster are not independent. Empty: all are.
 
     Raises:
@@ -41,10 +41,12 @@ class Concept:
 
     name: str
     examples: ExampleSet
-    clusters: tuple[str, ...] = ()
+    clusters: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "examples", as_examples(self.examples))
+    def __init__(self, name: str, examples: Examples, clusters: Sequence[str] = ()) -> None:
+        given = {"name": name, "examples": as_examples(examples), "clusters": tuple(clusters)}
+        for field, value in given.items():
+            object.__setattr__(self, field, value)
         ids = self.examples.ids
         if len(ids) < MINIMUM:
             raise ConceptError(

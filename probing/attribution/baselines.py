@@ -141,6 +141,17 @@ class _Held:
 _OFFERED: WeakValueDictionary[str, _Held] = WeakValueDictionary()
 
 
+def baseline_of(given: Baseline | float | Tensor) -> Baseline:
+    """Return a baseline: a number stands everywhere; of a tensor each row is the one of its input, a single row of all.
+
+    Raises:
+        InputError: for a tensor that is not finite, or whose rows are none.
+    """
+    if isinstance(given, Tensor):
+        return Samples.of(given, paired=len(given) > 1) if given.ndim else Constant((float(given),))
+    return Constant((float(given),)) if isinstance(given, int | float) else given
+
+
 @dataclass(frozen=True)
 class Mean:
     """The mean of samples, such as of the training images.

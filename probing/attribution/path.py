@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments, classes_of
-from probing.attribution.baselines import ZERO, Baseline, Samples
+from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
@@ -34,8 +34,8 @@ class IntegratedGradients(LocalMethod):
     the map is empty and `relative_gap` NaN.
 
     Attributes:
-        baseline: where the path starts; zero in model space unless given. Black is
-            `Constant.black(mean, std)`.
+        baseline: where the path starts; zero in model space unless given. A number, or a tensor with a row for each
+            input or one for all, is one too; black is `Constant.black(mean, std)`.
         rule: where on the path, and with what weight, gradients are taken; `mc` is the mean at uniformly random
             points, whose `standard_error` is reported.
         steps: points on the path; `auto` begins with 25 intervals and halves those in which gradients do not
@@ -51,13 +51,16 @@ class IntegratedGradients(LocalMethod):
     answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
     demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
 
-    baseline: Baseline = ZERO
+    baseline: Baseline | float | Tensor = ZERO
     rule: Quadrature = "midpoint"
     steps: Steps = 50
     tolerance: float = 0.01
     seed: int = 0
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "baseline", baseline_of(self.baseline))
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
@@ -67,7 +70,9 @@ class IntegratedGradients(LocalMethod):
         """
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
-            return _integrate(self, passes, inputs, self.baseline(inputs), inputs, self)
+            return _integrate(
+                self, passes, inputs, baseline_of(self.baseline)(inputs), inputs, self
+            )
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,11 @@ class LayerIntegratedGradients(LocalMethod):
     family: ClassVar[Family] = "backprop"
     answers: ClassVar[tuple[int, ...]] = (1, 2)
     demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer")
+    takes_integers: ClassVar[bool] = True
 
     layer: str | None = None
     path: IntegratedGradients = IntegratedGradients()
     space: Literal["layer", "input"] = "layer"
-
-    takes_integers: ClassVar[bool] = True
 
     def explain(self, score: Score, inputs: Shaped[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
@@ -109,10 +113,10 @@ class LayerIntegratedGradients(LocalMethod):
             passes = Passes.of(score, inputs, path.batch_size, path.precision, [layer])
             ends = read_layer(passes, inputs, layer)
             if self.space == "layer":
-                starts = path.baseline(ends)
+                starts = baseline_of(path.baseline)(ends)
             else:
                 starts = torch.stack(
-                    [read_layer(passes, draw, layer) for draw in path.baseline(inputs)]
+                    [read_layer(passes, draw, layer) for draw in baseline_of(path.baseline)(inputs)]
                 )
             along = tail_passes(passes, inputs, layer, ends)
             found = _integrate(path, along, ends, starts, inputs, self)
@@ -129,7 +133,7 @@ class ExpectedGradients(LocalMethod):
     `standard_error` the error of each value.
 
     Attributes:
-        background: inputs that stand for the data.
+        background: inputs that stand for the data, as `Samples` or a tensor with one in each row.
         samples: draws for each input.
         stratified: draw points in equal strata of the path, and rows of the background equally often: less error
             than `standard_error` says.
@@ -142,12 +146,20 @@ class ExpectedGradients(LocalMethod):
     answers: ClassVar[tuple[int, ...]] = (1, 2, 8)
     demands: ClassVar[tuple[Demand, ...]] = ("gradients",)
 
-    background: Samples
+    background: Samples | Tensor
     samples: int = 200
     stratified: bool = False
     seed: int = 0
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "background", self._samples)
+
+    @property
+    def _samples(self) -> Samples:
+        given = self.background
+        return Samples.of(given) if isinstance(given, Tensor) else given
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
@@ -155,7 +167,7 @@ class ExpectedGradients(LocalMethod):
         Raises:
             InputError: if the background is of another shape or nothing but the input itself.
         """
-        pool = self.background.like(inputs)
+        pool = self._samples.like(inputs)
         if self.samples < 2:
             raise InputError(f"ExpectedGradients needs at least 2 samples, got {self.samples}.")
         with unchanged(score.model):
