@@ -43,7 +43,7 @@ test-kernels: $(READY)
 	done
 
 test-peers: $(PEERS)
-	.venv-peers/bin/python -m pytest tests/test_quantus.py tests/test_lucent.py
+	.venv-peers/bin/python -m pytest tests/probing/evaluation/test_quantus.py tests/probing/maximization/test_lucent.py
 	.venv-peers/bin/python experiments/tiny.py benchmarks/evaluation benchmarks/maximization
 
 lint: $(READY)
@@ -65,7 +65,7 @@ chaos: $(READY)
 	.venv/bin/python tests/chaos.py --trials 200
 
 fuzz: $(READY)
-	FUZZ=8 .venv/bin/python -m pytest -q tests/test_fuzz.py
+	FUZZ=8 .venv/bin/python -m pytest -q tests/hostile/test_fuzz.py
 
 licences: $(READY)
 	.venv/bin/python tests/licences.py

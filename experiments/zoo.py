@@ -49,7 +49,7 @@ MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3}
 
 HEADER = """# Every method on every model
 
-Made by `python experiments/zoo.py --out docs/zoo.md`. A test, `tests/test_zoo.py`, makes the columns of
+Made by `python experiments/zoo.py --out docs/zoo.md`. A test, `tests/experiments/test_zoo.py`, makes the columns of
 {tested} anew and compares.
 
 The input is one image of smooth noise, {size} pixels a side (the transformers are built for that size), and the class

@@ -5,6 +5,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from where import ROOT
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is first imported
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -56,7 +58,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    return Path(__file__).parent.parent
+    return ROOT
 
 
 @pytest.fixture
