@@ -7,8 +7,8 @@ that a method returned. Each becomes a vector PDF with embedded fonts, as wide a
 one style of `probing.results.figures`, without a title: that is the caption's. Nothing is computed anew, no model is run.
 
 `--readme` also draws what pages show: `report.png` of the README, the first page of an audit's report as Chromium shows it, and
-`maximization.png` of `docs/findings.md`, from the images of `experiments/maximization_quality.py`. `--tiny` makes a few small results first, to see
-that all of this runs.
+`maximization.png` of `docs/findings.md`, from the images of `experiments/maximization_quality.py`. `--tiny` makes a few
+small results first, to see that all of this runs.
 """
 
 import argparse
