@@ -37,7 +37,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def home(readme: str) -> tuple[str, list[str]]:
     """Return the README as a page of the site, and the pictures it shows, by their paths in the repository.
 
-    Links into `docs/` become links between pages; other links into the repository become plain words.
+    Links into `docs/` become links between pages, and pictures there are the site's already; other links into the repository
+    become plain words.
     """
     pictures = []
 
@@ -45,12 +46,12 @@ def home(readme: str) -> tuple[str, list[str]]:
         image, words, target = match.groups()
         if re.match(r"https?:|#", target):
             return match[0]
+        inside = PurePosixPath(target)
+        if inside.parts[0] == "docs":
+            return f"{image}[{words}]({inside.relative_to('docs')})"
         if image:
             pictures.append(target)
             return match[0]
-        inside = PurePosixPath(target)
-        if inside.parts[0] == "docs":
-            return f"[{words}]({inside.relative_to('docs')})"
         return words
 
     return _LINK.sub(at_home, readme), pictures

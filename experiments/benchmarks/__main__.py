@@ -4,12 +4,18 @@
 
 Each writes its own JSON file into the folder. One that fails, or takes longer than the limit, is named at the end and
 makes the exit status 1; the others run all the same. On an accelerator those run that have something to do there.
+
+    python experiments/benchmarks --page results/benchmarks/*.json > page.md
+
+prints a page of saved runs instead: what each benchmark says of itself, what ran where, and all its rows.
 """
 
 import argparse
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import Row, markdown
@@ -17,6 +23,26 @@ from harness import Row, markdown
 HERE = Path(__file__).parent
 ON_DEVICE = ("extraction", "tcav", "attribution", "maximization", "evaluation")
 ON_CPU = ("dissection", "probes", "scaling")
+
+
+def page(files: Sequence[Path]) -> str:
+    """Return a page of saved runs, a section for each file; a file is called as the benchmark that wrote it."""
+    sections = ["# Benchmarks"]
+    for file in files:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        script = HERE / f"{file.stem}.py"
+        said = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        title, _, rest = said.partition("\n\n")
+        machine = "; ".join(f"{key}: {value}" for key, value in document["machine"].items())
+        table = markdown([Row(**row) for row in document["rows"]])
+        sections += [
+            f"## {file.stem.capitalize()}",
+            title,
+            rest,
+            f"Measured with {machine}.",
+            table,
+        ]
+    return "\n\n".join(sections) + "\n"
 
 
 def main() -> None:
@@ -28,7 +54,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, help="seconds that one benchmark may take")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument(
+        "--page", nargs="+", type=Path, metavar="FILE.json", help="print saved runs"
+    )
     args = parser.parse_args()
+    if args.page:
+        if unknown := [
+            p for p in args.page if p.stem not in {*ON_DEVICE, *ON_CPU} or not p.is_file()
+        ]:
+            parser.error(f"no benchmark wrote {', '.join(map(str, unknown))}.")
+        print(page(args.page), end="")
+        return
     if unknown := set(args.names) - {*ON_DEVICE, *ON_CPU}:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}.")
     if args.device != "cpu" and (here := set(args.names) & {*ON_CPU}):

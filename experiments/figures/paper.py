@@ -1,4 +1,4 @@
-"""Every figure for a paper, and those of the README, from results that were saved.
+"""Every figure for a paper, and those of the README and of `docs/findings.md`, from results that were saved.
 
     python experiments/figures/paper.py --from DIR [--from DIR ...] --out DIR [--readme] [--tiny]
 
@@ -6,9 +6,9 @@ Folders are searched for saved results: of audits, of `experiments/ground_truth`
 that a method returned. Each becomes a vector PDF with embedded fonts, as wide as one column (3.3 inches) or both (6.9), in the
 one style of `probing.results.figures`, without a title: that is the caption's. Nothing is computed anew, no model is run.
 
-`--readme` also draws what the README shows: `report.png`, the first page of an audit's report as Chromium shows it, and
-`maximization.png` from the images of `experiments/maximization_quality.py`. `--tiny` makes a few small results first, to see
-that all of this runs.
+`--readme` also draws what pages show: `report.png` of the README, the first page of an audit's report as Chromium shows it, and
+`maximization.png` of `docs/findings.md`, from the images of `experiments/maximization_quality.py`. `--tiny` makes a few
+small results first, to see that all of this runs.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def draw(plate: Plate, out: Path) -> Path:
 
 
 def readme(folders: list[Path], out: Path) -> Iterator[Path]:
-    """Draw the README's figures as far as the folders hold what they show."""
+    """Draw the figures of pages as far as the folders hold what they show."""
     reports = [r for f in folders for r in sorted(f.rglob("report.html"))]
     browser = next((found for b in BROWSERS if (found := shutil.which(b))), None)
     if reports and browser:
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         "--from", dest="folders", metavar="DIR", type=Path, action="append", default=[]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of PDFs")
-    parser.add_argument("--readme", action="store_true", help="also draw the README's figures")
+    parser.add_argument("--readme", action="store_true", help="also draw the figures of pages")
     parser.add_argument("--tiny", action="store_true", help="make small results first")
     options = parser.parse_args(arguments)
     if options.tiny:

@@ -2,8 +2,7 @@
 
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from textwrap import wrap

@@ -27,6 +27,7 @@ from nets import BatchNormNet, ConvNet, SharedReluNet, images, seeded
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
+from where import SUPPORT
 
 from probing.core.content_ids import (
     FingerprintError,
@@ -765,12 +766,16 @@ def sample_ids() -> dict[str, str]:
 
 def test_ids_are_the_same_in_a_process_whose_strings_hash_otherwise(repository: Path) -> None:
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    code = "import json, test_fingerprint; print(json.dumps(test_fingerprint.sample_ids()))"
+    code = "import json, test_content_ids; print(json.dumps(test_content_ids.sample_ids()))"
     elsewhere = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ
-        | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
-        cwd=repository / "tests",
+        | {
+            "PYTHONHASHSEED": seed,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{SUPPORT}{os.pathsep}{repository}",
+        },
+        cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import nets
 import pytest
 import torch
-from where import ROOT
+from where import ROOT, SUPPORT
 
 from concepts.cli import app
 from probing.attribution.cam.grad_cam import AblationCAM
@@ -192,7 +192,7 @@ sys.exit(main())
 
 def started(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "PROBING_CACHE": str(folder / "cache"),
+        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}", "PROBING_CACHE": str(folder / "cache"),
         "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     (folder / "tmp").mkdir(exist_ok=True)

@@ -1,10 +1,8 @@
 """Every result shows itself: a figure, a table where it is one, and a page for notebooks that fetches nothing."""
 
-from where import SAVED
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from pathlib import Path
 
 import made_up
 import pandas as pd
@@ -12,6 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from where import SAVED
 
 from concepts.auditing.measurement.results import AuditResults
 from concepts.tcav.result import TcavResult

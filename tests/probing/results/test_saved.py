@@ -3,7 +3,6 @@
 The files in `tests/saved` are never made again: where one no longer loads, the reader is at fault.
 """
 
-from where import SAVED
 import dataclasses
 import json
 import math
@@ -14,6 +13,7 @@ import made_up
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+from where import SAVED
 
 from concepts.auditing.measurement.results import AuditResults
 from probing.results.result import Result, describe, rebuild

@@ -37,7 +37,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def run(repository: Path, *command: str) -> None:
     """Run a worker without what another engine's environment may have left in this one."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "SLURM_", "RAY_"))}  # fmt: skip
-    kept["PYTHONPATH"] = os.pathsep.join((str(repository), str(repository / "tests")))
+    kept["PYTHONPATH"] = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
     done = subprocess.run(
         [sys.executable, *command], env=kept, capture_output=True, text=True, timeout=300, check=False
     )  # fmt: skip

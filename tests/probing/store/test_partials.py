@@ -71,7 +71,7 @@ def test_an_array_s_last_task_has_the_whole_and_a_damaged_part_is_made_again(
 def test_two_ranks_merge_by_files_and_in_a_process_group(tmp_path: Path, repository: Path) -> None:
     worker = str(SUPPORT / "partials_worker.py")
     ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    path = os.pathsep.join((str(repository), str(repository / "tests")))
+    path = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
     subprocess.run(
         [sys.executable, *ranks, worker, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": path},

@@ -14,7 +14,7 @@ from where import SUPPORT
 def test_a_sharded_model_is_read_as_the_whole_one(tmp_path: Path, repository: Path) -> None:
     worker = str(SUPPORT / "sharded_worker.py")
     ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    path = os.pathsep.join((str(repository), str(repository / "tests")))
+    path = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
     done = subprocess.run(
         [sys.executable, *ranks, worker, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": path},

@@ -38,7 +38,9 @@ def start(repository: Path) -> Start:
     """
     context = multiprocessing.get_context("forkserver")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (repository / "tests", repository))))
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(map(str, (repository / "tests" / "support", repository)))
+        )
         context.set_forkserver_preload(["store_worker"])
         forkserver.ensure_running()
 

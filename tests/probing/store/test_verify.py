@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from where import ROOT
+from where import ROOT, SUPPORT
 
 from concepts.cli import app
 from probing.data.examples import TensorExamples
@@ -344,7 +344,7 @@ def probe(folder: Path, model: str, count: int = 6) -> list[str]:
 def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     environment = os.environ | {
-        "PROBING_CACHE": str(cache), "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
+        "PROBING_CACHE": str(cache), "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}",
     }  # fmt: skip
     code = (
         "import signal, sys; from concepts.cli.app import main; "
