@@ -1,6 +1,7 @@
 """What every local method takes and returns."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -254,7 +255,7 @@ class AttributionMethod(Protocol):
         ...
 
 
-class LocalMethod:
+class LocalMethod(ABC):
     """What local methods share: they check what they are given, and take a model and a target where there is no score.
 
     A method is a frozen dataclass of hyperparameters with `explain`, which gets a score whose classes are named and
@@ -296,9 +297,9 @@ class LocalMethod:
             )
         return self.explain(*checked(score, inputs, integers=self.takes_integers))
 
+    @abstractmethod
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the attribution of each input's score, which was checked."""
-        raise NotImplementedError
 
 
 def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Score, Tensor]:

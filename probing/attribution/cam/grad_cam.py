@@ -1,6 +1,6 @@
 """Class activation maps: which places of a layer's map raise a score, by weights of its channels."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
@@ -82,7 +82,7 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class _LayerMap(LocalMethod, ABC):
+class _LayerMap(LocalMethod):
     """What all maps of a layer have in common.
 
     Attributes:
