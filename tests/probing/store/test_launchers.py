@@ -39,7 +39,7 @@ def run(repository: Path, *command: str) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "SLURM_", "RAY_"))}  # fmt: skip
     kept["PYTHONPATH"] = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
     done = subprocess.run(
-        [sys.executable, *command], env=kept, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command], env=kept, capture_output=True, text=True, timeout=540, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
