@@ -59,10 +59,7 @@ class Material:
     @classmethod
     def drawn(cls, preprocess: Transform, count: int = 30, seed: int = 0) -> "Material":
         """Return textures and colours drawn by the suite, told from backgrounds without any."""
-        concepts = tuple(
-            Concept(name, SyntheticImages(name, count, seed=seed).examples(preprocess))
-            for name in PATTERNS
-        )
+        concepts = tuple(Concept(name, SyntheticImages(name, count, seed=seed).examples(preprocess)) for name in PATTERNS)
         return cls(concepts, SyntheticImages("plain", 2 * count, seed=seed).examples(preprocess))
 
     @property
@@ -95,9 +92,15 @@ class NetworkRows:
     seed: int = 0
 
     def __call__(
-        self, score: Score, inputs: Float[Tensor, "n c h w"], preprocess: Transform, material: Material, *,
-        folder: Path | None = None, done: _Done = lambda name, computed: None,
-    ) -> tuple[Row, ...]:  # fmt: skip
+        self,
+        score: Score,
+        inputs: Float[Tensor, "n c h w"],
+        preprocess: Transform,
+        material: Material,
+        *,
+        folder: Path | None = None,
+        done: _Done = lambda name, computed: None,
+    ) -> tuple[Row, ...]:
         """Return a row for TCAV and one for dissection.
 
         Args:
@@ -116,25 +119,23 @@ class NetworkRows:
         for name, method, make in (
             ("tcav", tcav, partial(self._tcav, tcav, layer, score, inputs, material)),
             ("dissection", dissection, partial(self._dissection, dissection, score, inputs, preprocess)),
-        ):  # fmt: skip
+        ):
             key = row_key(self, method, score, inputs, layer, material.ids)
             row, computed = kept_row(folder, name, key, partial(make, key))
             done(name, computed)
             found.append(row)
         return tuple(found)
 
-    def _tcav(
-        self, method: Tcav, layer: str, score: Score, inputs: Tensor, material: Material, key: str
-    ) -> Row:
+    def _tcav(self, method: Tcav, layer: str, score: Score, inputs: Tensor, material: Material, key: str) -> Row:
         examples, store = TensorExamples(inputs), ActivationStore(progress=False)
         first = replace(score, target=classes_of(score, len(inputs))[0])
 
         def explain() -> TcavResult:
-            return method(store, {"first": first}, [layer], material.concepts, examples, material.pool)  # fmt: skip
+            return method(store, {"first": first}, [layer], material.concepts, examples, material.pool)
 
         result, cost = _measured(explain, store, score, inputs)
         images = material.labels + len(material.pool)
-        cost = replace(cost, hyperparameters=hyperparameters(method) + 1, images=images, labels=material.labels)  # fmt: skip
+        cost = replace(cost, hyperparameters=hyperparameters(method) + 1, images=images, labels=material.labels)
         predicted, true = self._effects(store, layer, score, inputs, material)
         values = {"effects": correlation(predicted, true), "parts": effective_number(predicted)}
         facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=method)
@@ -162,8 +163,7 @@ class NetworkRows:
         ends = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
         features, pool = torch.cat(rows), torch.arange(ends[-2], ends[-1])
         directions = [
-            mean_difference(features, torch.arange(ends[i], ends[i + 1]), pool)
-            for i in range(len(material.concepts))
+            mean_difference(features, torch.arange(ends[i], ends[i + 1]), pool) for i in range(len(material.concepts))
         ]
 
         def moved(part: slice) -> Tensor:
@@ -173,15 +173,13 @@ class NetworkRows:
         true = torch.cat(in_chunks(len(inputs), _CHUNK, moved))
         return slopes @ torch.stack(directions).double().T, true.cpu().double()
 
-    def _dissection(
-        self, method: Dissection, score: Score, inputs: Tensor, preprocess: Transform, key: str
-    ) -> Row:
+    def _dissection(self, method: Dissection, score: Score, inputs: Tensor, preprocess: Transform, key: str) -> Row:
         facts = Provenance.collect(model=score.model, examples=tensor_id(inputs), method=method)
         settings = hyperparameters(method)
         store = ActivationStore(progress=False)
         try:
             scenes = EmojiScenes(self.scenes, seed=self.seed).scenes(preprocess)
-            found, cost = _measured(lambda: method(store, score.model, scenes), store, score, inputs)  # fmt: skip
+            found, cost = _measured(lambda: method(store, score.model, scenes), store, score, inputs)
         except (DissectionError, PackageMissingError, RefusedError) as error:
             unknown = float("nan")
             none = Cost(0, 0, unknown, unknown, unknown, settings, 0)
@@ -199,9 +197,7 @@ class NetworkRows:
         cost = replace(cost, hyperparameters=settings, images=self.scenes, labels=self.scenes)
         named = found.best[found.detector]
         concepts = torch.bincount(named, minlength=len(found.concepts)).double()
-        values = {"parts": effective_number(concepts[None])} | stated(
-            Dissection.answers, Dissection.demands, cost
-        )
+        values = {"parts": effective_number(concepts[None])} | stated(Dissection.answers, Dissection.demands, cost)
         note = (
             f"{len(named)} of {len(found.unit)} units of {found.layers[0]} single out one of {int((concepts > 0).sum())} "
             f"concepts in {found.images} drawn scenes; it says nothing of a class, so it has no fidelity here."
@@ -228,9 +224,7 @@ def map_layer(score: Score, inputs: Float[Tensor, "n c h w"]) -> str:
     model, size = score.model, (inputs.shape[2], inputs.shape[3])
     last = cam_layer(score, inputs)
     sizes = {
-        r.layer: found
-        for r in layers_run(model, inputs[:1])
-        if r.layer and r.call == 0 and (found := map_size(r, size))
+        r.layer: found for r in layers_run(model, inputs[:1]) if r.layer and r.call == 0 and (found := map_size(r, size))
     }
     finer = [layer for layer, found in sizes.items() if last in sizes and found[0] > sizes[last][0]]
     if not finer:
@@ -240,9 +234,7 @@ def map_layer(score: Score, inputs: Float[Tensor, "n c h w"]) -> str:
     return [layer for layer in alike if layer.count(".") == least][-1]
 
 
-def _measured(
-    work: Callable[[], R], store: ActivationStore, score: Score, inputs: Tensor
-) -> tuple[R, Cost]:
+def _measured(work: Callable[[], R], store: ActivationStore, score: Score, inputs: Tensor) -> tuple[R, Cost]:
     """Return what some work gives, and its cost but for settings and data."""
     accelerator = device_of(score.model).type != "cpu"
     watch = Stopwatch(accelerator)
@@ -257,7 +249,7 @@ def _measured(
 
 def _said(result: TcavResult, layer: str) -> tuple[str, ...]:
     accuracy = result.accuracy.mean(2)[0]
-    used = [c for c, yes in zip(result.concepts, result.effect_significant[0, :, 0], strict=True) if yes]  # fmt: skip
+    used = [c for c, yes in zip(result.concepts, result.effect_significant[0, :, 0], strict=True) if yes]
     return (
         f"at {layer}, CAVs tell concepts from the pool with {float(accuracy.mean()):.0%} accuracy on held-out examples, "
         f"the worst with {float(accuracy.min()):.0%}; effects on the first input's class are told from relabelled ones "

@@ -5,7 +5,7 @@ from typing import Any
 
 from griffe import Attribute, Docstring, Extension, Object
 
-_TYPES = ("Float[", "Int[", "Bool[", "UInt8[", "Shaped[", "Literal[", "Callable[", "Mapping[", "dict[", "tuple[")  # fmt: skip
+_TYPES = ("Float[", "Int[", "Bool[", "UInt8[", "Shaped[", "Literal[", "Callable[", "Mapping[", "dict[", "tuple[")
 
 
 class Examples(Extension):
@@ -14,9 +14,7 @@ class Examples(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rename the section in an object's docstring."""
         if obj.docstring:
-            obj.docstring.value = re.sub(
-                r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE
-            )
+            obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
     def on_attribute(self, *, attr: Attribute, **_: Any) -> None:
         """Say of a name for a type that it is one."""

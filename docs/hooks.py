@@ -60,9 +60,7 @@ def home(readme: str) -> tuple[str, list[str]]:
 def reference(module: str) -> str:
     """Return a module's page; of classes without a signature, such as schemas, it shows every field."""
     path = ROOT.joinpath(*module.split("."))
-    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(
-        encoding="utf-8"
-    )
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     fields = bool(re.search(r"\((Schema|Table|NamedTuple)\):", source))
     options = "    options:\n      show_if_no_docstring: true\n" if fields else ""
     return f"---\ntitle: {module}\n---\n\n::: {module}\n{options}"

@@ -2,8 +2,8 @@
 
     python docs/house.py
 
-Writes `docs/house.svg`. Levels are those of the first contract in `pyproject.toml`; arrows are read from the imports of every
-module, those inside functions too. Where a folder is reached by way of another anyhow, its arrow is left out.
+Writes `docs/house.svg`. Levels are those of the first contract in `pyproject.toml`; arrows are read from the imports of
+every module, those inside functions too. Where a folder is reached by way of another anyhow, its arrow is left out.
 """
 
 import ast
@@ -92,7 +92,7 @@ def ordered(lines: Graph, rows: Levels) -> Levels:
         near = above if down else lines
         rows = [list(row) for row in rows]
         for i in range(1, len(rows)) if down else range(len(rows) - 2, -1, -1):
-            place = {n: k / len(row) for row in (rows[i - 1 if down else i + 1],) for k, n in enumerate(row)}  # fmt: skip
+            place = {n: k / len(row) for row in (rows[i - 1 if down else i + 1],) for k, n in enumerate(row)}
             own = {n: k / len(rows[i]) for k, n in enumerate(rows[i])}
             rows[i].sort(
                 key=lambda n: (
@@ -144,9 +144,7 @@ def placed(lines: Graph, rows: Levels) -> dict[str, float]:
             offsets = [0.0]
             for a, b in pairwise(row):
                 offsets.append(offsets[-1] + (_width(a) + _width(b)) / 2 + 22)
-            drawn_to = [
-                _mean([x[m] for m in near[n] for _ in range(_pull(n, m))], x[n]) for n in row
-            ]
+            drawn_to = [_mean([x[m] for m in near[n] for _ in range(_pull(n, m))], x[n]) for n in row]
             wanted = [a - b for a, b in zip(drawn_to, offsets, strict=True)]
             low = MARGIN + TITLE + _width(row[0]) / 2
             high = WIDTH - 2 * MARGIN - _width(row[-1]) / 2 - offsets[-1]
@@ -183,11 +181,16 @@ def svg() -> str:
     y, grounds = _heights(rows)
     height = round(max(y.values()) + BOX / 2 + 2 * MARGIN)
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+            ' role="img">'
+        ),
         "<title>Folders of the suite, and which imports which: arrows point down only</title>",
         "<!-- Drawn from the code by `python docs/house.py`. -->",
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 8 4 0 8Z" fill="#5b6470"/></marker></defs>',
+        (
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<path d="M0 0 8 4 0 8Z" fill="#5b6470"/></marker></defs>'
+        ),
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
         *grounds,
         '<g fill="none" stroke="#5b6470" stroke-width="1.4">',
@@ -200,8 +203,10 @@ def svg() -> str:
         left, top, width = x[node] - _width(node) / 2, y[node] - BOX / 2, _width(node)
         edge = PACKAGES[package][1]
         drawn += [
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOX}" rx="5" fill="#ffffff" stroke="{edge}" '
-            'stroke-width="1.5"/>',
+            (
+                f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOX}" rx="5" fill="#ffffff"'
+                f' stroke="{edge}" stroke-width="1.5"/>'
+            ),
             f'<text x="{x[node]:.1f}" y="{y[node] + 4.5:.1f}" fill="#1c2128">{name}</text>',
         ]
     return "\n".join([*drawn, "</g>", "</svg>", ""])
@@ -217,16 +222,16 @@ def _heights(rows: Levels) -> tuple[dict[str, float], list[str]]:
         tall = (len(own) - 1) * PITCH + BOX + 2 * MARGIN
         grounds += [
             f'<rect x="{MARGIN}" y="{top:.1f}" width="{WIDTH - 2 * MARGIN}" height="{tall}" rx="8" fill="{fill}"/>',
-            f'<text transform="translate({MARGIN + 22} {top + tall / 2:.1f}) rotate(-90)" text-anchor="middle" '
-            f'font-family="system-ui, sans-serif" font-size="15" font-weight="600" fill="{ink}">{package}</text>',
+            (
+                f'<text transform="translate({MARGIN + 22} {top + tall / 2:.1f}) rotate(-90)" text-anchor="middle" '
+                f'font-family="system-ui, sans-serif" font-size="15" font-weight="600" fill="{ink}">{package}</text>'
+            ),
         ]
         top += tall + MARGIN
     return y, grounds
 
 
-def _paths(
-    lines: Graph, rows: Levels, x: Mapping[str, float], y: Mapping[str, float]
-) -> Iterable[str]:
+def _paths(lines: Graph, rows: Levels, x: Mapping[str, float], y: Mapping[str, float]) -> Iterable[str]:
     """Yield the pieces of every line; those of a box leave it, and reach it, side by side."""
     for upper, lower in pairwise(rows):
         for source in upper:
@@ -241,7 +246,10 @@ def _paths(
                 middle = (y1 + y2) / 2
                 through = f"V{y2 + BOX:.1f}" if bend else ""
                 tip = "" if bend else ' marker-end="url(#tip)"'
-                yield f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} {x2:.1f} {y2:.1f}{through}"{tip}/>'  # fmt: skip
+                yield (
+                    f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} {x2:.1f}'
+                    f' {y2:.1f}{through}"{tip}/>'
+                )
         assert set().union(*(lines[n] for n in upper)) <= set(lower)
 
 

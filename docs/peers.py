@@ -2,7 +2,7 @@
 
     python docs/peers.py [--source NetDissect-Lite=FOLDER] > table.md
 
-Names are read from the source of the installed packages, of which nothing is run; a library that is not installed has no column.
+Names are read from the source of the installed packages, of which nothing is run; a library that is missing has no column.
 `pip install -e '.[lucent,peers]'` brings those that pip knows; NetDissect-Lite is a folder of scripts, to be cloned.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "this suite"
-PACKAGES = {"captum": "captum", "zennit": "zennit", "lucent": "torch-lucent", "quantus": "quantus", "lime": "lime"}  # fmt: skip
+PACKAGES = {"captum": "captum", "zennit": "zennit", "lucent": "torch-lucent", "quantus": "quantus", "lime": "lime"}
 """Packages by the name they are imported by, with the name they are installed by."""
 ABILITIES = {
     "gradients": "Saliency Gradient",
@@ -80,7 +80,7 @@ def installed() -> dict[str, list[Path]]:
 
 def table(folders: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     """Return the rows of the table, its header first."""
-    own = {library: {n for folder in paths for n in names(folder)} for library, paths in folders.items()}  # fmt: skip
+    own = {library: {n for folder in paths for n in names(folder)} for library, paths in folders.items()}
     rows = [["", *folders]]
     for ability, known in ABILITIES.items():
         found = [[f"`{n}`" for n in known.split() if n in own[library]] for library in folders]
@@ -90,7 +90,7 @@ def table(folders: Mapping[str, Sequence[Path]]) -> list[list[str]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="What other libraries have, by the names in their source.")  # fmt: skip
+    parser = argparse.ArgumentParser(description="What other libraries have, by the names in their source.")
     parser.add_argument("--source", action="append", default=[], metavar="NAME=FOLDER")
     folders = installed()
     for word in parser.parse_args().source:

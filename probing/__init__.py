@@ -1,7 +1,7 @@
 """Read one network: `import probing as pb`.
 
-`load` a model, or bring any `nn.Module`; `examples` makes examples of whatever you have. A `Score` is what is explained. The local
-methods explain single inputs, `LayerProbes`, `Atlas` and `maximize` the network; `evaluate` says which method to trust.
+`load` a model, or bring any `nn.Module`; `examples` makes examples of whatever you have. A `Score` is what is explained. The
+local methods explain single inputs, `LayerProbes`, `Atlas` and `maximize` the network; `evaluate` says which to trust.
 """
 
 import lazy_loader

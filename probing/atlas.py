@@ -110,9 +110,7 @@ class Umap:
             )
         from umap import UMAP
 
-        model = UMAP(
-            n_neighbors=self.neighbours, min_dist=self.spread, metric=self.metric, random_state=self.seed, n_jobs=1
-        )  # fmt: skip
+        model = UMAP(n_neighbors=self.neighbours, min_dist=self.spread, metric=self.metric, random_state=self.seed, n_jobs=1)
         threads = torch.get_num_threads()
         try:
             return torch.from_numpy(np.asarray(model.fit_transform(rows.float().numpy()))).float()
@@ -194,9 +192,7 @@ class AtlasResult(Result):
             colour, marker = look(k) if self.names else (FAINT, "o")
             size, edge = (12, 0.0) if pictures is None else (6, 0.3)
             if self.names or pictures is None:  # points that say nothing would only hide pictures
-                ax.scatter(
-                    x[mine], y[mine], s=size, color=colour, marker=marker, lw=edge, ec=PAPER, label=name, zorder=3
-                )  # fmt: skip
+                ax.scatter(x[mine], y[mine], s=size, color=colour, marker=marker, lw=edge, ec=PAPER, label=name, zorder=3)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
@@ -215,8 +211,8 @@ class AtlasResult(Result):
     def _thumbnails(self, ax: "Axes", pictures: Pictures) -> None:
         if tuple(pictures.ids) != self.ids:
             raise AtlasError(
-                f"pictures must be of the {len(self.ids)} examples of the atlas, got {len(pictures.ids)} that differ: pass the "
-                "same examples."
+                f"pictures must be of the {len(self.ids)} examples of the atlas, got {len(pictures.ids)} that differ: pass"
+                " the same examples."
             )
         grid = len(self.counts)
         canvas = np.zeros((grid * _TILE, grid * _TILE, 4), dtype=np.uint8)
@@ -235,8 +231,10 @@ class AtlasResult(Result):
     def sentences(self) -> tuple[str, ...]:
         """Return what the plane is of, and how far to trust it."""
         return (
-            f"Atlas of {self.layer}: {len(self.ids)} points, {len(self.filled())} filled cells, trustworthiness "
-            f"{self.trustworthiness:.2f}.",
+            (
+                f"Atlas of {self.layer}: {len(self.ids)} points, {len(self.filled())} filled cells, trustworthiness "
+                f"{self.trustworthiness:.2f}."
+            ),
         )
 
     def notebook_table(self) -> None:
@@ -292,18 +290,14 @@ class Atlas:
         model, examples = module_of(model), as_examples(examples)
         labels = labels_of(examples) if labels is None else labels
         if labels is not None and len(labels) != len(examples):
-            raise AtlasError(
-                f"there are {len(labels)} labels for {len(examples)} examples: give one to each."
-            )
+            raise AtlasError(f"there are {len(labels)} labels for {len(examples)} examples: give one to each.")
         if self.grid < 1:
             raise AtlasError(f"grid must be 1 or more, got {self.grid}.")
         if len(examples) < 3:
             raise AtlasError(f"an atlas needs 3 examples or more, got {len(examples)}.")
         rows = self._rows(store, model, examples)
         if bool((rows == rows[0]).all()):
-            raise AtlasError(
-                f"all {len(rows)} activations at {self.layer!r} are equal: there is nothing to lay out."
-            )
+            raise AtlasError(f"all {len(rows)} activations at {self.layer!r} are equal: there is nothing to lay out.")
         known = [] if labels is None else [str(label) for label in labels]
         names = tuple(sorted(set(known)))
         numbers = [names.index(label) for label in known] or [-1] * len(rows)
@@ -314,13 +308,20 @@ class Atlas:
         provenance = Provenance.collect(model=model, examples=content, method=self)
         trust = trustworthiness(rows, points, seed=self.seed)
         return AtlasResult(
-            provenance, self.layer, tuple(examples.ids), names, torch.tensor(numbers), points, cell, means, counts,
-            self.least, trust,
-        )  # fmt: skip
+            provenance,
+            self.layer,
+            tuple(examples.ids),
+            names,
+            torch.tensor(numbers),
+            points,
+            cell,
+            means,
+            counts,
+            self.least,
+            trust,
+        )
 
-    def _rows(
-        self, store: ActivationStore, model: nn.Module, examples: ExampleSet
-    ) -> Float[Tensor, "n m"]:
+    def _rows(self, store: ActivationStore, model: nn.Module, examples: ExampleSet) -> Float[Tensor, "n m"]:
         resolve(model, split_call(self.layer)[0])  # a glob may name several
         if not self.position:
             rows = store.activations(model, [self.layer], examples, pool=self.pool)[self.layer]

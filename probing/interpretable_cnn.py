@@ -178,9 +178,15 @@ class FilterLoss(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, filters: int, size: int, beta: float = 4.0, *, memory: int = 256, sharpness: float = 10.0,
+        self,
+        filters: int,
+        size: int,
+        beta: float = 4.0,
+        *,
+        memory: int = 256,
+        sharpness: float = 10.0,
         gradient: str = "exact",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if gradient not in {"exact", "paper"}:
             raise FilterMapError(f"gradient must be 'exact' or 'paper', got {gradient!r}.")
@@ -229,9 +235,7 @@ class FilterLoss(nn.Module):
 
     def _scale(self, maps: Tensor) -> Tensor:
         now = maps.detach().amax((2, 3)).mean(0)
-        self.scale = torch.where(
-            self.scale > 0, SCALE_MEMORY * self.scale + (1 - SCALE_MEMORY) * now, now
-        )
+        self.scale = torch.where(self.scale > 0, SCALE_MEMORY * self.scale + (1 - SCALE_MEMORY) * now, now)
         return torch.where(self.scale > 0, self.scale, 1)
 
     def _pulled(self, scaled: Tensor, scores: Tensor, own: Tensor) -> Tensor:
@@ -258,17 +262,12 @@ def filter_categories(
     return (total / labels.bincount(minlength=classes).clamp_min(1)[:, None]).argmax(0)
 
 
-def balancing_weight(
-    task_loss: Tensor, filter_loss: Tensor, maps: Tensor, share: float = 0.1
-) -> float:
+def balancing_weight(task_loss: Tensor, filter_loss: Tensor, maps: Tensor, share: float = 0.1) -> float:
     """Return the weight at which the filter loss's gradient at the maps is a share of the task's, by length.
 
     Taken once, at the start of training; then it falls as one over the epoch. 0 where the filter loss has no gradient.
     """
-    lengths = [
-        float(torch.autograd.grad(loss, maps, retain_graph=True)[0].norm())
-        for loss in (task_loss, filter_loss)
-    ]
+    lengths = [float(torch.autograd.grad(loss, maps, retain_graph=True)[0].norm()) for loss in (task_loss, filter_loss)]
     return share * lengths[0] / lengths[1] if lengths[1] > 0 else 0.0
 
 

@@ -57,9 +57,17 @@ PIXELS = nets.images(COUNT)
 
 Fate = tuple[str, float]
 FATES = (
-    "lives", "killed at a call", "killed at a moment", "interrupted", "stopped for a while",
-    "disk full", "files too large", "sync fails", "rename fails", "short writes",
-)  # fmt: skip
+    "lives",
+    "killed at a call",
+    "killed at a moment",
+    "interrupted",
+    "stopped for a while",
+    "disk full",
+    "files too large",
+    "sync fails",
+    "rename fails",
+    "short writes",
+)
 _DISK_FATES = ("disk full", "files too large", "sync fails", "rename fails")
 _ENDS: dict[str, tuple[int, ...]] = {
     "killed at a call": (0, -signal.SIGKILL),
@@ -229,9 +237,7 @@ class Trial:
         if not meanwhile:
             self._untouched(whole)
 
-    def _events(
-        self, fates: list[Fate], workers: list[BaseProcess]
-    ) -> list[tuple[float, Callable[[], object]]]:
+    def _events(self, fates: list[Fate], workers: list[BaseProcess]) -> list[tuple[float, Callable[[], object]]]:
         found: list[tuple[float, Callable[[], object]]] = []
         for (kind, share), worker in zip(fates, workers, strict=True):
             signals = {
@@ -242,12 +248,8 @@ class Trial:
             found += [(share * 0.15 + later, _signaller(worker, s)) for later, s in signals]
         return found
 
-    def _under(
-        self, moments: list[float], draw: random.Random
-    ) -> list[tuple[float, Callable[[], object]]]:
-        kinds = [
-            k for k in DAMAGES if k != "half a copy"
-        ]  # nothing is copied under a writer's hands
+    def _under(self, moments: list[float], draw: random.Random) -> list[tuple[float, Callable[[], object]]]:
+        kinds = [k for k in DAMAGES if k != "half a copy"]  # nothing is copied under a writer's hands
         return [(moment * 0.15, lambda: self._damage(draw, kinds)) for moment in moments]
 
     def _judge(self, kind: str, worker: BaseProcess, damaged: bool) -> None:
@@ -301,9 +303,7 @@ class Trial:
         for name in now:
             record = name.removesuffix(".safetensors") + ".json"
             pair = (name, record)
-            if name.endswith(".safetensors") and all(
-                now.get(n) == self.undisturbed.get(n, b"") for n in pair
-            ):
+            if name.endswith(".safetensors") and all(now.get(n) == self.undisturbed.get(n, b"") for n in pair):
                 for n in pair:
                     state = (self.root / n).stat()
                     found[n] = (state.st_ino, state.st_mtime_ns)
@@ -323,15 +323,13 @@ class Trial:
         if not all(map(torch.equal, flat(rows), self.expected)):
             self._fail("the last run was served wrong rows")
         if store.stats.forward_rows > missing:  # fewer, where a canary of a damaged shard was whole
-            self._fail(f"the last run computed {store.stats.forward_rows} rows, not the {missing} missing")  # fmt: skip
+            self._fail(f"the last run computed {store.stats.forward_rows} rows, not the {missing} missing")
         self._untouched(whole)
         left = files(self.root)
-        if (
-            self.unlocked
-        ):  # two at work on one shard: what the killed one had begun stays, and is never read
+        if self.unlocked:  # two at work on one shard: what the killed one had begun stays, and is never read
             left = {name: data for name, data in left.items() if not name.endswith(".tmp")}
         if left != self.undisturbed:
-            names = sorted(n for n in {*left, *self.undisturbed} if left.get(n) != self.undisturbed.get(n))  # fmt: skip
+            names = sorted(n for n in {*left, *self.undisturbed} if left.get(n) != self.undisturbed.get(n))
             self._fail(f"files differ from an undisturbed run's: {names}")
         self.happened["rows computed again"] += missing
 
@@ -410,8 +408,13 @@ def main() -> int:
             sys.stderr.write(f"{error}\n")
         if (seed - args.seed) % 50 == 49:
             sys.stderr.write(f"{seed - args.seed + 1} trials, {len(failures)} failed\n")
-    figures = {"trials": args.trials, "first seed": args.seed, "seconds": round(time.monotonic() - begun),
-               "failures": failures, "happened": dict(sorted(happened.items()))}  # fmt: skip
+    figures = {
+        "trials": args.trials,
+        "first seed": args.seed,
+        "seconds": round(time.monotonic() - begun),
+        "failures": failures,
+        "happened": dict(sorted(happened.items())),
+    }
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     if args.out is not None:
         args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

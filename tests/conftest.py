@@ -21,9 +21,7 @@ from torch import Tensor, nn
 torch.set_num_threads(int(os.environ.get("THREADS", "1")))
 
 # The same examples in every run, and no deadline: a busy machine is no failure.
-settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, max_examples=60, database=None
-)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("repeatable")
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")

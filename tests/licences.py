@@ -46,7 +46,7 @@ ADVISORIES = {
     "torchvision": ("0.25", "the one of torch 2.10"),
     "tqdm": ("4.66.3", "CVE-2024-34062: arguments that are run"),
     "urllib3": ("2.6.3", "CVE-2025-66418, CVE-2025-66471, CVE-2026-21441: answers that grow"),
-}  # fmt: skip
+}
 """By package: the version that mended it, and what. Those that the project itself asks for are asked for from there on."""
 _COPYLEFT = re.compile(r"\b[AL]?GPL|General Public", re.IGNORECASE)
 
@@ -63,9 +63,9 @@ class Package(NamedTuple):
 def licence(found: metadata.Distribution) -> str:
     """Return what a package says of its licence: the expression, else the classifiers, else the first line of the text."""
     fields = found.metadata
-    classes = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier") or () if c.startswith("License ::")]  # fmt: skip
+    classes = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier") or () if c.startswith("License ::")]
     text = next(iter((fields.get("License") or "").strip().splitlines()), "")
-    said = fields.get("License-Expression") or ", ".join(c for c in classes if c != "OSI Approved") or text  # fmt: skip
+    said = fields.get("License-Expression") or ", ".join(c for c in classes if c != "OSI Approved") or text
     return LOOKED_UP.get(canonicalize_name(fields["Name"]), "") if said in {"", "UNKNOWN"} else said
 
 
@@ -84,7 +84,7 @@ def packages() -> Iterator[Package]:
     """Yield what is installed of what the project needs at run time."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = {"": project["dependencies"], **project["optional-dependencies"]}
-    waiting = [(r, "itself", "") for extra, rs in own.items() if extra not in NOT_AT_RUN_TIME for r in rs]  # fmt: skip
+    waiting = [(r, "itself", "") for extra, rs in own.items() if extra not in NOT_AT_RUN_TIME for r in rs]
     seen = {(canonicalize_name(project["name"]), "")}
     while waiting:
         line, by, extra = waiting.pop()

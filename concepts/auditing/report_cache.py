@@ -23,9 +23,7 @@ class Seal:
     made_of: str
 
     @classmethod
-    def of(
-        cls, results: AuditResults, found: Mapping[str, Result], file: AuditFile, model: str
-    ) -> "Seal":
+    def of(cls, results: AuditResults, found: Mapping[str, Result], file: AuditFile, model: str) -> "Seal":
         """Return the seal of a report.
 
         Args:
@@ -68,11 +66,7 @@ def _numbers(value: object) -> object:
     if isinstance(value, tuple | list):
         return [_numbers(one) for one in value]
     if isinstance(value, Result):
-        return {
-            f.name: _numbers(getattr(value, f.name))
-            for f in fields(value)
-            if f.name != "provenance"
-        }
+        return {f.name: _numbers(getattr(value, f.name)) for f in fields(value) if f.name != "provenance"}
     return value
 
 

@@ -95,9 +95,7 @@ def audit(
         say(sentence)
     seal = Seal.of(results, found, audit, model_id(material.loaded.model))
     if seal.holds(out):
-        say(
-            f"{done} What the report is made of is unchanged, and so is it.\n{summary(results, out)}"
-        )
+        say(f"{done} What the report is made of is unchanged, and so is it.\n{summary(results, out)}")
         return results
     for name, result in found.items():
         result.save(out / "analyses" / name)
@@ -170,9 +168,7 @@ def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
     before = store.stats.reused_rows
     rows = store.activations(model, [*material.layers, ""], material.examples, pool=pool)
     images = store.stats.reused_rows - before
-    slopes = store.gradients_of(
-        _scores(material), material.layers, material.subset(material.inputs), pool=pool
-    )
+    slopes = store.gradients_of(_scores(material), material.layers, material.subset(material.inputs), pool=pool)
     inputs = store.stats.reused_rows - before - images
     canaries = store.stats.canary_rows
     checked = f"; {canaries} canary rows recomputed and equal" if canaries else ""
@@ -181,9 +177,7 @@ def _read(material: Material, store: ActivationStore) -> tuple[Meter, str]:
         f"gradients; {store.stats.forward_rows} forward and {store.stats.backward_rows} backward passes{checked}."
     )
     features = {layer: rows[layer].flatten(1).cpu() for layer in material.layers}
-    gradients = {
-        layer: torch.stack([g[layer].flatten(1).cpu() for g in slopes]) for layer in material.layers
-    }
+    gradients = {layer: torch.stack([g[layer].flatten(1).cpu() for g in slopes]) for layer in material.layers}
     return Meter(material, store, features, rows[""].cpu(), gradients), done
 
 
@@ -224,10 +218,7 @@ def _results(meter: Meter) -> AuditResults:
         picked=tuple(picked_rows(material, measured)),
         likeness=tuple(likeness_rows(meter, measured, shown)),
         positions=tuple(position_rows(meter, measured, shown)),
-        sources=tuple(
-            (m.file.name, f"{m.file.source}. Licence: {m.file.licence}.")
-            for m in material.manifests
-        ),
+        sources=tuple((m.file.name, f"{m.file.source}. Licence: {m.file.licence}.") for m in material.manifests),
         limits=tuple(audit.limits),
         analyses=audit.further,
         by_cluster=tuple(cluster_rows(material, measured)),
@@ -248,10 +239,7 @@ def _further(material: Material, store: ActivationStore) -> tuple[dict[str, Resu
 
 def _targets(material: Material) -> list[TargetInfo]:
     pairs = zip(material.file.targets, material.targets.items(), strict=True)
-    return [
-        TargetInfo(name, index, spec.group, spec.reason, dict(spec.expect))
-        for spec, (name, index) in pairs
-    ]
+    return [TargetInfo(name, index, spec.group, spec.reason, dict(spec.expect)) for spec, (name, index) in pairs]
 
 
 def _save_pictures(meter: Meter, results: AuditResults, folder: Path) -> None:
@@ -266,9 +254,7 @@ def _save_pictures(meter: Meter, results: AuditResults, folder: Path) -> None:
 
 
 def _save_provenance(material: Material, file: Path, done: str, out: Path) -> None:
-    provenance = Provenance.collect(
-        model=material.loaded.model, examples=content_id(list(material.examples.ids))
-    )
+    provenance = Provenance.collect(model=material.loaded.model, examples=content_id(list(material.examples.ids)))
     document = asdict(provenance) | {"audit": material.file.model_dump(), "rows": done}
     document["file"] = {"name": file.name, "sha256": _sha256(file)}
     document["manifests"] = [
@@ -277,9 +263,7 @@ def _save_provenance(material: Material, file: Path, done: str, out: Path) -> No
             "file": m.path.name,
             "sha256": _sha256(m.path),
             "images": len(m.items),
-            "content": content_id(
-                [[i.name, i.sha256 or "", *i.attributes.items()] for i in m.items]
-            ),
+            "content": content_id([[i.name, i.sha256 or "", *i.attributes.items()] for i in m.items]),
         }
         for m in material.manifests
     ]

@@ -153,9 +153,7 @@ def _version(show: bool) -> bool:
 @app.callback()
 def _options(
     *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
     # Both are read elsewhere: the version by its callback, `debug` by main().

@@ -28,19 +28,13 @@ def atlas(
     ],
     layer: Annotated[str, typer.Option(help="Dotted path.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where result and figure are saved.")],
-    projection: Annotated[
-        Literal["umap", "pca"], typer.Option(help="How activations are laid out.")
-    ] = "umap",
+    projection: Annotated[Literal["umap", "pca"], typer.Option(help="How activations are laid out.")] = "umap",
     position: Annotated[
         bool,
-        typer.Option(
-            "--position", help="Read each picture at one random position, not on average."
-        ),
+        typer.Option("--position", help="Read each picture at one random position, not on average."),
     ] = False,
     grid: Annotated[int, typer.Option(min=1, help="Cells on a side.")] = 10,
-    thumbnails: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="Show a picture in each cell.")
-    ] = True,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails/--no-thumbnails", help="Show a picture in each cell.")] = True,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
@@ -62,9 +56,7 @@ def atlas(
     examples = pictures(images, loaded, "skip" if skip_unreadable else "raise")
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]
     labels = [parts[0] for parts in places] if all(len(p) > 1 for p in places) else None
-    method = Atlas(
-        layer, Umap(seed=seed) if projection == "umap" else Pca(), position, grid, seed=seed
-    )
+    method = Atlas(layer, Umap(seed=seed) if projection == "umap" else Pca(), position, grid, seed=seed)
     result = method(ActivationStore(cache or default_root()), loaded.model, examples, labels)
     result.save(out)
     save_figure(result.figure(examples if thumbnails else None), out / "atlas")
@@ -72,4 +64,4 @@ def atlas(
         f"{len(result.ids)} points at {layer!r}, {len(result.filled())} of {grid * grid} cells hold {result.least} or more; "
         f"trustworthiness {result.trustworthiness:.2f} (1: no neighbour on the plane is a stranger)."
     )
-    say(f"Saved in {out}; AtlasResult.load({str(out)!r}) reads it back, atlas.png and atlas.pdf show it.")  # fmt: skip
+    say(f"Saved in {out}; AtlasResult.load({str(out)!r}) reads it back, atlas.png and atlas.pdf show it.")

@@ -47,29 +47,21 @@ def attribute(
     ],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[IMAGE|DIR]...", help="Picture files, or folders of them with all below."
-        ),
+        typer.Argument(metavar="[IMAGE|DIR]...", help="Picture files, or folders of them with all below."),
     ] = None,
     *,
     method: Annotated[
         list[str],
-        typer.Option(
-            help="Such as ig, gradcam, lrp or lime; a wrong name lists all. Again for more."
-        ),
+        typer.Option(help="Such as ig, gradcam, lrp or lime; a wrong name lists all. Again for more."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and figures are saved.")],
-    target: Annotated[
-        str, typer.Option(help="Class by name or number; top: the one with the highest score.")
-    ] = TOP,
+    target: Annotated[str, typer.Option(help="Class by name or number; top: the one with the highest score.")] = TOP,
     text: Annotated[str | None, typer.Option(help="Explain a text instead of pictures.")] = None,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     background: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Pictures that stand for the data, for expected_gradients."
-        ),
+        typer.Option(metavar="DIR", help="Pictures that stand for the data, for expected_gradients."),
     ] = None,
     steps: Annotated[
         str | None,
@@ -95,10 +87,7 @@ def attribute(
     """Show which places of pictures, or words of a text, a model's class score depends on."""
     if text is not None:
         if images or weights or background or steps or output:
-            raise CommandError(
-                "--text takes no pictures, --weights, --background, --steps or --output: "
-                "leave them out."
-            )
+            raise CommandError("--text takes no pictures, --weights, --background, --steps or --output: leave them out.")
         _explain_text(model, text, method, target, out)
         return
     if not images:
@@ -157,9 +146,7 @@ class _Choice:
                     f"--method {name} needs {', '.join(other)}, which a command line can't give: use it from Python."
                 )
             if arguments and self.background is None:
-                raise CommandError(
-                    f"--method {name} needs --background DIR: pictures that stand for the data."
-                )
+                raise CommandError(f"--method {name} needs --background DIR: pictures that stand for the data.")
         if self.background is not None and not any(needs.values()):
             raise CommandError("--background is for expected_gradients, which was not asked for.")
         self._check_steps()
@@ -195,9 +182,7 @@ _A_PAGE = 20
 """Pictures that are held at once, and compared in one figure."""
 
 
-def _explain_images(
-    loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path
-) -> None:
+def _explain_images(loaded: "LoadedModel", images: Sequence[Path], choice: _Choice, out: Path) -> None:
     from probing.core.progress import Progress
 
     methods, names = choice.methods(loaded), _folder_names(images)
@@ -242,9 +227,7 @@ class _Page:
         examples = ImageExamples(self.images, self.loaded.preprocess)
         return examples.load(range(len(self.images)))
 
-    def explain(
-        self, methods: Mapping[str, "AttributionMethod"], meter: "Progress"
-    ) -> dict[str, list["Attribution"]]:
+    def explain(self, methods: Mapping[str, "AttributionMethod"], meter: "Progress") -> dict[str, list["Attribution"]]:
         """Return each method's result for each picture, which is saved as soon as there is one."""
         from probing.models.scores import Score
 
@@ -295,9 +278,7 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
     return f"{said}; --steps auto takes as many as bring it to {path.tolerance:.0%}, up to 1,600."
 
 
-def _explained(
-    name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path
-) -> "Attribution":
+def _explained(name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path) -> "Attribution":
     from probing.core.inputs import InputError
     from probing.models.geometry import RefusedError
     from probing.models.scores import OutputError
@@ -423,9 +404,7 @@ _LONGEST = 100_000
 
 def _refuse_text(text: str) -> None:
     if len(text) > _LONGEST:
-        raise CommandError(
-            f"--text has {len(text)} characters, over the limit of {_LONGEST}: give the passage you mean."
-        )
+        raise CommandError(f"--text has {len(text)} characters, over the limit of {_LONGEST}: give the passage you mean.")
     if broken := [i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"]:
         raise CommandError(f"--text is no UTF-8 at character {broken[0] + 1}: write it in UTF-8.")
 

@@ -47,6 +47,4 @@ def audit(
         if not filled(engine, wanted, root, disk_budget, parts.model.precision):
             return
     limit = budget_bytes(disk_budget)
-    audit(
-        file, out, store_root=root, device=device, disk_budget_bytes=limit, say=say
-    )  # fmt: skip
+    audit(file, out, store_root=root, device=device, disk_budget_bytes=limit, say=say)

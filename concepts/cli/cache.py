@@ -59,9 +59,7 @@ def clear(
 def verify(
     cache: CacheOption = None,
     *,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Only say what is damaged, and drop nothing.")
-    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Only say what is damaged, and drop nothing.")] = False,
 ) -> None:
     """Compare every stored byte with its checksum; name and drop what is damaged, to be computed again when needed.
 
@@ -79,7 +77,7 @@ def verify(
     size = f"{found.rows:,} rows, {found.bytes / 1e6:,.1f} MB"
     say(f"{root}: {found.shards:,} shards are what was written ({size}).")
     if found.damaged:
-        say(f"{len(found.damaged):,} are not: a job that asks for their rows computes them again.")  # fmt: skip
+        say(f"{len(found.damaged):,} are not: a job that asks for their rows computes them again.")
     if found.unfinished:
         say(
             f"{len(found.unfinished):,} unfinished files ({found.unfinished_bytes / 1e6:,.1f} MB), of jobs cut short or at "

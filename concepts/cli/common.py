@@ -52,7 +52,7 @@ CacheOption = Annotated[
 EngineOption = Annotated[
     Literal["local", "torchrun", "slurm", "ray"],
     typer.Option(help="Who does the work: this process, the ranks of a torchrun, the tasks of a SLURM array, or Ray."),
-]  # fmt: skip
+]
 DiskOption = Annotated[
     float | None,
     typer.Option(
@@ -126,13 +126,9 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
     for item in given:
         name, _, folder = item.partition("=")
         if not name or not folder:
-            raise CommandError(
-                f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}."
-            )
+            raise CommandError(f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}.")
         if name in found:
-            raise CommandError(
-                f"--concept {name!r} is given twice: put its pictures into one folder."
-            )
+            raise CommandError(f"--concept {name!r} is given twice: put its pictures into one folder.")
         found[name] = Path(folder)
     return found
 
@@ -210,8 +206,7 @@ def printable(text: str) -> str:
 
 def _harmless(character: str) -> bool:
     return character in "\n\t" or not (
-        unicodedata.category(character) in {"Cc", "Cs"}
-        or unicodedata.bidirectional(character) in _TURNS
+        unicodedata.category(character) in {"Cc", "Cs"} or unicodedata.bidirectional(character) in _TURNS
     )
 
 

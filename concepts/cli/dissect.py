@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from probing.models.loading import LoadedModel
     from probing.store.store import ActivationStore
 
-EXAMPLE = (
-    "probing dissect torchvision:resnet18 --layer layer3 --layer layer4 --out results/dissection"
-)
+EXAMPLE = "probing dissect torchvision:resnet18 --layer layer3 --layer layer4 --out results/dissection"
 SYNTHETIC = "synthetic"
 
 
@@ -97,9 +95,7 @@ def dissect(
     from probing.store.store import ActivationStore
 
     if dreams and rotate:
-        raise CommandError(
-            "--dreams draws units, and --rotate dissects mixtures of them: leave one out."
-        )
+        raise CommandError("--dreams draws units, and --rotate dissects mixtures of them: leave one out.")
     output_folder(out)  # a folder that can't be written is told before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
@@ -116,7 +112,7 @@ def dissect(
         found = method.in_shares(ENGINES[engine](), out / "parts", loaded.model, scenes)
         if found is None:
             if engine == "slurm":
-                say("This share is counted. The array counts in two runs; then --engine local reads.", err=True)  # fmt: skip
+                say("This share is counted. The array counts in two runs; then --engine local reads.", err=True)
             return
         result = found
     elif filled(engine, lambda: method.requests(loaded.model, scenes), root, disk_budget):
@@ -125,16 +121,12 @@ def dissect(
         return
     result.save(out)
     write_frame(out / "units.csv", result.to_pandas())
-    subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (
-        ", rotated" if rotate else ""
-    )
+    subject = f"{model}, {len(scenes)} images of {data}, protocol {protocol}" + (", rotated" if rotate else "")
     _write_pages(result, method, store, loaded, scenes, subject, units, dreams, out)
     show(_table(result))
     for sentence in result.sentences():
         say(sentence)
-    say(
-        f"Saved in {out}: index.html, units.csv; DissectionResult.load({str(out)!r}) reads it back."
-    )
+    say(f"Saved in {out}: index.html, units.csv; DissectionResult.load({str(out)!r}) reads it back.")
 
 
 def _scenes(data: str, loaded: "LoadedModel", images: int | None, seed: int) -> "Scenes":
@@ -146,9 +138,7 @@ def _scenes(data: str, loaded: "LoadedModel", images: int | None, seed: int) -> 
     if Path(data).is_dir():
         return Broden(Path(data), limit=images).scenes(loaded.preprocess)
     if images is not None:
-        raise CommandError(
-            "--images chooses among scenes or Broden's images: leave it out for a manifest."
-        )
+        raise CommandError("--images chooses among scenes or Broden's images: leave it out for a manifest.")
     return MaskedManifest(Manifest.load(data)).scenes(loaded.preprocess)
 
 
@@ -192,17 +182,19 @@ def _write_pages(
 def _table(result: "DissectionResult") -> "Table":
     from probing.results.html_report import NONE
 
-    table = new_table(
-        "layer", "units", "detectors", "concepts", "by chance", "significant", "IoU", "held out"
-    )
+    table = new_table("layer", "units", "detectors", "concepts", "by chance", "significant", "IoU", "held out")
     for layer in result.layers:
         rows = result.rows_of(layer)
         own = rows[result.detector[rows]]
         table.add_row(
-            layer, str(len(rows)), str(len(own)), str(sum(result.detectors_by_category(layer).values())),
-            f"{sum(result.null_by_category(layer).values()):.1f}", str(int(result.significant[rows].sum())),
+            layer,
+            str(len(rows)),
+            str(len(own)),
+            str(sum(result.detectors_by_category(layer).values())),
+            f"{sum(result.null_by_category(layer).values()):.1f}",
+            str(int(result.significant[rows].sum())),
             *(f"{float(v[own].mean()):.3f}" if len(own) else NONE for v in (result.best_iou, result.held_out)),
-        )  # fmt: skip
+        )
     table.caption = (
         f"Detectors have IoU > {result.min_iou:g}; 'by chance' is the mean number of concepts with a detector where "
         "images are shuffled."

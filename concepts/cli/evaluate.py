@@ -44,37 +44,25 @@ def evaluate(
         typer.Argument(metavar="IMAGE|DIR...", help="Picture files, or folders of them."),
     ],
     *,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where tables, figures and rows are saved.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where tables, figures and rows are saved.")],
     method: Annotated[
         list[str] | None,
         typer.Option(help=f"Again for more; by default {', '.join(DEFAULT_METHODS)}."),
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="Class by name or number; top: the one with the highest score.")
-    ] = TOP,
+    target: Annotated[str, typer.Option(help="Class by name or number; top: the one with the highest score.")] = TOP,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     device: DeviceOption = "auto",
     background: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Pictures that stand for the data, for expected_gradients."
-        ),
+        typer.Option(metavar="DIR", help="Pictures that stand for the data, for expected_gradients."),
     ] = None,
-    lime_samples: Annotated[
-        int, typer.Option(min=10, help="Passes of LIME for each picture.")
-    ] = 300,
+    lime_samples: Annotated[int, typer.Option(min=10, help="Passes of LIME for each picture.")] = 300,
     network: Annotated[
         bool,
-        typer.Option(
-            "--network/--no-network", help="Rows for TCAV and dissection, of drawn examples."
-        ),
+        typer.Option("--network/--no-network", help="Rows for TCAV and dissection, of drawn examples."),
     ] = True,
-    layer: Annotated[
-        str | None, typer.Option(help="That TCAV and dissection read; found if left out.")
-    ] = None,
+    layer: Annotated[str | None, typer.Option(help="That TCAV and dissection read; found if left out.")] = None,
     concept: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,9 +75,7 @@ def evaluate(
         typer.Option(metavar="DIR", help="Random pictures that these concepts are told from."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")
-    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")] = False,
     engine: EngineOption = "local",
 ) -> None:
     """Measure explanation methods on a model: which is faithful, readable, sufficient, easy to set up, quick?
@@ -128,9 +114,7 @@ def evaluate(
         rows = scoring.rows(methods, score, inputs, folder=out / "rows", done=done)
         if network:
             material = _material(given, random, loaded, seed)
-            rows += NetworkRows(layer, seed=seed)(
-                score, inputs, loaded.preprocess, material, folder=out / "rows", done=done
-            )
+            rows += NetworkRows(layer, seed=seed)(score, inputs, loaded.preprocess, material, folder=out / "rows", done=done)
     card = scoring.card(rows, score, inputs)
     card.save(out / "result")
     written = card.write(out)
@@ -147,13 +131,11 @@ def _check(names: Sequence[str], background: Path | None) -> None:
         if name not in METHODS:
             raise CommandError(f"there is no method {name!r}; methods: {', '.join(METHODS)}.")
         if name == "layer_ig":
-            raise CommandError("--method layer_ig explains a layer, and is compared with nothing here.")  # fmt: skip
+            raise CommandError("--method layer_ig explains a layer, and is compared with nothing here.")
         if names.count(name) > 1:
             raise CommandError(f"--method {name} is given twice.")
         if name == "expected_gradients" and background is None:
-            raise CommandError(
-                "--method expected_gradients needs --background DIR: pictures that stand for the data."
-            )
+            raise CommandError("--method expected_gradients needs --background DIR: pictures that stand for the data.")
     if len(names) < 2:
         raise CommandError(f"a scorecard compares methods, got {len(names)}: give two or more.")
 
@@ -163,15 +145,11 @@ def _given_concepts(concept: Sequence[str] | None, random: Path | None) -> dict[
     if given and random is None:
         raise CommandError("--concept needs --random DIR: pictures that concepts are told from.")
     if random is not None and len(given) < 3:
-        raise CommandError(
-            f"--random needs three concepts or more, by --concept, got {len(given)}."
-        )
+        raise CommandError(f"--random needs three concepts or more, by --concept, got {len(given)}.")
     return given
 
 
-def _material(
-    given: dict[str, Path], random: Path | None, loaded: "LoadedModel", seed: int
-) -> "Material":
+def _material(given: dict[str, Path], random: Path | None, loaded: "LoadedModel", seed: int) -> "Material":
     from concepts.data.concept_sets import Concept
     from concepts.scorecard_rows import Material
 

@@ -13,9 +13,7 @@ EXAMPLE = "probing init my_audit --images photos --model torchvision:resnet18"
 
 
 def init(
-    out: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder to write; made if missing.")
-    ],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; made if missing.")],
     *,
     images: Annotated[
         str,
@@ -27,9 +25,7 @@ def init(
     ],
     model: Annotated[
         str,
-        typer.Option(
-            metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:function."
-        ),
+        typer.Option(metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:function."),
     ],
     weights: WeightsOption = None,
     keys: KeysOption = "name",
@@ -42,9 +38,7 @@ def init(
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Path or glob, as 'layer?'; again for more. By default the ends of the model's stages."
-        ),
+        typer.Option(help="Path or glob, as 'layer?'; again for more. By default the ends of the model's stages."),
     ] = None,
     random: Annotated[
         Path | None,
@@ -55,30 +49,20 @@ def init(
     ] = None,
     matched: Annotated[
         bool,
-        typer.Option(
-            "--matched", help="Pictures of one name in two folders differ in the concept alone."
-        ),
+        typer.Option("--matched", help="Pictures of one name in two folders differ in the concept alone."),
     ] = False,
     grouped: Annotated[
         bool,
-        typer.Option(
-            "--grouped", help="Folders inside a concept's hold pictures that belong together."
-        ),
+        typer.Option("--grouped", help="Folders inside a concept's hold pictures that belong together."),
     ] = False,
     most: Annotated[int, typer.Option(min=10, help="Pictures of a concept at most.")] = 100,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
     split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
-    column: Annotated[
-        str | None, typer.Option(help="Of a data set: what names the concepts.")
-    ] = None,
-    image_column: Annotated[
-        str, typer.Option(help="Of a data set: what holds the pictures.")
-    ] = "image",
-    licence: Annotated[
-        str, typer.Option(help="By which licence or consent you hold the pictures.")
-    ] = "not stated",
+    column: Annotated[str | None, typer.Option(help="Of a data set: what names the concepts.")] = None,
+    image_column: Annotated[str, typer.Option(help="Of a data set: what holds the pictures.")] = "image",
+    licence: Annotated[str, typer.Option(help="By which licence or consent you hold the pictures.")] = "not stated",
     source: Annotated[str, typer.Option(help="Where the pictures come from.")] = "not stated",
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     device: DeviceOption = "auto",

@@ -32,9 +32,7 @@ def layers(
     keys: KeysOption = "name",
     shape: Annotated[
         str | None,
-        typer.Option(
-            metavar="C,H,W", help="The input's shape, where the model does not come with it."
-        ),
+        typer.Option(metavar="C,H,W", help="The input's shape, where the model does not come with it."),
     ] = None,
 ) -> None:
     """List a model's layers with the shape each returns for one example, and their sizes."""
@@ -50,9 +48,7 @@ def layers(
         if wanted is None or row.path in wanted:
             output = row.output if isinstance(row.output, str) else " x ".join(map(str, row.output))
             size = f"{row.weight_bytes / 1e6:,.2f} MB"
-            table.add_row(
-                row.path or "(model)", row.kind, output, str(row.calls), f"{row.parameters:,}", size
-            )
+            table.add_row(row.path or "(model)", row.kind, output, str(row.calls), f"{row.parameters:,}", size)
     show(table)
 
 
@@ -61,14 +57,10 @@ def _blank_input(loaded: "LoadedModel", shape: str | None) -> "Tensor":
     from PIL import Image
 
     if shape is None and loaded.transform is None:
-        raise CommandError(
-            "the model does not say what input it takes: give --shape, as in --shape 3,224,224."
-        )
+        raise CommandError("the model does not say what input it takes: give --shape, as in --shape 3,224,224.")
     if shape is None:
         return loaded.preprocess(Image.new("RGB", (64, 64)))[None]
     try:
         return torch.zeros(1, *[int(axis) for axis in shape.split(",")])
     except (ValueError, RuntimeError):
-        raise CommandError(
-            f"--shape takes numbers with commas, as in 3,224,224, got {shape!r}."
-        ) from None
+        raise CommandError(f"--shape takes numbers with commas, as in 3,224,224, got {shape!r}.") from None

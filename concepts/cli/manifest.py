@@ -24,9 +24,7 @@ def check(
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A manifest in YAML."),
     ],
     *,
-    root: Annotated[
-        Path | None, typer.Option(help="Where relative paths start; the file's folder by default.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where relative paths start; the file's folder by default.")] = None,
 ) -> None:
     """Say all that is wrong with a manifest, or worth knowing, and how to mend it: images, checksums, groups, licence."""
     from concepts.data import manifest_check

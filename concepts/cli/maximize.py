@@ -37,21 +37,15 @@ def maximize(
     layer: Annotated[str | None, typer.Option(help="Path of the layer, with --unit.")] = None,
     unit: Annotated[
         str | None,
-        typer.Option(
-            metavar="UNITS", help="A number, several as in 3,7,9, or 0:64 for the first 64."
-        ),
+        typer.Option(metavar="UNITS", help="A number, several as in 3,7,9, or 0:64 for the first 64."),
     ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Class by name or number instead; again for more.")
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Class by name or number instead; again for more.")] = None,
     preset: Annotated[
         Literal["fourier", "A", "B", "C", "D", "unregularized"],
         typer.Option(help="Fourier images, or pixels as in Yosinski et al. 2015."),
     ] = "fourier",
     steps: Annotated[int, typer.Option(min=1, help="Passes per image.")] = 256,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the images; what the model was made for by default.")
-    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images; what the model was made for by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of start and random views.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 16,
     data: Annotated[
@@ -87,9 +81,7 @@ def maximize(
 
 def _units(layer: str | None, unit: str | None, target: list[str] | None) -> list[int]:
     if bool(target) == (layer is not None) or (layer is None) != (unit is None):
-        raise CommandError(
-            "give --layer with --unit, or --target, as in --layer layer3 --unit 0:64."
-        )
+        raise CommandError("give --layer with --unit, or --target, as in --layer layer3 --unit 0:64.")
     if unit is None:
         return []
     try:
@@ -105,9 +97,7 @@ def _units(layer: str | None, unit: str | None, target: list[str] | None) -> lis
     return list(dict.fromkeys(found))
 
 
-def _goals(
-    loaded: "LoadedModel", layer: str | None, units: Sequence[int], target: Sequence[str]
-) -> list["Objective"]:
+def _goals(loaded: "LoadedModel", layer: str | None, units: Sequence[int], target: Sequence[str]) -> list["Objective"]:
     from probing.maximization import Channel, Logit
 
     if layer is not None:

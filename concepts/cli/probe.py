@@ -15,40 +15,35 @@ if TYPE_CHECKING:
     from probing.probes import ProbeResult
     from probing.probes.reduction import Reduction
 
-EXAMPLE = (
-    "probing probe torchvision:resnet18 --images photos --layer 'layer?.1' --out results/probes"
-)
+EXAMPLE = "probing probe torchvision:resnet18 --images photos --layer 'layer?.1' --out results/probes"
 
 
 def probe(
     model: common.ModelArgument,
     *,
-    images: Annotated[
-        Path, typer.Option(metavar="DIR", help="Pictures; each sub-folder is a class.")
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where result and figure are saved.")
-    ],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Pictures; each sub-folder is a class.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where result and figure are saved.")],
     layer: Annotated[
         list[str] | None,
         typer.Option(help="Path or glob, as 'layer?'; again for more. All without layers inside by default."),
     ] = None,
     reduce: Annotated[
         Literal["mean", "grid2", "grid4", "subset", "projection", "none"],
-        typer.Option(help="What is kept of a layer's output: means over all positions or 2x2 or 4x4 cells, 1000 drawn "
-                          "features, a random projection to 1000, or all."),
+        typer.Option(
+            help="What is kept of a layer's output: means over all positions or 2x2 or 4x4 cells, 1000 drawn "
+            "features, a random projection to 1000, or all."
+        ),
     ] = "mean",
-    kind: Annotated[
-        Literal["softmax", "ridge"], typer.Option(help="Logistic regression, or least squares.")
-    ] = "softmax",
+    kind: Annotated[Literal["softmax", "ridge"], typer.Option(help="Logistic regression, or least squares.")] = "softmax",
     group_folders: Annotated[
         bool,
-        typer.Option("--group-folders", help="Folders inside a class's folder, by name, are groups (a person, a role) "
-                     "that are never on two sides of the split; each holds pictures."),
+        typer.Option(
+            "--group-folders",
+            help="Folders inside a class's folder, by name, are groups (a person, a role) "
+            "that are never on two sides of the split; each holds pictures.",
+        ),
     ] = False,
-    untrained: Annotated[
-        bool, typer.Option("--untrained/--no-untrained", help="Read random weights too.")
-    ] = True,
+    untrained: Annotated[bool, typer.Option("--untrained/--no-untrained", help="Read random weights too.")] = True,
     weights: common.WeightsOption = None,
     keys: common.KeysOption = "name",
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
@@ -59,7 +54,7 @@ def probe(
     cache: common.CacheOption = None,
     engine: common.EngineOption = "local",
     disk_budget: common.DiskOption = None,
-) -> None:  # fmt: skip
+) -> None:
     """Say how well a linear classifier reads folders' classes at each layer, beside controls."""
     from probing.models import loading
     from probing.probes import LayerProbes, RidgeProbe, SoftmaxProbe
@@ -80,9 +75,7 @@ def probe(
         seed=seed,
     )
     root = cache or default_root()
-    if not common.filled(
-        engine, lambda: method.requests(loaded.model, examples), root, disk_budget
-    ):
+    if not common.filled(engine, lambda: method.requests(loaded.model, examples), root, disk_budget):
         return
     store = ActivationStore(root, disk_budget_bytes=common.budget_bytes(disk_budget))
     result = method(store, loaded.model, examples, labels, groups=groups)
@@ -94,7 +87,7 @@ def probe(
     common.show(_table(result))
     for note in result.sentences():
         common.say(note)
-    common.say(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")  # fmt: skip
+    common.say(f"Saved in {out}; ProbeResult.load({str(out)!r}) reads it back, probes.png and probes.pdf show it.")
 
 
 def _examples(folder: Path, loaded: "LoadedModel", *, skip: bool) -> "ImageExamples":
@@ -124,9 +117,13 @@ def _reduction(name: str) -> "Reduction":
     from probing.probes import Flat, GlobalAverage, Grid, RandomProjection, RandomSubset
 
     kinds: dict[str, Reduction] = {
-        "mean": GlobalAverage(), "grid2": Grid(2), "grid4": Grid(4), "subset": RandomSubset(),
-        "projection": RandomProjection(), "none": Flat(),
-    }  # fmt: skip
+        "mean": GlobalAverage(),
+        "grid2": Grid(2),
+        "grid4": Grid(4),
+        "subset": RandomSubset(),
+        "projection": RandomProjection(),
+        "none": Flat(),
+    }
     return kinds[name]
 
 
@@ -135,15 +132,28 @@ def _table(result: "ProbeResult") -> "Table":
         return "-" if value != value else format(value, form)  # noqa: PLR0124 - NaN
 
     table = common.new_table(
-        "layer", "features", "error", f"{result.level:.0%}", "training", "control task", "random weights",
-        "compression", "p to the one before",
-    )  # fmt: skip
+        "layer",
+        "features",
+        "error",
+        f"{result.level:.0%}",
+        "training",
+        "control task",
+        "random weights",
+        "compression",
+        "p to the one before",
+    )
     for row in result.to_pandas().itertuples():
         table.add_row(
-            row.layer, f"{row.features:,}", f"{row.error:.3f}", f"{row.low:.3f} to {row.high:.3f}",
-            f"{row.train_error:.3f}", shown(row.control_error, ".3f"), shown(row.untrained_error, ".3f"),
-            shown(row.compression, ".2f"), shown(row.step_p_holm, ".2g"),
-        )  # fmt: skip
+            row.layer,
+            f"{row.features:,}",
+            f"{row.error:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.train_error:.3f}",
+            shown(row.control_error, ".3f"),
+            shown(row.untrained_error, ".3f"),
+            shown(row.compression, ".2f"),
+            shown(row.step_p_holm, ".2g"),
+        )
     train, validation, test = result.examples
     table.caption = (
         f"Errors on {test} test examples; fitted on {train}, penalties chosen on {validation}. The class most frequent in "

@@ -23,16 +23,12 @@ def report(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Where two audits are compared; comparison.html if left out."
-        ),
+        typer.Option(metavar="FILE", help="Where two audits are compared; comparison.html if left out."),
     ] = None,
 ) -> None:
     """Make an audit's report again from what was saved, or set two audits side by side; no model is run."""
     if len(folders) > 2:
-        raise CommandError(
-            f"one audit is reported or two are compared, got {len(folders)} folders."
-        )
+        raise CommandError(f"one audit is reported or two are compared, got {len(folders)} folders.")
     if len(folders) == 2:
         from concepts.auditing.model_comparison.page import write_side_by_side
 

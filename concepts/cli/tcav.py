@@ -40,9 +40,7 @@ def tcav(
         list[str],
         typer.Option(metavar="NAME=DIR", help="A concept's name and pictures; again for more."),
     ],
-    random: Annotated[
-        Path, typer.Option(metavar="DIR", help="Random pictures that concepts are told from.")
-    ],
+    random: Annotated[Path, typer.Option(metavar="DIR", help="Random pictures that concepts are told from.")],
     inputs: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Pictures at which the targets' logits are explained."),
@@ -56,9 +54,7 @@ def tcav(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
     ] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Accept sets of pictures that share some.")
-    ] = False,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Accept sets of pictures that share some.")] = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
@@ -96,15 +92,19 @@ def tcav(
 
 def _tcav_table(result: "TcavResult") -> "Table":
     level = f"{result.level:.0%}"
-    table = new_table(
-        "layer", "concept", "target", "TCAV", level, "p", "effect (logits)", level, "p", "CAV accuracy"
-    )  # fmt: skip
+    table = new_table("layer", "concept", "target", "TCAV", level, "p", "effect (logits)", level, "p", "CAV accuracy")
     for row in result.to_pandas().itertuples():
         table.add_row(
-            row.layer, row.concept, row.target,
-            f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.p_holm:.2g}",
-            f"{row.effect:+.3f}", f"{row.effect_low:+.3f} to {row.effect_high:+.3f}", f"{row.effect_p_max_t:.2g}",
+            row.layer,
+            row.concept,
+            row.target,
+            f"{row.mean:.2f}",
+            f"{row.low:.2f} to {row.high:.2f}",
+            f"{row.p_holm:.2g}",
+            f"{row.effect:+.3f}",
+            f"{row.effect_low:+.3f} to {row.effect_high:+.3f}",
+            f"{row.effect_p_max_t:.2g}",
             f"{row.accuracy:.2f}",
-        )  # fmt: skip
+        )
     table.caption = "p-values are corrected over all layers, concepts and targets of this table."
     return table

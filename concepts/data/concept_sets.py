@@ -67,9 +67,7 @@ class Concept:
         return len(self.examples)
 
 
-def refuse_overlap(
-    concept: Concept, others: Mapping[str, ExampleSet], *, allow_overlap: bool = False
-) -> int:
+def refuse_overlap(concept: Concept, others: Mapping[str, ExampleSet], *, allow_overlap: bool = False) -> int:
     """Return how many of a concept's examples, by content, are also among the others.
 
     Args:
@@ -119,14 +117,10 @@ def random_sets(
     """
     pool = as_examples(pool)
     first = {id_: i for i, id_ in reversed(list(enumerate(pool.ids)))}
-    free = np.array(
-        sorted(i for id_, i in first.items() if id_ not in set(exclude)), dtype=np.int64
-    )
+    free = np.array(sorted(i for id_, i in first.items() if id_ not in set(exclude)), dtype=np.int64)
     needed = size * count if disjoint else size
     if len(free) < needed:
-        what = (
-            f"{count} sets of {size} without a shared example" if disjoint else f"a set of {size}"
-        )
+        what = f"{count} sets of {size} without a shared example" if disjoint else f"a set of {size}"
         raise PoolTooSmallError(
             f"the pool has {len(pool)} examples, of which {len(free)} are distinct and not excluded, but {what} needs "
             f"{needed}: enlarge the pool or ask for less."
@@ -135,9 +129,5 @@ def random_sets(
     if disjoint:
         drawn = rng.permutation(free)[:needed].reshape(count, size)
     else:
-        drawn = (
-            np.stack([rng.permutation(free)[:size] for _ in range(count)])
-            if count
-            else np.empty((0, size))
-        )
+        drawn = np.stack([rng.permutation(free)[:size] for _ in range(count)]) if count else np.empty((0, size))
     return tuple(tuple(int(i) for i in row) for row in drawn)

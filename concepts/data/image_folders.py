@@ -110,9 +110,7 @@ class Choice:
             probing.data.images.ImageError: if a picture cannot be decoded.
         """
         if not root.is_dir():
-            raise PicturesError(
-                f"{str(root)!r} is no folder: name one that holds a folder of pictures for each concept."
-            )
+            raise PicturesError(f"{str(root)!r} is no folder: name one that holds a folder of pictures for each concept.")
         found, said = _walk(root, grouped=self.grouped)
         files = ImageFiles(tuple(root / p.name for p in found))
         return self._taken(Pictures(root, files, tuple(found), tuple(said)))
@@ -142,13 +140,9 @@ class Choice:
             probing.data.images.ImageError: if a picture cannot be decoded.
         """
         data = open_dataset(source, root)
-        label = (
-            source.attributes[0] if source.attributes else _only(data, "ClassLabel", source.path)
-        )
+        label = source.attributes[0] if source.attributes else _only(data, "ClassLabel", source.path)
         if label not in data.features:
-            raise PicturesError(
-                f"the data set {source.path!r} has no column {label!r}; it has {data.column_names}."
-            )
+            raise PicturesError(f"the data set {source.path!r} has no column {label!r}; it has {data.column_names}.")
         images = DatasetImages(data, source.column)
         found = [Picture(i, images.name(i), name) for i, name in enumerate(texts(data, label))]
         taken = self._taken(Pictures(root, images, tuple(found), column=label))
@@ -163,9 +157,7 @@ class Choice:
         some_of, said = self._draw(whole.pictures)
         read, unreadable = self._read(whole.source, some_of)
         kept, twice = _distinct(read)
-        return replace(
-            whole, pictures=tuple(kept), left_out=(*whole.left_out, *said, *unreadable, *twice)
-        )
+        return replace(whole, pictures=tuple(kept), left_out=(*whole.left_out, *said, *unreadable, *twice))
 
     def _draw(self, pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
         by_concept: dict[str, list[Picture]] = {}
@@ -177,29 +169,21 @@ class Choice:
             drawn = np.random.default_rng(self.seed).permutation(len(own))[:most]
             chosen += [own[i] for i in sorted(drawn)]
             if len(own) > most:
-                said.append(
-                    f"Took {most} of the {len(own)} pictures of {name!r}, drawn at random; --most takes more."
-                )
+                said.append(f"Took {most} of the {len(own)} pictures of {name!r}, drawn at random; --most takes more.")
         return chosen, said
 
-    def _read(
-        self, source: ImageSource, pictures: Sequence[Picture]
-    ) -> tuple[list[Picture], list[str]]:
+    def _read(self, source: ImageSource, pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
         """Return pictures with their checksums, each decoded once, and which were left out."""
         with ThreadPoolExecutor(_THREADS) as pool:  # decoding leaves the interpreter lock
             found = list(pool.map(lambda p: _examined(source, p), pictures))
         bad = [f for f in found if isinstance(f, str)]
         if bad and not self.skip_unreadable:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise ImageError(
-                f"{bad[0]}{more}; mend or remove it, or leave such out by --skip-unreadable."
-            )
+            raise ImageError(f"{bad[0]}{more}; mend or remove it, or leave such out by --skip-unreadable.")
         return [f for f in found if isinstance(f, Picture)], [f"Left out {b}." for b in bad]
 
 
-_LAYOUT = (
-    "put those of each concept into a folder of its own, as in striped/1.jpg and dotted/1.jpg."
-)
+_LAYOUT = "put those of each concept into a folder of its own, as in striped/1.jpg and dotted/1.jpg."
 
 
 def _walk(root: Path, *, grouped: bool) -> tuple[list[Picture], list[str]]:
@@ -222,9 +206,7 @@ def _walk(root: Path, *, grouped: bool) -> tuple[list[Picture], list[str]]:
         said.append(f"Left out what lies in no concept's folder: {some(loose)}.")
     if other:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in other.most_common(5))
-        said.append(
-            f"Left out files that are not of a known kind ({kinds}): known are {', '.join(SUFFIXES)}."
-        )
+        said.append(f"Left out files that are not of a known kind ({kinds}): known are {', '.join(SUFFIXES)}.")
     return found, said
 
 
@@ -246,17 +228,15 @@ def _group(root: Path, parts: Sequence[str], *, grouped: bool) -> str:
         return ""
     if not grouped:
         raise PicturesError(
-            f"{'/'.join(parts[:2])!r} is a folder inside the folder of a concept. If its pictures belong together, as of one "
-            f"person or one day, give --grouped; if {parts[1]!r} is a concept, give --images {str(root / parts[0])!r}."
+            f"{'/'.join(parts[:2])!r} is a folder inside the folder of a concept. If its pictures belong together, as of one"
+            f" person or one day, give --grouped; if {parts[1]!r} is a concept, give --images {str(root / parts[0])!r}."
         )
     return parts[1]
 
 
 def _checked(root: Path, name: str) -> str:
     if "\\" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise PicturesError(
-            f"the name {name!r} holds signs that a manifest can't: rename the file."
-        )
+        raise PicturesError(f"the name {name!r} holds signs that a manifest can't: rename the file.")
     path_under(root, name)
     return name
 

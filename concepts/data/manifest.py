@@ -65,13 +65,8 @@ class ManifestFile(Schema):
     about: str = ""
     licence: str
     source: str
-    background: (
-        Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
-        | None
-    ) = None
-    images: Annotated[
-        FolderImages | ListedImages | PackageImages | DatasetSource, Field(discriminator="kind")
-    ]
+    background: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)] | None = None
+    images: Annotated[FolderImages | ListedImages | PackageImages | DatasetSource, Field(discriminator="kind")]
     groups: dict[str, Group] = Field(default_factory=dict)
     matched: list[Matched] = Field(default_factory=list)
     masks: MaskSource | None = None
@@ -104,9 +99,7 @@ class Manifest:
     skipped: tuple[Skipped, ...] = ()
 
     @classmethod
-    def load(
-        cls, path: Path | str, *, root: Path | None = None, on_error: OnError = "raise"
-    ) -> "Manifest":
+    def load(cls, path: Path | str, *, root: Path | None = None, on_error: OnError = "raise") -> "Manifest":
         """Read a manifest and check that its images are there and unchanged.
 
         Args:
@@ -151,9 +144,7 @@ class Manifest:
         """
         known = list(self.items[0].attributes)
         if name not in known:
-            raise ManifestError(
-                f"the images of {self.file.name!r} have no attribute {name!r}, only {known}."
-            )
+            raise ManifestError(f"the images of {self.file.name!r} have no attribute {name!r}, only {known}.")
         return tuple(item.attributes[name] for item in self.items)
 
     def group(self, name: str) -> tuple[int, ...]:
@@ -163,18 +154,14 @@ class Manifest:
             ManifestError: if there is no such group, or no image in it.
         """
         if name not in self.file.groups:
-            raise ManifestError(
-                f"{self.file.name!r} has no group {name!r}; it has {sorted(self.file.groups)}."
-            )
+            raise ManifestError(f"{self.file.name!r} has no group {name!r}; it has {sorted(self.file.groups)}.")
         group = self.file.groups[name]
         chosen = self.select(group.where, group.without)
         if group.files is not None:
             known = {item.name for item in self.items} | {bad.name for bad in self.skipped}
             absent = sorted(set(group.files) - known)
             if absent:
-                raise ManifestError(
-                    f"the group {name!r} lists {absent[0]!r}, which is none of the images."
-                )
+                raise ManifestError(f"the group {name!r} lists {absent[0]!r}, which is none of the images.")
             listed = set(group.files)
             chosen = tuple(i for i in chosen if self.items[i].name in listed)
         if not chosen:
@@ -188,8 +175,7 @@ class Manifest:
             ManifestError: if no image has such an attribute or value.
         """
         wanted, unwanted = (
-            {name: self._values(name, values) for name, values in (part or {}).items()}
-            for part in (where, without)
+            {name: self._values(name, values) for name, values in (part or {}).items()} for part in (where, without)
         )
         return tuple(
             i
@@ -209,15 +195,11 @@ class Manifest:
         matched = next((m for m in self.file.matched if m.vary == vary), None)
         if matched is None:
             known = [m.vary for m in self.file.matched]
-            raise ManifestError(
-                f"{self.file.name!r} matches no images that vary in {vary!r}, only in {known}."
-            )
+            raise ManifestError(f"{self.file.name!r} matches no images that vary in {vary!r}, only in {known}.")
         one, other = (self._keyed(matched, self.select({vary: value})) for value in (a, b))
         keys = [key for key in one if key in other]
         if not keys:
-            raise ManifestError(
-                f"{self.file.name!r} has no pair of images with {vary} {a!r} and {b!r}."
-            )
+            raise ManifestError(f"{self.file.name!r} has no pair of images with {vary} {a!r} and {b!r}.")
         first, second = (tuple(side[key] for key in keys) for side in (one, other))
         return Pairs(first, second, tuple(self.items[i].attributes[matched.cluster] for i in first))
 
@@ -225,9 +207,7 @@ class Manifest:
         wanted = {values} if isinstance(values, str) else set(values)
         seen = set(self.attribute(name))
         if unknown := sorted(wanted - seen):
-            raise ManifestError(
-                f"no image of {self.file.name!r} has {name} {unknown[0]!r}; values: {some(sorted(seen))}."
-            )
+            raise ManifestError(f"no image of {self.file.name!r} has {name} {unknown[0]!r}; values: {some(sorted(seen))}.")
         return wanted
 
     def _keyed(self, matched: Matched, indices: Sequence[int]) -> dict[tuple[str, ...], int]:
@@ -250,13 +230,7 @@ class Manifest:
         parts = [
             f"{len(names)} {what} ({some(names)})"
             for what in ("missing", "changed")
-            if (
-                names := [
-                    item.name
-                    for item, state in zip(self.items, found, strict=True)
-                    if state == what
-                ]
-            )
+            if (names := [item.name for item, state in zip(self.items, found, strict=True) if state == what])
         ]
         raise ChecksumError(
             f"of the {len(self.items)} images of {str(self.path)!r}, {' and '.join(parts)}: "
@@ -320,9 +294,7 @@ class Manifest:
         bad = self.unreadable()
         kept = [i for i in range(len(self.items)) if i not in bad]
         if not kept:
-            raise ManifestError(
-                f"none of the {len(self.items)} images of {str(self.path)!r} can be read."
-            )
+            raise ManifestError(f"none of the {len(self.items)} images of {str(self.path)!r} can be read.")
         items = tuple(self.items[i] for i in kept)
         return replace(
             self,

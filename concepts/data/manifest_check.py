@@ -132,8 +132,8 @@ def _content(manifest: Manifest) -> Iterator[str]:
     missing = {i for i, state in enumerate(states) if state == "missing"}
     if len(missing) == len(names) > 1:
         yield (
-            f"all {len(names)} images are missing ({some(names)}): if they lie elsewhere, say where by --root; if the manifest "
-            "was moved, move it back beside them."
+            f"all {len(names)} images are missing ({some(names)}): if they lie elsewhere, say where by --root; if the"
+            " manifest was moved, move it back beside them."
         )
         return
     for i in sorted(missing):
@@ -230,9 +230,7 @@ def _partnerless(manifest: Manifest) -> Iterator[str]:
     for matched in manifest.file.matched:
         try:
             values = len(set(manifest.attribute(matched.vary)))
-            count = Counter(
-                tuple(item.attributes[k] for k in matched.within) for item in manifest.items
-            )
+            count = Counter(tuple(item.attributes[k] for k in matched.within) for item in manifest.items)
         except (ManifestError, KeyError):
             continue  # said already
         if partial := sum(n < values for n in count.values()):

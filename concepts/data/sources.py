@@ -171,24 +171,18 @@ def some(names: Sequence[str]) -> str:
 
 def _folder(source: FolderImages, root: Path) -> Found:
     if ".." in PurePosixPath(source.pattern).parts or PurePosixPath(source.pattern).is_absolute():
-        raise PathEscapeError(
-            f"the pattern {source.pattern!r} leaves its root: give one without '..'."
-        )
+        raise PathEscapeError(f"the pattern {source.pattern!r} leaves its root: give one without '..'.")
     images = ImageFiles.in_folder(root, source.pattern)
     names = [path.relative_to(root).as_posix() for path in images.paths]
     for name in names:
         path_under(root, name)
-    return Found(
-        tuple(Item(n, {"folder": PurePosixPath(n).parent.as_posix()}) for n in names), images
-    )
+    return Found(tuple(Item(n, {"folder": PurePosixPath(n).parent.as_posix()}) for n in names), images)
 
 
 def _table(source: Table, root: Path) -> Found:
     columns = source.columns
     if len(set(columns)) < len(columns) or not {"file", "sha256"} <= set(columns):
-        raise ManifestError(
-            f"'columns' must name 'file' and 'sha256' and each attribute once, got {columns}."
-        )
+        raise ManifestError(f"'columns' must name 'file' and 'sha256' and each attribute once, got {columns}.")
     items = [_item(dict(zip(columns, row, strict=False)), row, columns) for row in source.rows]
     names = [item.name for item in items]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
@@ -200,21 +194,15 @@ def _table(source: Table, root: Path) -> Found:
     if source.render is not None and len(vector) < len(names):
         plain = next(n for n in names if n not in vector)
         raise ManifestError(f"'render' is for SVG drawings, and {plain!r} is none.")
-    return Found(
-        tuple(items), VectorFiles(paths, source.render) if source.render else ImageFiles(paths)
-    )
+    return Found(tuple(items), VectorFiles(paths, source.render) if source.render else ImageFiles(paths))
 
 
 def _item(record: dict[str, str], row: Sequence[str], columns: Sequence[str]) -> Item:
     if len(row) != len(columns):
-        raise ManifestError(
-            f"the row {list(row)} has {len(row)} values for the columns {list(columns)}."
-        )
+        raise ManifestError(f"the row {list(row)} has {len(row)} values for the columns {list(columns)}.")
     name, sha256 = record.pop("file"), record.pop("sha256")
     if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ManifestError(
-            f"the sha256 of {name!r} must be 64 hexadecimal characters in lower case, got {sha256!r}."
-        )
+        raise ManifestError(f"the sha256 of {name!r} must be 64 hexadecimal characters in lower case, got {sha256!r}.")
     return Item(name, record, sha256)
 
 
@@ -231,9 +219,7 @@ def open_dataset(source: DatasetSource, root: Path) -> Any:  # datasets ships no
         raise
     except Exception as error:  # the library and its file readers have many types for this
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ManifestError(
-            f"the data set {source.path!r} cannot be read as {source.format} ({reason})."
-        ) from error
+        raise ManifestError(f"the data set {source.path!r} cannot be read as {source.format} ({reason}).") from error
 
 
 def _dataset(source: DatasetSource, root: Path) -> Found:
@@ -241,18 +227,12 @@ def _dataset(source: DatasetSource, root: Path) -> Found:
     images = DatasetImages(data, source.column, None if source.format == "hub" else root)
     absent = [name for name in source.attributes if name not in data.column_names]
     if absent:
-        raise ManifestError(
-            f"the data set {source.path!r} has no column {absent[0]!r}; it has {data.column_names}."
-        )
+        raise ManifestError(f"the data set {source.path!r} has no column {absent[0]!r}; it has {data.column_names}.")
     columns = {name: texts(data, name) for name in source.attributes}
     rows = range(len(images)) if source.rows is None else source.rows
     if outside := [i for i in rows if i >= len(images)]:
-        raise ManifestError(
-            f"the data set {source.path!r} has no row {outside[0]}: it has {len(images)}, counted from 0."
-        )
-    items = (
-        Item(images.name(i), {name: values[i] for name, values in columns.items()}) for i in rows
-    )
+        raise ManifestError(f"the data set {source.path!r} has no row {outside[0]}: it has {len(images)}, counted from 0.")
+    items = (Item(images.name(i), {name: values[i] for name, values in columns.items()}) for i in rows)
     chosen = images if source.rows is None else ChosenImages(images, tuple(rows))
     return Found(tuple(items), chosen)
 

@@ -74,9 +74,7 @@ class SyntheticImages:
             near = get_close_matches(self.pattern, PATTERNS, n=3, cutoff=0.4) or list(PATTERNS)
             raise PatternError(f"there is no pattern {self.pattern!r}. Close names: {near}.")
         if self.count < 1 or self.size < 8:
-            raise ArgumentError(
-                f"count must be 1 or more and size 8 or more, got {self.count} and {self.size}."
-            )
+            raise ArgumentError(f"count must be 1 or more and size 8 or more, got {self.count} and {self.size}.")
 
     def __len__(self) -> int:
         return self.count
@@ -87,9 +85,7 @@ class SyntheticImages:
 
     def tensor(self) -> UInt8[Tensor, "count 3 size size"]:
         """Return all images."""
-        return torch.from_numpy(np.stack([self._pixels(i) for i in range(self.count)])).permute(
-            0, 3, 1, 2
-        )
+        return torch.from_numpy(np.stack([self._pixels(i) for i in range(self.count)])).permute(0, 3, 1, 2)
 
     def examples(self, preprocess: Transform) -> ImageExamples:
         """Return the images as a model's inputs."""
@@ -107,9 +103,7 @@ class SyntheticImages:
             raise OutOfRangeError(f"index {index} is out of range for {self.count} images.")
         rng = np.random.default_rng([self.seed, zlib.crc32(self.pattern.encode()), index])
         if self.pattern in COLOURS:
-            shades = np.array(COLOURS[self.pattern]) + rng.uniform(
-                -_BRIGHTNESS, _BRIGHTNESS, (2, 1)
-            )
+            shades = np.array(COLOURS[self.pattern]) + rng.uniform(-_BRIGHTNESS, _BRIGHTNESS, (2, 1))
             shades = shades + rng.uniform(-_HUE, _HUE, (2, 3))
             picture = _blend(_clouds(self.size, rng), shades[0], shades[1])
         else:
@@ -128,9 +122,7 @@ def _stripes(x: Array, y: Array, size: int, rng: np.random.Generator) -> Array:
 
 def _dots(x: Array, y: Array, size: int, rng: np.random.Generator) -> Array:
     step = rng.uniform(size / 12, size / 5)
-    shifted = x + np.floor(y / step) % 2 * step / 2 * rng.integers(
-        2
-    )  # every other row between the dots, or not
+    shifted = x + np.floor(y / step) % 2 * step / 2 * rng.integers(2)  # every other row between the dots, or not
     far = np.hypot(shifted % step - step / 2, y % step - step / 2)
     return _soft(rng.uniform(0.24, 0.38) * step - far)
 

@@ -15,9 +15,7 @@ from probing.core.errors import ProbingError
 MAX_BYTES = 16 << 20  # a line an image: more than a hundred thousand images
 MAX_DEPTH = 20
 MAX_FAULTS = 100  # that are told one by one
-MAX_VALUES = (
-    600_000  # a hundred thousand images of four columns; bounds the time that reading takes
-)
+MAX_VALUES = 600_000  # a hundred thousand images of four columns; bounds the time that reading takes
 
 S = TypeVar("S", bound="Schema")
 
@@ -110,9 +108,7 @@ def _refuse_bombs(events: Iterator[yaml.Event]) -> None:
         values += 1
         depth += isinstance(event, yaml.CollectionStartEvent)
         if event.anchor:
-            raise SchemaError(
-                f"the anchor or alias {event.anchor!r} is refused, write it out{_line(event)}"
-            )
+            raise SchemaError(f"the anchor or alias {event.anchor!r} is refused, write it out{_line(event)}")
         if depth > MAX_DEPTH:
             raise SchemaError(f"it is nested deeper than {MAX_DEPTH} levels{_line(event)}")
         if values > MAX_VALUES:
@@ -142,9 +138,7 @@ def _faults(error: ValidationError, schema: type[Schema]) -> list[str]:
     return [_fault(e["type"], e["loc"], e["msg"], e["input"], schema) for e in ordered[:MAX_FAULTS]]
 
 
-def _fault(
-    kind: str, loc: Sequence[int | str], said: str, got: object, schema: type[Schema]
-) -> str:
+def _fault(kind: str, loc: Sequence[int | str], said: str, got: object, schema: type[Schema]) -> str:
     place = ".".join(map(str, loc))
     if kind == "extra_forbidden":
         near = get_close_matches(str(loc[-1]), _keys(schema), n=2)

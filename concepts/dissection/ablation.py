@@ -133,9 +133,7 @@ class Ablation:
         refuse_training(model)
         examples = as_examples(examples)
         if len(classes) != len(examples):
-            raise AblationError(
-                f"{len(examples)} examples need as many classes, got {len(classes)}."
-            )
+            raise AblationError(f"{len(examples)} examples need as many classes, got {len(classes)}.")
         one = examples.load([0])
         layout = Layout.of(model, one, self.layer)
         units = self._units(model, layout, one)
@@ -146,9 +144,7 @@ class Ablation:
             )
         counts = tuple(c for c in self.counts if c <= len(ranked))
         if not counts:
-            raise AblationError(
-                f"counts {self.counts} are more than the {len(ranked)} units of the order."
-            )
+            raise AblationError(f"counts {self.counts} are more than the {len(ranked)} units of the order.")
         rng = np.random.default_rng(self.seed)
         everything = set(range(units))
         sets: list[set[int]] = [set()]
@@ -157,14 +153,9 @@ class Ablation:
             sets += [first, everything - first]
             sets += [set(rng.permutation(units)[:count].tolist()) for _ in range(self.draws)]
         found = [self._measured(model, layout, examples, classes, sorted(s)) for s in sets]
-        accuracy, score = (
-            torch.tensor([pair[i] for pair in found[1:]]).double().reshape(len(counts), -1)
-            for i in (0, 1)
-        )
+        accuracy, score = (torch.tensor([pair[i] for pair in found[1:]]).double().reshape(len(counts), -1) for i in (0, 1))
         return AblationResult(
-            provenance=Provenance.collect(
-                model=model, examples="\0".join(examples.ids), method=self
-            ),
+            provenance=Provenance.collect(model=model, examples="\0".join(examples.ids), method=self),
             layer=self.layer,
             counts=counts,
             accuracy=found[0][0],

@@ -96,9 +96,7 @@ class Dissection:
         if not self.layers:
             raise DissectionError("layers must name at least one layer, got none.")
         if self.draws < 0 or self.top < 1:
-            raise DissectionError(
-                f"draws must be 0 or more and top 1 or more, got {self.draws} and {self.top}."
-            )
+            raise DissectionError(f"draws must be 0 or more and top 1 or more, got {self.draws} and {self.top}.")
 
     def __call__(self, store: ActivationStore, model: Model, scenes: Scenes) -> DissectionResult:
         """Dissect some layers of a model."""
@@ -137,16 +135,20 @@ class Dissection:
         passes = self._passes(model, scenes)
         key = self._parts_key(model, scenes, precision)
         first = accumulated(
-            engine, Parts(folder, f"{key}-levels"), FirstShare(passes, precision),
+            engine,
+            Parts(folder, f"{key}-levels"),
+            FirstShare(passes, precision),
             lambda: levels_parts(passes.nothing_seen()),
-        )  # fmt: skip
+        )
         if first is None:
             return None
         levels = [cast("Levels", first[f"{name}: range"]) for name in passes.names]
         second = accumulated(
-            engine, Parts(folder, f"{key}-counts"), SecondShare(passes, precision, levels),
+            engine,
+            Parts(folder, f"{key}-counts"),
+            SecondShare(passes, precision, levels),
             lambda: counts_parts(*passes.nothing_counted(levels)),
-        )  # fmt: skip
+        )
         if second is None or not engine.leads():
             return None
         shown = cast("Shown", second["shown"])
@@ -186,9 +188,7 @@ class Dissection:
             lenses.append(Lens(layer, layout, upsampling, self.protocol, self.rotation))
         return lenses
 
-    def _result(
-        self, model: nn.Module, scenes: Scenes, readings: Sequence[Reading], found: Shown
-    ) -> DissectionResult:
+    def _result(self, model: nn.Module, scenes: Scenes, readings: Sequence[Reading], found: Shown) -> DissectionResult:
         if not found.shown.any():
             raise DissectionError(
                 f"none of the {len(scenes)} images has a label: check that masks and images belong together."
@@ -197,10 +197,7 @@ class Dissection:
         counts = [one.plus(other) for one, other in zip(first, second, strict=True)]
         moments = [reading.moments for reading in readings]
         whole = joined(counts)
-        sums = {
-            name: torch.cat([getattr(m, name) for m in moments])
-            for name in ("product", "total", "squares")
-        }
+        sums = {name: torch.cat([getattr(m, name) for m in moments]) for name in ("product", "total", "squares")}
         maxima = torch.cat([reading.levels.maxima for reading in readings], 1)
         best = whole.iou.max(1)
         detects = best.values > self.min_iou
@@ -215,18 +212,12 @@ class Dissection:
             images=len(scenes),
             counts=whole,
             halves=(joined(first), joined(second)),
-            correlation=correlation(
-                sums["product"], sums["total"], sums["squares"], whole.label_area, moments[0].cells
-            ),
+            correlation=correlation(sums["product"], sums["total"], sums["squares"], whole.label_area, moments[0].cells),
             auprc=found.average_precision(maxima, scenes),
             base_rate=found.base_rate(scenes),
             maxima=maxima,
-            null=NullScores(
-                torch.cat([b for b, _ in nulls], 1), torch.cat([c for _, c in nulls], 1)
-            ),
-            label_tests=label_tests(
-                judged, maxima[:, labelled], found.shown[:, concepts], self.seed
-            ),
+            null=NullScores(torch.cat([b for b, _ in nulls], 1), torch.cat([c for _, c in nulls], 1)),
+            label_tests=label_tests(judged, maxima[:, labelled], found.shown[:, concepts], self.seed),
             min_iou=self.min_iou,
             level=self.level,
             top=min(self.top, len(scenes)),

@@ -72,9 +72,7 @@ def find_active(
     return found
 
 
-def count_shared(
-    starts: Any, pixels: Any, planes: Any, kind_of: Any, shared: Any, touched: Any
-) -> None:
+def count_shared(starts: Any, pixels: Any, planes: Any, kind_of: Any, shared: Any, touched: Any) -> None:
     """Count, per unit and label, the active cells that have the label.
 
     Args:
@@ -215,9 +213,7 @@ def sum_squares(maps: Any, rows: Any, beside: Any, columns: Any, aside: Any, squ
             squares[n, u] = total
 
 
-def add_precisions(
-    order: Any, last: Any, starts: Any, concepts: Any, hits: Any, precisions: Any
-) -> None:
+def add_precisions(order: Any, last: Any, starts: Any, concepts: Any, hits: Any, precisions: Any) -> None:
     """Add, per concept, the precision at each image that shows it, when images are gone through from the highest.
 
     Args:

@@ -84,9 +84,14 @@ class Judged:
     def missing(self) -> "Judged":
         """Return the expected sums when each label is kept with probability 1/2."""
         return Judged(
-            self.shared / 2, self.unit_area, self.label_area / 2, self.cells,
-            self.product / 2, self.total, self.squares,
-        )  # fmt: skip
+            self.shared / 2,
+            self.unit_area,
+            self.label_area / 2,
+            self.cells,
+            self.product / 2,
+            self.total,
+            self.squares,
+        )
 
     def extra(self) -> "Judged":
         """Return the expected sums when other cells get the label too, as many as have it, or all of them."""
@@ -107,9 +112,7 @@ class Judged:
         union = self.unit_area + self.label_area - self.shared
         return {
             "iou": self.shared / union.clamp(min=1e-9),
-            "correlation": correlation(
-                self.product, self.total, self.squares, self.label_area, self.cells
-            ),
+            "correlation": correlation(self.product, self.total, self.squares, self.label_area, self.cells),
             "label share of the unit": self.shared / self.unit_area.clamp(min=1e-9),
             "unit share of the label": self.shared / self.label_area.clamp(min=1e-9),
         }
@@ -135,10 +138,7 @@ def label_tests(
         seed: of the draws.
     """
     before, without, with_more = judged.scores(), judged.missing().scores(), judged.extra().scores()
-    tests = [
-        _test(name, before[name], without[name], with_more[name], 2 if name == "correlation" else 1)
-        for name in before
-    ]
+    tests = [_test(name, before[name], without[name], with_more[name], 2 if name == "correlation" else 1) for name in before]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(2, *shown.shape, generator=generator)
     rate = shown.double().sum(0) / (~shown).sum(0).clamp(min=1)

@@ -129,10 +129,7 @@ def unit_strips(
         ready = lens.upsampling.ready(lens.maps(rows[lens.layer]))
         for row, indices in top.items():
             unit = int(result.unit[row])
-            at = {
-                wanted[place]: one[unit : unit + 1].clone()
-                for place, one in zip(places, ready, strict=True)
-            }
+            at = {wanted[place]: one[unit : unit + 1].clone() for place, one in zip(places, ready, strict=True)}
             maps |= {(row, index): one for index, one in at.items() if index in indices}
     shown = {i: present(scenes.labels(i), len(result.concepts)) for i in wanted}
     pictures = {i: _small(scenes.picture(i)) for i in wanted}
@@ -193,9 +190,7 @@ def _title(result: "DissectionResult", row: int) -> str:
     concept = int(result.best[row])
     if result.best_iou[row] == 0:
         return f"unit {int(result.unit[row])}: no concept"
-    return (
-        f"unit {int(result.unit[row])}: {result.concepts[concept]} ({result.categories[concept]})"
-    )
+    return f"unit {int(result.unit[row])}: {result.concepts[concept]} ({result.categories[concept]})"
 
 
 def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
@@ -207,9 +202,7 @@ def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
         f"p {_p(float(result.p[row]))}, corrected {_p(float(result.p_fdr[row]))}. "
         "The images that move the unit most, dark where it is not active."
     )
-    return Plate(
-        inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption
-    )
+    return Plate(inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption)
 
 
 def _findings(result: "DissectionResult") -> Iterator[Finding]:
@@ -231,38 +224,49 @@ def _layer_table(result: "DissectionResult") -> Table:
         own = units[result.detector[units]]
         rows.append(
             (
-                layer, str(len(units)), str(len(own)), str(sum(result.detectors_by_category(layer).values())),
+                layer,
+                str(len(units)),
+                str(len(own)),
+                str(sum(result.detectors_by_category(layer).values())),
                 _known(float((result.null.iou[:, units] > result.min_iou).double().mean() * 100), 1),
                 str(int(result.significant[units].sum())),
-                _mean(result.best_iou[own]), _mean(result.held_out[own]),
+                _mean(result.best_iou[own]),
+                _mean(result.held_out[own]),
                 str(int(result.inactive[units].sum())),
             )
-        )  # fmt: skip
+        )
     header = (
-        "layer", "units", "detectors", "concepts", "detectors by chance, %", "significant", "their mean IoU",
-        "held out", "inactive",
-    )  # fmt: skip
-    return Table(
-        f"Layers. A detector has IoU > {result.min_iou:g} with a concept.", header, tuple(rows)
+        "layer",
+        "units",
+        "detectors",
+        "concepts",
+        "detectors by chance, %",
+        "significant",
+        "their mean IoU",
+        "held out",
+        "inactive",
     )
+    return Table(f"Layers. A detector has IoU > {result.min_iou:g} with a concept.", header, tuple(rows))
 
 
 def _test_table(result: "DissectionResult") -> Table:
     rows = tuple(
         (
-            test.score, "passed" if test.passed else "failed", number(test.missing, 3, sign=True),
-            f"{test.missing_falls:.0%}", number(test.extra, 3, sign=True), f"{test.extra_falls:.0%}",
+            test.score,
+            "passed" if test.passed else "failed",
+            number(test.missing, 3, sign=True),
+            f"{test.missing_falls:.0%}",
+            number(test.extra, 3, sign=True),
+            f"{test.extra_falls:.0%}",
         )
         for test in result.label_tests
         if test.units
-    )  # fmt: skip
+    )
     caption = (
         "Does a score notice wrong labels? Mean change when half of the labels are missing, and when as many are "
         "added elsewhere, with the share of units whose score falls (Oikarinen, Yan & Weng 2025)."
     )
-    return Table(
-        caption, ("score", "test", "missing", "falls", "extra", "falls"), rows, text_columns=2
-    )
+    return Table(caption, ("score", "test", "missing", "falls", "extra", "falls"), rows, text_columns=2)
 
 
 def _unit_table(result: "DissectionResult", units: Sequence[int]) -> Table:
@@ -277,9 +281,7 @@ def _unit_table(result: "DissectionResult", units: Sequence[int]) -> Table:
             result.auprc[at],
         ]
         cells = [_known(float(value), 3) for value in values]
-        rows.append(
-            (_title(result, row), *cells, _p(float(result.p[row])), _p(float(result.p_fdr[row])))
-        )
+        rows.append((_title(result, row), *cells, _p(float(result.p[row])), _p(float(result.p_fdr[row]))))
     header = (
         "unit",
         "IoU",
@@ -322,9 +324,7 @@ def _small(picture: Image.Image) -> Image.Image:
     return small
 
 
-def masked(
-    picture: Image.Image, mask: Bool[np.ndarray, "rows columns"], *, outside: float = 0.3
-) -> Image.Image:
+def masked(picture: Image.Image, mask: Bool[np.ndarray, "rows columns"], *, outside: float = 0.3) -> Image.Image:
     """Return a picture that is darkened outside a mask, with a line along the mask's edge.
 
     Args:

@@ -17,9 +17,7 @@ from concepts.dissection.unit_masks import Masks
 from probing.statistics.kernels import compiled
 
 
-def shuffles(
-    images: int, draws: int, seed: int, block: int
-) -> list[Int[np.ndarray, "draws block"]]:
+def shuffles(images: int, draws: int, seed: int, block: int) -> list[Int[np.ndarray, "draws block"]]:
     """Return orders in which units get the labels of other images of the same block, which bounds memory.
 
     Shuffling inside blocks is as valid as shuffling all: under the null, images are exchangeable within any set.
@@ -33,10 +31,7 @@ def shuffles(
     rng = np.random.default_rng(seed)
     sizes = [len(part) for part in blocks_of(images, block)]
     return [
-        np.stack([rng.permutation(size) for _ in range(draws)])
-        if draws
-        else np.empty((0, size), np.int64)
-        for size in sizes
+        np.stack([rng.permutation(size) for _ in range(draws)]) if draws else np.empty((0, size), np.int64) for size in sizes
     ]
 
 
@@ -84,9 +79,16 @@ class NullTally:
         for draw, order in enumerate(orders):
             area = self._area[draw] if self._union == "touched" else touched
             compiled(count_permuted)(
-                packed.offsets, packed.starts, packed.cells, packed.planes, packed.whole,
-                packed.kind_of, order, self._shared[draw], area,
-            )  # fmt: skip
+                packed.offsets,
+                packed.starts,
+                packed.cells,
+                packed.planes,
+                packed.whole,
+                packed.kind_of,
+                order,
+                self._shared[draw],
+                area,
+            )
             if self._union != "touched":
                 counted = packed.labelled if self._union == "category" else packed.labelled | True
                 self._area[draw] += _product(packed.areas, counted[order])
@@ -108,9 +110,7 @@ class NullTally:
                 f"{self._cells} label cells are too many to shuffle: leave draws at 0, or take fewer images."
             )
 
-    def best(
-        self, counts: Counts
-    ) -> tuple[Float[Tensor, "draws units"], Int[Tensor, "draws units"]]:
+    def best(self, counts: Counts) -> tuple[Float[Tensor, "draws units"], Int[Tensor, "draws units"]]:
         """Return each unit's best IoU and its concept, by draw.
 
         Args:
@@ -140,9 +140,7 @@ class _Packed:
     labelled: Bool[np.ndarray, "images kinds"]
 
     @classmethod
-    def of(
-        cls, masks: Sequence[Masks], labels: Sequence[ImageLabels], vocabulary: Vocabulary
-    ) -> "_Packed":
+    def of(cls, masks: Sequence[Masks], labels: Sequence[ImageLabels], vocabulary: Vocabulary) -> "_Packed":
         sizes = [len(mask.cells) for mask in masks]
         height, width = labels[0].planes.shape[1:]
         depth = max(len(found.planes) for found in labels)

@@ -133,9 +133,7 @@ class DissectionResult(Result):
     @cached_property
     def chance(self) -> Float[Tensor, "units concepts"]:
         """The IoU of a mask of the unit's area that lies anywhere."""
-        unit, label = (
-            a.double() / self.cells.clamp(min=1) for a in (self.unit_area, self.label_area)
-        )
+        unit, label = (a.double() / self.cells.clamp(min=1) for a in (self.unit_area, self.label_area))
         return unit * label / (unit + label - unit * label).clamp(min=1e-12)
 
     @property
@@ -157,9 +155,7 @@ class DissectionResult(Result):
         """Return which units are a layer's."""
         return (self.layer_of == self.layers.index(layer)).nonzero()[:, 0]
 
-    def detectors_by_category(
-        self, layer: str, *, unique: bool = True, min_iou: float | None = None
-    ) -> dict[str, int]:
+    def detectors_by_category(self, layer: str, *, unique: bool = True, min_iou: float | None = None) -> dict[str, int]:
         """Return how many concepts of each category a layer has detectors of, or how many detectors.
 
         Args:
@@ -204,12 +200,8 @@ class DissectionResult(Result):
 
         at = torch.arange(len(self.best)), self.best
         named = (self.best_iou > 0).tolist()
-        names = [
-            self.concepts[c] if n else "" for c, n in zip(self.best.tolist(), named, strict=True)
-        ]
-        kinds = [
-            self.categories[c] if n else "" for c, n in zip(self.best.tolist(), named, strict=True)
-        ]
+        names = [self.concepts[c] if n else "" for c, n in zip(self.best.tolist(), named, strict=True)]
+        kinds = [self.categories[c] if n else "" for c, n in zip(self.best.tolist(), named, strict=True)]
         columns: dict[str, object] = {
             "layer": [self.layers[i] for i in self.layer_of.tolist()],
             "unit": self.unit.tolist(),
@@ -244,9 +236,7 @@ class DissectionResult(Result):
         kinds = list(dict.fromkeys(self.categories))
         layers = self.layers
         with style():
-            figure = new_figure(
-                FULL_WIDTH, 0.9 + 0.34 * len(kinds) + 0.12 * len(kinds) * len(layers)
-            )
+            figure = new_figure(FULL_WIDTH, 0.9 + 0.34 * len(kinds) + 0.12 * len(kinds) * len(layers))
             axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
             for ax, layer in zip(axes, layers, strict=True):
                 found, chance = self.detectors_by_category(layer), self.null_by_category(layer)
@@ -260,30 +250,36 @@ class DissectionResult(Result):
                 )
                 if len(self.null.iou):
                     ax.barh(
-                        places + 0.19, [chance[k] for k in kinds], 0.36, color=RULE, edgecolor=FAINT, lw=0.5,
+                        places + 0.19,
+                        [chance[k] for k in kinds],
+                        0.36,
+                        color=RULE,
+                        edgecolor=FAINT,
+                        lw=0.5,
                         label="images shuffled, mean",
-                    )  # fmt: skip
+                    )
                 for place, kind in zip(places, kinds, strict=True):
                     ax.annotate(
-                        str(found[kind]), (found[kind], place - 0.19), (3, 0), textcoords="offset points",
-                        va="center", fontsize=6.5, color=INK,
-                    )  # fmt: skip
+                        str(found[kind]),
+                        (found[kind], place - 0.19),
+                        (3, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=6.5,
+                        color=INK,
+                    )
                 ax.set_title(f"{layer}\n{int(self.rows_of(layer).numel())} units", fontsize=7)
             axes[0].set_yticks(np.arange(len(kinds)), kinds)
             axes[0].invert_yaxis()
             axes[0].margins(x=0.15)
             figure.supxlabel(f"concepts with a detector (IoU > {self.min_iou:g})", fontsize=8)
             if len(self.null.iou):
-                figure.legend(
-                    *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2
-                )
+                figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         return figure
 
     def notebook_table(self) -> "pd.DataFrame":
         """Return the units of highest IoU, with the concept, and what the number is to be compared with."""
-        table = self.to_pandas().sort_values(
-            "iou", ascending=False, kind="stable", ignore_index=True
-        )
+        table = self.to_pandas().sort_values("iou", ascending=False, kind="stable", ignore_index=True)
         return table[list(_TOLD)]
 
 
@@ -311,10 +307,7 @@ def assemble(
     low, high = (torch.cat([getattr(r.levels, end) for r in readings]) for end in ("low", "high"))
     extremes = torch.cat([r.extremes for r in readings])
     values = torch.cat(
-        [
-            torch.full((n,), images * r.lens.layout.height * r.lens.layout.width)
-            for n, r in zip(units, readings, strict=True)
-        ]
+        [torch.full((n,), images * r.lens.layout.height * r.lens.layout.width) for n, r in zip(units, readings, strict=True)]
     )
     above = torch.cat([r.thresholds.above.cpu() for r in readings])
     held_out, same_choice = judged_on_the_other(*halves)
@@ -354,15 +347,11 @@ def assemble(
     )
 
 
-def judged_on_the_other(
-    first: Counts, second: Counts
-) -> tuple[Float[Tensor, " units"], Bool[Tensor, " units"]]:
+def judged_on_the_other(first: Counts, second: Counts) -> tuple[Float[Tensor, " units"], Bool[Tensor, " units"]]:
     """Return the IoU of concepts chosen on one half with the other, both ways round, and whether both choose alike."""
     one, other = first.iou, second.iou
     chosen = one.max(1).indices, other.max(1).indices
-    judged = [
-        values.gather(1, c[:, None])[:, 0] for values, c in ((other, chosen[0]), (one, chosen[1]))
-    ]
+    judged = [values.gather(1, c[:, None])[:, 0] for values, c in ((other, chosen[0]), (one, chosen[1]))]
     return (judged[0] + judged[1]) / 2, chosen[0] == chosen[1]
 
 
@@ -407,16 +396,14 @@ def _on_units(result: DissectionResult) -> Iterator[str]:
         ("inactive", "have their lowest value as threshold: they are dead, or active less often than q"),
         ("binary", "have two values only, so that the threshold does not cut off the share q"),
         ("degenerate", "never exceed their threshold: their masks are empty and their IoU is 0"),
-    )  # fmt: skip
+    )
     for name, what in told:
         if count := int(getattr(result, name).sum()):
             yield f"{count} of {len(result.unit)} units {what}."
 
 
 def _on_concepts(result: DissectionResult) -> Iterator[str]:
-    absent = [
-        name for name, area in zip(result.concepts, result.label_area, strict=True) if not area
-    ]
+    absent = [name for name, area in zip(result.concepts, result.label_area, strict=True) if not area]
     if absent:
         more = ", …" if len(absent) > 5 else ""
         yield f"{len(absent)} of {len(result.concepts)} concepts are in none of the images: {', '.join(absent[:5])}{more}."
@@ -447,9 +434,7 @@ def _on_scores(result: DissectionResult) -> Iterator[str]:
     for test in result.label_tests:
         if test.units and not test.passed:
             which = [
-                name
-                for name, falls in (("missing", test.missing_falls), ("extra", test.extra_falls))
-                if falls < MOST_UNITS
+                name for name, falls in (("missing", test.missing_falls), ("extra", test.extra_falls)) if falls < MOST_UNITS
             ]
             yield (
                 f"The score {test.score!r} does not notice {' or '.join(which)} labels in at least {MOST_UNITS:.0%} of "

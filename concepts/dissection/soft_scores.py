@@ -24,9 +24,7 @@ class Moments:
     def __init__(self, units: int, vocabulary: Vocabulary, upsampling: Upsampling) -> None:
         self._vocabulary, self._upsampling = vocabulary, upsampling
         kinds, concepts = len(vocabulary.kinds), len(vocabulary)
-        self._total, self._squares = (
-            torch.zeros(units, kinds, dtype=torch.float64) for _ in range(2)
-        )
+        self._total, self._squares = (torch.zeros(units, kinds, dtype=torch.float64) for _ in range(2))
         self._cells = torch.zeros(kinds, dtype=torch.int64)
         self.product = torch.zeros(units, concepts, dtype=torch.float64)
         rows, columns = upsampling.rows.matrix(), upsampling.columns.matrix()
@@ -106,9 +104,7 @@ def correlation(
     count, area = count.double(), area.double()
     covariance = product / count - total / count * (area / count)
     spread = (squares / count - (total / count).square()).clamp(min=0)
-    spread = torch.where(
-        spread > 1e-12 * squares / count, spread, torch.nan
-    )  # rounding of a constant
+    spread = torch.where(spread > 1e-12 * squares / count, spread, torch.nan)  # rounding of a constant
     share = area / count
     deviation = (spread * share * (1 - share)).sqrt()
     return torch.where(deviation > 0, covariance / deviation, torch.nan).clamp(-1, 1)

@@ -75,9 +75,7 @@ class Shown:
 
     def base_rate(self, scenes: Scenes) -> Tensor:
         """Return the share of images that show each concept, of those labelled in its category."""
-        counted = torch.stack(
-            [self.counted(scenes, k) for k in range(len(scenes.vocabulary.kinds))], 1
-        )
+        counted = torch.stack([self.counted(scenes, k) for k in range(len(scenes.vocabulary.kinds))], 1)
         totals = counted.sum(0)[torch.from_numpy(scenes.vocabulary.kind_of)]
         return self.shown.sum(0).double() / totals.clamp(min=1)
 
@@ -117,18 +115,14 @@ class Passes:
         """Return thresholds, ranges and maxima of a share's images."""
         mine = [i for block in share.of(self._blocks) for i in block]
         found: dict[str, Levels] = {}
-        for places, rows in store.batches(
-            self.model, self.names, Subset(self.scenes.examples, mine)
-        ):
+        for places, rows in store.batches(self.model, self.names, Subset(self.scenes.examples, mine)):
             for lens in self.lenses:
                 if lens.layer not in found:
                     found[lens.layer] = self._levels(lens, rows[lens.layer])
                 found[lens.layer].add([mine[place] for place in places], rows[lens.layer])
         return [found[name] for name in self.names]
 
-    def second(
-        self, store: ActivationStore, levels: Sequence[Levels], share: Share
-    ) -> tuple[list[Reading], Shown]:
+    def second(self, store: ActivationStore, levels: Sequence[Levels], share: Share) -> tuple[list[Reading], Shown]:
         """Return the counts of a share's images, and which concepts they show."""
         half = halves(self.scenes.examples.ids, self.seed)
         orders = shuffles(len(self.scenes), self.draws, self.seed, BLOCK)

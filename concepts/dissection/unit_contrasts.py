@@ -67,9 +67,7 @@ class UnitContrasts:
     level: float = 0.95
     seed: int = 0
 
-    def __call__(
-        self, rows: Float[Tensor, "n units"], fit: Sequence[Pairs], judge: Sequence[Pairs]
-    ) -> UnitShifts:
+    def __call__(self, rows: Float[Tensor, "n units"], fit: Sequence[Pairs], judge: Sequence[Pairs]) -> UnitShifts:
         """Compare units over the pairs of contrasts.
 
         Args:
@@ -80,9 +78,7 @@ class UnitContrasts:
         with one_thread():
             return self._shifts(rows.double(), fit, judge)
 
-    def _shifts(
-        self, rows: Float[Tensor, "n units"], fit: Sequence[Pairs], judge: Sequence[Pairs]
-    ) -> UnitShifts:
+    def _shifts(self, rows: Float[Tensor, "n units"], fit: Sequence[Pairs], judge: Sequence[Pairs]) -> UnitShifts:
         spread = rows.std(0, correction=0)
         # A unit that varies by rounding alone is dead.
         spread = torch.where(spread > _ROUNDING * rows.abs().amax(0), spread, torch.inf)

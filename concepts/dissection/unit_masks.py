@@ -90,9 +90,7 @@ class Upsampling:
             geometry = Geometry.tiles((layout.height, layout.width), geometry.size)
         faded = protocol.border == "zero"
         cells = (layout.height, layout.width)
-        rows, columns = (
-            Axis.of(geometry, axis, cells[axis], size[axis], faded=faded) for axis in range(2)
-        )
+        rows, columns = (Axis.of(geometry, axis, cells[axis], size[axis], faded=faded) for axis in range(2))
         return cls(rows, columns, faded)
 
     def ready(self, maps: Float[Tensor, "n units h w"]) -> Float[Tensor, "n units h2 w2"]:
@@ -111,18 +109,14 @@ class Upsampling:
             values = a + (weight[:, None] if dim == 2 else weight) * (b - a)
         return values
 
-    def active(
-        self, ready: Float[Tensor, "units h w"], thresholds: Float[Tensor, " units"]
-    ) -> Masks:
+    def active(self, ready: Float[Tensor, "units h w"], thresholds: Float[Tensor, " units"]) -> Masks:
         """Return where upsampled maps of one image exceed the thresholds."""
         if ready.device.type != "cpu":
             return self._active_on_device(ready, thresholds)
         maps, starts = ready.numpy(), np.empty(len(ready) + 1, dtype=np.int64)
         at = (self.rows.cell, self.rows.weight, self.columns.weight, self.columns.first)
         limits = thresholds.cpu().double().numpy()
-        room = max(
-            1024, int(_FIRST_SHARE * len(ready) * len(self.rows.cell) * len(self.columns.cell))
-        )
+        room = max(1024, int(_FIRST_SHARE * len(ready) * len(self.rows.cell) * len(self.columns.cell)))
         while True:
             cells = np.empty(room, dtype=np.int32)
             found = compiled(find_active)(maps, limits, *at, starts, cells)

@@ -160,9 +160,7 @@ class ConceptGradients:
                 the concept; by default paths start from zero output.
         """
         if len(concepts) != len(directions):
-            raise DirectionError(
-                f"{len(directions)} directions have {len(concepts)} names: give one each."
-            )
+            raise DirectionError(f"{len(directions)} directions have {len(concepts)} names: give one each.")
         path = self.path(score, inputs, starts)
         moved, sloping, rows = _by_place(path, directions.to(path.way), self.layer)
         parts, left = _coordinates(moved, rows, concepts)
@@ -257,9 +255,7 @@ def _coordinates(
 
 def refuse_alike(directions: Float[Tensor, "concepts m"], concepts: Sequence[str]) -> None:
     """Raise `DirectionError` if one direction is a combination of the others, or holds NaN."""
-    if undefined := [
-        c for c, d in zip(concepts, directions, strict=True) if not d.isfinite().all()
-    ]:
+    if undefined := [c for c, d in zip(concepts, directions, strict=True) if not d.isfinite().all()]:
         raise DirectionError(f"the direction of {undefined[0]!r} holds NaN or infinity.")
     lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
     unit = directions / torch.where(lengths > 0, lengths, 1)

@@ -109,9 +109,7 @@ def exchangeable(clusters: Clusters, seed: int) -> tuple[list[int], list[int]]:
     return kept[0], kept[1]
 
 
-def split_clusters(
-    names: Sequence[str], share: float, seed: int
-) -> tuple[frozenset[str], frozenset[str]]:
+def split_clusters(names: Sequence[str], share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     """Split the distinct names into two parts at random, the first holding about `share` of them.
 
     Raises:
@@ -120,9 +118,7 @@ def split_clusters(
     distinct = sorted(set(names))
     count = round(share * len(distinct))
     if not 0 < count < len(distinct):
-        raise TooFewError(
-            f"{len(distinct)} clusters can't be split with a share of {share}: a part would be empty."
-        )
+        raise TooFewError(f"{len(distinct)} clusters can't be split with a share of {share}: a part would be empty.")
     order = np.random.default_rng(seed).permutation(len(distinct))
     first = frozenset(distinct[i] for i in order[:count])
     return first, frozenset(distinct) - first
@@ -152,11 +148,7 @@ class Design:
     @classmethod
     def of(cls, clusters: Clusters, *, draws: int, bootstraps: int, seed: int) -> "Design":
         """Plan an analysis with so many draws of the null and of the interval."""
-        sides = [
-            (f"{int(side)}{n}", n)
-            for side, ns in ((1, clusters.positive), (0, clusters.negative))
-            for n in ns
-        ]
+        sides = [(f"{int(side)}{n}", n) for side, ns in ((1, clusters.positive), (0, clusters.negative)) for n in ns]
         units, unit_of = _index([key for key, _ in sides])
         names, cluster_of = _index([key[1:] for key in units] + list(clusters.inputs))
         positive = torch.tensor([key[0] == "1" for key in units])
@@ -172,9 +164,7 @@ class Design:
             input_unit_of=input_unit_of,
             allowed=used[:, None] != of_unit,
             cluster_of_unit=dense,
-            relabelled=relabellings(
-                positive.long(), dense, draws, seed, sizes=_sizes(unit_of, dense)
-            ),
+            relabelled=relabellings(positive.long(), dense, draws, seed, sizes=_sizes(unit_of, dense)),
             unit_draws=counts[:, of_unit],
             input_draws=counts[:, used],
             groups=min(int((strata == kind).sum()) for kind in strata[of_unit].tolist()),
@@ -182,9 +172,7 @@ class Design:
         )
 
 
-def _sizes(
-    unit_of: Int[Tensor, " examples"], cluster_of_unit: Int[Tensor, " units"]
-) -> Int[Tensor, " clusters"]:
+def _sizes(unit_of: Int[Tensor, " examples"], cluster_of_unit: Int[Tensor, " units"]) -> Int[Tensor, " clusters"]:
     """Return how many examples each cluster has."""
     return torch.bincount(cluster_of_unit[unit_of])
 
@@ -196,9 +184,7 @@ def _index(names: Sequence[str]) -> tuple[list[str], Int[Tensor, " n"]]:
     return list(numbers), torch.tensor(index)
 
 
-def _strata(
-    positive: Bool[Tensor, " units"], of_unit: Int[Tensor, " units"], clusters: int
-) -> Int[Tensor, " clusters"]:
+def _strata(positive: Bool[Tensor, " units"], of_unit: Int[Tensor, " units"], clusters: int) -> Int[Tensor, " clusters"]:
     """Return what kind of examples each cluster holds: clusters are resampled among those of their kind."""
     kind = torch.zeros(clusters, dtype=torch.long)
     kind[of_unit[positive]] += 1
@@ -214,9 +200,7 @@ class LayerEffect:
     null: Float[Tensor, "relabellings targets"]
     draws: Float[Tensor, "bootstraps targets"]
 
-    def interval(
-        self, groups: int, level: float
-    ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
+    def interval(self, groups: int, level: float) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Return the bounds of the bootstrap interval, for so many independent groups."""
         return bootstrap_interval(self.effect, self.draws, groups, level)
 
@@ -232,9 +216,7 @@ def layer_effect(products: Float[Tensor, "targets inputs examples"], design: Des
     Raises:
         TooFewError: if an input's cluster holds all positives, or all negatives.
     """
-    cross = torch.stack(
-        [sums(sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products]
-    )
+    cross = torch.stack([sums(sums(p.double(), design.input_unit_of).mT, design.unit_of).mT for p in products])
     return effect_of(cross, design)
 
 
@@ -246,13 +228,16 @@ def effect_of(cross: Float[Tensor, "targets input_units units"], design: Design)
     every = torch.ones(1, len(weight), dtype=torch.float64)
     effect = _effects(cross, weight, sizes, design.allowed, every, sides[:1], sides[1:])[0]
     if effect.isnan().any():
-        raise TooFewError(
-            "an input's cluster holds all positives or all negatives: delta needs another cluster."
-        )
+        raise TooFewError("an input's cluster holds all positives or all negatives: delta needs another cluster.")
     draws = _effects(
-        cross, weight, sizes, design.allowed,
-        design.input_draws, design.unit_draws * sides[0], design.unit_draws * sides[1],
-    )  # fmt: skip
+        cross,
+        weight,
+        sizes,
+        design.allowed,
+        design.input_draws,
+        design.unit_draws * sides[0],
+        design.unit_draws * sides[1],
+    )
     # Inputs that may meet the same units need not be told apart once they are no longer resampled.
     patterns, group = torch.unique(design.allowed, dim=0, return_inverse=True)
     grouped = torch.stack([sums(c, group) for c in cross])
@@ -327,10 +312,16 @@ class LogitEffect:
     seed: int = 0
 
     def __call__(
-        self, store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str],
-        positive: Examples, negative: Examples, inputs: Examples, clusters: Clusters | None = None,
+        self,
+        store: ActivationStore,
+        targets: Mapping[str, Score],
+        layers: Sequence[str],
+        positive: Examples,
+        negative: Examples,
+        inputs: Examples,
+        clusters: Clusters | None = None,
         swap: ClusteredMean | None = None,
-    ) -> EffectResult:  # fmt: skip
+    ) -> EffectResult:
         """Return effects, their null and intervals, and the measured swap where positives and negatives are matched.
 
         Args:
@@ -351,12 +342,8 @@ class LogitEffect:
         names = clusters or Clusters.none(len(positive), len(negative), len(inputs))
         _check(names, len(positive), len(negative), len(inputs))
         kept = exchangeable(names, self.seed)
-        used = Clusters(
-            [names.positive[i] for i in kept[0]], [names.negative[i] for i in kept[1]], names.inputs
-        )
-        design = Design.of(
-            used, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed
-        )
+        used = Clusters([names.positive[i] for i in kept[0]], [names.negative[i] for i in kept[1]], names.inputs)
+        design = Design.of(used, draws=self.relabellings, bootstraps=self.bootstraps, seed=self.seed)
         model = next(iter(targets.values())).model
         sides = [
             store.activations(
@@ -373,27 +360,22 @@ class LogitEffect:
             features = torch.cat([side[layer].flatten(1) for side in sides])
             rows = SharedRows(features.to(near(features.device)))
             gradients = [by_layer[layer].flatten(1).to(rows.features) for by_layer in slopes]
-            found.append(
-                effect_of(
-                    grouped_products(rows, gradients, design.unit_of, design.input_unit_of), design
-                )
-            )
+            found.append(effect_of(grouped_products(rows, gradients, design.unit_of, design.input_unit_of), design))
         if swap is None and design.matched:
-            swap = measure_swap(
-                store, targets, positive, negative, names.positive, names.negative, self.level
-            )
-        provenance = Provenance.collect(
-            model=model, examples=_ids(positive, negative, inputs), method=self
-        )
-        return summarize(
-            found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance
-        )
+            swap = measure_swap(store, targets, positive, negative, names.positive, names.negative, self.level)
+        provenance = Provenance.collect(model=model, examples=_ids(positive, negative, inputs), method=self)
+        return summarize(found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance)
 
 
 def measure_swap(
-    store: ActivationStore, targets: Mapping[str, Score], positive: ExampleSet, negative: ExampleSet,
-    positive_clusters: Sequence[str], negative_clusters: Sequence[str], level: float,
-) -> ClusteredMean:  # fmt: skip
+    store: ActivationStore,
+    targets: Mapping[str, Score],
+    positive: ExampleSet,
+    negative: ExampleSet,
+    positive_clusters: Sequence[str],
+    negative_clusters: Sequence[str],
+    level: float,
+) -> ClusteredMean:
     """Return how much higher positives score than matched negatives, for each target, with its interval and p.
 
     Raises:
@@ -402,9 +384,7 @@ def measure_swap(
     _, index = _index([*positive_clusters, *negative_clusters])
     model = next(iter(targets.values())).model
     outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
-    scores = torch.stack(
-        [replace(score, output=None).read(outputs).cpu() for score in targets.values()], 1
-    )
+    scores = torch.stack([replace(score, output=None).read(outputs).cpu() for score in targets.values()], 1)
     return measured_swap(scores, torch.arange(len(scores)) < len(positive), index, level)
 
 
@@ -420,9 +400,7 @@ def measured_swap(
         ValueError: if a cluster lacks positives or negatives.
     """
     if not labels_held(positive.long(), clusters).all():
-        raise ArgumentError(
-            "a swap needs matched examples: every cluster must hold positives and negatives."
-        )
+        raise ArgumentError("a swap needs matched examples: every cluster must hold positives and negatives.")
     negatives = sums(scores[~positive].double(), clusters[~positive])
     counts = torch.bincount(clusters[~positive]).unsqueeze(1)
     differences = scores[positive].double() - (negatives / counts)[clusters[positive]]
@@ -440,23 +418,24 @@ def _check(names: Clusters, positive: int, negative: int, inputs: int) -> None:
         ("inputs", names.inputs, inputs),
     ):
         if len(given) != count:
-            raise ArgumentError(
-                f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each."
-            )
+            raise ArgumentError(f"clusters.{what} names {len(given)} examples, but there are {count}: give one name each.")
         if not count:
             raise TooFewError(f"{what} examples are empty: there is nothing to compare.")
 
 
 def summarize(
-    found: Sequence[LayerEffect], swap: ClusteredMean | None, layers: tuple[str, ...], targets: tuple[str, ...],
-    design: Design, level: float, provenance: Provenance,
-) -> EffectResult:  # fmt: skip
+    found: Sequence[LayerEffect],
+    swap: ClusteredMean | None,
+    layers: tuple[str, ...],
+    targets: tuple[str, ...],
+    design: Design,
+    level: float,
+    provenance: Provenance,
+) -> EffectResult:
     """Return the result of several layers' effects and, where it was measured, the swap."""
     effect = torch.stack([layer.effect for layer in found])
     null = torch.stack([layer.null for layer in found], 1).abs()
-    low, high = (
-        torch.stack(b) for b in zip(*(f.interval(design.groups, level) for f in found), strict=True)
-    )
+    low, high = (torch.stack(b) for b in zip(*(f.interval(design.groups, level) for f in found), strict=True))
     exact = design.relabelled.exact
     p = permutation_p(effect.abs(), null, exact=exact)
     unknown = torch.full((len(targets),), torch.nan, dtype=torch.float64)
@@ -486,9 +465,7 @@ def summarize(
     )
 
 
-def _agreement(
-    effect: Float[Tensor, " targets"], swap: Float[Tensor, " targets"], level: float
-) -> Correlation:
+def _agreement(effect: Float[Tensor, " targets"], swap: Float[Tensor, " targets"], level: float) -> Correlation:
     if len(effect) < 2 or swap.isnan().any():
         return Correlation(math.nan, -1.0, 1.0, len(effect))
     return pearson(effect, swap, level)

@@ -74,10 +74,7 @@ class EffectResult(Result):
         rows = [
             {"layer": layer, "target": target}
             | {name: float(getattr(self, name)[i, k]) for name in columns}
-            | {
-                name: float(getattr(self, name)[k])
-                for name in ("swap", "swap_low", "swap_high", "swap_p")
-            }
+            | {name: float(getattr(self, name)[k]) for name in ("swap", "swap_low", "swap_high", "swap_p")}
             for i, layer in enumerate(self.layers)
             for k, target in enumerate(self.targets)
         ]

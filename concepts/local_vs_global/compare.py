@@ -117,9 +117,7 @@ class Compare:
         """
         own = None if inputs is None else as_examples(inputs)
         parts = [Sides.of(c, fitted_on, self.fit_share, self.seed) for c in concepts]
-        readers = [
-            _Reader(self, store, targets, side, own, tuple(input_clusters)) for side in parts
-        ]
+        readers = [_Reader(self, store, targets, side, own, tuple(input_clusters)) for side in parts]
         directions = torch.stack([reader.direction() for reader in readers])
         names = tuple(c.name for c in concepts)
         refuse_alike(directions, names)  # before the maps, which take long
@@ -130,13 +128,8 @@ class Compare:
             name: torch.stack([torch.stack([f.cells[m][name] for f in found]) for m in measures])
             for name in ("value", "low", "high", "p")
         }
-        pairs = torch.stack(
-            [torch.stack([_widened(f.by_pair[m], width) for f in found]) for m in measures]
-        )
-        rest = {
-            name: torch.stack([_widened(f.rest[name], width) for f in found])
-            for name in ("remainder", "gap", "others")
-        }
+        pairs = torch.stack([torch.stack([_widened(f.by_pair[m], width) for f in found]) for m in measures])
+        rest = {name: torch.stack([_widened(f.rest[name], width) for f in found]) for name in ("remainder", "gap", "others")}
         null = torch.tensor([0.5 if m == TCAV else 0.0 for m in measures], dtype=torch.float64)
         return Comparison(
             provenance=Provenance.collect(
@@ -189,9 +182,7 @@ class _Reader:
         n = len(self.sides.fit)
         return mean_difference(rows, torch.arange(n), torch.arange(n, 2 * n)).double()
 
-    def read(
-        self, directions: Float[Tensor, "concepts m"], names: tuple[str, ...], own: int
-    ) -> _Found:
+    def read(self, directions: Float[Tensor, "concepts m"], names: tuple[str, ...], own: int) -> _Found:
         """Return all measures."""
         places = self.sides.some(self.method.explained)
         chosen = [self.sides.judge[i] for i in places]
@@ -221,9 +212,7 @@ class _Reader:
 
     @property
     def _integral(self) -> ConceptGradients:
-        return ConceptGradients(
-            self.method.layer, steps=self.method.steps, channels_last=self.method.channels_last
-        )
+        return ConceptGradients(self.method.layer, steps=self.method.steps, channels_last=self.method.channels_last)
 
     def _features(self, pairs: Sequence[int]) -> Float[Tensor, "rows m"]:
         """Return the layer's channels of positives, then of their negatives."""
@@ -248,13 +237,8 @@ class _Reader:
     def _attributed(
         self, positive: Tensor, negative: Tensor, directions: Tensor, names: tuple[str, ...]
     ) -> tuple[Float[Tensor, "targets pairs concepts"], dict[str, Tensor]]:
-        found = [
-            self._integral(score, positive, directions, names, negative)
-            for score in self.targets.values()
-        ]
-        rest = {
-            name: torch.stack([getattr(f, name) for f in found]) for name in ("remainder", "gap")
-        }
+        found = [self._integral(score, positive, directions, names, negative) for score in self.targets.values()]
+        rest = {name: torch.stack([getattr(f, name) for f in found]) for name in ("remainder", "gap")}
         return torch.stack([f.values for f in found]), rest
 
     def _units(
@@ -267,9 +251,7 @@ class _Reader:
             return unknown, unknown
         rng = np.random.default_rng(self.method.seed)
         channels = self._features(self.sides.fit[:1]).shape[1]
-        sets = [list(units)] + [
-            rng.permutation(channels)[: len(units)].tolist() for _ in range(self.method.draws)
-        ]
+        sets = [list(units)] + [rng.permutation(channels)[: len(units)].tolist() for _ in range(self.method.draws)]
         weights, gone = [], []
         for score in self.targets.values():
             parts = self._integral.path(score, positive, negative).by_unit
@@ -280,9 +262,7 @@ class _Reader:
             gone.append(lost[0] - torch.stack(lost[1:]).mean(0))
         return torch.stack(weights), torch.stack(gone)
 
-    def _change(
-        self, score: Score, positive: Tensor, negative: Tensor, units: Sequence[int]
-    ) -> Float[Tensor, " pairs"]:
+    def _change(self, score: Score, positive: Tensor, negative: Tensor, units: Sequence[int]) -> Float[Tensor, " pairs"]:
         both = [
             silenced(score, self.method.layer, x, units, channels_last=self.method.channels_last)
             for x in (positive, negative)
@@ -307,13 +287,9 @@ class _Reader:
             own = tuple(self.sides.clusters(self.sides.judge) * 2)
         own = own or tuple(f"input {i}" for i in range(len(inputs)))
         layer, method, fit = self.method.layer, self.method, self.sides.fit
-        slopes = self.store.gradients_of(
-            list(self.targets.values()), [layer], inputs, pool=self.method.pool
-        )
+        slopes = self.store.gradients_of(list(self.targets.values()), [layer], inputs, pool=self.method.pool)
         names = self.sides.clusters(fit)
-        sign = SignTest(
-            Ridge(), method.pseudo_concepts, method.pseudo_concepts, method.level, method.seed
-        )(
+        sign = SignTest(Ridge(), method.pseudo_concepts, method.pseudo_concepts, method.level, method.seed)(
             {layer: self._features(fit)},
             {layer: torch.stack([g[layer].flatten(1).cpu() for g in slopes])},
             codes(names),
@@ -321,13 +297,18 @@ class _Reader:
         )
         concept = self.sides.concept
         effect = LogitEffect(method.pool, relabellings=method.relabellings, level=method.level, seed=method.seed)(
-            self.store, self.targets, [layer], concept.positive, concept.negative, inputs,
+            self.store,
+            self.targets,
+            [layer],
+            concept.positive,
+            concept.negative,
+            inputs,
             Clusters(concept.names, concept.names, own),
-        )  # fmt: skip
+        )
         return {
             TCAV: {"value": sign.score[0], "low": sign.low[0], "high": sign.high[0], "p": sign.p_max_t[0]},
             EFFECT: {"value": effect.effect[0], "low": effect.low[0], "high": effect.high[0], "p": effect.p_max_t[0]},
-        }  # fmt: skip
+        }
 
 
 def _widened(rows: Float[Tensor, "targets n"], width: int) -> Float[Tensor, "targets width"]:

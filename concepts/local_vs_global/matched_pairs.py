@@ -59,9 +59,7 @@ class MatchedConcept:
             ("masks", n if self.masks is None else len(self.masks)),
         ):
             if count != n:
-                raise ComparisonError(
-                    f"the concept {self.name!r} has {n} positives and {count} {what}: give one each."
-                )
+                raise ComparisonError(f"the concept {self.name!r} has {n} positives and {count} {what}: give one each.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,16 +83,11 @@ class Sides:
     judge: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, concept: MatchedConcept, fitted_on: Collection[str] | None, share: float, seed: int
-    ) -> "Sides":
+    def of(cls, concept: MatchedConcept, fitted_on: Collection[str] | None, share: float, seed: int) -> "Sides":
         """Divide a concept's pairs by their clusters: those named are fitted on, or a share drawn at random."""
         if fitted_on is None:
             fitted_on, _ = split_clusters(concept.names, share, seed)
-        fit, judge = (
-            tuple(i for i, n in enumerate(concept.names) if (n in fitted_on) == side)
-            for side in (True, False)
-        )
+        fit, judge = (tuple(i for i, n in enumerate(concept.names) if (n in fitted_on) == side) for side in (True, False))
         if not fit or not judge:
             raise ComparisonError(
                 f"the concept {concept.name!r} has {len(fit)} pairs to fit on and {len(judge)} to judge on: both are needed."

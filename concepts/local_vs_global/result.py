@@ -19,8 +19,13 @@ HIDDEN = "found by the network-level reading, hidden in the heat map"
 CLAIMED = "pointed to by the heat map, found by no network-level reading"
 REVERSED = "the heat map points the other way"
 SWAP, OWN, TCAV, EFFECT, WEIGHT, ABLATED = (
-    "swap", "concept attribution", "tcav", "effect", "units (weight)", "units (ablation)",
-)  # fmt: skip
+    "swap",
+    "concept attribution",
+    "tcav",
+    "effect",
+    "units (weight)",
+    "units (ablation)",
+)
 """What is measured besides heat maps, which go by the names of their methods."""
 NETWORK = (TCAV, EFFECT)
 
@@ -176,9 +181,7 @@ class Comparison(Result):
             side = min(FULL_WIDTH, 1.6 + 0.42 * len(self.measures))
             with style():
                 return self.plot(new_figure(side, side - 0.4).add_subplot())
-        names = [
-            m for m, rows in zip(self.measures, self.value, strict=True) if not rows.isnan().all()
-        ]
+        names = [m for m, rows in zip(self.measures, self.value, strict=True) if not rows.isnan().all()]
         if not names:
             ax.text(0.5, 0.5, "nothing was measured", ha="center")
             ax.set_axis_off()
@@ -198,9 +201,7 @@ class Comparison(Result):
         return ax
 
 
-def padded(
-    rows: Float[Tensor, "*cells n"], index: Int[Tensor, " n"], width: int
-) -> Float[Tensor, "*cells width"]:
+def padded(rows: Float[Tensor, "*cells n"], index: Int[Tensor, " n"], width: int) -> Float[Tensor, "*cells width"]:
     """Return rows spread over a longer last axis, NaN elsewhere."""
     found = torch.full((*rows.shape[:-1], width), torch.nan, dtype=torch.float64)
     found[..., index] = rows.double()

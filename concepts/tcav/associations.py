@@ -42,8 +42,7 @@ class Associations(Result):
 
         names = ("similarity", "superiority", "p", "p_holm")
         return pd.DataFrame(
-            {"class": cls, "concept": concept}
-            | {name: float(getattr(self, name)[i, c]) for name in names}
+            {"class": cls, "concept": concept} | {name: float(getattr(self, name)[i, c]) for name in names}
             for i, cls in enumerate(self.classes)
             for c, concept in enumerate(self.concepts)
         )
@@ -90,9 +89,7 @@ def associate(
         )
     names = tuple(dict.fromkeys(classes))
     if len(names) < 2:
-        raise TooFewError(
-            f"images of one class are compared with those of others, got {list(names)} only."
-        )
+        raise TooFewError(f"images of one class are compared with those of others, got {list(names)} only.")
     centred = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
     cosines = centred @ torch.nn.functional.normalize(directions.double(), dim=1).T
     member = torch.tensor([[c == name for c in classes] for name in names])
@@ -103,9 +100,7 @@ def associate(
         classes=names,
         concepts=tuple(concepts),
         similarity=torch.stack([cosines[own].mean(0) for own in member]),
-        superiority=torch.tensor(
-            [[t.superiority for t in row] for row in tests], dtype=torch.float64
-        ),
+        superiority=torch.tensor([[t.superiority for t in row] for row in tests], dtype=torch.float64),
         p=p,
         p_holm=holm(p),
     )

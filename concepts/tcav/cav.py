@@ -100,10 +100,7 @@ def fit_cavs(
     labels = _labels(groups, len(rows))
     rng = np.random.default_rng(seed)
     positive = _rows(concept, len(rows))
-    runs = [
-        _split(positive, negative[negative >= 0], labels, holdout, rng)
-        for negative in _rows(others, len(rows))
-    ]
+    runs = [_split(positive, negative[negative >= 0], labels, holdout, rng) for negative in _rows(others, len(rows))]
     fit, held_out = Pairs.of([run[0] for run in runs]), Pairs.of([run[1] for run in runs])
     fits = fit_pairs(rows, fit.positive, fit.negative, estimator)
     judged = (np.concatenate(side) for side in zip(*(run[1] for run in runs), strict=True))
@@ -112,9 +109,7 @@ def fit_cavs(
     return Cavs(fits, held_out, trials, *accuracy)
 
 
-def fit_pool_cav(
-    rows: SharedRows, concept: Int[Tensor, " p"], pool: Int[Tensor, " q"], estimator: Estimator
-) -> PairFits:
+def fit_pool_cav(rows: SharedRows, concept: Int[Tensor, " p"], pool: Int[Tensor, " q"], estimator: Estimator) -> PairFits:
     """Fit one CAV on all of a concept and all of a pool, whose variance falls with the pool's size.
 
     It has no accuracy: nothing is held out, and the sides differ in size.
@@ -197,9 +192,7 @@ def sort_by_concept(
     )
 
 
-def similarity(
-    features: Float[Tensor, "k m"], fits: PairFits
-) -> tuple[Float[Tensor, "fits k"], Float[Tensor, "fits k"]]:
+def similarity(features: Float[Tensor, "k m"], fits: PairFits) -> tuple[Float[Tensor, "fits k"], Float[Tensor, "fits k"]]:
     """Return cosines of activations with each CAV, and distances from its border.
 
     Activations without length have cosine 0, as has everything with a CAV that has no direction.
@@ -220,9 +213,7 @@ def kendall_w(scores: Float[Tensor, "raters k"]) -> float:
     """
     raters, items = scores.shape
     if raters < 2 or items < 2:
-        raise TooFewError(
-            f"agreement needs 2 rankings of 2 examples or more, got {raters} of {items}."
-        )
+        raise TooFewError(f"agreement needs 2 rankings of 2 examples or more, got {raters} of {items}.")
     ranks = stats.rankdata(scores.cpu().numpy(), axis=1) - (items + 1) / 2
     spread = float(np.square(ranks).sum())
     return float(np.square(ranks.sum(0)).sum()) / (raters * spread) if spread else nan
@@ -232,24 +223,18 @@ def _labels(groups: Sequence[str], count: int) -> Rows:
     if not groups:
         return np.arange(count)
     if len(groups) != count:
-        raise ArgumentError(
-            f"groups must label each of the {count} rows, got {len(groups)} labels."
-        )
+        raise ArgumentError(f"groups must label each of the {count} rows, got {len(groups)} labels.")
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 def _rows(index: Tensor, count: int) -> Rows:
     rows: Rows = index.cpu().numpy()
     if rows.size and not (rows.min() >= -1 and rows.max() < count):
-        raise OutOfRangeError(
-            f"rows must be indices from 0 to {count - 1}, got {rows.min()} to {rows.max()}."
-        )
+        raise OutOfRangeError(f"rows must be indices from 0 to {count - 1}, got {rows.min()} to {rows.max()}.")
     return rows
 
 
-def _split(
-    concept: Rows, others: Rows, labels: Rows, holdout: float, rng: np.random.Generator
-) -> tuple[Pair, Pair]:
+def _split(concept: Rows, others: Rows, labels: Rows, holdout: float, rng: np.random.Generator) -> tuple[Pair, Pair]:
     """Draw as many rows of each side; return those to fit on and those held out, by whole groups."""
     size = min(len(concept), len(others))
     sides = [np.sort(rng.permutation(side)[:size]) for side in (concept, others)]

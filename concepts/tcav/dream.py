@@ -68,13 +68,9 @@ def dream(
     return (settings or Maximize())(loaded, goals)
 
 
-def dream_figure(
-    found: Maximization, name: str, pictures: Sequence[Image.Image] = (), *, columns: int = 6
-) -> "Figure":
+def dream_figure(found: Maximization, name: str, pictures: Sequence[Image.Image] = (), *, columns: int = 6) -> "Figure":
     """Return a concept's dream, what lies the other way, and some of the concept's own pictures."""
-    strips = [
-        Strip(f"Dream of {name!r}", found.pictures(), [f"toward {name}", f"away from {name}"])
-    ]
+    strips = [Strip(f"Dream of {name!r}", found.pictures(), [f"toward {name}", f"away from {name}"])]
     if pictures:
         shown = list(pictures)[:columns]
         strips.append(Strip(f"Pictures of {name!r}", shown, [""] * len(shown)))

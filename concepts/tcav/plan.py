@@ -42,18 +42,25 @@ class Plan:
 
     @classmethod
     def of(
-        cls, sets: Sets, concept: str, *, null: NullDraws | None, runs: int, mode: Mode, holdout: float,
-        bootstraps: int, relabellings: int, seed: int,
-    ) -> "Plan":  # fmt: skip
+        cls,
+        sets: Sets,
+        concept: str,
+        *,
+        null: NullDraws | None,
+        runs: int,
+        mode: Mode,
+        holdout: float,
+        bootstraps: int,
+        relabellings: int,
+        seed: int,
+    ) -> "Plan":
         """Draw everything. Concepts share the seeds, so that no plan depends on which others are made."""
         rng = [np.random.default_rng([seed, stage]) for stage in range(6)]
         sources = sets.sources(concept, mode).exchangeable(np.random.default_rng([seed, 6]))
         _check_size(concept, len(sources.concept), holdout)
         own, pseudo = (sources, ()) if null is None else null(sources, runs, rng[0])
         fit, held_out = own.runs(runs, holdout, rng[1])
-        judged = [
-            len(np.unique(own.clusters[np.concatenate(s)])) for s in zip(*held_out, strict=True)
-        ]
+        judged = [len(np.unique(own.clusters[np.concatenate(s)])) for s in zip(*held_out, strict=True)]
         controls = [sets.control(name, len(own.concept.rows), rng[2]) for name in sets.controls]
         others = [replace(own, concept=control) for control in controls]
         again = [own.again(rng[4]) for _ in range(bootstraps)]
@@ -92,9 +99,7 @@ def _input_weights(sets: Sets, draws: int, seed: int) -> Float[Tensor, "draws in
 def _designs(
     sets: Sets, sources: Sources, relabellings: int, bootstraps: int, seed: int
 ) -> tuple[tuple[tuple[int, ...], Design], ...]:
-    positive, negative = (
-        [sets.clusters[i] for i in s.rows] for s in (sources.concept, union(sources.others))
-    )
+    positive, negative = ([sets.clusters[i] for i in s.rows] for s in (sources.concept, union(sources.others)))
     inputs: dict[tuple[str, ...], list[int]] = {}
     for target, names in enumerate(sets.inputs.values()):
         inputs.setdefault(tuple(names), []).append(target)

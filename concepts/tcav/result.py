@@ -32,9 +32,21 @@ UNSTABLE = 0.2
 
 _MOST_BARS = 8
 _TOLD = (
-    "layer", "concept", "target", "mean", "low", "high", "p_max_t", "effect", "effect_low", "effect_high", "effect_p_max_t",
-    "accuracy", "stability", "linear_tail",
-)  # fmt: skip
+    "layer",
+    "concept",
+    "target",
+    "mean",
+    "low",
+    "high",
+    "p_max_t",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "effect_p_max_t",
+    "accuracy",
+    "stability",
+    "linear_tail",
+)
 
 Cells = Float[Tensor, "layers concepts targets"]
 
@@ -163,10 +175,10 @@ class TcavResult(Result):
         if not self.pseudo_concepts or corrected <= alpha:
             return []
         return [
-            f"With {self.pseudo_concepts} pseudo-concepts a p of the sign score is at least {smallest:.2g}, and corrected "
-            f"for {len(self.concepts)} concepts at least {min(1.0, corrected):.2g}: none can be significant at "
-            f"{self.level:.0%}. {round(len(self.concepts) / alpha)} pseudo-concepts could tell, given so many ways to choose the "
-            "concept's clusters among all clusters of their sizes."
+            f"With {self.pseudo_concepts} pseudo-concepts a p of the sign score is at least {smallest:.2g}, and corrected"
+            f" for {len(self.concepts)} concepts at least {min(1.0, corrected):.2g}: none can be significant at"
+            f" {self.level:.0%}. {round(len(self.concepts) / alpha)} pseudo-concepts could tell, given so many ways to"
+            " choose the concept's clusters among all clusters of their sizes."
         ]
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -184,10 +196,7 @@ class TcavResult(Result):
                     row["accuracy_min"] = float(self.accuracy[i, c].min())
                     row["accuracy_p"] = float(self.accuracy_p[i, c])
                     row["stability"] = float(self.stability[i, c])
-                    row |= {
-                        name: bool(getattr(self, name)[i, c, k])
-                        for name in ("significant", "effect_significant")
-                    }
+                    row |= {name: bool(getattr(self, name)[i, c, k]) for name in ("significant", "effect_significant")}
                     row["linear_tail"] = bool(self.linear_tail[i, k])
                     rows.append(row)
         return pd.DataFrame(rows)
@@ -220,9 +229,7 @@ class TcavResult(Result):
         return ax
 
     def _grid(self, ax: "Axes", k: int) -> "Axes":
-        picture = ax.imshow(
-            self.mean[:, :, k].T.numpy(), cmap=DIVERGING, vmin=0, vmax=1, aspect="auto"
-        )
+        picture = ax.imshow(self.mean[:, :, k].T.numpy(), cmap=DIVERGING, vmin=0, vmax=1, aspect="auto")
         for i in range(len(self.layers)):
             for c in range(len(self.concepts)):
                 mark = "*" if self.significant[i, c, k] else "" if self.exists[i, c] else "×"  # noqa: RUF001

@@ -80,9 +80,7 @@ class Sample:
         which = [place[c] for c in clusters.tolist() if c in place]
         return Sample.joined([self.groups[i] for i in which], self.clusters[which])
 
-    def splits(
-        self, size: int, share: float, count: int, rng: np.random.Generator
-    ) -> tuple[list[Rows], list[Rows]]:
+    def splits(self, size: int, share: float, count: int, rng: np.random.Generator) -> tuple[list[Rows], list[Rows]]:
         """Return, `count` times, `size` rows (or all) in two parts by whole groups: to fit on, and a share held out.
 
         Groups come in random order until there are `size` rows, the last one cut.
@@ -100,8 +98,7 @@ class Sample:
         known = (table >= 0) & ((table >= 0).cumsum(1) <= size)
         outside = place < held[:, None]
         return tuple(  # type: ignore[return-value]  # a tuple of two
-            [row[which] for row, which in zip(table, known & part, strict=True)]
-            for part in (~outside, outside)
+            [row[which] for row, which in zip(table, known & part, strict=True)] for part in (~outside, outside)
         )
 
     @cached_property
@@ -119,10 +116,7 @@ class Sample:
     def capped(self, most: Rows, rng: np.random.Generator) -> "Sample":
         """Return the sample with at most so many rows of each group, drawn at random."""
         return Sample.joined(
-            [
-                g if len(g) <= n else np.sort(rng.permutation(g)[:n])
-                for g, n in zip(self.groups, most.tolist(), strict=True)
-            ],
+            [g if len(g) <= n else np.sort(rng.permutation(g)[:n]) for g, n in zip(self.groups, most.tolist(), strict=True)],
             self.clusters,
         )
 
@@ -135,9 +129,7 @@ def union(samples: Sequence[Sample]) -> Sample:
     """Return one sample of all groups."""
     if len(samples) == 1:
         return samples[0]
-    return Sample.joined(
-        [g for s in samples for g in s.groups], np.concatenate([s.clusters for s in samples])
-    )
+    return Sample.joined([g for s in samples for g in s.groups], np.concatenate([s.clusters for s in samples]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +168,7 @@ class Sources:
     clusters: Rows
     """The cluster of every row of the table."""
 
-    def runs(
-        self, count: int, share: float, rng: np.random.Generator
-    ) -> tuple[list[Pair], list[Pair]]:
+    def runs(self, count: int, share: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
         """Return what each run fits on, and what it is judged on.
 
         A run takes the concept and as many random counterparts; of each side, `share` is held out. A cluster that is on
@@ -187,18 +177,14 @@ class Sources:
         pools = self.others if self.mode == "pairwise" else (union(self.others),)
         turns = [pools[run % len(pools)] for run in range(count)]
         if self._entangled(pools):
-            split = [
-                _split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns
-            ]
+            split = [_split(self.concept, p.cut(len(self.concept.rows), rng), share, rng) for p in turns]
             return [fit for fit, _ in split], [out for _, out in split]
         size = len(self.concept.rows)
         positive = self.concept.splits(size, share, count, rng)
         drawn = [pool.splits(size, share, -(-count // len(pools)), rng) for pool in pools]
         places = [(run % len(pools), run // len(pools)) for run in range(count)]
         fit, held_out = ([drawn[pool][part][i] for pool, i in places] for part in (0, 1))
-        return list(zip(positive[0], fit, strict=True)), list(
-            zip(positive[1], held_out, strict=True)
-        )
+        return list(zip(positive[0], fit, strict=True)), list(zip(positive[1], held_out, strict=True))
 
     def _entangled(self, pools: Sequence[Sample]) -> bool:
         """Return whether clusters must be held out of both sides at once."""
@@ -230,9 +216,7 @@ class Sources:
         elif (count > 1).any():
             return self  # only some clusters are matched: nothing can be relabelled
         else:
-            cap = exchangeable_cap(
-                self.concept.sizes, np.concatenate([s.sizes for s in self.others])
-            )
+            cap = exchangeable_cap(self.concept.sizes, np.concatenate([s.sizes for s in self.others]))
             most = [np.minimum(s.sizes, cap) for s in samples]
         cut = [s.capped(m, rng) for s, m in zip(samples, most, strict=True)]
         return replace(self, concept=cut[0], others=tuple(cut[1:]))
@@ -250,9 +234,7 @@ class Sources:
         return replace(self, concept=found[0], others=tuple(found[1:]))
 
 
-def _split(
-    positive: Sample, negative: Sample, share: float, rng: np.random.Generator
-) -> tuple[Pair, Pair]:
+def _split(positive: Sample, negative: Sample, share: float, rng: np.random.Generator) -> tuple[Pair, Pair]:
     """Return what to fit on and what is held out, by whole clusters."""
     both = np.intersect1d(positive.clusters, negative.clusters)
     held = [rng.permutation(both)[: _held_out(len(both), share) if len(both) else 0]]
@@ -261,13 +243,8 @@ def _split(
         if len(own):
             held.append(rng.permutation(own)[: _held_out(len(own), share)])
     out = np.concatenate(held)
-    masks = [
-        np.repeat(np.isin(s.clusters, out), np.diff(s.ends, prepend=0))
-        for s in (positive, negative)
-    ]
-    fit, judged = (
-        (positive.rows[masks[0] == m], negative.rows[masks[1] == m]) for m in (False, True)
-    )
+    masks = [np.repeat(np.isin(s.clusters, out), np.diff(s.ends, prepend=0)) for s in (positive, negative)]
+    fit, judged = ((positive.rows[masks[0] == m], negative.rows[masks[1] == m]) for m in (False, True))
     return fit, judged
 
 
@@ -280,9 +257,7 @@ def fitted(many: Sequence[Sources], runs: int, share: float, rng: np.random.Gene
 class NullDraws(Protocol):
     """A way to draw pseudo-concepts."""
 
-    def __call__(
-        self, sources: Sources, runs: int, rng: np.random.Generator
-    ) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
         """Return the concept with the counterparts to use, and pseudo-concepts with theirs."""
 
 
@@ -322,9 +297,7 @@ class Relabelled:
             return self
         return Relabelled(enough_draws(tests, level))
 
-    def __call__(
-        self, sources: Sources, runs: int, rng: np.random.Generator
-    ) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
         samples = [s.rows for s in (sources.concept, *sources.others)]
         rows = np.concatenate(samples)
         labels = torch.repeat_interleave(torch.tensor([len(s) for s in samples]))
@@ -333,9 +306,7 @@ class Relabelled:
         assert isinstance(count, int)
         drawn = relabellings(labels, clusters, count + 1, int(rng.integers(2**31)))
         # Of all ways there are, the concept's own is not its null's.
-        ways = (
-            drawn.labels[(drawn.labels != labels).any(1)] if drawn.exact else drawn.labels[:count]
-        )
+        ways = drawn.labels[(drawn.labels != labels).any(1)] if drawn.exact else drawn.labels[:count]
 
         def of(way: Rows) -> Sources:
             groups = [Sample.of(rows[way == k], sources.clusters) for k in range(len(samples))]
@@ -352,13 +323,9 @@ class LeaveOneOut:
     fits than `Relabelled`, and a pool of `runs` times the concept's size. Only for counterparts from a random pool.
     """
 
-    def __call__(
-        self, sources: Sources, runs: int, rng: np.random.Generator
-    ) -> tuple[Sources, tuple[Sources, ...]]:
+    def __call__(self, sources: Sources, runs: int, rng: np.random.Generator) -> tuple[Sources, tuple[Sources, ...]]:
         if sources.mode != "random":
-            raise ArgumentError(
-                "LeaveOneOut needs random counterparts: use Relabelled for competing concepts."
-            )
+            raise ArgumentError("LeaveOneOut needs random counterparts: use Relabelled for competing concepts.")
         # Disjoint sets of a size have clusters of the concept's sizes only if all clusters have one size.
         samples = (sources.concept, *sources.others)
         least = min(int(s.sizes.min()) for s in samples)
@@ -411,16 +378,10 @@ class Sets:
 
     def sources(self, concept: str, mode: Mode) -> Sources:
         """Return a concept and where its counterparts come from."""
-        others = (
-            [self.pool]
-            if mode == "random"
-            else [r for name, r in self.concepts.items() if name != concept]
-        )
+        others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
         if not others or not all(len(rows) for rows in others):
             missing = "a random pool" if mode == "random" else "another concept"
-            raise TooFewError(
-                f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none."
-            )
+            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
         own = self._sample(self.concepts[concept])
         return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
 

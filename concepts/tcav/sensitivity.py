@@ -53,9 +53,14 @@ class LayerReader:
 
     @classmethod
     def of(
-        cls, features: Float[Tensor, "rows m"], gradients: Sequence[Float[Tensor, "_ m"]],
-        scaling: Literal["feature", "layer"], estimator: Estimator, temperature: float, level: float,
-    ) -> "LayerReader":  # fmt: skip
+        cls,
+        features: Float[Tensor, "rows m"],
+        gradients: Sequence[Float[Tensor, "_ m"]],
+        scaling: Literal["feature", "layer"],
+        estimator: Estimator,
+        temperature: float,
+        level: float,
+    ) -> "LayerReader":
         """Take in a layer; products of gradients and activations are computed once for all concepts."""
         products = RowProducts(SharedRows(features, scaling), torch.cat(list(gradients)))
         owner = torch.repeat_interleave(torch.tensor([len(g) for g in gradients]))
@@ -107,9 +112,7 @@ class LayerReader:
         bounds = percentile_interval(self._total(rising * plan.input_weights), self.level)
         return dict(zip(("low", "high"), (b.clamp(0, 1) for b in bounds), strict=True))
 
-    def _effect(
-        self, plan: Plan
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
+    def _effect(self, plan: Plan) -> tuple[dict[str, Tensor], Float[Tensor, "relabellings targets"]]:
         products = self.products.weighted(0)
         concept, others = plan.whole.positive[0], plan.whole.negative[0]
         bounds = products.new_empty(3, self._targets)
@@ -129,27 +132,21 @@ class LayerReader:
     def _fit(self, pairs: Pairs) -> PairFits:
         return fit_pairs(self.products.rows, pairs.positive, pairs.negative, self.estimator)
 
-    def _sensitivities(
-        self, pairs: Pairs, runs: int
-    ) -> Iterator[Float[Tensor, "sets runs inputs"]]:
+    def _sensitivities(self, pairs: Pairs, runs: int) -> Iterator[Float[Tensor, "sets runs inputs"]]:
         """Yield sensitivities of some sets at a time; with no sets, nothing."""
         step = runs * max(1, _CHUNK // (runs * len(self.owner)))
         for start in range(0, len(pairs), step):
             found = self._fit(pairs.part(start, start + step)).project(self.products)
             yield found.reshape(-1, runs, found.shape[1])
 
-    def _votes(
-        self, pairs: Pairs, runs: int
-    ) -> tuple[Float[Tensor, "sets runs targets"], Float[Tensor, " targets"]]:
+    def _votes(self, pairs: Pairs, runs: int) -> tuple[Float[Tensor, "sets runs targets"], Float[Tensor, " targets"]]:
         """Return the votes in each set and run, and the root mean square sensitivity over all of them."""
         votes = [torch.zeros(0, runs, self._targets, dtype=torch.float64)]
         squares = torch.zeros(self._targets, dtype=torch.float64)
         for s in self._sensitivities(pairs, runs):
             votes.append(self._mean(_voted(s)))
             squares += self._mean(s.square()).sum((0, 1))
-        return torch.cat(votes), (squares / len(pairs)).sqrt() if len(
-            pairs
-        ) else squares * torch.nan
+        return torch.cat(votes), (squares / len(pairs)).sqrt() if len(pairs) else squares * torch.nan
 
     @property
     def _targets(self) -> int:
@@ -190,16 +187,12 @@ def _null_band(null: Float[Tensor, "sets targets"], level: float) -> dict[str, T
     return dict(zip(("null_low", "null_high"), bounds, strict=True))
 
 
-def _p_if_any(
-    size: Float[Tensor, " targets"], null: Float[Tensor, "sets targets"]
-) -> Float[Tensor, " targets"]:
+def _p_if_any(size: Float[Tensor, " targets"], null: Float[Tensor, "sets targets"]) -> Float[Tensor, " targets"]:
     """Return p of sizes against those of a null; NaN if there is none."""
     return permutation_p(size, null.abs()) if len(null) else torch.full_like(size, torch.nan)
 
 
-def _t_tests(
-    scores: Float[Tensor, "targets runs"], random: Float[Tensor, "targets more"]
-) -> dict[str, Tensor]:
+def _t_tests(scores: Float[Tensor, "targets runs"], random: Float[Tensor, "targets more"]) -> dict[str, Tensor]:
     """Return the tests of paper and code; the latter's R (R - 1) random runs are pseudo-concepts' here."""
     unknown = torch.full((len(scores),), torch.nan, dtype=torch.float64)
     several = scores.shape[1] > 1

@@ -87,18 +87,10 @@ class SignTest:
         one_kind = torch.zeros(int(input_clusters.max()) + 1, dtype=torch.long)
         weights = bootstrap_counts(one_kind, self.bootstraps, self.seed)[:, input_clusters]
         weights /= weights.sum(1, keepdim=True)
-        found = [
-            self._layer(features[layer], slopes, [own, swapped, drawn], weights)
-            for layer, slopes in gradients.items()
-        ]
-        votes, null = (
-            torch.stack([f[name] for f in found], d) for name, d in (("votes", 0), ("null", 1))
-        )
+        found = [self._layer(features[layer], slopes, [own, swapped, drawn], weights) for layer, slopes in gradients.items()]
+        votes, null = (torch.stack([f[name] for f in found], d) for name, d in (("votes", 0), ("null", 1)))
         return SignScore(
-            **{
-                name: torch.stack([f[name] for f in found])
-                for name in ("score", "low", "high", "ties", "cosine")
-            },
+            **{name: torch.stack([f[name] for f in found]) for name in ("score", "low", "high", "ties", "cosine")},
             p=permutation_p((votes - 0.5).abs(), (null - 0.5).abs()),
             p_max_t=max_t((votes - 0.5).abs(), (null - 0.5).abs()),
             linear_tail=tuple(_has_one_gradient(slopes) for slopes in gradients.values()),
@@ -115,9 +107,7 @@ class SignTest:
         members = [np.flatnonzero(clusters.numpy() == k) for k in range(int(clusters.max()) + 1)]
         drawn = []
         for _ in range(self.bootstraps):
-            rows: Rows = np.concatenate(
-                [members[k] for k in rng.integers(0, len(members), len(members))]
-            )
+            rows: Rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
             drawn.append((rows, rows + n))
         return Pairs.of([(pairs, pairs + n)]), Pairs.of(swapped), Pairs.of(drawn)
 

@@ -83,11 +83,19 @@ class Tcav:
     seed: int = 0
 
     def __call__(
-        self, store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str], concepts: Sequence[Concept],
-        inputs: Examples | Mapping[str, Examples], random_pool: Examples | None = None,
-        controls: Sequence[Concept] = (), *, pool_clusters: Sequence[str] = (), input_clusters: Sequence[str] = (),
+        self,
+        store: ActivationStore,
+        targets: Mapping[str, Score],
+        layers: Sequence[str],
+        concepts: Sequence[Concept],
+        inputs: Examples | Mapping[str, Examples],
+        random_pool: Examples | None = None,
+        controls: Sequence[Concept] = (),
+        *,
+        pool_clusters: Sequence[str] = (),
+        input_clusters: Sequence[str] = (),
         allow_overlap: bool = False,
-    ) -> TcavResult:  # fmt: skip
+    ) -> TcavResult:
         """Return what TCAV finds for all concepts, layers and targets; every distinct example is passed once.
 
         Args:
@@ -118,9 +126,7 @@ class Tcav:
         pool = None if random_pool is None else as_examples(random_pool)
         _check_inputs(targets, by_target, input_clusters)
         if not allow_overlap:
-            _refuse_overlaps(
-                (*concepts, *controls), by_target, pool, relative=self.mode != "random"
-            )
+            _refuse_overlaps((*concepts, *controls), by_target, pool, relative=self.mode != "random")
         parts, sets = _sets(concepts, controls, pool, by_target, pool_clusters, input_clusters)
         model = next(iter(targets.values())).model
         features = [store.activations(model, layers, part, pool=self.pool) for part in parts]
@@ -156,18 +162,29 @@ class Tcav:
             null = null.enough(tests, self.level)
         plans = [
             Plan.of(
-                sets, concept, null=null, runs=self.runs, mode=self.mode, holdout=self.holdout,
-                bootstraps=self.bootstraps, relabellings=self.relabellings, seed=self.seed,
+                sets,
+                concept,
+                null=null,
+                runs=self.runs,
+                mode=self.mode,
+                holdout=self.holdout,
+                bootstraps=self.bootstraps,
+                relabellings=self.relabellings,
+                seed=self.seed,
             )
             for concept in sets.concepts
-        ]  # fmt: skip
+        ]
         readers = [
             LayerReader.of(
-                rows.flatten(1), [g.flatten(1) for g in gradients[layer]], self.scaling, self.estimator,
-                self.temperature, self.level,
+                rows.flatten(1),
+                [g.flatten(1) for g in gradients[layer]],
+                self.scaling,
+                self.estimator,
+                self.temperature,
+                self.level,
             )
             for layer, rows in features.items()
-        ]  # fmt: skip
+        ]
         readings: list[list[Reading]] = []
         with Progress(len(readers) * len(plans), "TCAV", unit="concepts at layers") as meter:
             for reader in readers:
@@ -201,20 +218,14 @@ class Tcav:
         )
 
 
-def _check_inputs(
-    targets: Mapping[str, Score], inputs: Mapping[str, ExampleSet], clusters: Sequence[str]
-) -> None:
+def _check_inputs(targets: Mapping[str, Score], inputs: Mapping[str, ExampleSet], clusters: Sequence[str]) -> None:
     if list(inputs) != list(targets):
-        raise ArgumentError(
-            f"inputs are for {list(inputs)}, targets are {list(targets)}: give each target its inputs."
-        )
+        raise ArgumentError(f"inputs are for {list(inputs)}, targets are {list(targets)}: give each target its inputs.")
     for name, examples in inputs.items():
         if not len(examples):
             raise TooFewError(f"target {name!r} has no inputs to differentiate its score at.")
         if clusters and len(clusters) != len(examples):
-            raise ArgumentError(
-                f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each."
-            )
+            raise ArgumentError(f"input_clusters has {len(clusters)} names for {len(examples)} inputs: give one each.")
 
 
 def _refuse_overlaps(
@@ -238,17 +249,19 @@ def _refuse_overlaps(
 
 
 def _sets(
-    concepts: Sequence[Concept], controls: Sequence[Concept], pool: ExampleSet | None,
-    inputs: Mapping[str, ExampleSet], pool_clusters: Sequence[str], input_clusters: Sequence[str],
-) -> tuple[list[ExampleSet], Sets]:  # fmt: skip
+    concepts: Sequence[Concept],
+    controls: Sequence[Concept],
+    pool: ExampleSet | None,
+    inputs: Mapping[str, ExampleSet],
+    pool_clusters: Sequence[str],
+    input_clusters: Sequence[str],
+) -> tuple[list[ExampleSet], Sets]:
     """Return the sets of examples whose rows make the table, and which rows are whose."""
     parts: list[ExampleSet] = [c.examples for c in (*concepts, *controls)]
     clusters = [name for c in (*concepts, *controls) for name in _names(c.clusters, c.name, len(c))]
     if pool is not None:
         if pool_clusters and len(pool_clusters) != len(pool):
-            raise ArgumentError(
-                f"pool_clusters has {len(pool_clusters)} names for {len(pool)} examples: give one each."
-            )
+            raise ArgumentError(f"pool_clusters has {len(pool_clusters)} names for {len(pool)} examples: give one each.")
         first = sorted({id_: i for i, id_ in reversed(list(enumerate(pool.ids)))}.values())
         names = _names(pool_clusters, "pool", len(pool))
         parts.append(Subset(pool, first))
@@ -271,15 +284,16 @@ def _names(clusters: Sequence[str], kind: str, count: int) -> Sequence[str]:
 
 
 def _gradients(
-    store: ActivationStore, targets: Mapping[str, Score], layers: Sequence[str], inputs: Mapping[str, ExampleSet],
+    store: ActivationStore,
+    targets: Mapping[str, Score],
+    layers: Sequence[str],
+    inputs: Mapping[str, ExampleSet],
     pool: Pool,
-) -> list[dict[str, Tensor]]:  # fmt: skip
+) -> list[dict[str, Tensor]]:
     sets = list(inputs.values())
     if all(examples is sets[0] for examples in sets):
         return store.gradients_of(list(targets.values()), layers, sets[0], pool=pool)
-    return [
-        store.gradients(score, layers, inputs[name], pool=pool) for name, score in targets.items()
-    ]
+    return [store.gradients(score, layers, inputs[name], pool=pool) for name, score in targets.items()]
 
 
 def _tests(
@@ -298,10 +312,7 @@ def _tests(
             size = torch.stack([cell.distance for cell in cells])
             null, exact = torch.stack([cell.distance_null for cell in cells], 1), False
         unknown = torch.full_like(size, torch.nan)
-        tests = [
-            test(size, null, exact=exact) if len(null) else unknown
-            for test in (permutation_p, max_t)
-        ]
+        tests = [test(size, null, exact=exact) if len(null) else unknown for test in (permutation_p, max_t)]
         found.append(torch.stack(tests))
     p, together = torch.stack(found, 2)
     return p, (together * len(plans)).clamp(max=1)

@@ -81,14 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "rows"
     files = [audit_file(artist, out, tiny=options.tiny) for artist in SETS.values()]
-    results = [
-        audit(file, out / file.stem, store_root=rows, progress=False, say=print) for file in files
-    ]
+    results = [audit(file, out / file.stem, store_root=rows, progress=False, say=print) for file in files]
     materials = [Material.of(read_audit(file), file.parent) for file in files]
     names = tuple(SETS)
-    found = replicate(
-        (names[0], names[1]), results, materials, ActivationStore(rows, progress=False)
-    )
+    found = replicate((names[0], names[1]), results, materials, ActivationStore(rows, progress=False))
     found.save(out)
     title = "Does drawn gender or skin tone move an ImageNet model alike on two artists' drawings?"
     for finding in write_replication(out, title, results[0].limits[:1]).findings:

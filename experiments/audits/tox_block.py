@@ -56,9 +56,7 @@ def golden(classifier: TextClassifier) -> dict[str, float]:
     """
     found = classifier.logits(list(GOLDEN))[:, 0].sigmoid().tolist()
     if max(abs(p - said) for p, said in zip(found, GOLDEN.values(), strict=True)) > 5e-4:
-        raise ArchiveError(
-            f"the published scores are {list(GOLDEN.values())}, but the model as read gives {found}."
-        )
+        raise ArchiveError(f"the published scores are {list(GOLDEN.values())}, but the model as read gives {found}.")
     return dict(zip(GOLDEN, found, strict=True))
 
 
@@ -95,7 +93,7 @@ def _state(data: bytes) -> dict[str, torch.Tensor]:
             return torch.from_numpy(weights["/".join(path)][()])
 
         def both(name: str) -> torch.Tensor:
-            parts = [read("bidirectional", "bidirectional", f"{way}_lstm", name) for way in ("forward", "backward")]  # fmt: skip
+            parts = [read("bidirectional", "bidirectional", f"{way}_lstm", name) for way in ("forward", "backward")]
             return torch.stack(parts)
 
         dense = {"hidden": ("dense", "dense"), "output": ("dense_1", "dense_1")}

@@ -54,14 +54,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, help="seconds that one benchmark may take")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument(
-        "--page", nargs="+", type=Path, metavar="FILE.json", help="print saved runs"
-    )
+    parser.add_argument("--page", nargs="+", type=Path, metavar="FILE.json", help="print saved runs")
     args = parser.parse_args()
     if args.page:
-        if unknown := [
-            p for p in args.page if p.stem not in {*ON_DEVICE, *ON_CPU} or not p.is_file()
-        ]:
+        if unknown := [p for p in args.page if p.stem not in {*ON_DEVICE, *ON_CPU} or not p.is_file()]:
             parser.error(f"no benchmark wrote {', '.join(map(str, unknown))}.")
         print(page(args.page), end="")
         return
@@ -75,7 +71,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in names:
         out = args.out / f"{name}.json"
-        command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(out), "--rounds", str(args.rounds)]  # fmt: skip
+        command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(out), "--rounds", str(args.rounds)]
         command += ["--tiny"] if args.tiny else []
         command += ["--device", args.device] if name in ON_DEVICE else []
         print(f"{name} …", flush=True)

@@ -81,9 +81,7 @@ def cosine(mine: object, theirs: object) -> str:
     return f"smallest cosine {worst:.6f}"
 
 
-def gradient_cases(
-    net: nn.Module, images: Tensor, steps: int
-) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+def gradient_cases(net: nn.Module, images: Tensor, steps: int) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Yield the name of each case and its contenders."""
     score, fast = Score(net, TARGET), Precision("fast")
     points = images.repeat_interleave(steps, 0)
@@ -101,9 +99,7 @@ def gradient_cases(
             "floor": lambda: passes(images),
             "ours": lambda: Saliency()(score, images),
             "ours (bf16)": lambda: Saliency(precision=fast)(score, images),
-            "captum": captum_quietly(
-                lambda: CaptumSaliency(net).attribute(leaf(), target=TARGET, abs=False)
-            ),
+            "captum": captum_quietly(lambda: CaptumSaliency(net).attribute(leaf(), target=TARGET, abs=False)),
         },
     )
     yield (
@@ -121,9 +117,7 @@ def gradient_cases(
             "ours": lambda: IntegratedGradients(steps=steps)(score, images),
             "ours (bf16)": lambda: IntegratedGradients(steps=steps, precision=fast)(score, images),
             "captum": captum_quietly(
-                lambda: CaptumIntegrated(net).attribute(
-                    images, target=TARGET, n_steps=steps, method="riemann_middle"
-                )
+                lambda: CaptumIntegrated(net).attribute(images, target=TARGET, n_steps=steps, method="riemann_middle")
             ),
             "captum (chunks of 8)": captum_quietly(
                 lambda: CaptumIntegrated(net).attribute(
@@ -155,9 +149,7 @@ def gradient_cases(
     )
 
 
-def cam_cases(
-    net: nn.Module, images: Tensor
-) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+def cam_cases(net: nn.Module, images: Tensor) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Yield class activation maps of a ResNet-18, a MobileNetV3 and a VGG-16."""
     score, fast = Score(net, TARGET), Precision("fast")
 
@@ -176,9 +168,7 @@ def cam_cases(
             "ours": lambda: GradCAM("layer4")(score, images),
             "ours, layer found": lambda: GradCAM()(score, images),
             "captum": captum_quietly(
-                lambda: LayerGradCam(net, layer).attribute(
-                    images, target=TARGET, relu_attributions=True
-                )
+                lambda: LayerGradCam(net, layer).attribute(images, target=TARGET, relu_attributions=True)
             ),
         },
     )
@@ -256,9 +246,7 @@ def zennit_map(net: nn.Module, images: Tensor, composite: Any) -> Callable[[], T
     return run
 
 
-def lime_cases(
-    net: nn.Module, images: Tensor, samples: int
-) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+def lime_cases(net: nn.Module, images: Tensor, samples: int) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Yield LIME on one image with a ResNet-18, and with a model that costs nothing: its own overhead."""
     one, side = images[:1], images.shape[-1]
     masks = Grid(7, 7)(one)
@@ -308,9 +296,7 @@ class Free(nn.Module):
         return x[:, :2, 0, 0]
 
 
-def lime_package(
-    model: nn.Module, image: Tensor, labels: Tensor, samples: int
-) -> Callable[[], object] | None:
+def lime_package(model: nn.Module, image: Tensor, labels: Tensor, samples: int) -> Callable[[], object] | None:
     """Return the reference implementation's work, without progress bars; None where it is not installed."""
     try:
         from lime.lime_image import LimeImageExplainer
@@ -382,9 +368,7 @@ def main() -> list[Row]:
     floors = {row.case: row.cpu_seconds for row in rows if row.who == "floor"}
     for row in rows:
         if row.who == "ours":
-            print(
-                f"{row.case}: {row.cpu_seconds / floors[row.case]:.2f} x the floor in CPU seconds"
-            )
+            print(f"{row.case}: {row.cpu_seconds / floors[row.case]:.2f} x the floor in CPU seconds")
     print(f"load average {os.getloadavg()[0]:.1f}")
     return rows
 

@@ -49,9 +49,7 @@ class Data:
         coarse = torch.randn(images, units, CELLS // 2, CELLS // 2, generator=generator)
         maps = nn.functional.interpolate(coarse, size=(CELLS, CELLS), mode="bicubic").relu()
         thirds = [concepts // 2, concepts // 4, concepts - concepts // 2 - concepts // 4]
-        kinds = [
-            k for k, n in zip(("object", "part", "colour"), thirds, strict=True) for _ in range(n)
-        ]
+        kinds = [k for k, n in zip(("object", "part", "colour"), thirds, strict=True) for _ in range(n)]
         words = Vocabulary(tuple(f"c{i}" for i in range(concepts)), tuple(kinds))
         rng, labels = np.random.default_rng(0), []
         starts = np.cumsum([1, *thirds])
@@ -96,9 +94,7 @@ def by_sketch(maps: Tensor, resolution: int = 4096) -> Tensor:
             levels[level] = []
             level += 1
     values = torch.cat([p for parts in levels for p in parts], 1)
-    weights = torch.cat(
-        [torch.full((p.shape[1],), 2.0**k) for k, parts in enumerate(levels) for p in parts]
-    )
+    weights = torch.cat([torch.full((p.shape[1],), 2.0**k) for k, parts in enumerate(levels) for p in parts])
     order = values.argsort(1)
     share = weights[order].cumsum(1) / weights.sum()
     at = (share < Q_WHOLE).sum(1).clamp(max=values.shape[1] - 1)

@@ -2,10 +2,11 @@
 
     python experiments/benchmarks/evaluation.py --out evaluation.json [--tiny] [--device cuda]
 
-Without Quantus (the extra `peers`, and OpenCV, which it imports) its rows are missing. Inputs have one channel, of which the network sees three
-copies: Quantus flips single channels, and only so do both flip the same pixels. `floor` is the model as given, in
-float32: for pixel flipping a forward pass of every perturbed input, in batches of 32; for randomisation a forward and a
-backward pass without weight gradients for every network and input, in one batch, the trained network's included.
+Without Quantus (the extra `peers`, and OpenCV, which it imports) its rows are missing. Inputs have one channel, of which
+the network sees three copies: Quantus flips single channels, and only so do both flip the same pixels. `floor` is the model
+as given, in float32: for pixel flipping a forward pass of every perturbed input, in batches of 32; for randomisation a
+forward and a backward pass without weight gradients for every network and input, in one batch, the trained network
+included.
 `agrees`: the largest difference of the two curves; for randomisation, whose draws differ, that of similarities of the
 same maps, of Quantus's own random networks.
 """
@@ -53,10 +54,22 @@ class Grey(nn.Module):
 def small() -> nn.Module:
     """Return four convolutions for 32 pixels a side."""
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(), nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
 
 
 def drawn(net: Callable[[], nn.Module]) -> nn.Module:
@@ -105,7 +118,7 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
     def theirs() -> object:
         metric = quantus.PixelFlipping(
             features_in_step=per_step, perturb_baseline=0.0, normalise=False, abs=False, disable_warnings=True
-        )  # fmt: skip
+        )
         with quietly(), torch.no_grad():
             return metric(model, grey, classes, a_batch=arrays, device=str(x.device), batch_size=64)
 
@@ -115,7 +128,7 @@ def flipping(name: str, model: nn.Module, x: Tensor, per_step: int) -> Cases:
     def agrees(mine: object, other: object) -> str:
         assert isinstance(mine, Curves)
         curve = mine.values[0, 0].cpu()
-        found = other.values[0, 0].cpu() if isinstance(other, Curves) else torch.tensor(np.array(other)).double()  # fmt: skip
+        found = other.values[0, 0].cpu() if isinstance(other, Curves) else torch.tensor(np.array(other)).double()
         return f"curves within {float((curve[:, -found.shape[1] :] - found).abs().max()):.1e}"
 
     contenders: dict[str, Callable[[], object]] = {
@@ -135,9 +148,7 @@ def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
     device = str(x.device)
     layers = sum(hasattr(m, "reset_parameters") for m in model.modules())
 
-    def gradient(
-        model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: object
-    ) -> np.ndarray:
+    def gradient(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: object) -> np.ndarray:
         target = torch.from_numpy(np.asarray(targets)).long().to(device)
         found = input_gradient(Score(model, target), torch.from_numpy(inputs).to(device))[1]
         return found.detach().cpu().numpy()
@@ -147,13 +158,9 @@ def randomisation(name: str, model: nn.Module, x: Tensor) -> Cases:
             input_gradient(score, x)
 
     def theirs() -> dict[str, list[float]]:
-        metric = quantus.MPRT(
-            layer_order="top_down", abs=False, normalise=False, disable_warnings=True
-        )
+        metric = quantus.MPRT(layer_order="top_down", abs=False, normalise=False, disable_warnings=True)
         with quietly():
-            found = metric(
-                model, grey, classes, explain_func=gradient, device=device, batch_size=64
-            )
+            found = metric(model, grey, classes, explain_func=gradient, device=device, batch_size=64)
         return dict(found)
 
     def agrees(_: object, other: object) -> str:

@@ -73,9 +73,7 @@ def main() -> list[Row]:
 
     def ours(precision: Precision, *, disk: bool) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory() as folder:
-            store = ActivationStore(
-                Path(folder) if disk else None, device=device, precision=precision, progress=False
-            )
+            store = ActivationStore(Path(folder) if disk else None, device=device, precision=precision, progress=False)
             return store.activations(net, LAYERS, examples)
 
     def captum() -> list[Tensor]:

@@ -37,9 +37,7 @@ def arguments(description: str, *, on_device: bool = True) -> argparse.Namespace
     """Parse what every benchmark takes; `--device` only where the work can be done on an accelerator."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a small case, to see that the script runs"
-    )
+    parser.add_argument("--tiny", action="store_true", help="a small case, to see that the script runs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="run the cases whose name holds this")
     if on_device:
@@ -101,9 +99,7 @@ def race(
 
 def report(rows: list[Row], out: Path | None) -> None:
     """Print the table and write the JSON file."""
-    table = Table(
-        "case", "who", "s", "CPU s", "÷ floor", "÷ floor (CPU)", "ours ÷ it", "peak MB", "agrees"
-    )
+    table = Table("case", "who", "s", "CPU s", "÷ floor", "÷ floor (CPU)", "ours ÷ it", "peak MB", "agrees")
     for row in rows:
         numbers = [
             row.seconds,
@@ -188,8 +184,4 @@ class _PeakMemory:
 
 def _resident_mb() -> float:
     path = Path("/proc/self/statm")
-    return (
-        int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-        if path.exists()
-        else 0.0
-    )
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if path.exists() else 0.0

@@ -6,8 +6,8 @@ Both make images of 128 px by Fourier spectra, the same transforms and Adam, for
 224 px and runs the whole network; ours ends the pass after the layer, at the views' own size. `floor` is forward and
 backward, truncated after the layer, of the same batch of views, without weight gradients. The case of 16 channels
 counts seconds per image; its floor runs in bfloat16 too. `ours, images alone` is all that ours does but for the network, in
-its place one that costs nothing: rendering, views, Adam, and gradients through them. `floor, compiled` is the floor by `torch.compile`, where there
-is a C++ compiler. Without lucent its rows are missing;
+its place one that costs nothing: rendering, views, Adam, and gradients through them. `floor, compiled` is the
+floor by `torch.compile`, where there is a C++ compiler. Without lucent its rows are missing;
 `pip install -e '.[lucent]'` brings it with the kornia of 2020 that it needs.
 """
 
@@ -40,9 +40,7 @@ def ours(net: nn.Module, channels: int, steps: int, precision: Precision) -> Cal
     return lambda: settings(net, goals, space=Space(), progress=False)
 
 
-def images_alone(
-    net: nn.Module, channels: int, steps: int, precision: Precision
-) -> Callable[[], object]:
+def images_alone(net: nn.Module, channels: int, steps: int, precision: Precision) -> Callable[[], object]:
     """Return the work of this suite with a network that costs nothing, so that images are what is left."""
     free = nn.Sequential(OrderedDict({LAYER: nn.Identity()})).eval()
     settings = Maximize(size=SIZE, steps=steps, precision=precision)
@@ -60,16 +58,18 @@ def lucent(net: nn.Module, steps: int) -> Callable[[], object]:
     def run() -> object:
         with redirect_stderr(io.StringIO()):
             return render.render_vis(
-                copy.deepcopy(net), f"{LAYER}:0", lambda: param.image(SIZE), thresholds=(steps,),
-                show_image=False, progress=False,
-            )  # fmt: skip
+                copy.deepcopy(net),
+                f"{LAYER}:0",
+                lambda: param.image(SIZE),
+                thresholds=(steps,),
+                show_image=False,
+                progress=False,
+            )
 
     return run
 
 
-def floor(
-    net: nn.Module, channels: int, steps: int, *, fast: bool, compiled: bool = False
-) -> Callable[[], object]:
+def floor(net: nn.Module, channels: int, steps: int, *, fast: bool, compiled: bool = False) -> Callable[[], object]:
     """Return the passes alone; compiled, they are made once before any is timed."""
     device = next(net.parameters()).device
     body = nn.Sequential(*list(copy.deepcopy(net).children())[:7]).requires_grad_(False)
@@ -95,9 +95,7 @@ def floor(
     return run
 
 
-def compiled(
-    net: nn.Module, channels: int, steps: int, *, fast: bool, tiny: bool
-) -> dict[str, Callable[[], object]]:
+def compiled(net: nn.Module, channels: int, steps: int, *, fast: bool, tiny: bool) -> dict[str, Callable[[], object]]:
     """Return the compiled floor by its name, where it can be made; it takes up to half a minute to compile."""
     if tiny or which("g++") is None:
         return {}
@@ -116,10 +114,13 @@ def per_image(row: Row, images: int, peer: float | None) -> Row:
     share = images if batch else 1
     ratio = None if batch or peer is None else peer / images / row.seconds
     return replace(
-        row, seconds=row.seconds / share, cpu_seconds=row.cpu_seconds / share, peer_ratio=ratio,
+        row,
+        seconds=row.seconds / share,
+        cpu_seconds=row.cpu_seconds / share,
+        peer_ratio=ratio,
         floor_ratio=row.floor_ratio if batch else None,
         floor_cpu_ratio=row.floor_cpu_ratio if batch else None,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

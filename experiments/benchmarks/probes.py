@@ -81,7 +81,7 @@ def _theirs(layer: Layer, path: Sequence[float], *, warm: bool = False) -> list[
     found = []
     for penalty in path:
         model.set_params(C=1 / (penalty * n)).fit(layer.rows.table.numpy(), layer.labels.numpy())
-        found.append((torch.from_numpy(model.coef_.copy()), torch.from_numpy(model.intercept_.copy())))  # fmt: skip
+        found.append((torch.from_numpy(model.coef_.copy()), torch.from_numpy(model.intercept_.copy())))
     return found
 
 
@@ -107,9 +107,7 @@ def _ridge(layer: Layer, classes: int) -> Tensor:
 def _sk_ridge(layer: Layer, classes: int) -> Tensor:
     target = (2 * one_hot(layer.labels, classes).double() - 1).numpy()
     rows = layer.rows.table.double().numpy()
-    return torch.stack(
-        [torch.from_numpy(SkRidge(alpha=p * len(rows)).fit(rows, target).coef_) for p in RIDGE_PATH]
-    )
+    return torch.stack([torch.from_numpy(SkRidge(alpha=p * len(rows)).fit(rows, target).coef_) for p in RIDGE_PATH])
 
 
 def _same(mine: object, other: object) -> str:

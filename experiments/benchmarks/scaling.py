@@ -50,9 +50,7 @@ class Drawn:
 
     def load(self, indices: Sequence[int]) -> Tensor:
         """Return images of a seed each."""
-        made = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(i)) for i in indices
-        ]
+        made = [torch.randn(self.shape, generator=torch.Generator().manual_seed(i)) for i in indices]
         return torch.stack(made)
 
     def __len__(self) -> int:
@@ -79,9 +77,7 @@ def worker(index: int, count: int, threads: int, tiny: bool, root: Path) -> None
     net = resnet()
     warm = Drawn(8, size.pixels)
     ActivationStore(progress=False).activations(net, LAYERS, warm, pool="mean")
-    work = Fill(
-        (Request(net, LAYERS, Drawn(size.images, size.pixels), "mean"),), root, progress=False
-    )
+    work = Fill((Request(net, LAYERS, Drawn(size.images, size.pixels), "mean"),), root, progress=False)
     print("ready", flush=True)
     sys.stdin.readline()
     before = time.process_time()
@@ -102,10 +98,12 @@ def timed(processes: int, threads: int, tiny: bool) -> tuple[float, float, dict[
         started = [
             subprocess.Popen(
                 [sys.executable, __file__, "--worker", f"{i},{processes},{threads},{int(tiny)}", folder],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for i in range(processes)
-        ]  # fmt: skip
+        ]
         for process in started:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -118,11 +116,7 @@ def timed(processes: int, threads: int, tiny: bool) -> tuple[float, float, dict[
         wall = time.perf_counter() - begun
         for process in started:
             process.communicate()
-        found = {
-            p.relative_to(folder).as_posix(): p.read_bytes()
-            for p in Path(folder).rglob("*.*")
-            if p.is_file()
-        }
+        found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*.*") if p.is_file()}
     return wall, cpu, found
 
 
@@ -145,12 +139,18 @@ def race(tiny: bool, rounds: int) -> tuple[list[Row], int]:
     same = "the same bytes" if left["two, 1 thread each"] == left[first] else "OTHER BYTES"
     rows = [
         Row(
-            f"{size.images} images of {size.pixels} px", who, wall_of[who], cpu_of[who],
-            wall_of[who] / wall_of[first], cpu_of[who] / cpu_of[first],
-            None, 0.0, same if processes > 1 else "",
+            f"{size.images} images of {size.pixels} px",
+            who,
+            wall_of[who],
+            cpu_of[who],
+            wall_of[who] / wall_of[first],
+            cpu_of[who] / cpu_of[first],
+            None,
+            0.0,
+            same if processes > 1 else "",
         )
         for who, (processes, _) in contenders.items()
-    ]  # fmt: skip
+    ]
     return rows, sum(map(len, left[first].values())) // size.images
 
 
@@ -164,9 +164,7 @@ class Next(nn.Module):
 
 def shard_cost(shards: int) -> dict[str, float]:
     """Return seconds a shard of 128 × 512 rows costs beside the network, and the memory that its index takes."""
-    torch.set_num_threads(
-        1
-    )  # as in a worker: on more, threads that wait for so little work burn CPU time
+    torch.set_num_threads(1)  # as in a worker: on more, threads that wait for so little work burn CPU time
     examples, net = Drawn(shards * SHARD, 16, channels=2), nn.Sequential(Next()).eval()
     with tempfile.TemporaryDirectory() as folder:
         begun, before = time.perf_counter(), time.process_time()
@@ -193,13 +191,9 @@ def shard_cost(shards: int) -> dict[str, float]:
 
 def decode_seconds(tiny: bool) -> float:
     """Return the CPU seconds of reading and preparing a photograph of ImageNet's usual size."""
-    noise = torch.randint(
-        0, 256, (47, 63, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    noise = torch.randint(0, 256, (47, 63, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = io.BytesIO()
-    Image.fromarray(noise.numpy()).resize((500, 375), Image.Resampling.BICUBIC).save(
-        data, "JPEG", quality=92
-    )
+    Image.fromarray(noise.numpy()).resize((500, 375), Image.Resampling.BICUBIC).save(data, "JPEG", quality=92)
     preprocess = Preprocess()
     times = []
     for _ in range(3 if tiny else 30):
@@ -259,8 +253,13 @@ def main() -> None:
     for key in list(plans[0])[1:]:
         print("| " + " | ".join([key, *(p[key] for p in plans)]) + " |")
     if args.out is not None:
-        document = {"machine": machine(), "rows": [asdict(row) for row in rows], "throughput ratio": gain,
-                    "constants": constants, "plan": plans}  # fmt: skip
+        document = {
+            "machine": machine(),
+            "rows": [asdict(row) for row in rows],
+            "throughput ratio": gain,
+            "constants": constants,
+            "plan": plans,
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

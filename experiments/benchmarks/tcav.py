@@ -45,18 +45,14 @@ class Task:
 
         self.device = device
         self.net = torchvision.models.resnet18(weights=None).to(device).eval()
-        self.concepts = {
-            name: drawn(name, per_set) for name in ("stripes", "dots", "zigzags", "checks")
-        }
+        self.concepts = {name: drawn(name, per_set) for name in ("stripes", "dots", "zigzags", "checks")}
         self.pool, self.inputs = drawn("plain", pool), drawn("plain", per_set, seed=1)
         self.new = drawn("stripes", per_set, seed=2)
         self.pool_examples, self.input_examples = (
             TensorExamples(self.pool),
             TensorExamples(self.inputs),
         )
-        self.sets = [
-            Concept(name, TensorExamples(images)) for name, images in self.concepts.items()
-        ]
+        self.sets = [Concept(name, TensorExamples(images)) for name, images in self.concepts.items()]
         self.score = Score(self.net, 7)
         rows = 8 if device.type == "cpu" else 128
         self.batch = max(1, min(128, rows * 224 * 224 // (size * size)))
@@ -88,30 +84,18 @@ class Task:
         """Return the share of positive sensitivities by layer, [concepts, runs]."""
 
         def concept(number: int, name: str, images: Tensor) -> CaptumConcept:
-            return CaptumConcept(
-                number, name, DataLoader(images.to(self.device), batch_size=len(images))
-            )  # type: ignore[arg-type]
+            return CaptumConcept(number, name, DataLoader(images.to(self.device), batch_size=len(images)))  # type: ignore[arg-type]
 
         per_set = len(self.inputs)
         random = random_sets(self.pool_examples, per_set, runs, seed=0)
         named = [concept(i, name, images) for i, (name, images) in enumerate(self.concepts.items())]
-        counterparts = [
-            concept(100 + i, f"random {i}", self.pool[list(rows)]) for i, rows in enumerate(random)
-        ]
+        counterparts = [concept(100 + i, f"random {i}", self.pool[list(rows)]) for i, rows in enumerate(random)]
         pairs = [[c, r] for c in named for r in counterparts]
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = TCAV(self.net, LAYERS, save_path=folder).interpret(
-                self.inputs.to(self.device), pairs, target=7
-            )
-        by_layer = {
-            layer: [float(found[f"{p[0].id}-{p[1].id}"][layer]["sign_count"][0]) for p in pairs]
-            for layer in LAYERS
-        }
-        return {
-            layer: torch.tensor(scores).reshape(len(named), runs)
-            for layer, scores in by_layer.items()
-        }
+            found = TCAV(self.net, LAYERS, save_path=folder).interpret(self.inputs.to(self.device), pairs, target=7)
+        by_layer = {layer: [float(found[f"{p[0].id}-{p[1].id}"][layer]["sign_count"][0]) for p in pairs] for layer in LAYERS}
+        return {layer: torch.tensor(scores).reshape(len(named), runs) for layer, scores in by_layer.items()}
 
     def new_concept(self, runs: int, rounds: int) -> float:
         """Return milliseconds per CAV of a concept on stored activations, beyond its own forward passes."""
@@ -126,9 +110,7 @@ class Task:
             start = perf_counter()
             self.tcav(plain(runs), store, [added])
             spent.append(perf_counter() - start)
-            print(
-                f"  new concept, {runs} runs: its forward passes {forward:.2f} s, then {spent[-1]:.2f} s"
-            )
+            print(f"  new concept, {runs} runs: its forward passes {forward:.2f} s, then {spent[-1]:.2f} s")
         return 1000 * median(spent[1:]) / (runs * len(LAYERS))
 
 
@@ -142,9 +124,7 @@ def gap(mine: object, theirs: object) -> str:
     assert isinstance(mine, TcavResult)
     assert isinstance(theirs, dict)
     other = torch.stack([theirs[layer].mean(1) for layer in LAYERS])
-    return (
-        f"mean scores differ by {float((mine.mean[:, :, 0] - other).abs().mean()):.2f} on average"
-    )
+    return f"mean scores differ by {float((mine.mean[:, :, 0] - other).abs().mean()):.2f} on average"
 
 
 def main() -> list[Row]:
@@ -168,8 +148,10 @@ def main() -> list[Row]:
         {"captum": gap},
     )
     report(rows, args.out)
-    print(f"'ours', 'ours, all statistics' and captum have R = {few}. A concept added to stored activations costs "
-          f"{task.new_concept(some, args.rounds):.2f} ms a CAV beyond its own forward passes.")  # fmt: skip
+    print(
+        f"'ours', 'ours, all statistics' and captum have R = {few}. A concept added to stored activations costs "
+        f"{task.new_concept(some, args.rounds):.2f} ms a CAV beyond its own forward passes."
+    )
     return rows
 
 

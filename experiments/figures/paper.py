@@ -3,11 +3,11 @@
     python experiments/figures/paper.py --from DIR [--from DIR ...] --out DIR [--readme] [--tiny]
 
 Folders are searched for saved results: of audits, of `experiments/ground_truth`, of `probing evaluate`, and of anything else
-that a method returned. Each becomes a vector PDF with embedded fonts, as wide as one column (3.3 inches) or both (6.9), in the
-one style of `probing.results.figures`, without a title: that is the caption's. Nothing is computed anew, no model is run.
+that a method returned. Each becomes a vector PDF with embedded fonts, as wide as one column (3.3 inches) or both (6.9), in
+the one style of `probing.results.figures`, without a title: that is the caption's. Nothing is computed anew; no model runs.
 
-`--readme` also draws what pages show: `report.png` of the README, the first page of an audit's report as Chromium shows it, and
-`maximization.png` of `docs/findings.md`, from the images of `experiments/maximization_quality.py`. `--tiny` makes a few
+`--readme` also draws what pages show: `report.png` of the README, the first page of an audit's report as Chromium shows it,
+and `maximization.png` of `docs/findings.md`, from the images of `experiments/maximization_quality.py`. `--tiny` makes a few
 small results first, to see that all of this runs.
 """
 
@@ -129,10 +129,21 @@ def photograph(page: Path, browser: str, path: Path) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1",
-         "--window-size=1100,900", f"--screenshot={path.resolve()}", page.resolve().as_uri()],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--force-device-scale-factor=1",
+            "--window-size=1100,900",
+            f"--screenshot={path.resolve()}",
+            page.resolve().as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     with Image.open(path) as shown:
         few = shown.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
@@ -158,9 +169,7 @@ def _grid(folder: Path, path: Path) -> Path:
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Draw all that is found, and say what."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--from", dest="folders", metavar="DIR", type=Path, action="append", default=[]
-    )
+    parser.add_argument("--from", dest="folders", metavar="DIR", type=Path, action="append", default=[])
     parser.add_argument("--out", type=Path, required=True, help="folder of PDFs")
     parser.add_argument("--readme", action="store_true", help="also draw the figures of pages")
     parser.add_argument("--tiny", action="store_true", help="make small results first")

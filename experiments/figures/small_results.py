@@ -41,13 +41,9 @@ def make(folder: Path) -> Path:
     }
     results = {
         "attribution": GradientTimesInput()(Score(net, 0), few[:2]),
-        "curves": Deletion(steps=4, patch=4, orders=("most", "random"), random_orders=2)(
-            Saliency(), score, few
-        ),
+        "curves": Deletion(steps=4, patch=4, orders=("most", "random"), random_orders=2)(Saliency(), score, few),
         "randomisation": CascadingRandomisation(seeds=2, measures=PRIMARY)(Saliency(), score, few),
-        "axioms": axiom_table(
-            methods, score, few, {"completeness": Completeness(), "dummy": Dummy()}
-        ),
+        "axioms": axiom_table(methods, score, few, {"completeness": Completeness(), "dummy": Dummy()}),
         "scorecard": Scoring(steps=4, grid=4, draws=4, seeds=1, probed=2)(methods, score, few),
         "probes": LayerProbes(("1", "4"))(store, net, examples, names),
         "atlas": Atlas("4", Pca(), grid=4)(store, net, examples, names),
@@ -70,9 +66,15 @@ def _trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, len(SHAPES)),
-        )  # fmt: skip
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, len(SHAPES)),
+        )
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(20):
         optimiser.zero_grad()

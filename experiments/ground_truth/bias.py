@@ -27,7 +27,15 @@ from probing.results.figures import save_figure
 VEHICLE = KINDS.index("vehicle")
 PLANTED, OTHER = 0, 1
 """The photograph that vehicles stand in front of, and the one that other things do."""
-NETWORK = ("probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (smooth)", "tcav (effect)", "concept attribution")  # fmt: skip
+NETWORK = (
+    "probes",
+    "dissection (units)",
+    "dissection (ablation)",
+    "tcav (score)",
+    "tcav (smooth)",
+    "tcav (effect)",
+    "concept attribution",
+)
 
 
 @dataclass(frozen=True)
@@ -91,23 +99,26 @@ def readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
     probed = biased("concept", sizes.pool * 2, 0.5, seed + 4)
     found["probes"] = probe_accuracy(net, probed.images, probed.photos, probed.drawings, seed)
     concept, pool = (
-        before("concept", n, None, photo, seed + 5 + photo)
-        for n, photo in ((sizes.concept, PLANTED), (sizes.pool, OTHER))
+        before("concept", n, None, photo, seed + 5 + photo) for n, photo in ((sizes.concept, PLANTED), (sizes.pool, OTHER))
     )
     vehicles = draw(
-        "judge", [VEHICLE] * sizes.concept, [NO_WORD] * sizes.concept,
-        [i % 2 for i in range(sizes.concept)], seed + 8,
-    )  # fmt: skip
+        "judge",
+        [VEHICLE] * sizes.concept,
+        [NO_WORD] * sizes.concept,
+        [i % 2 for i in range(sizes.concept)],
+        seed + 8,
+    )
     result = tcav(
-        net, {"photograph": concept.images}, pool.images, {VEHICLE: vehicles.images},
-        sizes.effort, seed,
-    )  # fmt: skip
+        net,
+        {"photograph": concept.images},
+        pool.images,
+        {VEHICLE: vehicles.images},
+        sizes.effort,
+        seed,
+    )
     cells = {"score": result.mean, "smooth": result.smooth, "effect": result.effect}
     found |= {f"tcav ({name})": float(cell[0, 0, 0]) for name, cell in cells.items()}
-    pair = [
-        before("judge", sizes.concept, VEHICLE, photo, seed + 9).images
-        for photo in (PLANTED, OTHER)
-    ]
+    pair = [before("judge", sizes.concept, VEHICLE, photo, seed + 9).images for photo in (PLANTED, OTHER)]
     sides = {CUE: (concept.images, pool.images)}
     parts = divided(net, VEHICLE, sides, *pair)
     return found | {"tcav p": float(result.p[0, 0, 0]), "concept attribution": parts[CUE]}
@@ -134,9 +145,7 @@ def growth(rows: Sequence[dict[str, object]], name: str) -> list[dict[str, float
     """Return by how much a reading of biased nets exceeds that of balanced ones of the same seed, rate by rate."""
     rates = sorted({float(row["rate"]) for row in rows})  # type: ignore[arg-type]
     of_rate = {rate: column([r for r in rows if r["rate"] == rate], name) for rate in rates}
-    return [
-        {"rate": rate, **paired_difference(of_rate[rate], of_rate[rates[0]])} for rate in rates[1:]
-    ]
+    return [{"rate": rate, **paired_difference(of_rate[rate], of_rate[rates[0]])} for rate in rates[1:]]
 
 
 def main() -> None:
@@ -171,10 +180,7 @@ def run(out: Path, sizes: Sizes) -> dict[str, list[dict[str, float]]]:
     samples = [(f"rate {r:g}", biased("train", 8, r, 0)) for r in sizes.rates]
     samples_figure(out / "bias_pictures", samples, lambda s, i: KINDS[s.kinds[i]])
     for name, steps in grown.items():
-        told = ", ".join(
-            f"{s['rate']:g}: {s['difference']:+.2f} ({s['low']:+.2f} to {s['high']:+.2f})"
-            for s in steps
-        )
+        told = ", ".join(f"{s['rate']:g}: {s['difference']:+.2f} ({s['low']:+.2f} to {s['high']:+.2f})" for s in steps)
         print(f"{name:24} {told}")
     return grown
 

@@ -112,10 +112,7 @@ def readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
     many = captioned("judge", max(sizes.explained * 4, 24), 1.0, seed + 3)
     found |= network_readings(net, many.images, many.strips, many.things)
     probed = captioned("concept", sizes.pool * 2, 1.0, seed + 4)
-    right = [
-        probe_accuracy(net, probed.images, labels, probed.drawings, seed)
-        for labels in (probed.words, probed.kinds)
-    ]
+    right = [probe_accuracy(net, probed.images, labels, probed.drawings, seed) for labels in (probed.words, probed.kinds)]
     return found | {"probes": right[0] - right[1]}
 
 
@@ -136,10 +133,7 @@ def concept_readings(net: Net, sizes: Sizes, seed: int) -> dict[str, float]:
         concepts[f"thing {kind}"] = one.images
     pool = captioned("concept", sizes.pool, 1.0, seed + 30).images
     base = captioned("judge", n, 1.0, seed + 31)
-    inputs = {
-        k: draw("judge", [k] * n, base.words.tolist(), base.photos.tolist(), seed + 31).images
-        for k in range(count)
-    }
+    inputs = {k: draw("judge", [k] * n, base.words.tolist(), base.photos.tolist(), seed + 31).images for k in range(count)}
     result = tcav(net, concepts, pool, inputs, sizes.effort, seed)
     return {
         "tcav (score)": word_less_thing(result, "mean"),
@@ -183,8 +177,13 @@ def of_things(result: TcavResult, what: str) -> float:
 
 
 NETWORK = (
-    "probes", "dissection (units)", "dissection (ablation)", "tcav (score)", "tcav (effect)", "concept attribution",
-)  # fmt: skip
+    "probes",
+    "dissection (units)",
+    "dissection (ablation)",
+    "tcav (score)",
+    "tcav (effect)",
+    "concept attribution",
+)
 PAPER = (0.0, 0.3, 1.0)
 
 
@@ -217,7 +216,7 @@ def verdicts(rows: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
         found[name] = ordered(known, said) | {
             "rho at paper levels": spearman([known[i] for i in of_paper], [said[i] for i in of_paper]),
             "names the cue": float((named == words).mean()),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -251,9 +250,7 @@ def run(out: Path, sizes: Sizes) -> dict[str, dict[str, float]]:
     save_figure(order, out / "caption_order")
     samples = [(f"p = {p:g}", captioned("train", 8, p, 0)) for p in sizes.levels]
     samples_figure(out / "caption_pictures", samples, lambda s, i: f"{KINDS[s.kinds[i]]}")
-    for name, verdict in sorted(
-        found.items(), key=lambda item: -np.nan_to_num(item[1]["rho"], nan=-2)
-    ):
+    for name, verdict in sorted(found.items(), key=lambda item: -np.nan_to_num(item[1]["rho"], nan=-2)):
         print(
             f"{name:24} rho {verdict['rho']:+.2f} ({verdict['low']:+.2f} to {verdict['high']:+.2f}), "
             f"at the paper's levels {verdict['rho at paper levels']:+.2f}, names the cue {verdict['names the cue']:.0%}"

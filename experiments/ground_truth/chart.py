@@ -37,27 +37,46 @@ def samples_figure(
     strips = []
     for title, pictures in groups:
         shown = ((pictures.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        images = [
-            Image.fromarray(one).resize((192, 192), Image.Resampling.NEAREST) for one in shown
-        ]
+        images = [Image.fromarray(one).resize((192, 192), Image.Resampling.NEAREST) for one in shown]
         strips.append(Strip(title, images, [caption(pictures, i) for i in range(len(pictures))]))
     save_figure(montage(strips, columns=len(groups[0][1])), stem)
 
 
 NAMES = {
-    "ig": "integrated gradients", "layer_ig": "IG at a layer", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++",
-    "guided_gradcam": "guided Grad-CAM", "hirescam": "HiResCAM", "layercam": "LayerCAM", "ablationcam": "Ablation-CAM",
-    "cam": "CAM", "lrp": "LRP", "lime": "LIME", "smoothgrad": "SmoothGrad", "guided_backprop": "guided backprop",
-    "gradient_times_input": "gradient times input", "expected_gradients": "expected gradients", "tcav (effect)": "TCAV, effect",
-    "tcav (score)": "TCAV, score", "tcav (smooth)": "TCAV, smooth score", "dissection (units)": "dissection, units",
+    "ig": "integrated gradients",
+    "layer_ig": "IG at a layer",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "guided_gradcam": "guided Grad-CAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "ablationcam": "Ablation-CAM",
+    "cam": "CAM",
+    "lrp": "LRP",
+    "lime": "LIME",
+    "smoothgrad": "SmoothGrad",
+    "guided_backprop": "guided backprop",
+    "gradient_times_input": "gradient times input",
+    "expected_gradients": "expected gradients",
+    "tcav (effect)": "TCAV, effect",
+    "tcav (score)": "TCAV, score",
+    "tcav (smooth)": "TCAV, smooth score",
+    "dissection (units)": "dissection, units",
     "dissection (ablation)": "dissection, ablation",
-}  # fmt: skip
+}
 LOGITS = {"swap of the photograph", "tcav (effect)", "concept attribution"}
 """Readings in logits; the others shown are shares."""
 CAPTION = ("tcav (effect)", "tcav (score)", "saliency")
 BIAS = (
-    "swap of the photograph", "tcav (effect)", "tcav (score)", "concept attribution", "saliency", "ig", "gradcam", "lime",
-)  # fmt: skip
+    "swap of the photograph",
+    "tcav (effect)",
+    "tcav (score)",
+    "concept attribution",
+    "saliency",
+    "ig",
+    "gradcam",
+    "lime",
+)
 """Readings that are shown net by net."""
 
 
@@ -65,9 +84,7 @@ def figures_of(document: Mapping[str, Any]) -> dict[str, Callable[[], "Figure"]]
     """Return how the figures of either experiment are drawn from its `results.json`."""
     known: Any = _with_nan(document)
     if "biased less balanced" in known:
-        return {
-            "growth": lambda: growth_figure(known["by net"], known["biased less balanced"], BIAS)
-        }
+        return {"growth": lambda: growth_figure(known["by net"], known["biased less balanced"], BIAS)}
     parts = known["by net"], known["rank correlation"], known["truth"]
     return {"order": lambda: order_figure(*parts, "noise", CAPTION)}
 
@@ -92,17 +109,13 @@ def order_figure(
     order = sorted(verdicts, key=lambda name: np.nan_to_num(verdicts[name]["rho"], nan=-2))
     with style():
         figure = new_figure(FULL_WIDTH, 0.16 * len(order) + 1.0)
-        left, *right = figure.subplot_mosaic(
-            [["order", name] for name in shown], width_ratios=[1.25, 1]
-        ).values()
+        left, *right = figure.subplot_mosaic([["order", name] for name in shown], width_ratios=[1.25, 1]).values()
         for y, name in enumerate(order):
             found = verdicts[name]
             network = name.startswith(("tcav", "dissection", "probes", "concept"))
             colour, marker = (PALETTE[1], "s") if network else (PALETTE[0], "o")
             if np.isnan(found["rho"]):
-                left.text(
-                    0, y, "the same for all nets", va="center", ha="center", color=FAINT, fontsize=6
-                )
+                left.text(0, y, "the same for all nets", va="center", ha="center", color=FAINT, fontsize=6)
                 continue
             left.plot([found["low"], found["high"]], [y, y], color=colour, lw=0.9)
             left.plot(found["rho"], y, marker, color=colour)
@@ -117,9 +130,15 @@ def order_figure(
         for axes, name in zip(right, shown, strict=True):
             _readings(axes, rows, name, truth, group)
         right[0].legend(
-            title=group, fontsize=6, title_fontsize=6, ncols=5, loc="lower center",
-            bbox_to_anchor=(0.5, 1.0), handletextpad=0.1, columnspacing=0.8,
-        )  # fmt: skip
+            title=group,
+            fontsize=6,
+            title_fontsize=6,
+            ncols=5,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            handletextpad=0.1,
+            columnspacing=0.8,
+        )
         for axes in right[:-1]:
             axes.tick_params(labelbottom=False)
         right[-1].set_xlabel(truth)
@@ -131,9 +150,14 @@ def _readings(axes: "Axes", rows: Rows, name: str, truth: str, group: str) -> No
     for i, level in enumerate(levels):
         own = [row for row in rows if row[group] == level]
         axes.plot(
-            [row[truth] for row in own], [row[name] for row in own], "o", label=f"{level:g}",
-            color=str(0.8 * i / max(len(levels) - 1, 1)), markeredgecolor=INK, markeredgewidth=0.4,
-        )  # fmt: skip
+            [row[truth] for row in own],
+            [row[name] for row in own],
+            "o",
+            label=f"{level:g}",
+            color=str(0.8 * i / max(len(levels) - 1, 1)),
+            markeredgecolor=INK,
+            markeredgewidth=0.4,
+        )
     axes.set_ylabel(f"{NAMES.get(name, name)}\n{_unit(name)}")
 
 
@@ -169,6 +193,7 @@ def growth_figure(
                 Line2D([], [], color=PALETTE[0], label="mean"),
                 Line2D([], [], color=PALETTE[1], lw=1.2, label=f"95 % interval of the change from {rates[0]:g}"),
             ],
-            loc="outside upper left", ncols=3,
-        )  # fmt: skip
+            loc="outside upper left",
+            ncols=3,
+        )
     return figure

@@ -35,9 +35,7 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
 
 
-def train(
-    images: Float[Tensor, "n 3 h w"], classes: Int[Tensor, " n"], seed: int, epochs: int
-) -> Net:
+def train(images: Float[Tensor, "n 3 h w"], classes: Int[Tensor, " n"], seed: int, epochs: int) -> Net:
     """Return a trained net in evaluation mode: Adam, a rate that falls to zero, no augmentation, last state taken."""
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=()):

@@ -26,7 +26,8 @@ goes by where the two conflict: a local method by more than half of its positive
 truth is what exchanging the photograph behind vehicles does to their logit. The columns are by how much a reading of nets
 of that rate exceeds that of balanced ones (t interval over {bias_seeds} seeds); a star where the interval leaves out zero.
 """
-PICTURES = """![Rank correlation of readings with the use of the word, and three readings by net](ground_truth/caption_order.png)
+PICTURES = """\
+![Rank correlation of readings with the use of the word, and three readings by net](ground_truth/caption_order.png)
 
 ![What nets were trained on, by how often the word is drawn anew](ground_truth/caption_pictures.png)
 
@@ -53,7 +54,7 @@ def page(caption: Mapping[str, Any], bias: Mapping[str, Any]) -> str:
     rows = [
         [name, *_caption(order.get(name)), *(_step(s) for s in growth.get(name, [None] * len(rates)))]
         for name in sorted(names, key=lambda n: n != "swap of the photograph")
-    ]  # fmt: skip
+    ]
     return f"{text}\n{_read(order, growth)}\n{_table(heads, rows)}\n{_levels(nets)}\n{PICTURES}"
 
 
@@ -63,10 +64,7 @@ def _read(order: Mapping[str, Any], growth: Mapping[str, Any]) -> str:
     steps = growth["tcav (effect)"]
     values = [step["difference"] for step in steps]
     grows = "grows" if values == sorted(values) else "does not grow"
-    listed = ", ".join(
-        f"{s['difference']:+.2f} ({s['low']:.2f} to {s['high']:.2f}) at {s['rate']:g}"
-        for s in steps
-    )
+    listed = ", ".join(f"{s['difference']:+.2f} ({s['low']:.2f} to {s['high']:.2f}) at {s['rate']:g}" for s in steps)
     return (
         f"TCAV's effect orders the nets by their use of the word with a rank correlation of {effect['rho']:.2f} "
         f"({effect['rho at paper levels']:.2f} among those of p = 0, 0.3 and 1 alone, where nets of one p differ little in "
@@ -95,9 +93,14 @@ def _step(step: Mapping[str, Any] | None) -> str:
 def _levels(nets: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of means by how often the word is drawn anew."""
     names = (
-        "use of the word", "accuracy without a word", "says what the word says", "tcav (score)", "tcav (effect)",
-        "concept attribution", "saliency",
-    )  # fmt: skip
+        "use of the word",
+        "accuracy without a word",
+        "says what the word says",
+        "tcav (score)",
+        "tcav (effect)",
+        "concept attribution",
+        "saliency",
+    )
     rows = []
     for level in sorted({net["noise"] for net in nets}):
         own = [net for net in nets if net["noise"] == level]
@@ -118,8 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/ground_truth.md"))
     arguments = parser.parse_args()
     found = [
-        json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        for folder in (arguments.caption, arguments.bias)
+        json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (arguments.caption, arguments.bias)
     ]
     arguments.out.write_text(page(*found), encoding="utf-8")
     figures = arguments.out.with_suffix("")

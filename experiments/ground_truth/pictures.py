@@ -75,7 +75,7 @@ def draw(
         photos: indices into `PHOTOS`.
         seed: of drawings, their places and sizes, and the cuts of photographs.
     """
-    found = [_picture(part, k, w, p, [seed, i]) for i, (k, w, p) in enumerate(zip(kinds, words, photos, strict=True))]  # fmt: skip
+    found = [_picture(part, k, w, p, [seed, i]) for i, (k, w, p) in enumerate(zip(kinds, words, photos, strict=True))]
     pixels, masks, names = zip(*found, strict=True)
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return Pictures(

@@ -114,21 +114,22 @@ def tcav(
     )
 
 
-def probe_accuracy(
-    net: nn.Module, images: Tensor, labels: Int[Tensor, " n"], groups: Sequence[str], seed: int
-) -> float:
+def probe_accuracy(net: nn.Module, images: Tensor, labels: Int[Tensor, " n"], groups: Sequence[str], seed: int) -> float:
     """Return how often a linear probe at the same layer is right of pictures with drawings it was not fitted on."""
     probes = LayerProbes(
-        READ_AT, SoftmaxProbe(tolerance=1e-3), inputs=False, controls=0, untrained=False,
-        description_length=False, seed=seed,
-    )  # fmt: skip
+        READ_AT,
+        SoftmaxProbe(tolerance=1e-3),
+        inputs=False,
+        controls=0,
+        untrained=False,
+        description_length=False,
+        seed=seed,
+    )
     store = ActivationStore(progress=False)
     return 1 - float(probes(store, net, TensorExamples(images), labels, groups=groups).error[0])
 
 
-def dissected(
-    net: nn.Module, images: Tensor, cue: Bool[Tensor, "n h w"], thing: Bool[Tensor, "n h w"]
-) -> DissectionResult:
+def dissected(net: nn.Module, images: Tensor, cue: Bool[Tensor, "n h w"], thing: Bool[Tensor, "n h w"]) -> DissectionResult:
     """Return which units of the layer are active where the cue is, and which where the thing is."""
     planes = torch.where(thing, 2, torch.where(cue, 1, 0))[:, None]
     vocabulary = Vocabulary((CUE, THING), ("part", "part"))
@@ -166,7 +167,7 @@ def divided(
     means = [
         [store.activations(net, [READ_AT], TensorExamples(side), pool="mean")[READ_AT].mean(0) for side in both]
         for both in sides.values()
-    ]  # fmt: skip
+    ]
     directions = torch.stack([present - absent for present, absent in means])
     found = ConceptGradients(READ_AT)(Score(net, target), ends, directions, tuple(sides), starts)
     parts = dict(zip(sides, found.values.mean(0).tolist(), strict=True))

@@ -44,9 +44,7 @@ def ordered(truth: Sequence[float], reading: Sequence[float], seed: int = 0) -> 
 
 def paired_difference(higher: Sequence[float], lower: Sequence[float]) -> dict[str, float]:
     """Return the mean difference over seeds and its t interval."""
-    difference = torch.tensor(higher, dtype=torch.float64) - torch.tensor(
-        lower, dtype=torch.float64
-    )
+    difference = torch.tensor(higher, dtype=torch.float64) - torch.tensor(lower, dtype=torch.float64)
     n, mean = len(difference), float(difference.mean())
     if n < 2:
         return {"difference": mean, "low": math.nan, "high": math.nan}

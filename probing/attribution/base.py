@@ -88,9 +88,7 @@ class Attribution(Result):
         if self.geometry is None:
             return self.values
         cells = self.values.shape[2:]
-        rows, columns = (
-            self.geometry.weights(axis, cells[axis]).to(self.values) for axis in range(2)
-        )
+        rows, columns = (self.geometry.weights(axis, cells[axis]).to(self.values) for axis in range(2))
         return rows @ self.values @ columns.T
 
     def plot(
@@ -130,10 +128,7 @@ class Attribution(Result):
 
     def checks(self) -> tuple[str, ...]:
         """Return for each input what tells how far to trust its map, in one short line; empty where nothing does."""
-        return tuple(
-            _check({k: d[row] for k, d in self.diagnostics.items()}, self, row)
-            for row in range(len(self.values))
-        )
+        return tuple(_check({k: d[row] for k, d in self.diagnostics.items()}, self, row) for row in range(len(self.values)))
 
     def column(
         self,
@@ -170,8 +165,7 @@ class Attribution(Result):
         from markupsafe import escape
 
         cells = "".join(
-            f"<tr><td>{row}</td><td>{self.target[row]}</td><td>{float(self.score[row]):.4g}</td>"
-            f"<td>{escape(said)}</td></tr>"
+            f"<tr><td>{row}</td><td>{self.target[row]}</td><td>{float(self.score[row]):.4g}</td><td>{escape(said)}</td></tr>"
             for row, said in enumerate(self.checks()[:_MOST_SHOWN])
         )
         more = len(self.values) - _MOST_SHOWN
@@ -275,9 +269,7 @@ class LocalMethod(ABC):
     demands: ClassVar[tuple[Demand, ...]]
     """What it asks of a network besides forward passes. A scorecard needs all three, and refuses a method without."""
 
-    def __call__(
-        self, score: Score | Model, inputs: Shaped[Tensor, "n *shape"], target: Target = None
-    ) -> Attribution:
+    def __call__(self, score: Score | Model, inputs: Shaped[Tensor, "n *shape"], target: Target = None) -> Attribution:
         """Return the attribution of each input's score.
 
         Args:
@@ -292,9 +284,7 @@ class LocalMethod(ABC):
         if not isinstance(score, Score):
             score = Score(score, target)
         elif target is not None:
-            raise ArgumentError(
-                "the score names its target already: give a model and a target, or a score."
-            )
+            raise ArgumentError("the score names its target already: give a model and a target, or a score.")
         return self.explain(*checked(score, inputs, integers=self.takes_integers))
 
     @abstractmethod
@@ -323,9 +313,7 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
     refuse_training(score.model)
     one_tensor(inputs)
     if inputs.ndim < 2 or not inputs.numel():
-        raise InputError(
-            f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}."
-        )
+        raise InputError(f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}.")
     if not inputs.is_floating_point() and not integers:
         raise InputError(f"inputs must be floating point in model space, got {inputs.dtype}.")
     if not torch.isfinite(inputs).all():
@@ -356,9 +344,7 @@ def _read_with_graph(score: Score, one: Tensor) -> None:
 def images_only(inputs: Tensor) -> Tensor:
     """Return the inputs if they are images."""
     if inputs.ndim != 4:
-        raise InputError(
-            f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}."
-        )
+        raise InputError(f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}.")
     return inputs
 
 
@@ -368,9 +354,7 @@ def classes_of(score: Score, count: int) -> list[int]:
     if isinstance(target, Tensor):
         return [int(t) for t in target]
     if not isinstance(target, int):
-        raise TargetError(
-            "score.target is None: name its classes by `score, inputs = checked(score, inputs)`."
-        )
+        raise TargetError("score.target is None: name its classes by `score, inputs = checked(score, inputs)`.")
     return [target] * count
 
 

@@ -78,9 +78,7 @@ class Samples:
     def of(cls, tensor: Shaped[Tensor, "n *shape"], *, paired: bool = False) -> "Samples":
         """Return reference inputs, one per row of a tensor in model space."""
         if tensor.ndim < 2 or not len(tensor) or not torch.isfinite(tensor).all():
-            raise InputError(
-                f"samples must be finite and [n, …] with at least one row, got {tuple(tensor.shape)}."
-            )
+            raise InputError(f"samples must be finite and [n, …] with at least one row, got {tuple(tensor.shape)}.")
         held = _Held(tensor.detach().clone())
         name = tensor_id(held.tensor)
         held = _OFFERED.setdefault(name, held)
@@ -102,8 +100,7 @@ class Samples:
         held = getattr(self, "_held", None) or _OFFERED.get(self.content)
         if held is None:
             raise SamplesError(
-                f"no samples with content {self.content!r} are in this process: "
-                "pass their tensor to Samples.of first."
+                f"no samples with content {self.content!r} are in this process: pass their tensor to Samples.of first."
             )
         tensor: Tensor = held.tensor
         return tensor
@@ -117,8 +114,7 @@ class Samples:
         tensor = self.tensor
         if tensor.shape[1:] != inputs.shape[1:]:
             raise InputError(
-                f"samples have shape {tuple(tensor.shape[1:])}, inputs {tuple(inputs.shape[1:])}: "
-                "they must be the same."
+                f"samples have shape {tuple(tensor.shape[1:])}, inputs {tuple(inputs.shape[1:])}: they must be the same."
             )
         return tensor.to(inputs)
 

@@ -171,9 +171,7 @@ class SmoothGrad(LocalMethod):
         with unchanged(score.model):
             clean = passes.values(inputs, torch.arange(len(inputs)))
             moments, last = Moments(), None
-            for maps in self._maps(
-                score, inputs, scale, max(1, passes.chunk // len(inputs)), passes
-            ):
+            for maps in self._maps(score, inputs, scale, max(1, passes.chunk // len(inputs)), passes):
                 values = maps.values.reshape(-1, len(inputs), *maps.values.shape[1:]).double()
                 moments.add(values.square() if self.statistic == "square" else values)
                 last = maps
@@ -201,9 +199,7 @@ class SmoothGrad(LocalMethod):
         scale = torch.full_like(flat[:, 0], self.noise)
         return scale * (flat.amax(1) - flat.amin(1)) if self.unit == "range" else scale
 
-    def _maps(
-        self, score: Score, inputs: Tensor, scale: Tensor, at_once: int, passes: Passes
-    ) -> Iterator[Attribution]:
+    def _maps(self, score: Score, inputs: Tensor, scale: Tensor, at_once: int, passes: Passes) -> Iterator[Attribution]:
         """Yield the method's maps of some noisy copies at a time, copies first, then examples."""
         generator = torch.Generator().manual_seed(self.seed)
         scale = scale.reshape(-1, *[1] * (inputs.ndim - 1))
@@ -224,11 +220,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _repeated(score: Score, count: int) -> Score:
-    return (
-        replace(score, target=score.target.repeat(count))
-        if isinstance(score.target, Tensor)
-        else score
-    )
+    return replace(score, target=score.target.repeat(count)) if isinstance(score.target, Tensor) else score
 
 
 def _explain(

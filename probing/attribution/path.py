@@ -70,9 +70,7 @@ class IntegratedGradients(LocalMethod):
         """
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
-            return _integrate(
-                self, passes, inputs, baseline_of(self.baseline)(inputs), inputs, self
-            )
+            return _integrate(self, passes, inputs, baseline_of(self.baseline)(inputs), inputs, self)
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,7 @@ class LayerIntegratedGradients(LocalMethod):
             if self.space == "layer":
                 starts = baseline_of(path.baseline)(ends)
             else:
-                starts = torch.stack(
-                    [read_layer(passes, draw, layer) for draw in baseline_of(path.baseline)(inputs)]
-                )
+                starts = torch.stack([read_layer(passes, draw, layer) for draw in baseline_of(path.baseline)(inputs)])
             along = tail_passes(passes, inputs, layer, ends)
             found = _integrate(path, along, ends, starts, inputs, self)
         return replace(found, layer=layer)
@@ -175,9 +171,7 @@ class ExpectedGradients(LocalMethod):
             draws, alphas = self._draws(len(pool), inputs.device)
             own = torch.stack([(pool == x).flatten(1).all(1) for x in inputs])
             if bool(own.all(1).any()):
-                raise InputError(
-                    "the background holds nothing but the input itself: give other samples."
-                )
+                raise InputError("the background holds nothing but the input itself: give other samples.")
             weights = (~own).double()[:, draws]
             weights = weights / weights.sum(1, keepdim=True)
             index = draws.expand(len(inputs), -1)
@@ -185,9 +179,7 @@ class ExpectedGradients(LocalMethod):
             total = path_sum(passes, inputs, pool, index, alphas.expand_as(index), weights, rows)
             return self._result(passes, inputs, pool, ~own, total)
 
-    def _draws(
-        self, rows: int, device: torch.device
-    ) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+    def _draws(self, rows: int, device: torch.device) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
         generator, k = torch.Generator().manual_seed(self.seed), self.samples
         alphas = torch.rand(k, generator=generator, dtype=torch.float64)
         if not self.stratified:
@@ -196,9 +188,7 @@ class ExpectedGradients(LocalMethod):
         strata = torch.randperm(k, generator=generator)
         return torch.cat(shuffled)[:k].to(device), ((strata + alphas) / k).to(device)
 
-    def _result(
-        self, passes: Passes, inputs: Tensor, pool: Tensor, others: Tensor, total: PathSum
-    ) -> Attribution:
+    def _result(self, passes: Passes, inputs: Tensor, pool: Tensor, others: Tensor, total: PathSum) -> Attribution:
         value = passes.values(inputs, torch.arange(len(inputs)))
         base = _mean_scores(passes, pool, others.double())
         gap = total.mean.flatten(1).sum(1) - (value.double() - base)
@@ -250,9 +240,7 @@ def _integrate(
 ) -> Attribution:
     """Return the mean over baselines of the path integral from each, with its completeness gap."""
     if starts.shape[1:] != ends.shape:
-        raise InputError(
-            f"the baseline has shape {tuple(starts.shape[1:])}, expected {tuple(ends.shape)}."
-        )
+        raise InputError(f"the baseline has shape {tuple(starts.shape[1:])}, expected {tuple(ends.shape)}.")
     rows = torch.arange(len(ends))
     value = passes.values(ends, rows)
     moments, bases, errors = Moments(), [], []
@@ -273,9 +261,7 @@ def _integrate(
         moments.mean.to(ends.dtype),
         value,
         baseline_score=base,
-        diagnostics={
-            k: d.to(ends.dtype) if d.is_floating_point() else d for k, d in diagnostics.items()
-        },
+        diagnostics={k: d.to(ends.dtype) if d.is_floating_point() else d for k, d in diagnostics.items()},
     )
 
 

@@ -49,9 +49,7 @@ def attribution_prior(
     generator = torch.Generator().manual_seed(seed)
     other = torch.stack([~(background == x).flatten(1).all(1) for x in inputs]).double()
     odds = torch.where(other.any(1, keepdim=True), other, torch.ones_like(other)).cpu()
-    references = background[
-        torch.multinomial(odds, 1, generator=generator)[:, 0].to(background.device)
-    ]
+    references = background[torch.multinomial(odds, 1, generator=generator)[:, 0].to(background.device)]
     alphas = torch.rand(len(inputs), generator=generator).to(inputs)
     way = (inputs - references).detach()
     points = references + alphas.reshape(-1, *[1] * (inputs.ndim - 1)) * way
@@ -80,9 +78,7 @@ def gini(values: Float[Tensor, " features"]) -> Float[Tensor, ""]:
     return (ranks * values.sort().values).sum() / (p * values.sum()).clamp(min=1e-12)
 
 
-def masked_energy(
-    values: Float[Tensor, "n *shape"], mask: Float[Tensor, "*mask"]
-) -> Float[Tensor, ""]:
+def masked_energy(values: Float[Tensor, "n *shape"], mask: Float[Tensor, "*mask"]) -> Float[Tensor, ""]:
     """Return the squared attribution where a mask is one: right for the right reasons (Ross et al. 2017, eq. 1)."""
     return (values * mask).square().flatten(1).sum(1).mean()
 

@@ -59,9 +59,7 @@ def path_sum(
             i, j = point // k, point % k
             start = pool[index[i, j]]
             way = ends[i] - start
-            _, slope = passes.gradient(
-                start + alphas[i, j].to(way).reshape(-1, *extra) * way, rows[i]
-            )
+            _, slope = passes.gradient(start + alphas[i, j].to(way).reshape(-1, *extra) * way, rows[i])
             term = way * slope
             sums[i, j] = term.flatten(1).sum(1, dtype=torch.float64)
             term = term.double()
@@ -76,9 +74,7 @@ def path_sum(
     return PathSum(mean, error, (variance / (drawn - 1)).sqrt())
 
 
-def nodes(
-    rule: Quadrature, steps: int, seed: int = 0
-) -> tuple[Float[Tensor, " steps"], Float[Tensor, " steps"]]:
+def nodes(rule: Quadrature, steps: int, seed: int = 0) -> tuple[Float[Tensor, " steps"], Float[Tensor, " steps"]]:
     """Return a quadrature rule's points on [0, 1] and their weights, which add up to one.
 
     Raises:
@@ -215,9 +211,7 @@ class _Intervals:
         return _Intervals(i.repeat(2), torch.cat([low, middle]), torch.cat([middle, high]), scores)
 
 
-def _scores_at(
-    passes: Passes, ends: Tensor, start: Tensor, example: Tensor, alphas: Tensor
-) -> Float[Tensor, " m"]:
+def _scores_at(passes: Passes, ends: Tensor, start: Tensor, example: Tensor, alphas: Tensor) -> Float[Tensor, " m"]:
     found = []
     for part in passes.slices(len(example)):
         i = example[part]

@@ -21,10 +21,9 @@ _CLAMP = {"clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_"}
 _THRESHOLD = {"threshold", "threshold_", "_threshold"}
 _SMOOTH = {
     f"{name}{end}"
-    for name in ("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "softplus", "hardswish", "mish",
-                 "prelu", "rrelu")
+    for name in ("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "softplus", "hardswish", "mish", "prelu", "rrelu")
     for end in ("", "_")
-}  # fmt: skip
+}
 # What is left in a graph by a non-linearity that no rule was put on: from C++, from `torch.where` …
 _NODES = {
     "ReluBackward0": "ReLU",
@@ -83,9 +82,7 @@ class Gates(TorchFunctionMode):
         self.count += 1
         return _Gate.apply(x, lambda u: func(u, *args[1:], **named), gate[0], self._rule)
 
-    def _ceiling(
-        self, name: str, args: tuple[object, ...], named: dict[str, object]
-    ) -> tuple[Ceiling] | None:
+    def _ceiling(self, name: str, args: tuple[object, ...], named: dict[str, object]) -> tuple[Ceiling] | None:
         """Return where a gate saturates (infinity: nowhere; None: a smooth gate); nothing for other calls."""
         high = rectifier_ceiling(name, args, named)
         if high is not None:
@@ -107,9 +104,7 @@ class Gates(TorchFunctionMode):
             )
 
 
-def rectifier_ceiling(
-    name: str, args: tuple[object, ...], named: dict[str, object]
-) -> float | None:
+def rectifier_ceiling(name: str, args: tuple[object, ...], named: dict[str, object]) -> float | None:
     """Return where a rectifier saturates, infinity for a plain ReLU; None for any other function.
 
     Args:
@@ -117,9 +112,7 @@ def rectifier_ceiling(
         args: by position, after the input.
         named: by keyword.
     """
-    if name in _RELU or (
-        name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)
-    ):
+    if name in _RELU or (name in _THRESHOLD and _bounds(args, named, "threshold", "value") == (0.0, 0.0)):
         return torch.inf
     if name in _RELU6:
         return 6.0

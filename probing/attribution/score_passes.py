@@ -78,9 +78,7 @@ class Passes:
         key = ("prepared", precision, frozenset(layers), device, inputs.dtype)
         with naming_inputs(score.model, inputs):
             refuse_inconsistent(score.model, inputs, device)
-            prepared = remembered(
-                score.model, key, lambda: precision.prepare(score.model, layers, device, inputs)
-            )
+            prepared = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device, inputs))
         copy, chunk = prepared.model, rows_at_once(inputs, batch_size, device)
         return cls(replace(score, model=copy), score, prepared, lambda x, _: copy(x), chunk)
 
@@ -99,9 +97,7 @@ class Passes:
         for start in range(0, rows, self.chunk):
             yield slice(start, min(start + self.chunk, rows))
 
-    def values(
-        self, points: Float[Tensor, "n *shape"], rows: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+    def values(self, points: Float[Tensor, "n *shape"], rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score at each point, without gradients."""
         found = []
         for part in self.slices(len(points)):
@@ -143,9 +139,7 @@ class Passes:
         found = [self.gradient(p, r, gates) for p, r in halves]
         return torch.cat([v for v, _ in found]), torch.cat([g for _, g in found])
 
-    def _gradient(
-        self, points: Tensor, rows: Tensor | None, gates: Gates | None
-    ) -> tuple[Tensor, Tensor]:
+    def _gradient(self, points: Tensor, rows: Tensor | None, gates: Gates | None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             at = points.detach().clone().requires_grad_()
             with gates or nullcontext():
@@ -165,9 +159,7 @@ class Passes:
         """Return the score at each point, in the caller's gradient mode."""
         value = self.score.read(self.output(points, rows), rows)
         if len(value) != len(points):
-            raise OutputError(
-                f"the model returns {len(value)} rows of scores for {len(points)} inputs."
-            )
+            raise OutputError(f"the model returns {len(value)} rows of scores for {len(points)} inputs.")
         return value
 
     def output(self, points: Tensor, rows: Tensor | None = None) -> object:

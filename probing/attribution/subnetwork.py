@@ -43,9 +43,7 @@ def is_affine(tail: fx.GraphModule) -> bool:
     return True
 
 
-def rerun(
-    model: nn.Module, layer: str, tail: nn.Module | None, inputs: Tensor
-) -> Callable[[Tensor, Tensor | None], object]:
+def rerun(model: nn.Module, layer: str, tail: nn.Module | None, inputs: Tensor) -> Callable[[Tensor, Tensor | None], object]:
     """Return what gives the model's output from outputs of a layer: the tail, or the whole model with them put in.
 
     Args:

@@ -52,9 +52,7 @@ class Archive:
         )
         if done.returncode or not path.exists():
             reason = (done.stderr.strip().splitlines() or ["it has another file"])[-1]
-            raise ArchiveError(
-                f"pip cannot download {self.file!r} of {self.requirement} ({reason}): put the file there."
-            )
+            raise ArchiveError(f"pip cannot download {self.file!r} of {self.requirement} ({reason}): put the file there.")
         return path
 
     def member(self, path: Path, name: str) -> bytes:
@@ -65,9 +63,7 @@ class Archive:
         """
         data = path.read_bytes()
         if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
-            raise ArchiveError(
-                f"{path.name!r} has SHA-256 {found}, expected {self.sha256}: fetch it again."
-            )
+            raise ArchiveError(f"{path.name!r} has SHA-256 {found}, expected {self.sha256}: fetch it again.")
         try:
             if self.file.endswith(".whl"):
                 with zipfile.ZipFile(io.BytesIO(data)) as archive:

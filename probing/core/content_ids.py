@@ -149,9 +149,7 @@ def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]
 _MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _GRAPH_MACHINERY = _MACHINERY | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 # What `fully_shard` leaves in the attributes of modules that it divides, and of those inside them.
-_SHARDING = re.compile(
-    "_fsdp_use_orig_params$|_is_fsdp_managed_module$|__composable_api_state_key_"
-)
+_SHARDING = re.compile("_fsdp_use_orig_params$|_is_fsdp_managed_module$|__composable_api_state_key_")
 _FSDP = "torch.distributed.fsdp"
 
 

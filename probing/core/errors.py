@@ -45,9 +45,7 @@ class ProbingError(Exception):
 
     def worded(self, word: Callable[[Mend], str]) -> str:
         """Return the message with each mend as `word` puts it; one that it has no words for is left out."""
-        said = (
-            super().__str__() if len(self.args) != 1 else str(self.args[0])
-        )  # KeyError's is a repr
+        said = super().__str__() if len(self.args) != 1 else str(self.args[0])  # KeyError's is a repr
         if not self.mends:
             return said
         ways = ", or ".join(way for way in map(word, self.mends) if way)

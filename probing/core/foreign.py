@@ -1,8 +1,8 @@
 """What others put on a model besides its weights: hooks, replaced methods, compiled code.
 
 None of it is told by the weights, so a model that carries it is refused. Two libraries leave what only watches, or brings
-inputs to where the weights are; that is let pass, a copy goes without it, and `probing.models.consistency` proves at the model's
-first use that the copy gives the same output.
+inputs to where the weights are; that is let pass, a copy goes without it, and `probing.models.consistency` proves at the
+model's first use that the copy gives the same output.
 """
 
 import functools
@@ -33,10 +33,14 @@ _PLACES = "hf_device_map"
 _MOVERS = {f"accelerate.hooks.{name}" for name in ("ModelHook", "AlignDevicesHook")}
 _WAYS = {
     "torch.nn.utils.prune": "make pruning permanent by torch.nn.utils.prune.remove",
-    "torch.nn.utils.weight_norm": "take it off by torch.nn.utils.remove_weight_norm, or use "
-    "torch.nn.utils.parametrizations.weight_norm, which needs none",
-    "torch.nn.utils.spectral_norm": "take it off by torch.nn.utils.remove_spectral_norm, or use "
-    "torch.nn.utils.parametrizations.spectral_norm, which needs none",
+    "torch.nn.utils.weight_norm": (
+        "take it off by torch.nn.utils.remove_weight_norm, or use "
+        "torch.nn.utils.parametrizations.weight_norm, which needs none"
+    ),
+    "torch.nn.utils.spectral_norm": (
+        "take it off by torch.nn.utils.remove_spectral_norm, or use "
+        "torch.nn.utils.parametrizations.spectral_norm, which needs none"
+    ),
 }
 
 
@@ -45,8 +49,7 @@ def refuse_global_hooks() -> None:
     for kind in _HOOKS:
         if getattr(torch_module, f"_global_{kind}", None):
             raise ForeignHookError(
-                f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: "
-                "remove them first."
+                f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: remove them first."
             )
 
 
@@ -55,9 +58,7 @@ def refuse_foreign(path: str, module: nn.Module) -> None:
     where = f"{repr(path) if path else 'the model'} ({type(module).__name__})"
     attributes = vars(module)
     if isinstance(module, torch.jit.ScriptModule):
-        raise ForeignHookError(
-            f"{where} is TorchScript, whose layers can't be read: pass the Python model."
-        )
+        raise ForeignHookError(f"{where} is TorchScript, whose layers can't be read: pass the Python model.")
     if "_orig_mod" in attributes["_modules"] and "dynamo_ctx" in attributes:
         raise ForeignHookError(f"{where} is compiled: pass the model that torch.compile was given.")
     for kind in _HOOKS:
@@ -81,9 +82,7 @@ def refuse_foreign(path: str, module: nn.Module) -> None:
             "keep_fp32_wrapper=False)."
         )
     if replaced:
-        raise ForeignHookError(
-            f"{where} has the method {replaced[0]!r} replaced on the instance; subclass it instead."
-        )
+        raise ForeignHookError(f"{where} has the method {replaced[0]!r} replaced on the instance; subclass it instead.")
 
 
 def left_by_libraries(module: nn.Module) -> frozenset[str]:

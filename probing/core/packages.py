@@ -73,9 +73,7 @@ def package_path(package: str, inside: str) -> Path:
         tops = set((distribution.read_text("top_level.txt") or "").split())
     first = PurePosixPath(inside).parts[0] if PurePosixPath(inside).parts else ""
     if first not in tops:
-        raise PathEscapeError(
-            f"{inside!r} is no part of the package {package!r}, which holds {sorted(tops)}."
-        )
+        raise PathEscapeError(f"{inside!r} is no part of the package {package!r}, which holds {sorted(tops)}.")
     if not path.exists():
         raise PackageFileError(
             f"the package {package!r} {distribution.version} holds no {inside!r}: is it the version meant?"
@@ -91,14 +89,10 @@ def path_under(root: Path, relative: str) -> Path:
     """
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
-        raise PathEscapeError(
-            f"the path {relative!r} leaves its root {str(root)!r}: give one below it, without '..'."
-        )
+        raise PathEscapeError(f"the path {relative!r} leaves its root {str(root)!r}: give one below it, without '..'.")
     path = root / pure
     if not path.resolve().is_relative_to(root.resolve()):
-        raise PathEscapeError(
-            f"the path {relative!r} is a link out of its root {str(root)!r}: put the file itself there."
-        )
+        raise PathEscapeError(f"the path {relative!r} is a link out of its root {str(root)!r}: put the file itself there.")
     return path
 
 

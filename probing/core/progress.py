@@ -35,9 +35,7 @@ class Progress:
         unit: what parts are, in the plural.
     """
 
-    def __init__(
-        self, total: int | None, title: str, show: bool | None = None, *, unit: str = "examples"
-    ) -> None:
+    def __init__(self, total: int | None, title: str, show: bool | None = None, *, unit: str = "examples") -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self._computed = 0
         self._shown = (_talk is not None or sys.stderr.isatty()) if show is None else show

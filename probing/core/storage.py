@@ -132,9 +132,7 @@ class Address:
         """Return the file to be read; the end of it is fetched only if it is asked for."""
         del buffering
         if mode != "rb":
-            raise ArgumentError(
-                f"an address is opened to be read, got mode {mode!r}: use write_whole."
-            )
+            raise ArgumentError(f"an address is opened to be read, got mode {mode!r}: use write_whole.")
         with _told(self):
             return self.fs.open(self.path, "rb")  # type: ignore[no-any-return]
 
@@ -315,13 +313,9 @@ def _file_system(protocol: str) -> Any:
         package = _PACKAGES.get(protocol, protocol)
         extra = {"s3fs": "s3", "gcsfs": "gs"}.get(package)
         name = f"'probing-concepts[{extra}]'" if extra else package
-        raise PackageMissingError(
-            f"{protocol}:// needs the package {package!r}: pip install {name}"
-        ) from None
+        raise PackageMissingError(f"{protocol}:// needs the package {package!r}: pip install {name}") from None
     except ValueError:
-        raise PlaceError(
-            f"{protocol!r} is no protocol that fsspec knows: use a path, s3://, gs:// or hf://."
-        ) from None
+        raise PlaceError(f"{protocol!r} is no protocol that fsspec knows: use a path, s3://, gs:// or hf://.") from None
 
 
 @contextlib.contextmanager

@@ -115,13 +115,9 @@ class TensorExamples:
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(
-        self, tensor: Shaped[Tensor, "n *shape"], *, labels: Sequence[object] | None = None
-    ) -> None:
+    def __init__(self, tensor: Shaped[Tensor, "n *shape"], *, labels: Sequence[object] | None = None) -> None:
         if not isinstance(tensor, Tensor):
-            raise ExampleError(
-                f"a tensor is needed, got {type(tensor).__name__}: as_examples(…) takes that too."
-            )
+            raise ExampleError(f"a tensor is needed, got {type(tensor).__name__}: as_examples(…) takes that too.")
         self._tensor = tensor.detach().clone()  # an edit in place would leave the ids behind
         self.ids: tuple[str, ...] = tuple(tensor_id(row) for row in self._tensor)
         self.labels = _one_each(labels, len(self.ids))
@@ -157,14 +153,10 @@ class ImageFiles:
         Raises:
             ExampleError: if there is no picture, or no folder.
         """
-        paths = sorted(
-            p for p in Path(folder).glob(pattern) if p.suffix.lower() in SUFFIXES and p.is_file()
-        )
+        paths = sorted(p for p in Path(folder).glob(pattern) if p.suffix.lower() in SUFFIXES and p.is_file())
         if not paths:
             what = "holds no picture" if Path(folder).is_dir() else "is no folder"
-            raise ExampleError(
-                f"{str(folder)!r} {what} (pattern {pattern!r}, suffixes {', '.join(SUFFIXES)})."
-            )
+            raise ExampleError(f"{str(folder)!r} {what} (pattern {pattern!r}, suffixes {', '.join(SUFFIXES)}).")
         return cls(tuple(paths))
 
     def name(self, index: int) -> str:
@@ -188,30 +180,20 @@ class DatasetImages:
         root: the folder that files named by the data set must lie in; None for one whose maker is trusted.
     """
 
-    def __init__(
-        self, dataset: Any, column: str = "image", root: Path | None = None
-    ) -> None:  # datasets ships no types
+    def __init__(self, dataset: Any, column: str = "image", root: Path | None = None) -> None:  # datasets ships no types
         features = getattr(dataset, "features", None)
-        if (
-            features is None
-            or not hasattr(dataset, "select_columns")
-            or not hasattr(dataset, "__len__")
-        ):
+        if features is None or not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
             raise ExampleError(
                 f"a data set of one split with random access is needed, got {type(dataset).__name__}: "
                 "choose a split, and keep one that streams by probing.data.remote_images.SpooledImages."
             )
         images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
         if column not in images:
-            raise ExampleError(
-                f"the data set has no image column {column!r}; image columns: {images}."
-            )
+            raise ExampleError(f"the data set has no image column {column!r}; image columns: {images}.")
         from datasets import Image as ImageFeature
 
         self.column, self._root = column, root
-        self._rows = dataset.select_columns([column]).cast_column(
-            column, ImageFeature(decode=False)
-        )
+        self._rows = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
 
     def name(self, index: int) -> str:
         return f"{self.column}[{index}]"
@@ -266,17 +248,11 @@ class ImageExamples:
         labels: Sequence[object] | None = None,
     ) -> None:
         if isinstance(files, str | Path):
-            raise ExampleError(
-                f"a list of files is needed, got {str(files)!r}: use ImageFiles.in_folder for a folder."
-            )
-        self._source = (
-            files if isinstance(files, ImageSource) else ImageFiles(tuple(Path(f) for f in files))
-        )
+            raise ExampleError(f"a list of files is needed, got {str(files)!r}: use ImageFiles.in_folder for a folder.")
+        self._source = files if isinstance(files, ImageSource) else ImageFiles(tuple(Path(f) for f in files))
         self.preprocess = preprocess
         self._settings = content_id(preprocess)
-        verdicts = _in_threads(
-            lambda i: self._examine(i, whole=on_error == "skip"), range(len(self._source))
-        )
+        verdicts = _in_threads(lambda i: self._examine(i, whole=on_error == "skip"), range(len(self._source)))
         bad = [v for v in verdicts if isinstance(v, Skipped)]
         if bad and on_error == "raise":
             raise _unusable(bad)
@@ -291,9 +267,7 @@ class ImageExamples:
     def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
         for index in indices[:1]:
             if not isinstance(self.preprocess, Preprocess):
-                _refuse_random(
-                    self._settings, repr(self.name(index)), partial(self._prepared, index)
-                )
+                _refuse_random(self._settings, repr(self.name(index)), partial(self._prepared, index))
         return _stack(_in_threads(self._prepared, indices), "the preprocessing")
 
     def name(self, index: int) -> str:
@@ -338,9 +312,7 @@ class ImageExamples:
         try:
             data = self._source.read(self.kept[index])
             if self._id(data) != self.ids[index]:
-                raise ChangedExampleError(
-                    f"{self.name(index)!r} has changed since it was first read: list the files anew."
-                )
+                raise ChangedExampleError(f"{self.name(index)!r} has changed since it was first read: list the files anew.")
             return decode(data)
         except ImageError as error:
             raise _unusable([Skipped(self.name(index), str(error))]) from None
@@ -367,8 +339,7 @@ class TextExamples:
         self._tokenize = tokenize
         self._settings = content_id(tokenize)
         self.ids: tuple[str, ...] = tuple(
-            bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{self._settings}".encode())
-            for t in self.texts
+            bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{self._settings}".encode()) for t in self.texts
         )
         self.labels = _one_each(labels, len(self.ids))
 
@@ -446,11 +417,7 @@ class DatasetExamples:
             return _of_mapping(item, self.name(index))
         if isinstance(item, tuple) and item and not isinstance(item[0], Number):
             return _of_pair(item, self.name(index))
-        if (
-            isinstance(item, list)
-            and item
-            and isinstance(item[0], Tensor | np.ndarray | Image.Image)
-        ):
+        if isinstance(item, list) and item and isinstance(item[0], Tensor | np.ndarray | Image.Image):
             return _of_pair(item, self.name(index))
         return item, None  # a row of numbers, or words
 
@@ -477,9 +444,7 @@ class Subset:
     def __init__(self, examples: ExampleSet, indices: Sequence[int]) -> None:
         outside = [i for i in indices if not 0 <= i < len(examples)]
         if outside:
-            raise OutOfRangeError(
-                f"index {outside[0]} is out of range for {len(examples)} examples."
-            )
+            raise OutOfRangeError(f"index {outside[0]} is out of range for {len(examples)} examples.")
         self.examples = examples
         self.indices: tuple[int, ...] = tuple(indices)
         self.ids: tuple[str, ...] = tuple(examples.ids[i] for i in self.indices)
@@ -511,9 +476,7 @@ class Concatenation:
         rows: dict[int, Tensor] = {}
         for part in sorted({p for p, _ in places}):
             slots = [slot for slot, (p, _) in enumerate(places) if p == part]
-            rows.update(
-                zip(slots, self.parts[part].load([places[s][1] for s in slots]), strict=True)
-            )
+            rows.update(zip(slots, self.parts[part].load([places[s][1] for s in slots]), strict=True))
         return _stack([rows[slot] for slot in range(len(places))], "joining sets")
 
     def image(self, index: int) -> Image.Image:
@@ -583,9 +546,7 @@ def refuse_random(examples: ExampleSet) -> None:
     elif isinstance(examples, Concatenation):
         for part in examples.parts:
             refuse_random(part)
-    elif len(examples) and not isinstance(
-        examples, TensorExamples | ImageExamples | TextExamples | DatasetExamples
-    ):
+    elif len(examples) and not isinstance(examples, TensorExamples | ImageExamples | TextExamples | DatasetExamples):
         name = f"example 0 of the {type(examples).__name__}"
         _refuse_random(f"{type(examples)} {examples.ids[0]}", name, lambda: examples.load([0]))
 
@@ -664,9 +625,7 @@ def _dataset_of(loader: "DataLoader[Any]") -> object:
     return data
 
 
-def _of_files(
-    names: Sequence[str | Path], preprocess: Prepare | None, labels: Sequence[object] | None = None
-) -> ExampleSet:
+def _of_files(names: Sequence[str | Path], preprocess: Prepare | None, labels: Sequence[object] | None = None) -> ExampleSet:
     """Return the examples of picture files, or of one folder of them; other strings are texts."""
     if len(names) == 1 and Path(names[0]).is_dir():
         return ImageExamples(ImageFiles.in_folder(names[0]), _needed(preprocess, "pictures"))
@@ -686,9 +645,7 @@ def _of_library(data: Any, preprocess: Prepare | None) -> ExampleSet | None:
     if _is_a(data, "pandas", "Series"):
         return _of_table(data.to_frame(), preprocess)
     if _is_a(data, "datasets", "DatasetDict"):
-        raise ExampleError(
-            f"the data set has splits: choose one, as in data[{next(iter(data))!r}]."
-        )
+        raise ExampleError(f"the data set has splits: choose one, as in data[{next(iter(data))!r}].")
     if not _is_a(data, "datasets", "Dataset") or preprocess is None or data.format["type"]:
         return None
     rest = [column for column in data.column_names if column not in LABELS]
@@ -696,9 +653,7 @@ def _of_library(data: Any, preprocess: Prepare | None) -> ExampleSet | None:
         return None
     # Encoded pictures are read as they are, several at once
     labels = [data[column] for column in data.column_names if column in LABELS]
-    return ImageExamples(
-        DatasetImages(data, rest[0]), preprocess, labels=labels[0] if labels else None
-    )
+    return ImageExamples(DatasetImages(data, rest[0]), preprocess, labels=labels[0] if labels else None)
 
 
 def _of_table(table: Any, preprocess: Prepare | None) -> ExampleSet:
@@ -741,9 +696,7 @@ def _with_items(data: object) -> Any:
 def _needed(preprocess: Prepare | None, what: str) -> Prepare:
     if preprocess is None:
         how = "loaded.preprocess" if what == "pictures" else "a tokeniser to a fixed length"
-        raise ExampleError(
-            f"{what} need a preprocessing to model space: give as_examples(…, preprocess), such as {how}."
-        )
+        raise ExampleError(f"{what} need a preprocessing to model space: give as_examples(…, preprocess), such as {how}.")
     return preprocess
 
 
@@ -809,10 +762,7 @@ def _as_tensor(example: object, name: str) -> Tensor:
 
 def _is_a(value: object, library: str, name: str) -> bool:
     """Whether a value is of a library's class, without importing the library."""
-    return any(
-        base.__name__ == name and base.__module__.split(".")[0] == library
-        for base in type(value).__mro__
-    )
+    return any(base.__name__ == name and base.__module__.split(".")[0] == library for base in type(value).__mro__)
 
 
 def _one_each(labels: Sequence[object] | None, count: int) -> tuple[object, ...] | None:
@@ -824,9 +774,7 @@ def _one_each(labels: Sequence[object] | None, count: int) -> tuple[object, ...]
 def _stretched(row: Tensor) -> Image.Image:
     row = row.detach().cpu().float()
     if row.ndim != 3 or row.shape[0] not in {1, 3}:
-        raise NoPictureError(
-            f"an example of shape {tuple(row.shape)} is no picture: [1 or 3, h, w] is needed."
-        )
+        raise NoPictureError(f"an example of shape {tuple(row.shape)} is no picture: [1 or 3, h, w] is needed.")
     low, high = row.amin(), row.amax()
     grey = ((row - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
     return _thumbnail(Image.fromarray(grey.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()))
@@ -843,9 +791,7 @@ def _stack(rows: Sequence[Tensor], maker: str) -> Tensor:
         raise ExampleError(not_one_tensor(other[0], f"what {maker} gives"))
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
-        raise ExampleError(
-            f"{maker} gives examples of several shapes, {shapes}: bring them to one shape."
-        )
+        raise ExampleError(f"{maker} gives examples of several shapes, {shapes}: bring them to one shape.")
     return torch.stack(list(rows))
 
 
@@ -861,7 +807,5 @@ def _in_threads(work: Callable[[int], T], indices: Sequence[int]) -> list[T]:
     workers = min(4, os.cpu_count() or 1, len(indices))
     if workers < 2:
         return [work(i) for i in indices]
-    with ThreadPoolExecutor(
-        workers
-    ) as pool:  # decoding leaves the interpreter lock; map keeps the order
+    with ThreadPoolExecutor(workers) as pool:  # decoding leaves the interpreter lock; map keeps the order
         return list(pool.map(work, indices))

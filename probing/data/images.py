@@ -173,9 +173,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _without_waiting(name: str, flags: int) -> int:
-    return os.open(
-        name, flags | getattr(os, "O_NONBLOCK", 0)
-    )  # opening a pipe would wait for its other end
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its other end
 
 
 def check_header(data: bytes) -> tuple[int, int]:
@@ -209,9 +207,7 @@ _DECODE_ERRORS = (
     Warning,
 )
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_EIGHT_BIT = frozenset(
-    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-)
+_EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
 
 @contextmanager
@@ -236,9 +232,7 @@ def _open(data: bytes) -> Image.Image:
 def _refuse_unfit(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise ImageError(
-            f"it has {image.width} x {image.height} pixels, over the limit of {limit}: shrink it first"
-        )
+        raise ImageError(f"it has {image.width} x {image.height} pixels, over the limit of {limit}: shrink it first")
     # an MPO is a JPEG with a second view or a preview behind the picture meant
     if getattr(image, "is_animated", False) and image.format != "MPO":
         # a TIFF is walked through to count them, in a time that grows with their square
@@ -246,9 +240,7 @@ def _refuse_unfit(image: Image.Image) -> None:
         raise ImageError(f"it holds {frames} frames: save the one you mean as a picture of its own")
     wide = image.mode == "I" and image.format == "PNG"  # how older Pillow opens 16-bit grey PNG
     if not (wide or image.mode in _SIXTEEN_BIT | _EIGHT_BIT):
-        raise ImageError(
-            f"its pixels are of mode {image.mode!r}, without a stated range: save it with 8 or 16 bits"
-        )
+        raise ImageError(f"its pixels are of mode {image.mode!r}, without a stated range: save it with 8 or 16 bits")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -256,9 +248,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return image
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         if "transparency" in image.info:
-            raise ImageError(
-                "it marks one 16-bit grey as transparent: save it with an alpha channel"
-            )
+            raise ImageError("it marks one 16-bit grey as transparent: save it with an alpha channel")
         wide = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.rint(wide / 257).astype(np.uint8))  # 65535 / 257 = 255
     clear = image.mode in {"LA", "La", "PA", "RGBa"} or "transparency" in image.info

@@ -38,9 +38,7 @@ class PlacedImages:
         folder = located(where)
         found = [p for p in listed(folder, "/".join("*" * depth)) if p.suffix.lower() in SUFFIXES]
         if not found:
-            raise ExampleError(
-                f"{str(folder)!r} holds no picture {depth} deep (suffixes {', '.join(SUFFIXES)})."
-            )
+            raise ExampleError(f"{str(folder)!r} holds no picture {depth} deep (suffixes {', '.join(SUFFIXES)}).")
         return cls(tuple(found))
 
     def name(self, index: int) -> str:
@@ -104,9 +102,7 @@ class TarImages:
                     raise ExampleError(f"{str(places[number])!r} holds {path!r} twice.")
                 own[extension] = Member(number, start, size)
         pictured = {
-            k: next(e for e in m if f".{e}" in SUFFIXES)
-            for k, m in samples.items()
-            if any(f".{e}" in SUFFIXES for e in m)
+            k: next(e for e in m if f".{e}" in SUFFIXES) for k, m in samples.items() if any(f".{e}" in SUFFIXES for e in m)
         }
         if not pictured:
             raise ExampleError(f"the {len(places)} tars hold no picture ({', '.join(SUFFIXES)}).")
@@ -139,9 +135,7 @@ class TarImages:
             ExampleError: if it has none of that extension.
         """
         if extension not in self.members[index]:
-            raise ExampleError(
-                f"sample {self.keys[index]!r} has no {extension!r}, but {sorted(self.members[index])}."
-            )
+            raise ExampleError(f"sample {self.keys[index]!r} has no {extension!r}, but {sorted(self.members[index])}.")
         member = self.members[index][extension]
         data = _range(self.shards[member.shard], member.start, member.start + member.size)
         if len(data) != member.size:
@@ -199,8 +193,8 @@ class SpooledImages:
             size += len(data)
             if size > budget_bytes:
                 raise ExampleError(
-                    f"the first {number + 1} pictures of the stream have {size:,} bytes, and budget_bytes is {budget_bytes:,}: "
-                    "raise it, or set a limit."
+                    f"the first {number + 1} pictures of the stream have {size:,} bytes, and budget_bytes is"
+                    f" {budget_bytes:,}: raise it, or set a limit."
                 )
             ids.append(bytes_id(data))
             if not (folder / ids[-1]).exists():
@@ -231,9 +225,7 @@ def _bytes_of(row: Mapping[str, Any], column: str, number: int) -> bytes:
         return data
     if isinstance(path, str):
         return located(path).read_bytes()
-    raise ExampleError(
-        f"row {number} of the stream has no picture in column {column!r}; its columns: {sorted(row)}."
-    )
+    raise ExampleError(f"row {number} of the stream has no picture in column {column!r}; its columns: {sorted(row)}.")
 
 
 def _members(place: Place) -> list[tuple[str, int, int]]:
@@ -242,9 +234,7 @@ def _members(place: Place) -> list[tuple[str, int, int]]:
         with place.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
     except tarfile.TarError as error:
-        raise ExampleError(
-            f"{str(place)!r} is no uncompressed tar ({error}): unpack compressed ones first."
-        ) from None
+        raise ExampleError(f"{str(place)!r} is no uncompressed tar ({error}): unpack compressed ones first.") from None
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 from probing.core.packages import require
 from probing.data.images import ImageError, read_file
 
-_REFERS = re.compile(rb"""(?:href\s*=\s*["'](?!\s*\#)|url\(\s*["']?(?!\s*["']?\#)|<!ENTITY|@import)""", re.I)  # fmt: skip
+_REFERS = re.compile(rb"""(?:href\s*=\s*["'](?!\s*\#)|url\(\s*["']?(?!\s*["']?\#)|<!ENTITY|@import)""", re.I)
 _TEXT = re.compile(rb"<(?:\w+:)?(?:text|tspan)\b", re.I)
 _MOST_BYTES = 4 << 20
 
@@ -54,9 +54,7 @@ def rendered(svg: bytes, size: int) -> bytes:
     if _REFERS.search(svg):
         raise ImageError("it is a drawing that refers to other files: put everything into it")
     if _TEXT.search(svg):
-        raise ImageError(
-            "it is a drawing with text, whose fonts differ by machine: make paths of it"
-        )
+        raise ImageError("it is a drawing with text, whose fonts differ by machine: make paths of it")
     _refuse_traps(svg)
     draw = require("resvg_py").svg_to_bytes
     try:
@@ -76,7 +74,7 @@ def _refuse_traps(svg: bytes) -> None:
         if depth > _MAX_DEPTH:
             raise ImageError(f"it is a drawing nested deeper than {_MAX_DEPTH} levels")
         if name.rpartition(":")[2] == "filter":
-            raise ImageError("it is a drawing with filters, which may take any time: make paths of it")  # fmt: skip
+            raise ImageError("it is a drawing with filters, which may take any time: make paths of it")
 
     def end(_: str) -> None:
         nonlocal depth

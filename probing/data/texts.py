@@ -23,12 +23,8 @@ _BOUNDARY = regex.compile(r"(?V1w)\b")
 _CLUSTER = regex.compile(r"(?V1)\X")
 # What makes a stretch between boundaries a word: letters, numbers, emoji, flags and keycaps.
 # (U+0338 strikes an arrow out: ↔ is an emoji, ↮ is none.)
-_WORD = regex.compile(
-    r"(?V1)[\p{L}\p{N}\p{Pc}\p{Alphabetic}\p{RI}\u20e3]|\p{Extended_Pictographic}(?!\u0338)"
-)
-_UNSPACED = regex.compile(
-    r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-)
+_WORD = regex.compile(r"(?V1)[\p{L}\p{N}\p{Pc}\p{Alphabetic}\p{RI}\u20e3]|\p{Extended_Pictographic}(?!\u0338)")
+_UNSPACED = regex.compile(r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
 class TokeniserError(ProbingError, ValueError):
@@ -99,9 +95,7 @@ def _span(text: str, token: object, end: int) -> Span:
         case (int(start), int(stop)) if not isinstance(start, bool):
             # An empty span, as tokenisers give for their own signs, is left out wherever it lies.
             return (start, stop) if start != stop else (end, end)
-    raise TokeniserError(
-        f"a tokeniser gives words as strings or as (begin, end) in characters, got {token!r}."
-    )
+    raise TokeniserError(f"a tokeniser gives words as strings or as (begin, end) in characters, got {token!r}.")
 
 
 PUNCTUATION = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n'

@@ -83,13 +83,9 @@ def figures(n: int, seed: int, size: int = 32) -> Figures:
     unit = size / 32
     labels = rng.integers(0, 2, n)
     places = np.array([[-8.0, 0.0], [0.0, 0.0], [8.0, -3.0], [8.0, 3.0]])
-    orders = [
-        p for p in permutations(range(4)) if p[:2] != (0, 1)
-    ]  # legs that trade places do not count
+    orders = [p for p in permutations(range(4)) if p[:2] != (0, 1)]  # legs that trade places do not count
     drawn = [orders[i] for i in rng.integers(0, len(orders), n)]
-    offsets = np.stack(
-        [places if k else places[list(p)] for k, p in zip(labels, drawn, strict=True)]
-    )
+    offsets = np.stack([places if k else places[list(p)] for k, p in zip(labels, drawn, strict=True)])
     middle = 15.5 + rng.uniform(-4, 4, (n, 1, 2))
     landmarks = (middle + offsets + rng.uniform(-0.7, 0.7, (n, 4, 2))) * unit
     half = np.array([[3.0, 3.0], [4.5, 3.2], [3.8, 1.2], [3.8, 1.2]]) * unit

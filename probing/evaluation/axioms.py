@@ -112,9 +112,7 @@ class Axiom(Protocol):
         """By how much a map may miss the property."""
         ...
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the check."""
         ...
 
@@ -134,9 +132,7 @@ class Completeness:
     tolerance: float = 0.01
     cost: ClassVar[str] = "one map"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the relative gap of each input."""
         found = _explained(method, score, inputs)
         total = found.values.double().flatten(1).sum(1)
@@ -164,9 +160,7 @@ class SensitivityA:
     seed: int = 0
     cost: ClassVar[str] = "as many maps as trials"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return 1 for a zero attribution and 0 for another, for each trial."""
         score, inputs = checked(score, inputs)
         generator = torch.Generator().manual_seed(self.seed)
@@ -174,7 +168,7 @@ class SensitivityA:
         for _ in range(self.trials):
             for i in range(len(inputs)):
                 place = int(torch.randint(inputs[0].numel(), (1,), generator=generator))
-                found.append(_contrast(method, score_of(score, slice(i, i + 1)), inputs[i : i + 1], place))  # fmt: skip
+                found.append(_contrast(method, score_of(score, slice(i, i + 1)), inputs[i : i + 1], place))
         failed = torch.tensor(found, dtype=torch.float64)
         return _check(self, method, score, failed, "zero where the score changed")
 
@@ -222,9 +216,7 @@ class Dummy:
     seed: int = 0
     cost: ClassVar[str] = "one map"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the largest attribution of a dummy in each input."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (*one_tensor(inputs).shape[:-1], self.columns)
@@ -245,7 +237,7 @@ def _with_wide_reference(method: AttributionMethod, columns: int) -> Attribution
     if not isinstance(background, Samples):
         return method
     tensor = background.tensor
-    wide = torch.cat([tensor, torch.zeros_like(tensor[..., :1]).expand(*tensor.shape[:-1], columns)], -1)  # fmt: skip
+    wide = torch.cat([tensor, torch.zeros_like(tensor[..., :1]).expand(*tensor.shape[:-1], columns)], -1)
     return replace(method, background=Samples.of(wide))  # type: ignore[type-var]
 
 
@@ -264,9 +256,7 @@ class Linearity:
     tolerance: float = EXACT
     cost: ClassVar[str] = "three maps"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the largest difference of each input."""
         with torch.no_grad():
             count = class_scores(
@@ -275,10 +265,7 @@ class Linearity:
             ).shape[1]
         if max(self.classes) >= count:
             raise EvaluationError(f"classes {self.classes} need more than the model's {count}.")
-        one, two = (
-            _explained(method, replace(score, target=c, unit="logit"), inputs).values.double()
-            for c in self.classes
-        )
+        one, two = (_explained(method, replace(score, target=c, unit="logit"), inputs).values.double() for c in self.classes)
         both = Combined(score.model, score.output, count, self.classes, self.weights).to(inputs)
         whole = _explained(method, Score(both.eval(), 0), inputs).values.double()
         expected = self.weights[0] * one + self.weights[1] * two
@@ -298,17 +285,13 @@ class Symmetry:
     tolerance: float = EXACT
     cost: ClassVar[str] = "one map"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the largest difference of each input."""
         same = (one_tensor(inputs) + inputs.flip(-1)) / 2
         mirrored = Mirrored(score.model, score.output).eval()
         half = replace(score, model=mirrored, output=None)
         values = _explained(method, half, same).upsampled().double()
-        return _check(
-            self, method, score, _relative(values.flip(-1), values), "relative difference"
-        )
+        return _check(self, method, score, _relative(values.flip(-1), values), "relative difference")
 
 
 @dataclass(frozen=True)
@@ -364,9 +347,7 @@ class InputShift:
     tolerance: float = EXACT
     cost: ClassVar[str] = "two maps"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Check:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Check:
         """Return the largest difference of each input."""
         before = _explained(method, score, inputs).values.double()
         shifted = replace(score, model=Shifted(score.model, self.amount).eval())
@@ -408,16 +389,16 @@ class AxiomTable(Result):
         return pd.DataFrame(self.outcomes, index=self.methods, columns=list(self.axioms))
 
     def plot(self) -> "Figure":
-        """Return which methods have which properties: filled where one holds, a cross where it fails, nothing if not asked."""
+        """Return which methods have which properties: filled where one holds, a cross where it fails, else nothing."""
         rows, columns = len(self.methods), len(self.axioms)
         with style():
             figure = new_figure(min(FULL_WIDTH, 1.4 + 0.5 * columns), 1.2 + 0.2 * rows)
             panel = figure.subplots()
             looks = {"holds": ("o", PALETTE[0]), "fails": ("x", PALETTE[1])}
             for outcome, (marker, colour) in looks.items():
-                at = [(c, r) for r, said in enumerate(self.outcomes) for c, one in enumerate(said) if one == outcome]  # fmt: skip
-                panel.plot([c for c, _ in at], [r for _, r in at], marker, color=colour, ms=5, label=outcome)  # fmt: skip
-            panel.set_xticks(range(columns), [a.replace("_", " ") for a in self.axioms], rotation=35, ha="right")  # fmt: skip
+                at = [(c, r) for r, said in enumerate(self.outcomes) for c, one in enumerate(said) if one == outcome]
+                panel.plot([c for c, _ in at], [r for _, r in at], marker, color=colour, ms=5, label=outcome)
+            panel.set_xticks(range(columns), [a.replace("_", " ") for a in self.axioms], rotation=35, ha="right")
             panel.set_yticks(range(rows), list(self.methods))
             panel.set(xlim=(-0.6, columns - 0.4), ylim=(rows - 0.4, -0.6))
             panel.tick_params(length=0)
@@ -467,9 +448,7 @@ def _why_not(error: Exception) -> str:
     raise error
 
 
-def _explained(
-    method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-) -> Attribution:
+def _explained(method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
     """Return maps, none of which holds NaN: such a trial would count as one that says nothing."""
     found = method(score, inputs)
     scores = {"score": found.score, "baseline score": found.baseline_score}
@@ -482,18 +461,14 @@ def _explained(
     return found
 
 
-def _relative(
-    values: Float[Tensor, "n *shape"], expected: Float[Tensor, "n *shape"]
-) -> Float[Tensor, " n"]:
+def _relative(values: Float[Tensor, "n *shape"], expected: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
     """Return the largest difference as a share of the largest expected value."""
     largest = expected.abs().flatten(1).amax(1)
     apart = (values - expected).abs().flatten(1).amax(1)
     return torch.where(largest > 0, apart / largest, torch.where(apart > 0, torch.inf, 0.0))
 
 
-def _check(
-    axiom: Axiom, method: AttributionMethod, score: Score, statistic: Tensor, what: str
-) -> Check:
+def _check(axiom: Axiom, method: AttributionMethod, score: Score, statistic: Tensor, what: str) -> Check:
     return Check(
         Provenance.collect(model=score.model, method=axiom),
         type(axiom).__name__,

@@ -150,9 +150,7 @@ class Tally:
     def value(self) -> "Tallied":
         """Return all values in the order of their names, with means and intervals; the tally can go on."""
         if not self._held:
-            raise EvaluationError(
-                "nothing was added yet; call add() with at least one input first."
-            )
+            raise EvaluationError("nothing was added yet; call add() with at least one input first.")
         names = tuple(sorted(self._held))
         values = torch.stack([self._held[name] for name in names])
         mean, low, high = mean_interval(values)
@@ -163,9 +161,7 @@ class Tally:
             raise EvaluationError(f"input {name!r} was added twice; give each input once.")
         first = next(iter(self._held.values()), value)
         if first.shape != value.shape:
-            raise EvaluationError(
-                f"values must keep their shape, got {tuple(value.shape)} after {tuple(first.shape)}."
-            )
+            raise EvaluationError(f"values must keep their shape, got {tuple(value.shape)} after {tuple(first.shape)}.")
         self._held[name] = value.clone()
 
 
@@ -254,9 +250,7 @@ def _check_over(maps: Tensor, inputs: Tensor) -> None:
         raise EvaluationError(f"map {row} holds NaN or infinity.")
 
 
-def pixels(
-    maps: Float[Tensor, "n *shape"], channels: Channels = "sum"
-) -> Float[Tensor, "n *places"]:
+def pixels(maps: Float[Tensor, "n *shape"], channels: Channels = "sum") -> Float[Tensor, "n *places"]:
     """Return one value per place: channels of images are reduced, what is no image stays as it is."""
     return reduce_channels(maps, channels) if maps.ndim == 4 else maps
 
@@ -274,9 +268,7 @@ def keys_of(inputs: Float[Tensor, "n *shape"], places: int, seed: int) -> Int[Te
     return torch.stack(drawn)
 
 
-def descending(
-    values: Float[Tensor, "n places"], keys: Int[Tensor, "n places"]
-) -> Int[Tensor, "n places"]:
+def descending(values: Float[Tensor, "n places"], keys: Int[Tensor, "n places"]) -> Int[Tensor, "n places"]:
     """Return places from the largest value to the smallest; equal values stand in the order of their keys."""
     by_key = keys.to(values.device).argsort(1)
     by_value = values.gather(1, by_key).argsort(dim=1, descending=True, stable=True)

@@ -38,9 +38,7 @@ class EffectivePlaces:
     range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each map's number, or share."""
         maps = maps_of(explained, score, inputs)
         sizes = _sizes(maps.values, self.channels)
@@ -65,9 +63,7 @@ class ExplanationLength:
     range: ClassVar[tuple[float, float]] = (1.0, float("inf"))
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each map's number of places; NaN for a map of zeros."""
         if not 0 < self.share < 1:
             raise EvaluationError(f"share must lie between 0 and 1, got {self.share}.")
@@ -92,9 +88,7 @@ class Gini:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each map's index; NaN for a map of zeros."""
         maps = maps_of(explained, score, inputs)
         sizes = _sizes(maps.values, self.channels).sort(1).values
@@ -117,9 +111,7 @@ class PictureBytes:
     range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n c h w"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n c h w"]) -> Measurement:
         """Return each map's number of bytes."""
         maps = maps_of(explained, score, inputs)
         shown = pixels(maps.values, self.channels).double().cpu()

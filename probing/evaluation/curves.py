@@ -112,7 +112,7 @@ class Curves(Result):
         return mean_interval(self.values.movedim(2, 0))
 
     def sentences(self) -> tuple[str, ...]:
-        """Return where nothing was measured: on inputs that look like the substrate, or that the score does not depend on."""
+        """Return where nothing was measured: on inputs that equal the substrate, or that the score does not depend on."""
         still = self.values.amax(-1) == self.values.amin(-1)
         counts = still.all(1).sum(1).tolist()
         return tuple(
@@ -122,13 +122,9 @@ class Curves(Result):
             if count
         )
 
-    def measured(
-        self, values: Float[Tensor, " n"], metric: str, better: Better | None = None
-    ) -> Measurement:
+    def measured(self, values: Float[Tensor, " n"], metric: str, better: Better | None = None) -> Measurement:
         """Return one number per input, with its interval."""
-        return Measurement(
-            self.provenance, metric, values, better or self.better, self.n_forward, self.n_backward
-        )
+        return Measurement(self.provenance, metric, values, better or self.better, self.n_forward, self.n_backward)
 
     def area(self, substrate: int = 0, order: Order = "most") -> Measurement:
         """Return the areas under one order's curves."""
@@ -146,12 +142,16 @@ class Curves(Result):
                 shape = self.measured(self.normalised[s, o], "normalised area")
                 rows.append(
                     {
-                        "substrate": substrate, "order": order,
-                        "area": area.mean, "low": area.interval[0], "high": area.interval[1],
-                        "normalised": shape.mean, "excluded": shape.excluded,
+                        "substrate": substrate,
+                        "order": order,
+                        "area": area.mean,
+                        "low": area.interval[0],
+                        "high": area.interval[1],
+                        "normalised": shape.mean,
+                        "excluded": shape.excluded,
                         "aopc": float(self.aopc[s, o].mean()),
                     }
-                )  # fmt: skip
+                )
         return pd.DataFrame(rows)
 
     def plot(self, substrate: int = 0) -> "Figure":
@@ -221,9 +221,7 @@ class RemovalMetric(ABC):
     cost: ClassVar[str] = "steps + 1 forward passes for each baseline and order"
     changed: ClassVar[Literal["removed", "inserted"]] = "removed"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Curves:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Curves:
         """Return the curves.
 
         Raises:
@@ -343,8 +341,7 @@ class _Run:
         cuts = cuts_of(self.units.count, metric.steps, most)
         with unchanged(self.passes.origin.model):
             found = [
-                torch.stack([self._mean(draws, order, cuts) for order in metric.orders])
-                for draws in self._fillers(changed)
+                torch.stack([self._mean(draws, order, cuts) for order in metric.orders]) for draws in self._fillers(changed)
             ]
         return Curves(
             Provenance.collect(model=self.passes.origin.model, method=metric),
@@ -363,7 +360,7 @@ class _Run:
 
     def _names(self) -> tuple[str, ...]:
         names = [type(b).__name__.lower() for b in self.metric.substrates]
-        return tuple(f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names))  # fmt: skip
+        return tuple(f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names))
 
     def _fillers(self, changed: str) -> list[list[tuple[Tensor, list[Filler]]]]:
         """Return, for each substrate and draw, what units are taken from, and what each input shows instead."""

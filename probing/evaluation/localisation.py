@@ -48,9 +48,7 @@ class PointingGame:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return 1 for a hit and 0 for a miss of each input."""
         large = dilated(masks, round(self.tolerance * min(masks.shape[1:])))
 
@@ -78,9 +76,7 @@ class EnergyShare:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return each input's share."""
 
         def value(maps: Tensor) -> Tensor:
@@ -107,13 +103,9 @@ class RelevanceRank:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return each input's share."""
-        return _measured(
-            self, lambda m: _top_inside(m, masks), explained, score, inputs, masks, masks
-        )
+        return _measured(self, lambda m: _top_inside(m, masks), explained, score, inputs, masks, masks)
 
 
 @dataclass(frozen=True)
@@ -131,9 +123,7 @@ class MaskIou:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return each input's IoU."""
 
         def value(maps: Tensor) -> Tensor:
@@ -157,9 +147,7 @@ class InsideAuroc:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return each input's area under the curve."""
 
         def value(maps: Tensor) -> Tensor:
@@ -188,9 +176,7 @@ class WeakLocalisation:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "none"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"], masks: Masks) -> Measurement:
         """Return 1 for each input whose box fits."""
 
         def value(maps: Tensor) -> Tensor:
@@ -252,7 +238,7 @@ def _measured(
 ) -> Measurement:
     """Return a value of each map; chance is the share of places that a mask covers, or given."""
     covered = masks.flatten(1).double().mean(1)
-    if masks.shape != (len(one_tensor(inputs)), *inputs.shape[2:]) or not bool(((covered > 0) & (covered < 1)).all()):  # fmt: skip
+    if masks.shape != (len(one_tensor(inputs)), *inputs.shape[2:]) or not bool(((covered > 0) & (covered < 1)).all()):
         raise EvaluationError(
             f"each input needs a mask of its size that covers a part of it, got {tuple(masks.shape)} for inputs of "
             f"{tuple(inputs.shape)}, covering {float(covered.min()):.3g} to {float(covered.max()):.3g}."

@@ -171,9 +171,7 @@ def randomisation_figure(found: Mapping[str, Randomisation], measures: Sequence[
     return figure
 
 
-def _similarity_line(
-    panel: "Axes", result: Randomisation, measure: str, name: str, number: int
-) -> None:
+def _similarity_line(panel: "Axes", result: Randomisation, measure: str, name: str, number: int) -> None:
     m = result.measures.index(measure)
     mean, (low, high) = result.mean[:, m], result.interval
     steps = range(1, len(result.layers) + 1)
@@ -193,8 +191,11 @@ def _name_layers(panel: "Axes", layers: Sequence[str]) -> None:
     shown = range(len(layers)) if len(layers) <= 8 else [0, len(layers) // 2, len(layers) - 1]
     turned = sum(len(layers[i]) for i in shown) > 24
     panel.set_xticks(
-        [i + 1 for i in shown], [layers[i] for i in shown], rotation=30 if turned else 0, ha="right" if turned else "center",
-    )  # fmt: skip
+        [i + 1 for i in shown],
+        [layers[i] for i in shown],
+        rotation=30 if turned else 0,
+        ha="right" if turned else "center",
+    )
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,7 @@ class RandomisationMetric:
     cost: ClassVar[str] = "steps times seeds, plus 1, maps"
     order: ClassVar[Literal["cascading", "independent"]]
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Randomisation:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Randomisation:
         """Return the similarities.
 
         Raises:
@@ -275,8 +274,7 @@ def _randomise(
 ) -> Randomisation:
     if metric.seeds < 1 or not set(metric.measures) <= set(SIMILARITIES):
         raise EvaluationError(
-            f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, "
-            f"got {metric.seeds} and {metric.measures}."
+            f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, got {metric.seeds} and {metric.measures}."
         )
     score, order = score.named(inputs), metric.order
     plan = plan_of(score.model, inputs, metric.keep)

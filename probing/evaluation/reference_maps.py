@@ -63,17 +63,13 @@ class RandomMap(LocalMethod):
         """Return the maps of inputs."""
         drawn = []
         for row in inputs:
-            own = int(tensor_id(row)[:15], 16) + sum(
-                int(salt[i : i + 15], 16) for i in range(0, len(salt), 15)
-            )
+            own = int(tensor_id(row)[:15], 16) + sum(int(salt[i : i + 15], 16) for i in range(0, len(salt), 15))
             generator = torch.Generator().manual_seed((own + self.seed * 7919) % (1 << 63))
             drawn.append(torch.randn(row.shape, generator=generator, dtype=torch.float64))
         return torch.stack(drawn).to(inputs)
 
 
-def _without_the_model(
-    method: "AttributionMethod", score: Score, inputs: Tensor, maps: Tensor
-) -> Attribution:
+def _without_the_model(method: "AttributionMethod", score: Score, inputs: Tensor, maps: Tensor) -> Attribution:
     with torch.no_grad():
         value = score(inputs.clone())
     counts = {"n_forward": len(inputs), "n_backward": 0}

@@ -183,9 +183,7 @@ def _draw(clone: nn.Module, before: dict[str, Tensor], block: Block, seed: int) 
     own = (int(bytes_id(block.name.encode())[:12], 16) + seed * 1_000_003) % (1 << 63)
     with torch.random.fork_rng(devices=()):
         default.manual_seed(own)
-        inside = {
-            n: t for n, t in _named(clone).items() if any(_holds(p, n) for p in block.modules)
-        }
+        inside = {n: t for n, t in _named(clone).items() if any(_holds(p, n) for p in block.modules)}
         kept = {n: t.clone() for n, t in inside.items() if n not in block.tensors}
         for path in block.modules:
             _initialise(clone.get_submodule(path))

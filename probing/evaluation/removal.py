@@ -42,9 +42,7 @@ class Units:
             EvaluationError: for patches of what is no image, or below one pixel.
         """
         if side < 1 or (side > 1 and inputs.ndim != 4):
-            raise EvaluationError(
-                f"patches of {side} pixels need images, got inputs of shape {tuple(inputs.shape)}."
-            )
+            raise EvaluationError(f"patches of {side} pixels need images, got inputs of shape {tuple(inputs.shape)}.")
         places = inputs.shape[2:] if inputs.ndim == 4 else inputs.shape[1:]
         if side == 1:
             count = math.prod(places)
@@ -74,9 +72,7 @@ class Units:
 class Filler(Protocol):
     """Gives an input its values where units are removed."""
 
-    def __call__(
-        self, input_: Float[Tensor, "*shape"], removed: Bool[Tensor, "k *places"]
-    ) -> Float[Tensor, "k *shape"]:
+    def __call__(self, input_: Float[Tensor, "*shape"], removed: Bool[Tensor, "k *places"]) -> Float[Tensor, "k *shape"]:
         """Return the input with each of the sets removed."""
         ...
 
@@ -87,9 +83,7 @@ class Shown:
 
     substrate: Float[Tensor, "*shape"]
 
-    def __call__(
-        self, input_: Float[Tensor, "*shape"], removed: Bool[Tensor, "k *places"]
-    ) -> Float[Tensor, "k *shape"]:
+    def __call__(self, input_: Float[Tensor, "*shape"], removed: Bool[Tensor, "k *places"]) -> Float[Tensor, "k *shape"]:
         mask = removed[:, None] if input_.ndim == 3 else removed
         return torch.where(mask, self.substrate, input_)
 
@@ -110,9 +104,7 @@ class Imputed:
     noise: float = 0.1
     seed: int = 0
 
-    def __call__(
-        self, input_: Float[Tensor, "c h w"], removed: Bool[Tensor, "k h w"]
-    ) -> Float[Tensor, "k c h w"]:
+    def __call__(self, input_: Float[Tensor, "c h w"], removed: Bool[Tensor, "k h w"]) -> Float[Tensor, "k c h w"]:
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(input_.shape, generator=generator, dtype=torch.float64)
         noise = self.noise * float(input_.double().std()) * drawn
@@ -175,9 +167,7 @@ def cuts_of(units: int, steps: int, most: float = 1.0) -> Cuts:
         EvaluationError: for no step, or a share outside of 0 to 1.
     """
     if steps < 1 or not 0 < most <= 1:
-        raise EvaluationError(
-            f"steps must be at least 1 and the share within 0 to 1, got {steps} and {most}."
-        )
+        raise EvaluationError(f"steps must be at least 1 and the share within 0 to 1, got {steps} and {most}.")
     return tuple(sorted({round(k * most * units / steps) for k in range(steps + 1)}))
 
 
@@ -225,13 +215,9 @@ def _by_input(numbers: Int[Tensor, " rows"], steps: int) -> Iterator[tuple[int, 
         yield i, numbers[owners == i] % steps
 
 
-def substrates(
-    baseline: Baseline, inputs: Float[Tensor, "n *shape"]
-) -> Float[Tensor, "draws n *shape"]:
+def substrates(baseline: Baseline, inputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "draws n *shape"]:
     """Return what shows where inputs are removed."""
     drawn = baseline(inputs)
     if drawn.shape[1:] != inputs.shape:
-        raise EvaluationError(
-            f"the baseline has shape {tuple(drawn.shape[1:])}, expected {tuple(inputs.shape)}."
-        )
+        raise EvaluationError(f"the baseline has shape {tuple(drawn.shape[1:])}, expected {tuple(inputs.shape)}.")
     return drawn

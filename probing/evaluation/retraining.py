@@ -65,9 +65,7 @@ class Training:
     batch: int = 64
     enough: float | None = None
 
-    def __call__(
-        self, make: MakeNet, inputs: Float[Tensor, "n *shape"], labels: Int[Tensor, " n"], seed: int
-    ) -> nn.Module:
+    def __call__(self, make: MakeNet, inputs: Float[Tensor, "n *shape"], labels: Int[Tensor, " n"], seed: int) -> nn.Module:
         """Return a trained network in evaluation mode; the global random state is left as found."""
         default: torch.Generator = torch.default_generator
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=()):
@@ -127,12 +125,16 @@ class Retrained(Result):
         mean, low, high = self.summary
         return pd.DataFrame(
             {
-                "ranking": ranking, "fraction": fraction, "accuracy": float(mean[i, k]), "low": float(low[i, k]),
-                "high": float(high[i, k]), "mask_only": float(self.mask_only[i, k]),
+                "ranking": ranking,
+                "fraction": fraction,
+                "accuracy": float(mean[i, k]),
+                "low": float(low[i, k]),
+                "high": float(high[i, k]),
+                "mask_only": float(self.mask_only[i, k]),
             }
             for i, ranking in enumerate(self.rankings)
             for k, fraction in enumerate(self.fractions)
-        )  # fmt: skip
+        )
 
     def plot(self) -> "Figure":
         """Return a figure of accuracy against the share of places, a line per ranking."""
@@ -178,9 +180,7 @@ class Roar:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "a map of all data, and fractions times seeds trainings"
 
-    def __call__(
-        self, rankings: Mapping[str, Ranking], model: nn.Module, make: MakeNet, data: Data
-    ) -> Retrained:
+    def __call__(self, rankings: Mapping[str, Ranking], model: nn.Module, make: MakeNet, data: Data) -> Retrained:
         """Return the accuracies; `random` is added to the rankings."""
         return _retrain(self, "removed", rankings, model, make, data)
 
@@ -198,9 +198,7 @@ class Kar:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     cost: ClassVar[str] = "a map of all data, and fractions times seeds trainings"
 
-    def __call__(
-        self, rankings: Mapping[str, Ranking], model: nn.Module, make: MakeNet, data: Data
-    ) -> Retrained:
+    def __call__(self, rankings: Mapping[str, Ranking], model: nn.Module, make: MakeNet, data: Data) -> Retrained:
         """Return the accuracies; `random` is added to the rankings."""
         return _retrain(self, "kept", rankings, model, make, data)
 
@@ -219,7 +217,7 @@ def _retrain(
             f"fractions must lie within 0 to 1 and seeds be at least 1, got {metric.fractions} and {metric.seeds}."
         )
     both = torch.cat([data.train, data.test])
-    every = {**rankings, "random": keys_of(both, both[0].numel(), metric.seed).view(both.shape).to(both)}  # fmt: skip
+    every = {**rankings, "random": keys_of(both, both[0].numel(), metric.seed).view(both.shape).to(both)}
     orders = {name: _order(r, model, both, metric) for name, r in every.items()}
     values, leaks = [], []
     for order in orders.values():
@@ -258,22 +256,16 @@ def _gone(rank: Int[Tensor, "n places"], fraction: float, kind: str) -> Bool[Ten
     return rank < count if kind == "removed" else rank >= count
 
 
-def _accuracies(
-    metric: Roar | Kar, make: MakeNet, data: Data, gone: Bool[Tensor, "n places"]
-) -> Sequence[float]:
+def _accuracies(metric: Roar | Kar, make: MakeNet, data: Data, gone: Bool[Tensor, "n places"]) -> Sequence[float]:
     """Return the accuracy of networks trained on what is left, one per seed."""
     dims = [0, *range(2, data.train.ndim)] if data.train.ndim > 2 else [0]
     mean = data.train.mean(dims, keepdim=True)
     places = (1, *data.train.shape[2:]) if data.train.ndim > 2 else data.train.shape[1:]
     split = torch.split(gone, [len(data.train), len(data.test)])
     train, test = (
-        torch.where(mask.view(-1, *places), mean, x)
-        for mask, x in zip(split, (data.train, data.test), strict=True)
+        torch.where(mask.view(-1, *places), mean, x) for mask, x in zip(split, (data.train, data.test), strict=True)
     )
-    nets = (
-        metric.training(make, train, data.train_labels, seed)
-        for seed in range(metric.seed, metric.seed + metric.seeds)
-    )
+    nets = (metric.training(make, train, data.train_labels, seed) for seed in range(metric.seed, metric.seed + metric.seeds))
     return [accuracy(net, test, data.test_labels) for net in nets]
 
 
@@ -281,9 +273,7 @@ def _mask_only(metric: Roar | Kar, data: Data, gone: Bool[Tensor, "n places"]) -
     """Return the accuracy of a linear reader that sees the masks alone."""
     train, test = torch.split(gone.float(), [len(data.train), len(data.test)])
     classes = int(torch.cat([data.train_labels, data.test_labels]).max()) + 1
-    net = metric.training(
-        lambda: nn.Linear(gone.shape[1], classes), train, data.train_labels, metric.seed
-    )
+    net = metric.training(lambda: nn.Linear(gone.shape[1], classes), train, data.train_labels, metric.seed)
     return accuracy(net, test, data.test_labels)
 
 
@@ -307,9 +297,7 @@ class DataRandomisation(Result):
         """Return one row per measure."""
         import pandas as pd
 
-        columns = dict(
-            zip(("mean", "low", "high"), (t.tolist() for t in self.summary), strict=True)
-        )
+        columns = dict(zip(("mean", "low", "high"), (t.tolist() for t in self.summary), strict=True))
         return pd.DataFrame({"measure": self.measures} | columns)
 
     def plot(self) -> "Figure":
@@ -321,13 +309,11 @@ class DataRandomisation(Result):
             panel.axvline(0, color=RULE, zorder=0)
             for y in range(len(self.measures)):
                 values = self.values[y][~self.values[y].isnan()]
-                panel.plot(values, torch.full_like(values, y), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)  # fmt: skip
+                panel.plot(values, torch.full_like(values, y), "o", color=PALETTE[0], alpha=0.35, mew=0, ms=3.5)
                 panel.plot([float(low[y]), float(high[y])], [y, y], color=INK, lw=0.9)
                 panel.plot(float(mean[y]), y, "|", color=INK, ms=9, mew=1.2)
             panel.set_yticks(range(len(self.measures)), [TITLES.get(m, m) for m in self.measures])
-            panel.set(
-                ylim=(len(self.measures) - 0.4, -0.6), xlabel="similarity of the maps of an input"
-            )
+            panel.set(ylim=(len(self.measures) - 0.4, -0.6), xlabel="similarity of the maps of an input")
         return figure
 
 
@@ -370,10 +356,7 @@ def data_randomisation(
     score = Score(model).named(data.test)
     found = {}
     for name, method in methods.items():
-        pair = [
-            pixels(maps_of(method, replace(score, model=net), data.test).values, channels)
-            for net in (model, other)
-        ]
+        pair = [pixels(maps_of(method, replace(score, model=net), data.test).values, channels) for net in (model, other)]
         values = torch.stack([SIMILARITIES[m](*pair).double() for m in measures])
         facts = Provenance.collect(model=model, method=method)
         found[name] = DataRandomisation(facts, type(method).__name__, measures, values, fitted)

@@ -51,15 +51,11 @@ class MaxSensitivity:
     range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     cost: ClassVar[str] = "as many maps as draws"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each input's largest relative change; NaN for maps of zeros and inputs of one value, which don't move."""
         score, inputs = checked(score, inputs)
         if self.draws < 1 or self.radius <= 0:
-            raise EvaluationError(
-                f"draws must be at least 1 and radius above 0, got {self.draws} and {self.radius}."
-            )
+            raise EvaluationError(f"draws must be at least 1 and radius above 0, got {self.draws} and {self.radius}.")
         with unchanged(score.model):
             clean = method(score, inputs)
             forward, backward = clean.n_forward, clean.n_backward
@@ -109,9 +105,7 @@ class Infidelity:
     range: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     cost: ClassVar[str] = "as many forward passes as draws"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each input's infidelity; NaN where scaled and the score never changed."""
         score, inputs = checked(score, inputs)
         maps = maps_of(explained, score, inputs)
@@ -164,15 +158,11 @@ class SensitivityN:
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "as many forward passes as draws"
 
-    def __call__(
-        self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, explained: Explained, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each input's correlation; NaN where the sums or the falls are constant."""
         score, inputs = checked(score, inputs)
         if self.draws < 3 or not 0 < self.share < 1:
-            raise EvaluationError(
-                f"draws must be at least 3 and share within 0 to 1, got {self.draws} and {self.share}."
-            )
+            raise EvaluationError(f"draws must be at least 3 and share within 0 to 1, got {self.draws} and {self.share}.")
         maps = maps_of(explained, score, inputs)
         units = Units.of(inputs, self.patch)
         total = (maps.values.sum(1) if inputs.ndim == 4 else maps.values).double()
@@ -207,9 +197,7 @@ class SeedStability:
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     cost: ClassVar[str] = "as many maps as reruns; none for a method without a seed"
 
-    def __call__(
-        self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]
-    ) -> Measurement:
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
         """Return each input's mean rank correlation."""
         if self.reruns < 2:
             raise EvaluationError(f"reruns must be at least 2, got {self.reruns}.")
@@ -235,9 +223,7 @@ def with_seed(method: AttributionMethod, seed: int) -> AttributionMethod | None:
     return None
 
 
-def _drawn(
-    inputs: Tensor, draws: int, seed: int, kind: Literal["uniform", "normal"]
-) -> Iterator[Tensor]:
+def _drawn(inputs: Tensor, draws: int, seed: int, kind: Literal["uniform", "normal"]) -> Iterator[Tensor]:
     """Yield noise of the inputs' shape, from the seed and each input's own content."""
     generators = []
     for row in inputs:

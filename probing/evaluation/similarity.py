@@ -38,14 +38,10 @@ class Similarity(ABC):
         """Return what is compared of each map; NaN where there is nothing to compare."""
 
     @abstractmethod
-    def between(
-        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
-    ) -> Float[Tensor, " n"]:
+    def between(self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]) -> Float[Tensor, " n"]:
         """Return the similarity of each pair of maps, given their features."""
 
-    def __call__(
-        self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]
-    ) -> Float[Tensor, " n"]:
+    def __call__(self, first: Float[Tensor, "n *places"], second: Float[Tensor, "n *others"]) -> Float[Tensor, " n"]:
         """Return the similarity of each pair of maps, NaN where it is not defined.
 
         Raises:
@@ -53,8 +49,7 @@ class Similarity(ABC):
         """
         if first.shape != second.shape:
             raise EvaluationError(
-                "maps can be compared place by place only, got shapes "
-                f"{tuple(first.shape)} and {tuple(second.shape)}."
+                f"maps can be compared place by place only, got shapes {tuple(first.shape)} and {tuple(second.shape)}."
             )
         return self.between(self.features(first), self.features(second))
 
@@ -72,9 +67,7 @@ class SignedSpearman(Similarity):
         """Return ranks."""
         return _ranks(maps.detach().cpu().flatten(1))
 
-    def between(
-        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
-    ) -> Float[Tensor, " n"]:
+    def between(self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]) -> Float[Tensor, " n"]:
         """Return the correlation of ranks."""
         return correlation(first, second)
 
@@ -106,16 +99,12 @@ class Ssim(Similarity):
         """Return maps from 0 to 1."""
         return _stretched(maps)
 
-    def between(
-        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
-    ) -> Float[Tensor, " n"]:
+    def between(self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]) -> Float[Tensor, " n"]:
         """Return the mean over windows."""
         return ssim(first, second)
 
 
-def ssim(
-    first: Float[Tensor, "n h w"], second: Float[Tensor, "n h w"], data_range: float = 1.0
-) -> Float[Tensor, " n"]:
+def ssim(first: Float[Tensor, "n h w"], second: Float[Tensor, "n h w"], data_range: float = 1.0) -> Float[Tensor, " n"]:
     """Return the mean structural similarity over all windows that lie inside: Gaussian of σ = 1.5, 11 × 11.
 
     In smaller maps the window is the largest odd one that fits. `K = (0.01, 0.03)`, population variances.
@@ -158,9 +147,7 @@ class HogSimilarity(Similarity):
         constant = stretched[:, :1, 0].isnan()
         return hog(stretched.nan_to_num(0.0), cell).masked_fill(constant, torch.nan)
 
-    def between(
-        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
-    ) -> Float[Tensor, " n"]:
+    def between(self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]) -> Float[Tensor, " n"]:
         """Return the correlation of histograms."""
         return correlation(first, second)
 
@@ -173,9 +160,7 @@ def hog(maps: Float[Tensor, "n h w"], cell: int) -> Float[Tensor, "n features"]:
     """
     rows, columns = (s // cell for s in maps.shape[1:])
     if min(rows, columns) < 3:
-        raise EvaluationError(
-            f"oriented gradients need three cells of {cell} pixels, got maps of {tuple(maps.shape[1:])}."
-        )
+        raise EvaluationError(f"oriented gradients need three cells of {cell} pixels, got maps of {tuple(maps.shape[1:])}.")
     maps = maps.double()
     down, across = torch.zeros_like(maps), torch.zeros_like(maps)
     down[:, 1:-1] = maps[:, 2:] - maps[:, :-2]
@@ -212,9 +197,7 @@ class TopIou(Similarity):
         mask = torch.zeros(values.shape, dtype=torch.float64).scatter_(1, top, 1.0)
         return mask.masked_fill((values == values[:, :1]).all(1)[:, None], torch.nan)
 
-    def between(
-        self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]
-    ) -> Float[Tensor, " n"]:
+    def between(self, first: Float[Tensor, "n *features"], second: Float[Tensor, "n *features"]) -> Float[Tensor, " n"]:
         """Return the share of the places of either map that both have."""
         shared = (first * second).sum(1)
         return shared / ((first + second).sum(1) - shared)
@@ -230,9 +213,7 @@ SIMILARITIES: dict[str, Similarity] = {
 """The names that results and the command line use."""
 
 
-def correlation(
-    first: Float[Tensor, "n places"], second: Float[Tensor, "n places"]
-) -> Float[Tensor, " n"]:
+def correlation(first: Float[Tensor, "n places"], second: Float[Tensor, "n places"]) -> Float[Tensor, " n"]:
     """Return Pearson's correlation of each pair of rows, NaN where one is constant."""
     a, b = (m.double() - m.double().mean(1, keepdim=True) for m in (first, second))
     constant = (first == first[:, :1]).all(1) | (second == second[:, :1]).all(1)

@@ -90,7 +90,7 @@ def _pair(inputs: Tensor, share: float) -> tuple[nn.Module, nn.Module]:
     layers: list[nn.Module] = []
     for weight in weights:
         out, into = weight.shape
-        layer = nn.Linear(into, out, bias=False) if inputs.ndim == 2 else nn.Conv2d(into, out, 1, bias=False)  # fmt: skip
+        layer = nn.Linear(into, out, bias=False) if inputs.ndim == 2 else nn.Conv2d(into, out, 1, bias=False)
         with torch.no_grad():
             layer.weight.copy_(weight.view_as(layer.weight))
         layers.append(layer.to(inputs))

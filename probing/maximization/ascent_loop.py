@@ -90,9 +90,7 @@ class Climb:
         views = self._views(leaf, self._draws[step], self.views)
         value = self.reader.values(views, redirect=redirect)
         if not value.requires_grad:
-            raise ZeroGradientError(
-                f"no path leads from the image to {self.reader.objectives[0].name!r}."
-            )
+            raise ZeroGradientError(f"no path leads from the image to {self.reader.objectives[0].name!r}.")
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), slope
 
@@ -160,9 +158,7 @@ class Climb:
 _UNKNOWN = Provenance("", (), {}, "")
 
 
-def _interleaved(
-    images: Tensor, pictures: Tensor, objectives: Sequence[Objective]
-) -> Float[Tensor, "rows c h w"]:
+def _interleaved(images: Tensor, pictures: Tensor, objectives: Sequence[Objective]) -> Float[Tensor, "rows c h w"]:
     """Return images with the pictures that each objective refers to behind its own."""
     if pictures.shape[1:] != images.shape[1:]:
         raise ImageOptionError(

@@ -50,9 +50,7 @@ def place(
     for i, which in enumerate(found.objective):
         goal = objectives[which]
         layer = goal.layers[0]
-        alike = functional.normalize(data.means[layer]) @ functional.normalize(
-            made.means[layer][i], dim=0
-        )
+        alike = functional.normalize(data.means[layer]) @ functional.normalize(made.means[layer][i], dim=0)
         cosine[i], nearest[i] = alike.topk(shape[1])
         if goal.on_data:
             values = data.values[which]

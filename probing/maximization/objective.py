@@ -24,9 +24,7 @@ class Seen:
     last: Collection[str] = ()
     """Layers measured to return maps with channels last."""
 
-    def by_unit(
-        self, layer: str, *, image: Tensor | None = None, last: bool = False
-    ) -> Float[Tensor, "n units positions"]:
+    def by_unit(self, layer: str, *, image: Tensor | None = None, last: bool = False) -> Float[Tensor, "n units positions"]:
         """Return a layer's output by unit and position; of three axes the last holds units, as in tokens.
 
         Args:
@@ -138,9 +136,7 @@ class Sum(Objective):
     def __post_init__(self) -> None:
         counts = {term.images for term in self.terms} - {1}
         if len(counts) > 1:
-            raise ArgumentError(
-                f"objectives of {sorted(counts)} images can't be added: give them the same number."
-            )
+            raise ArgumentError(f"objectives of {sorted(counts)} images can't be added: give them the same number.")
 
     @property
     def name(self) -> str:

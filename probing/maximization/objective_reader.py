@@ -59,9 +59,7 @@ class Reader:
             start += objective.images
         return torch.tensor(index), pictures
 
-    def values(
-        self, views: Float[Tensor, "rows c h w"], *, redirect: bool = False
-    ) -> Float[Tensor, " n"]:
+    def values(self, views: Float[Tensor, "rows c h w"], *, redirect: bool = False) -> Float[Tensor, " n"]:
         """Return the value of each image, differentiable with respect to the views.
 
         Args:
@@ -118,9 +116,7 @@ class Reader:
             known = self._axes[layer, views.shape[1:]] = channel_axis(self.model, image, layer) or 1
         return known == -1
 
-    def _run(
-        self, ready: Prepared, views: Tensor, gates: AbstractContextManager[object]
-    ) -> Mapping[str, Tensor]:
+    def _run(self, ready: Prepared, views: Tensor, gates: AbstractContextManager[object]) -> Mapping[str, Tensor]:
         layers = self.layers
         rows = len(views)
         with (

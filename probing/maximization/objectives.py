@@ -293,17 +293,14 @@ class FeatureInversion(Objective):
 
 def _unit(rows: Tensor, unit: int, where: str) -> Tensor:
     if not 0 <= unit < rows.shape[1]:
-        raise UnitError(
-            f"unit {unit} is out of range: {where} has {rows.shape[1]} units, 0 to {rows.shape[1] - 1}."
-        )
+        raise UnitError(f"unit {unit} is out of range: {where} has {rows.shape[1]} units, 0 to {rows.shape[1] - 1}.")
     return rows[:, unit]
 
 
 def _maps(rows: Tensor, layer: str, objective: str, instead: str) -> Tensor:
     if rows.ndim != 4:
         raise UnitError(
-            f"a {objective} needs maps [n, units, h, w], layer {layer!r} returns {tuple(rows.shape)}: "
-            f"use a {instead}."
+            f"a {objective} needs maps [n, units, h, w], layer {layer!r} returns {tuple(rows.shape)}: use a {instead}."
         )
     return rows
 

@@ -110,9 +110,7 @@ class Adam:
                 m.lerp_(g, 1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
                 small = self.epsilon * _rows(v).mean(1).sqrt()
-                p.addcdiv_(
-                    m, v.sqrt().add_(_like(small.clamp(min=1e-30), v)), value=self.rate * scale
-                )
+                p.addcdiv_(m, v.sqrt().add_(_like(small.clamp(min=1e-30), v)), value=self.rate * scale)
 
         return move
 

@@ -55,10 +55,7 @@ class Plan:
 
     def noise(self, *shape: int, salt: int = 0) -> Tensor:
         """Return standard normal numbers for each image, from its own seed alone."""
-        drawn = [
-            torch.randn(shape, generator=torch.Generator().manual_seed((seed + salt) % 2**63))
-            for seed in self.seeds
-        ]
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed((seed + salt) % 2**63)) for seed in self.seeds]
         return torch.stack(drawn).to(self.device)
 
 
@@ -200,9 +197,7 @@ class Maco:
             return own
         magnitude: Tensor = envelope(*plan.size, self.decay_power)
         magnitude[0, 0] = 0  # mean grey
-        spread: Tensor = torch.fft.irfft2(
-            magnitude.to(torch.complex64), plan.size, norm="ortho"
-        ).std()
+        spread: Tensor = torch.fft.irfft2(magnitude.to(torch.complex64), plan.size, norm="ortho").std()
         return (magnitude * (self.contrast / spread)).to(plan.device)
 
 

@@ -118,7 +118,7 @@ def _observed(transform: Transform) -> Space:
         return output[:, 0, 0].double()
 
     sizes: set[int] = set()
-    black, grey, white, red = shown(0, 0, 0), shown(51, 51, 51), shown(255, 255, 255), shown(255, 0, 0)  # fmt: skip
+    black, grey, white, red = shown(0, 0, 0), shown(51, 51, 51), shown(255, 255, 255), shown(255, 0, 0)
     std = 1 / (white - black)
     linear = torch.allclose((grey - black) * std, torch.full_like(std, 0.2), atol=2e-3)
     reds = ((red - black) * std).round(decimals=2).tolist()

@@ -63,9 +63,7 @@ class Maximize:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
-            raise ArgumentError(
-                f"steps and batch must be at least 1, got {self.steps}, {self.batch}."
-            )
+            raise ArgumentError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}.")
 
     def __call__(
         self,
@@ -199,9 +197,7 @@ class _Run:
     size: tuple[int, int]
     views: tuple[Transform, ...]
 
-    def all(
-        self, start: Tensor | None, progress: bool | None
-    ) -> tuple[list[Maximization], tuple[str, ...]]:
+    def all(self, start: Tensor | None, progress: bool | None) -> tuple[list[Maximization], tuple[str, ...]]:
         """Run all objectives, in as many batches as memory asks for."""
         _keep_freed_memory()
         goals = self.reader.objectives
@@ -209,9 +205,7 @@ class _Run:
         parts: list[Maximization] = []
         limit, notes = self.settings.batch, []
         done = shown = 0
-        with Progress(
-            self.settings.steps * len(goals), "maximize", progress, unit="steps of images"
-        ) as bar:
+        with Progress(self.settings.steps * len(goals), "maximize", progress, unit="steps of images") as bar:
             while done < len(goals):
                 chunk = _fitting(goals[done:], limit)
                 images = sum(goal.images for goal in chunk)
@@ -222,16 +216,12 @@ class _Run:
                     if not out_of_memory(error) or len(chunk) == 1:
                         raise
                     limit = max(1, images // 2)
-                    notes.append(
-                        f"Out of memory with {images} images in a pass: went on with at most {limit}."
-                    )
+                    notes.append(f"Out of memory with {images} images in a pass: went on with at most {limit}.")
                     continue
                 done, shown = done + len(chunk), shown + images
         return parts, tuple(notes)
 
-    def _chunk(
-        self, goals: Sequence[Objective], start: Tensor | None, bar: Progress
-    ) -> Maximization:
+    def _chunk(self, goals: Sequence[Objective], start: Tensor | None, bar: Progress) -> Maximization:
         settings, reader = self.settings, replace(self.reader, objectives=goals)
         seeds = [seed_of(settings.seed, g, j) for g in goals for j in range(g.images)]
         groups = [goal.images for goal in goals]
@@ -244,9 +234,16 @@ class _Run:
                 "of something else: use Pixels, or a penalty."
             )
         climb = Climb(
-            reader, self.space, canvas, [s + 1 for s in seeds], self.views,
-            settings.regularizers, settings.ascent, settings.steps, settings.redirect,
-        )  # fmt: skip
+            reader,
+            self.space,
+            canvas,
+            [s + 1 for s in seeds],
+            self.views,
+            settings.regularizers,
+            settings.ascent,
+            settings.steps,
+            settings.redirect,
+        )
         for step in climb:
             bar.advance(len(goals), computed=step >= 0)
         return climb.result()
@@ -273,9 +270,7 @@ def _starts(start: Tensor | None, count: int) -> Tensor | None:
     if start is None:
         return None
     if len(start) not in {1, count}:
-        raise ImageOptionError(
-            f"give one start picture, or one for each of {count} images, got {len(start)}."
-        )
+        raise ImageOptionError(f"give one start picture, or one for each of {count} images, got {len(start)}.")
     if not (float(start.min()) >= 0 and float(start.max()) <= 1):
         raise ImageOptionError(
             f"start pictures are pixels in [0, 1], got {float(start.min()):.3g} to {float(start.max()):.3g}."
@@ -286,11 +281,7 @@ def _starts(start: Tensor | None, count: int) -> Tensor | None:
 def _names(goals: Sequence[Objective]) -> tuple[str, ...]:
     found: list[str] = []
     for goal in goals:
-        found += (
-            [goal.name]
-            if goal.images == 1
-            else [f"{goal.name} ({j + 1})" for j in range(goal.images)]
-        )
+        found += [goal.name] if goal.images == 1 else [f"{goal.name} ({j + 1})" for j in range(goal.images)]
     return tuple(found)
 
 
@@ -307,23 +298,18 @@ def _space(model: Model, space: Space | None) -> Space:
 
 def _refuse_nothing(found: Maximization) -> None:
     """Raise if no image came of it, or one is not finite."""
-    bad: Bool[Tensor, " n"] = ~torch.isfinite(found.trace).all(1) | ~torch.isfinite(
-        found.images
-    ).flatten(1).all(1)
+    bad: Bool[Tensor, " n"] = ~torch.isfinite(found.trace).all(1) | ~torch.isfinite(found.images).flatten(1).all(1)
     if bad.any():
         i = int(bad.nonzero()[0])
         steps = (~torch.isfinite(found.trace[i])).nonzero()
         when = f"at step {int(steps[0])}" if len(steps) else "in its image"
-        raise NotFiniteError(
-            f"the objective {found.names[i]!r} became NaN or infinite {when}: lower the rate."
-        )
+        raise NotFiniteError(f"the objective {found.names[i]!r} became NaN or infinite {when}: lower the rate.")
     if found.dead.all():
         height, width = found.images.shape[-2:]
         dead = f"the gradient of {found.names[0]!r} is zero at every step"
         if found.space.size and min(height, width) < found.space.size / 4:
             raise ZeroGradientError(
-                f"{dead}, images of {height} x {width} pixels may be too small for a model made "
-                f"for {found.space.size}:",
+                f"{dead}, images of {height} x {width} pixels may be too small for a model made for {found.space.size}:",
                 mends=[Mend("give a larger side", "size=…")],
             )
         raise ZeroGradientError(

@@ -51,9 +51,7 @@ class Pad:
 
     def __post_init__(self) -> None:
         if self.fill not in {"grey", "reflect"} or self.margin < 0:
-            raise TransformError(
-                f"a margin must be grey or reflect and at least 0 wide, got {self.fill!r}, {self.margin}."
-            )
+            raise TransformError(f"a margin must be grey or reflect and at least 0 wide, got {self.fill!r}, {self.margin}.")
 
     def padded(self, images: Tensor, space: Space) -> Tensor:
         """Return images in model space with the margin around them."""
@@ -120,8 +118,7 @@ class Crop:
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest <= 1:
             raise TransformError(
-                "a crop's share must satisfy 0 < smallest <= largest <= 1, "
-                f"got {self.smallest} and {self.largest}."
+                f"a crop's share must satisfy 0 < smallest <= largest <= 1, got {self.smallest} and {self.largest}."
             )
 
     def matrices(self, draws: Draws, size: Size) -> Matrices | None:
@@ -154,14 +151,10 @@ def growth(transforms: Sequence[Transform]) -> int:
     return sum(2 * t.margin for t in transforms if isinstance(t, Pad))
 
 
-def draw(
-    transforms: Sequence[Transform], seeds: Sequence[int], steps: int
-) -> Float[Tensor, "steps n k"]:
+def draw(transforms: Sequence[Transform], seeds: Sequence[int], steps: int) -> Float[Tensor, "steps n k"]:
     """Return all random numbers of a run, each image's from its own seed."""
     count = sum(t.draws for t in transforms if not isinstance(t, Pad))
-    drawn = [
-        torch.rand(steps, count, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
+    drawn = [torch.rand(steps, count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(drawn, 1)
 
 

@@ -39,28 +39,32 @@ def unit_page(
         SheetError: if the images were not placed among data, or among others.
     """
     if found.beside is None:
-        raise SheetError(
-            "the images have no place among data: pass store and examples to maximize."
-        )
+        raise SheetError("the images have no place among data: pass store and examples to maximize.")
     count = int(max(found.beside.top.max(), found.beside.nearest.max())) + 1
     if count > len(examples):
-        raise SheetError(
-            f"the images were placed among at least {count} examples, got {len(examples)}: pass the same."
-        )
+        raise SheetError(f"the images were placed among at least {count} examples, got {len(examples)}: pass the same.")
     beside, name = found.beside, found.names[index]
     said = f"{name}, labelled {label!r}" if label else name
     strips = [
         Strip(f"Synthetic image of {said}", [found.pictures()[index]], [found.captions()[index]]),
-        _row(f"Highest of {len(examples)} examples", examples, beside.top[index].tolist(),
-             [f"{v:.3g}" for v in beside.highest[index].tolist()], columns),
-        _row("Most like the synthetic image", examples, beside.nearest[index].tolist(),
-             [f"cosine {v:.2f}" for v in beside.cosine[index].tolist()], columns),
-    ]  # fmt: skip
+        _row(
+            f"Highest of {len(examples)} examples",
+            examples,
+            beside.top[index].tolist(),
+            [f"{v:.3g}" for v in beside.highest[index].tolist()],
+            columns,
+        ),
+        _row(
+            "Most like the synthetic image",
+            examples,
+            beside.nearest[index].tolist(),
+            [f"cosine {v:.2f}" for v in beside.cosine[index].tolist()],
+            columns,
+        ),
+    ]
     return montage([strip for strip in strips if strip.images], columns=columns)
 
 
-def _row(
-    title: str, examples: PicturedExamples, indices: list[int], captions: list[str], columns: int
-) -> Strip:
+def _row(title: str, examples: PicturedExamples, indices: list[int], captions: list[str], columns: int) -> Strip:
     shown = [i for i in indices if i >= 0][:columns]
     return Strip(title, [examples.image(i) for i in shown], captions[: len(shown)])

@@ -126,13 +126,9 @@ def _tensors(output: object) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-_BATCH_WAY = (
-    "Write it so that each row hangs on its own example, and give BatchNorm running statistics."
-)
+_BATCH_WAY = "Write it so that each row hangs on its own example, and give BatchNorm running statistics."
 _TIME_FIRST_WAY = "Examples lie along the first axis of what it is given: set batch_first=True where the model is made."
-_CHANCE_WAY = (
-    "Let it draw in training mode only, as functional.dropout(x, p, training=self.training) does."
-)
+_CHANCE_WAY = "Let it draw in training mode only, as functional.dropout(x, p, training=self.training) does."
 _STATE_WAY = "Let forward keep nothing from call to call in evaluation mode."
 
 
@@ -183,9 +179,7 @@ def _drawn(prepared: Prepared, batch: Tensor, seed: int) -> object:
         return prepared.output(batch)
 
 
-def _place(
-    first: list[ModuleCall], second: list[ModuleCall], alike: Callable[[object, object], bool]
-) -> str:
+def _place(first: list[ModuleCall], second: list[ModuleCall], alike: Callable[[object, object], bool]) -> str:
     """Return the first module that makes another output of the same input; empty if there is none.
 
     Modules come in the order in which they end, so what lies between layers is told of the innermost module around it.

@@ -78,8 +78,8 @@ def refuse_held_parts(clone: nn.Module, model: nn.Module) -> None:
             if id(held) not in own:
                 where = f"{path}.{name}".lstrip(".")
                 raise SharedWeightsError(
-                    f"{where!r} of {type(model).__name__} holds on to a {type(held).__name__} that copies of the model share, "
-                    f"so that weights drawn anew are not used: {_WAY_OUT}"
+                    f"{where!r} of {type(model).__name__} holds on to a {type(held).__name__} that copies of the model"
+                    f" share, so that weights drawn anew are not used: {_WAY_OUT}"
                 )
 
 
@@ -163,17 +163,12 @@ def _place(tensor: Tensor) -> int:
 
 def _held(module: nn.Module) -> Iterator[tuple[str, nn.Module | Tensor]]:
     """Yield modules and weights that functions of a module hold on to, each with the attribute that leads there."""
-    kept = {
-        k: v for k, v in vars(module).items() if k not in {"_parameters", "_buffers", "_modules"}
-    }
+    kept = {k: v for k, v in vars(module).items() if k not in {"_parameters", "_buffers", "_modules"}}
     seen: set[int] = set()
     for name, value in kept.items():
         for function in _functions(value):
             yield from ((name, part) for part in _parts(_outside(function), seen))
-    yield from (
-        ("forward", part)
-        for part in _parts(_outside(inspect.getattr_static(type(module), "forward")), seen)
-    )
+    yield from (("forward", part) for part in _parts(_outside(inspect.getattr_static(type(module), "forward")), seen))
 
 
 def _functions(value: object) -> Iterator[FunctionType]:
@@ -220,9 +215,7 @@ def _parts(values: Iterator[object], seen: set[int]) -> Iterator[nn.Module | Ten
         if id(value) in seen:
             continue
         seen.add(id(value))
-        weight = isinstance(value, Tensor) and (
-            value.requires_grad or isinstance(value, nn.Parameter)
-        )
+        weight = isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter))
         if weight or (isinstance(value, nn.Module) and any(True for _ in value.parameters())):
             yield value  # type: ignore[misc]  # one of the two
         elif isinstance(value, list | tuple | set | dict):

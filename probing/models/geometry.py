@@ -37,8 +37,7 @@ def naming_inputs(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         if type(error) not in {RuntimeError, AssertionError, ValueError, IndexError}:
             raise  # one of ours, or out of memory: they say what is wrong themselves
         raise InputError(
-            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and "
-            f"{inputs.dtype}: {error}"
+            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype}: {error}"
         ) from error
 
 
@@ -275,9 +274,7 @@ class Layout:
         own = _call_of(ran, layer)
         if own is None or len(own.shape) not in {3, 4}:
             shape = "no tensor" if own is None else f"shape {own.shape}"
-            raise RefusedError(
-                f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another."
-            )
+            raise RefusedError(f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another.")
         refuse_other_rows(ran, layer)
         known, size = own.grid, (inputs.shape[2], inputs.shape[3])
         if len(own.shape) == 4:
@@ -345,7 +342,7 @@ def _token_grid(
         return grid
     # The patches of a convolution, with as few tokens before them as can be; else a square.
     before = {known for r in ran if (known := map_size(r, size)) and math.prod(known) > 1}
-    fits = sorted((s, known) for known in before if 0 <= (s := tokens - math.prod(known)) <= MOST_PREFIXES)  # fmt: skip
+    fits = sorted((s, known) for known in before if 0 <= (s := tokens - math.prod(known)) <= MOST_PREFIXES)
     if fits:
         return fits[0][1]
     if shape[2] in map(math.prod, before):
@@ -356,9 +353,7 @@ def _token_grid(
     side = math.isqrt(tokens)
     if side > 1 and tokens - side * side <= 1:
         return side, side
-    raise RefusedError(
-        f"layer {layer!r} has {tokens} tokens, neither a square nor one more: give grid=(rows, columns)."
-    )
+    raise RefusedError(f"layer {layer!r} has {tokens} tokens, neither a square nor one more: give grid=(rows, columns).")
 
 
 def _patches(ran: Sequence[Ran], size: tuple[int, int]) -> Grid | None:
@@ -405,9 +400,7 @@ class _Centres(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[
-            int, tuple[Tensor, Grid]
-        ] = {}  # the tensors are held, so that ids stay theirs
+        self._known: dict[int, tuple[Tensor, Grid]] = {}  # the tensors are held, so that ids stay theirs
 
     def of(self, maps: Tensor) -> Grid | None:
         found = self._known.get(id(maps))
@@ -432,9 +425,7 @@ class _Centres(TorchFunctionMode):
                 self.put(out, grid)
         return out
 
-    def _after(
-        self, name: str, args: tuple[object, ...], named: dict[str, object], out: Tensor
-    ) -> Grid | None:
+    def _after(self, name: str, args: tuple[object, ...], named: dict[str, object], out: Tensor) -> Grid | None:
         sources = [t for t in _tensors((*args, *named.values())) if id(t) in self._known]
         if not sources:
             return None
@@ -454,7 +445,7 @@ class _Centres(TorchFunctionMode):
 
 
 # `__get__` is that of `mT` and the like.
-_MOVING = {"transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "flip", "fliplr", "flipud", "rot90"}  # fmt: skip
+_MOVING = {"transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "flip", "fliplr", "flipud", "rot90"}
 _MOVING |= {
     "roll",
     "adjoint",
@@ -475,9 +466,7 @@ _WINDOWS = {
 }
 
 
-def _arguments(
-    names: Sequence[str], args: Sequence[object], named: dict[str, object]
-) -> dict[str, object]:
+def _arguments(names: Sequence[str], args: Sequence[object], named: dict[str, object]) -> dict[str, object]:
     return dict(zip(names, args, strict=False)) | named
 
 

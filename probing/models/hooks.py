@@ -62,9 +62,7 @@ def capture(
         LayerCallError: if a layer ran twice under its plain name, never, or returned no tensor, or other rows.
     """
     if graph and reduce is not None:
-        raise ArgumentError(
-            "capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients."
-        )
+        raise ArgumentError("capture(graph=True) keeps outputs as they are: drop `reduce`, or reduce the gradients.")
     taps = [_Tap.of(model, layer) for layer in dict.fromkeys(several(layers))]
     recorder = _Recorder(model, taps, graph, stop, reduce, rows)
     with _UNFUSED, ExitStack() as hooks:
@@ -224,11 +222,7 @@ class TokenMasks:
             return fitting[0]
         if padded:
             name, kept = padded[0]
-            why = (
-                "several masks of that shape differ"
-                if fitting
-                else f"its tokens are {shape[1]} a text"
-            )
+            why = "several masks of that shape differ" if fitting else f"its tokens are {shape[1]} a text"
             raise MaskError(
                 f"the model is told of padding by {name!r} of shape {tuple(kept.shape)}, and which positions of layer "
                 f"{layer!r} are padding can't be told, since {why}: give pool='none', or name another layer."
@@ -308,9 +302,7 @@ class _Editor:
         hooks.callback(keep.remove)
         hooks.callback(self.module.register_forward_hook(self._edit).remove)
 
-    def _keep_input(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> None:
+    def _keep_input(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         # transformers gives its layers all that they take by name
         named = (value for value in kwargs.values() if isinstance(value, Tensor))
         before = args[0] if args else next(named, None)
@@ -326,9 +318,7 @@ class _Editor:
             )
         after: object = self.change(module, before, output)
         if not isinstance(after, Tensor):
-            raise LayerCallError(
-                f"the edit of layer {self.layer!r} returned {_kind(after)}, expected a tensor."
-            )
+            raise LayerCallError(f"the edit of layer {self.layer!r} returned {_kind(after)}, expected a tensor.")
         return after
 
 
@@ -377,9 +367,7 @@ class _Recorder:
             hooks.callback(module.register_forward_hook(self._record(taps)).remove)
         hooks.callback(self.model.register_forward_hook(self._finish(own)).remove)
 
-    def _begin(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> None:
+    def _begin(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self.kept.clear()
         self.calls.clear()
         self.passes += 1
@@ -422,17 +410,12 @@ class _Recorder:
     def _keep(self, tap: _Tap, output: object) -> Tensor | None:
         address = tap.address
         if not isinstance(output, Tensor):
-            raise LayerCallError(
-                f"layer {address!r} returns {_kind(output)}, expected one tensor; "
-                f"{_instead(tap.module)}."
-            )
+            raise LayerCallError(f"layer {address!r} returns {_kind(output)}, expected one tensor; {_instead(tap.module)}.")
         if self.rows is not None and (not output.ndim or len(output) != self.rows):
             raise LayerCallError(other_rows(address, tuple(output.shape), self.rows))
         if self.graph:
             if not (output.is_floating_point() or output.is_complex()):
-                raise LayerCallError(
-                    f"layer {address!r} returns {output.dtype}, which has no gradient."
-                )
+                raise LayerCallError(f"layer {address!r} returns {output.dtype}, which has no gradient.")
             # Kept with a node and memory of its own, since a layer may hand on its input, as
             # `Identity` does; the network goes on with a copy, since an in-place ReLU may follow.
             self.kept[address] = source = output.clone().requires_grad_()
@@ -450,9 +433,7 @@ class _Recorder:
             return
         names = [tap.address for tap in missing]
         if not self.passes:
-            raise LayerCallError(
-                f"layers {names} did not run: no forward pass of this model ran inside the block."
-            )
+            raise LayerCallError(f"layers {names} did not run: no forward pass of this model ran inside the block.")
         for tap in missing:
             if count := self.calls.get(tap.module, 0):
                 raise LayerCallError(
@@ -492,10 +473,7 @@ def other_rows(layer: str, shape: tuple[int, ...], rows: int) -> str:
 
 
 def _ran_again(layer: str) -> str:
-    return (
-        f"layer {layer!r} runs more than once in a forward pass; "
-        f"name one call: '{layer}:0', '{layer}:1', …"
-    )
+    return f"layer {layer!r} runs more than once in a forward pass; name one call: '{layer}:0', '{layer}:1', …"
 
 
 def _instead(module: nn.Module) -> str:

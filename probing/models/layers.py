@@ -70,9 +70,7 @@ def matching(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def expand(
-    model: nn.Module, patterns: Sequence[str], calls: Callable[[], Calls]
-) -> tuple[str, ...]:
+def expand(model: nn.Module, patterns: Sequence[str], calls: Callable[[], Calls]) -> tuple[str, ...]:
     """Return the layers that paths or globs name, each once, in the order given.
 
     Args:
@@ -109,8 +107,7 @@ def _readable(model: nn.Module, pattern: str, calls: Calls) -> list[str]:
     found = [
         path if call is None else f"{path}:{call}"
         for layer, count in calls.items()
-        if (path := paths.get(id(model.get_submodule(layer))))
-        and (count == 1 if call is None else count > call)
+        if (path := paths.get(id(model.get_submodule(layer)))) and (count == 1 if call is None else count > call)
     ]
     if not found:
         how = "runs once" if call is None else f"runs {call + 1} times"

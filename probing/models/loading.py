@@ -77,24 +77,16 @@ class LoadedModel:
         if isinstance(name, int):
             if self.classes and not 0 <= name < len(self.classes):
                 last = len(self.classes) - 1
-                raise ClassNameError(
-                    f"class {name} is out of range: the model has classes 0 to {last}."
-                )
+                raise ClassNameError(f"class {name} is out of range: the model has classes 0 to {last}.")
             return name
         if not self.classes:
-            raise ClassNameError(
-                f"class {name!r} was asked for by name, but the model's classes have none: use numbers."
-            )
+            raise ClassNameError(f"class {name!r} was asked for by name, but the model's classes have none: use numbers.")
         exact = [i for i, c in enumerate(self.classes) if c == name]
         found = exact or [i for i, c in enumerate(self.classes) if c.casefold() == name.casefold()]
         if len(found) > 1:
-            raise ClassNameError(
-                f"class {name!r} is the name of outputs {found}: use the number of the one you mean."
-            )
+            raise ClassNameError(f"class {name!r} is the name of outputs {found}: use the number of the one you mean.")
         if not found:
-            raise ClassNameError(
-                f"the model has no class {name!r}. Close names: {_near(name, self.classes)}."
-            )
+            raise ClassNameError(f"the model has no class {name!r}. Close names: {_near(name, self.classes)}.")
         return found[0]
 
 
@@ -180,9 +172,7 @@ def device_named(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise DeviceError(
-            f"device {str(name)!r} can't be computed on; here are {there}, or 'auto'."
-        ) from error
+        raise DeviceError(f"device {str(name)!r} can't be computed on; here are {there}, or 'auto'.") from error
     return device
 
 
@@ -197,9 +187,7 @@ def _build(kind: str, name: str, weights: str | Path | None) -> LoadedModel:
 def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     timm = require("timm")
     if not timm.is_model(name):
-        raise ModelReferenceError(
-            f"timm has no model {name!r}. Close names: {_near(name, timm.list_models())}."
-        )
+        raise ModelReferenceError(f"timm has no model {name!r}. Close names: {_near(name, timm.list_models())}.")
     if weights is None:
         with _fetching(f"timm:{name}"):
             model = timm.create_model(name, pretrained=True)
@@ -214,11 +202,7 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 def _timm_transform(config: Mapping[str, Any]) -> Transform:
     channels, height, width = config["input_size"]
     mode, percent = config["crop_mode"], config["crop_pct"]
-    plain = (
-        height == width
-        and channels in {1, 3}
-        and config["interpolation"] in {"bilinear", "bicubic", "nearest"}
-    )
+    plain = height == width and channels in {1, 3} and config["interpolation"] in {"bilinear", "bicubic", "nearest"}
     if not plain or not (mode == "center" or (mode == "squash" and percent == 1)):
         return cast("Transform", require("timm").data.create_transform(**config, is_training=False))
     return Preprocess(
@@ -236,9 +220,7 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
 
     names = models.list_models(module=models)
     if name not in names:
-        raise ModelReferenceError(
-            f"torchvision has no model {name!r}. Close names: {_near(name, names)}."
-        )
+        raise ModelReferenceError(f"torchvision has no model {name!r}. Close names: {_near(name, names)}.")
     entries = models.get_model_weights(name)
     # a file of torchvision's keeps its name, which tells the preprocessing it was trained with
     named = [w for w in entries if weights and w.url.endswith(f"/{Path(weights).name}")]
@@ -271,17 +253,13 @@ def _torchvision_transform(preset: Any) -> Transform:
 def _function(module: str, function: str, weights: str | Path | None) -> LoadedModel:
     reference = f"{module}:{function}"
     if weights == "random":
-        raise WeightsError(
-            f"weights='random' cannot be asked of {reference!r}: have the function build the model so."
-        )
+        raise WeightsError(f"weights='random' cannot be asked of {reference!r}: have the function build the model so.")
     maker = load_function(reference)
     made = maker()
     if isinstance(made, LoadedModel):
         return made
     if not isinstance(made, nn.Module):
-        raise ModelReferenceError(
-            f"{reference!r} must return a torch module or a LoadedModel, got a {type(made).__name__}."
-        )
+        raise ModelReferenceError(f"{reference!r} must return a torch module or a LoadedModel, got a {type(made).__name__}.")
     return LoadedModel(made, weights=f"as {reference} made them")
 
 
@@ -293,9 +271,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     """
     module, _, name = reference.partition(":")
     if not module or not name:
-        raise ModelReferenceError(
-            f"{reference!r} names no function: write package.module:function."
-        )
+        raise ModelReferenceError(f"{reference!r} names no function: write package.module:function.")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:

@@ -43,8 +43,6 @@ def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
     made = _REMEMBERED[model][1]
     if key not in made:
         made[key] = make()
-        if (
-            len(made) > _MOST_REMEMBERED
-        ):  # copies hold weights of their own where BatchNorm is folded
+        if len(made) > _MOST_REMEMBERED:  # copies hold weights of their own where BatchNorm is folded
             del made[next(iter(made))]
     return cast("T", made[key])

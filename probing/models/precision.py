@@ -53,9 +53,7 @@ class Precision:
         exact = self.kind == "float32" and device.type == "cuda"
         return _ieee_float32() if exact else nullcontext()
 
-    def prepare(
-        self, model: nn.Module, layers: Collection[str], device: torch.device, example: Tensor
-    ) -> "Prepared":
+    def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device, example: Tensor) -> "Prepared":
         """Return a frozen copy of the model, ready to run, that shares weights it need not change.
 
         The layout channels_last and folded BatchNorm are used only where two rows of a real example show that the
@@ -83,17 +81,13 @@ class Precision:
                 try:
                     if agree(candidate.output(rows), expected):
                         return candidate
-                except (
-                    Exception
-                ):  # what the model itself runs its copy may not, as `view` in another layout
+                except Exception:  # what the model itself runs its copy may not, as `view` in another layout
                     continue
             return given
 
     def _as_given(self, model: nn.Module, device: torch.device, example: Tensor) -> "Prepared":
         if self.kind == "float64" and not has_doubles(device):
-            raise ArgumentError(
-                f"{device.type} has no float64: compute in float32, or move the model to the CPU."
-            )
+            raise ArgumentError(f"{device.type} has no float64: compute in float32, or move the model to the CPU.")
         copy = frozen_copy(model).to(device)
         if self.kind == "float64":
             return Prepared(copy.double(), self, device, torch.float64)
@@ -160,9 +154,7 @@ class Prepared:
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(devices),
-            self.precision.gradients.arithmetic(
-                self.device
-            ),  # bfloat16 would hide what is compared
+            self.precision.gradients.arithmetic(self.device),  # bfloat16 would hide what is compared
         ):
             return self.model(self.inputs(batch))
 

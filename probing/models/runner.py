@@ -109,9 +109,7 @@ class Runner:
         halves = [self._run(half, layers, pools, scores) for half in inputs.tensor_split(2)]
         return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
-    def _outputs(
-        self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]
-    ) -> dict[str, Tensor]:
+    def _outputs(self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]) -> dict[str, Tensor]:
         early = self._early_layers(inputs, layers, pools)
 
         def pool(layer: str, output: Tensor) -> Tensor:
@@ -132,9 +130,7 @@ class Runner:
         rows = {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
         return {layer: _checked(layer, "output", rows[layer]) for layer in layers}
 
-    def _early_layers(
-        self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]
-    ) -> set[str]:
+    def _early_layers(self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]) -> set[str]:
         """Return layers that end before the model is told of padding, as embeddings do; found by a pass, once."""
         model = self.prepared.model
         if inputs.ndim == 4 or "mean" not in pools.values() or not takes_masks(model):
@@ -175,10 +171,7 @@ class Runner:
         outputs = {n: pooled(kept[n].detach(), pools[n], read=read[n]).contiguous() for n in layers}
         found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]
         for gradients in slopes:
-            rows = {
-                n: pooled(g, pools[n], read=read[n], total=True)
-                for n, g in zip(layers, gradients, strict=True)
-            }
+            rows = {n: pooled(g, pools[n], read=read[n], total=True) for n, g in zip(layers, gradients, strict=True)}
             found.append({n: _checked(n, "gradient", g.contiguous()) for n, g in rows.items()})
         return found
 
@@ -187,9 +180,7 @@ def _read(masks: TokenMasks, layer: str, output: Tensor, pool: Pool) -> Tensor |
     return masks.read(layer, output.shape) if pool == "mean" and output.ndim == 3 else None
 
 
-def pooled(
-    values: Tensor, pool: Pool, *, read: Tensor | None = None, total: bool = False
-) -> Tensor:
+def pooled(values: Tensor, pool: Pool, *, read: Tensor | None = None, total: bool = False) -> Tensor:
     """Return what `pool` keeps of an output, or (`total`) of a gradient, in float32 or better.
 
     Args:
@@ -206,10 +197,7 @@ def pooled(
     if pool == "none":
         return values
     if values.ndim not in {2, 3, 4, 5}:
-        raise PoolError(
-            f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; "
-            "use pool='none'."
-        )
+        raise PoolError(f"pool={pool!r} needs an output with positions, got shape {tuple(values.shape)}; use pool='none'.")
     if values.dtype != torch.float64:
         values = values.float()
     if values.ndim == 2:  # features without positions

@@ -17,16 +17,7 @@ from probing.models.loading import LoadedModel, Model, module_of
 from probing.models.precision import AS_GIVEN, device_of
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
-Target = (
-    int
-    | np.integer[Any]
-    | str
-    | Sequence[SupportsIndex]
-    | Sequence[str]
-    | npt.NDArray[Any]
-    | Tensor
-    | None
-)
+Target = int | np.integer[Any] | str | Sequence[SupportsIndex] | Sequence[str] | npt.NDArray[Any] | Tensor | None
 """A class index, or one per example: whatever is a whole number is one; a name for a model that came with names of its
 classes. None: the top class of each input."""
 
@@ -52,7 +43,8 @@ class Score:
     Attributes:
         model: a module, or what `load` returns; kept as a module.
         target: a class index, or one per example, as numbers of any whole type, or by name where the model came with
-            names of its classes; kept as an `int` or a tensor. None stands for the class that the model gives each input, of which methods hold on to while they change it.
+            names of its classes; kept as an `int` or a tensor. None stands for the class that the model gives each
+            input, which methods hold on to while they change it.
         unit: `logit`; `probability` (softmax, 0–1); `logprob`, its logarithm; `margin` (logit minus the largest other
             logit). A model with one class score is taken for a binary classifier whose score is the logit of its
             label 1: `probability` is the sigmoid.
@@ -87,9 +79,7 @@ class Score:
         for name, value in (fields | {"output": output}).items():
             object.__setattr__(self, name, value)
 
-    def __call__(
-        self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+    def __call__(self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score of each input, differentiable.
 
         Args:
@@ -107,9 +97,7 @@ class Score:
         read = self._at_top(output) if self.target is None and rows is None else self
         score = read.read(output, rows)
         if len(score) != len(inputs):
-            raise OutputError(
-                f"the model returns {len(score)} rows of scores for {len(inputs)} inputs."
-            )
+            raise OutputError(f"the model returns {len(score)} rows of scores for {len(inputs)} inputs.")
         return score
 
     def named(self, inputs: Shaped[Tensor, "n *shape"]) -> "Score":
@@ -140,14 +128,11 @@ class Score:
                     "1 if it is a binary classifier."
                 )
             raise TargetError(
-                f"class {bad} is out of range: the model has {scores.shape[1]} classes, "
-                f"0 to {scores.shape[1] - 1}."
+                f"class {bad} is out of range: the model has {scores.shape[1]} classes, 0 to {scores.shape[1] - 1}."
             )
         return _in_unit(scores, target, self.unit)
 
-    def _targets(
-        self, scores: Float[Tensor, "n classes"], rows: Tensor | None
-    ) -> Int[Tensor, " n"]:
+    def _targets(self, scores: Float[Tensor, "n classes"], rows: Tensor | None) -> Int[Tensor, " n"]:
         """Return the class of each row of scores."""
         if isinstance(self.target, int):
             return torch.full((len(scores),), self.target, device=scores.device)
@@ -167,9 +152,7 @@ class Score:
             target = target[rows]
         if len(target) != len(scores):
             what = "score.target has" if rows is None else "rows name"
-            raise TargetError(
-                f"{what} {len(target)} classes for {len(scores)} inputs: give one each, or `rows`."
-            )
+            raise TargetError(f"{what} {len(target)} classes for {len(scores)} inputs: give one each, or `rows`.")
         return target
 
 
@@ -225,8 +208,7 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
         )
     if output.ndim != 2 or not output.is_floating_point():
         raise OutputError(
-            "class scores must be real numbers of shape [n, classes], "
-            f"got {output.dtype} of shape {tuple(output.shape)}."
+            f"class scores must be real numbers of shape [n, classes], got {output.dtype} of shape {tuple(output.shape)}."
         )
     return output
 
@@ -246,14 +228,10 @@ def refuse_training(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             where = f"{name!r} of {type(model).__name__}" if name else type(model).__name__
-            raise ModelModeError(
-                f"{where} is in training mode: call model.eval() before reading it."
-            )
+            raise ModelModeError(f"{where} is in training mode: call model.eval() before reading it.")
 
 
-def _in_unit(
-    scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit
-) -> Float[Tensor, " n"]:
+def _in_unit(scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit) -> Float[Tensor, " n"]:
     index = target.unsqueeze(1)
     if unit in {"probability", "logprob"}:
         _refuse_probabilities(scores, unit)
@@ -293,9 +271,20 @@ def _maker(tensor: Tensor) -> str:
 
 
 _RESHAPES = (
-    "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Clone", "Alias", "Transpose", "Permute", "TBackward", "Select",
-    "Slice", "ToCopy",
-)  # fmt: skip
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Clone",
+    "Alias",
+    "Transpose",
+    "Permute",
+    "TBackward",
+    "Select",
+    "Slice",
+    "ToCopy",
+)
 
 
 def _refuse_probabilities(scores: Tensor, unit: str) -> None:

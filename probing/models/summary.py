@@ -101,17 +101,13 @@ def _counted(model: nn.Module, clone: nn.Module, two: Tensor) -> Calls:
     return {path: count for path, count in found.items() if path and path not in other}
 
 
-def _pass(
-    model: nn.Module, clone: nn.Module, inputs: Tensor, ended: Callable[[str, object], None]
-) -> None:
+def _pass(model: nn.Module, clone: nn.Module, inputs: Tensor, ended: Callable[[str, object], None]) -> None:
     try:
         with torch.no_grad(), watch(clone, ended):
             clone(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape, reason = tuple(inputs.shape), " ".join(str(error).split())
-        raise SummaryError(
-            f"{type(model).__name__} fails on an input of shape {shape}: {reason}"
-        ) from error
+        raise SummaryError(f"{type(model).__name__} fails on an input of shape {shape}: {reason}") from error
 
 
 def _row(path: str, module: nn.Module, outputs: list[tuple[int, ...] | str]) -> LayerRow:

@@ -63,9 +63,7 @@ class RecurrentClassifier(nn.Module):
     `margin` of `Score`, which are of classes that exclude each other, do not apply: explain logits.
     """
 
-    def __init__(
-        self, words: int, features: int = 50, units: int = 50, hidden: int = 50, labels: int = 6
-    ) -> None:
+    def __init__(self, words: int, features: int = 50, units: int = 50, hidden: int = 50, labels: int = 6) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, features)
         self.recurrent = BidirectionalLSTM(features, units)

@@ -27,9 +27,7 @@ def weights_file(weights: str | Path) -> Path:
         package, _, inside = weights.removeprefix("package:").partition("/")
         return package_path(package, inside)
     if not Path(weights).is_file():
-        raise WeightsError(
-            f"there is no weights file {str(weights)!r}: give a file, package:NAME/path/inside, or 'random'."
-        )
+        raise WeightsError(f"there is no weights file {str(weights)!r}: give a file, package:NAME/path/inside, or 'random'.")
     return Path(weights)
 
 
@@ -79,25 +77,15 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-_ORDER_HINT = (
-    "; names apart, all agree in order, so keys='order' loads it if it is this very architecture"
-)
+_ORDER_HINT = "; names apart, all agree in order, so keys='order' loads it if it is this very architecture"
 
 
-def _by_order(
-    file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _by_order(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not _same_order(state, own):
         pairs = zip(state.items(), own.items(), strict=False)
         first = next(((a, b) for (a, x), (b, y) in pairs if not _alike(a, x, b, y)), None)
-        where = (
-            f"{first[0]!r} stands where the model has {first[1]!r}"
-            if first
-            else "one holds more than the other"
-        )
-        raise WeightsError(
-            f"{file.name!r} does not fit in order ({len(state)} entries for {len(own)}): {where}."
-        )
+        where = f"{first[0]!r} stands where the model has {first[1]!r}" if first else "one holds more than the other"
+        raise WeightsError(f"{file.name!r} does not fit in order ({len(state)} entries for {len(own)}): {where}.")
     return dict(zip(own, state.values(), strict=True))
 
 
@@ -153,9 +141,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         try:
             return load_file(file)
         except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-            raise WeightsError(
-                f"{str(file)!r} is no readable safetensors file ({error})."
-            ) from None
+            raise WeightsError(f"{str(file)!r} is no readable safetensors file ({error}).") from None
     _refuse_bomb(file)
     try:
         with warnings.catch_warnings():
@@ -167,11 +153,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             f"{str(file)!r} holds more than tensors, or is damaged, and is not unpickled, since that could run code "
             f"({reason}): where you trust it, load it yourself and save its state_dict() as safetensors."
         ) from None
-    if not isinstance(state, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         holds = list(state)[:6] if isinstance(state, Mapping) else type(state).__name__
-        raise WeightsError(
-            f"{str(file)!r} is no state dict but holds {holds}: save the model's state_dict() alone."
-        )
+        raise WeightsError(f"{str(file)!r} is no state dict but holds {holds}: save the model's state_dict() alone.")
     return cast("Mapping[str, Tensor]", state)

@@ -24,9 +24,7 @@ class CodeBlocks:
     ends: tuple[int, ...]
 
     @classmethod
-    def draw(
-        cls, labels: Int[Tensor, " n"], groups: Int[Tensor, " n"], classes: int, seed: int
-    ) -> "CodeBlocks":
+    def draw(cls, labels: Int[Tensor, " n"], groups: Int[Tensor, " n"], classes: int, seed: int) -> "CodeBlocks":
         """Order whole groups at random; the first block goes on until every class has been sent.
 
         Both sides know when that is, since it follows from the labels sent. A block never ends inside a group.

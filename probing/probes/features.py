@@ -110,9 +110,7 @@ class Reader:
         for group in self._groups(layers, examples):
             yield self._read(store, model, group, examples)
 
-    def requests(
-        self, model: nn.Module, layers: Sequence[LayerShape], examples: ExampleSet
-    ) -> Iterator[Request]:
+    def requests(self, model: nn.Module, layers: Sequence[LayerShape], examples: ExampleSet) -> Iterator[Request]:
         """Yield what `tables` asks of the store, in its order."""
         for group in self._groups(layers, examples):
             for pool, members in _by_pool(group).items():
@@ -120,9 +118,7 @@ class Reader:
                     paths = tuple(layer.path for layer in members)
                     yield Request(model, paths, examples, members[0].reduction.pool)
 
-    def _groups(
-        self, layers: Sequence[LayerShape], examples: ExampleSet
-    ) -> Iterator[list[LayerShape]]:
+    def _groups(self, layers: Sequence[LayerShape], examples: ExampleSet) -> Iterator[list[LayerShape]]:
         group: list[LayerShape] = []
         for layer in layers:
             if group and self._bytes([*group, layer], examples) > self.memory_bytes:
@@ -132,9 +128,7 @@ class Reader:
         if group:
             yield group
 
-    def _shaped(
-        self, path: str, shape: tuple[int, ...], examples: int, *, last: bool
-    ) -> LayerShape:
+    def _shaped(self, path: str, shape: tuple[int, ...], examples: int, *, last: bool) -> LayerShape:
         layer = LayerShape(path, (shape[-1], *shape[:-1]) if last else shape, self.reduction, last)
         if layer.features > self.most and self.oversized is not None:
             layer = replace(layer, reduction=self.oversized)
@@ -158,7 +152,7 @@ class Reader:
                     lambda: ((p, r[layer.path]) for p, r in _batches(store, model, layers, examples)),
                     len(examples),
                 )
-            }  # fmt: skip
+            }
         kept: dict[str, Tensor] = {}
         for positions, rows in _batches(store, model, layers, examples):
             for path, part in rows.items():
@@ -195,9 +189,7 @@ def _batches(
             yield from _inputs(members[0], examples)
             continue
         paths = [layer.path for layer in members]
-        for positions, outputs in store.batches(
-            model, paths, examples, pool=members[0].reduction.pool
-        ):
+        for positions, outputs in store.batches(model, paths, examples, pool=members[0].reduction.pool):
             reduced = {layer.path: layer.reduced(outputs[layer.path].cpu()) for layer in members}
             yield (
                 torch.tensor(positions),
@@ -213,9 +205,7 @@ def _by_pool(layers: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
     return found
 
 
-def _inputs(
-    layer: LayerShape, examples: ExampleSet
-) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
+def _inputs(layer: LayerShape, examples: ExampleSet) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
     for start in range(0, len(examples), _INPUT_BATCH):
         part = torch.arange(start, min(start + _INPUT_BATCH, len(examples)))
         yield part, {INPUT: layer.reduction(examples.load(part.tolist()).cpu().float())}

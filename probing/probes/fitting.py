@@ -70,9 +70,7 @@ def measure_layer(table: Table, tasks: Tasks, probe: Probe) -> LayerReading:
     bits = float("nan")
     if tasks.blocks is not None and isinstance(probe, SoftmaxProbe):
         # Whatever the receiver can fit too is a code: these fits need not be at their optimum.
-        chosen = replace(
-            probe, penalties=(penalty,), tolerance=max(probe.tolerance, _CODE_TOLERANCE)
-        )
+        chosen = replace(probe, penalties=(penalty,), tolerance=max(probe.tolerance, _CODE_TOLERANCE))
         known = tasks.labels[0, split.train]
         bits = code_length(table, split.train, known, tasks.classes, chosen, tasks.blocks)
     unknown = torch.full_like(loss, torch.nan)

@@ -106,9 +106,7 @@ class LayerProbes:
         model, examples = module_of(model), as_examples(examples)
         known, names = encode(labels_of(examples) if labels is None else labels, len(examples))
         if split is None:
-            split = draw_split(
-                known, groups, validation=self.validation, test=self.test, seed=self.seed, names=names
-            )  # fmt: skip
+            split = draw_split(known, groups, validation=self.validation, test=self.test, seed=self.seed, names=names)
         tasks = self._tasks(known, names, groups, types, split)
         shapes = self._reader.layers(model, self._patterns, examples, inputs=self.inputs)
         readings = self._read(store, model, shapes, examples, tasks)
@@ -117,11 +115,14 @@ class LayerProbes:
             bare = Tasks(tasks.labels[:1], names, split, tasks.groups)
             random = self._read(store, self._control(model, examples), shapes, examples, bare)
         ids = [
-            list(examples.ids), known.tolist(), list(groups or ()), list(types or ()),
+            list(examples.ids),
+            known.tolist(),
+            list(groups or ()),
+            list(types or ()),
             *(side.tolist() for side in (split.train, split.validation, split.test)),
-        ]  # fmt: skip
+        ]
         provenance = Provenance.collect(model=model, examples=content_id(ids), method=self)
-        return self._result(provenance, shapes, readings, random, tasks, groups is not None, types is not None)  # fmt: skip
+        return self._result(provenance, shapes, readings, random, tasks, groups is not None, types is not None)
 
     def requests(self, model: Model, examples: Examples) -> tuple[Request, ...]:
         """Return what a call asks of the store, in its order, so that engines can fill it before."""
@@ -147,26 +148,30 @@ class LayerProbes:
         return Reader(self.reduction, self.oversized, self.max_features, self.memory_bytes)
 
     def _tasks(
-        self, labels: Tensor, names: tuple[str, ...], groups: Sequence[str] | None,
-        types: Sequence[str] | None, split: Split,
-    ) -> Tasks:  # fmt: skip
+        self,
+        labels: Tensor,
+        names: tuple[str, ...],
+        groups: Sequence[str] | None,
+        types: Sequence[str] | None,
+        split: Split,
+    ) -> Tasks:
         if types is not None and len(types) != len(labels):
-            raise ArgumentError(
-                f"there are {len(types)} types for {len(labels)} examples: give one to each."
-            )
+            raise ArgumentError(f"there are {len(types)} types for {len(labels)} examples: give one to each.")
         of_group = group_numbers(groups, len(labels))
         drawn = [control_labels(labels, types, self.seed + c) for c in range(self.controls)]
         blocks = None
         if self.description_length and self.probe.probabilistic:
-            blocks = CodeBlocks.draw(
-                labels[split.train], of_group[split.train], len(names), self.seed
-            )
+            blocks = CodeBlocks.draw(labels[split.train], of_group[split.train], len(names), self.seed)
         return Tasks(torch.stack([labels, *drawn]), names, split, of_group, blocks)
 
     def _read(
-        self, store: ActivationStore, model: nn.Module, shapes: Sequence[LayerShape],
-        examples: ExampleSet, tasks: Tasks,
-    ) -> list[LayerReading]:  # fmt: skip
+        self,
+        store: ActivationStore,
+        model: nn.Module,
+        shapes: Sequence[LayerShape],
+        examples: ExampleSet,
+        tasks: Tasks,
+    ) -> list[LayerReading]:
         found: dict[str, LayerReading] = {}
         with Progress(len(shapes), "probes", store.progress, unit="layers") as meter:
             for tables in self._reader.tables(store, model, shapes, examples):
@@ -180,15 +185,21 @@ class LayerProbes:
         return [found[shape.path] for shape in shapes]
 
     def _result(
-        self, provenance: Provenance, shapes: Sequence[LayerShape], readings: list[LayerReading],
-        random: list[LayerReading], tasks: Tasks, grouped: bool, typed: bool,
-    ) -> ProbeResult:  # fmt: skip
+        self,
+        provenance: Provenance,
+        shapes: Sequence[LayerShape],
+        readings: list[LayerReading],
+        random: list[LayerReading],
+        tasks: Tasks,
+        grouped: bool,
+        typed: bool,
+    ) -> ProbeResult:
         wrong = torch.stack([r.wrong for r in readings], 1).double()
         split = tasks.split
         clusters = torch.unique(tasks.groups[split.test], return_inverse=True)[1]
         share = clustered_share(wrong, clusters, self.level)
         if random:
-            untrained = clustered_share(torch.stack([r.wrong for r in random], 1).double(), clusters, self.level)  # fmt: skip
+            untrained = clustered_share(torch.stack([r.wrong for r in random], 1).double(), clusters, self.level)
             other = (untrained.share, untrained.low, untrained.high)
         else:
             other = (torch.full_like(share.share, torch.nan),) * 3
@@ -196,10 +207,17 @@ class LayerProbes:
         known: dict[str, Float[Tensor, " layers"]] = {
             name: stacked(readings, name)
             for name in (
-                "features", "train_error", "cross_entropy", "train_cross_entropy", "penalty", "certificate",
-                "control_error", "control_train_error", "bits",
+                "features",
+                "train_error",
+                "cross_entropy",
+                "train_cross_entropy",
+                "penalty",
+                "certificate",
+                "control_error",
+                "control_train_error",
+                "bits",
             )
-        }  # fmt: skip
+        }
         return ProbeResult(
             provenance,
             layers=tuple(shape.path for shape in shapes),

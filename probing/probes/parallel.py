@@ -16,9 +16,7 @@ def side_by_side(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
     if threads == 1 or len(items) < 2:
         return [work(item) for item in items]
     try:
-        with ThreadPoolExecutor(
-            min(threads, len(items)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(min(threads, len(items)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)

@@ -74,9 +74,7 @@ class SoftmaxProbe:
             space = RowSpace.of(rows)
             inner = self.fit(space.rows, labels, classes)
             return PathFits(space.lifted(inner.weights), inner.intercepts, inner.certificate)
-        fits = fit_softmax(
-            rows, labels, classes, self.penalties, tolerance=self.tolerance, max_steps=self.max_steps
-        )  # fmt: skip
+        fits = fit_softmax(rows, labels, classes, self.penalties, tolerance=self.tolerance, max_steps=self.max_steps)
         return PathFits(fits.weights, fits.intercepts, fits.certificate)
 
 

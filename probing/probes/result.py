@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 PerLayer = Float[Tensor, " layers"]
 _TOLD = (
-    "layer", "features", "error", "low", "high", "train_error", "untrained_error", "control_error", "selectivity",
-    "compression", "converged",
-)  # fmt: skip
+    "layer",
+    "features",
+    "error",
+    "low",
+    "high",
+    "train_error",
+    "untrained_error",
+    "control_error",
+    "selectivity",
+    "compression",
+    "converged",
+)
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,7 @@ class ProbeResult(Result):
     def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers, in plain words."""
         found = []
-        for layer, certificate, done in zip(
-            self.layers, self.certificate.tolist(), self.converged, strict=True
-        ):
+        for layer, certificate, done in zip(self.layers, self.certificate.tolist(), self.converged, strict=True):
             if not done:
                 found.append(
                     f"The fit at {layer!r} stopped short of its optimum (largest slope {certificate:.1e} of an allowed "
@@ -146,9 +153,7 @@ class ProbeResult(Result):
         if not self.untrained_error.isnan().all():
             self._curve(ax, x, "untrained_", "random weights", PALETTE[1], MARKERS[1])
         if not self.control_error.isnan().all():
-            ax.plot(
-                x, self.control_error.numpy(), color=PALETTE[2], ls=":", marker=MARKERS[2], label="control task"
-            )  # fmt: skip
+            ax.plot(x, self.control_error.numpy(), color=PALETTE[2], ls=":", marker=MARKERS[2], label="control task")
         ax.axhline(self.majority_error, color=FAINT, lw=0.8, ls="--", label="majority class")
         self.label_layers(ax)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -158,19 +163,20 @@ class ProbeResult(Result):
         """Put the layers on the horizontal axis, turned where they would run into each other."""
         turned = sum(map(len, self.layers)) * 0.06 > 0.8 * self.figure_size()[0]
         ax.set_xticks(
-            range(len(self.layers)), self.layers, rotation=45 if turned else 0, ha="right" if turned else "center",
+            range(len(self.layers)),
+            self.layers,
+            rotation=45 if turned else 0,
+            ha="right" if turned else "center",
             rotation_mode="anchor",
-        )  # fmt: skip
+        )
         ax.set(ylim=(0, None), ylabel="error on test examples", xlabel="layer")
 
     def figure_size(self) -> tuple[float, float]:
         """Return inches that give each layer room, up to a page's width."""
         return min(FULL_WIDTH, 3.0 + 0.32 * len(self.layers)), 2.6
 
-    def _curve(self, ax: "Axes", x: "np.ndarray", kind: str, label: str, colour: str, marker: str) -> None:  # fmt: skip
-        error, low, high = (
-            getattr(self, f"{kind}{name}").numpy() for name in ("error", "low", "high")
-        )
+    def _curve(self, ax: "Axes", x: "np.ndarray", kind: str, label: str, colour: str, marker: str) -> None:
+        error, low, high = (getattr(self, f"{kind}{name}").numpy() for name in ("error", "low", "high"))
         ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         ax.plot(x, error, color=colour, marker=marker, label=label, clip_on=False, zorder=3)
 

@@ -46,9 +46,7 @@ class RidgeStatistics:
             m, device = rows.shape[1], rows.device
             self._square = torch.zeros(m, m, dtype=torch.float64, device=device)
             self._sum = torch.zeros(m, dtype=torch.float64, device=device)
-            self._cross = torch.zeros(
-                len(labels), self._classes, m, dtype=torch.float64, device=device
-            )
+            self._cross = torch.zeros(len(labels), self._classes, m, dtype=torch.float64, device=device)
             self._seen = torch.zeros(len(labels), self._classes, dtype=torch.float64, device=device)
         self.count += len(rows)
         self._square += wide.mT @ wide

@@ -85,9 +85,7 @@ class SoftmaxClassifier(_LinearClassifier):
         >>> make_pipeline(PCA(50), SoftmaxClassifier(penalty=1e-3)).fit(features, labels).score(others, theirs)
     """
 
-    def __init__(
-        self, penalty: float = 1e-3, tolerance: float = 1e-6, max_steps: int = 1000
-    ) -> None:
+    def __init__(self, penalty: float = 1e-3, tolerance: float = 1e-6, max_steps: int = 1000) -> None:
         self.penalty = penalty
         self.tolerance = tolerance
         self.max_steps = max_steps

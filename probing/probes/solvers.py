@@ -80,9 +80,7 @@ def fit_softmax(
     found: dict[int, _Fitted] = {}
     for first in range(0, len(order), side):
         chunk = order[first : first + side]
-        strengths = rows.zeros(len(labels), len(chunk)) + rows.zeros(1).new_tensor(
-            [penalties[i] for i in chunk]
-        )
+        strengths = rows.zeros(len(labels), len(chunk)) + rows.zeros(1).new_tensor([penalties[i] for i in chunk])
         several = _Point(*(part.repeat_interleave(len(chunk), 0) for part in start))
         fitted = _minimise(rows, whitening, several, strengths.flatten(), tolerance, max_steps)
         shaped = _Fitted(*(part.view(*strengths.shape, *part.shape[1:]) for part in fitted))
@@ -126,9 +124,7 @@ class _Fitted(NamedTuple):
     steps: Tensor
 
 
-def _minimise(
-    rows: Rows, whitening: "Whitening", point: _Point, penalty: Tensor, tolerance: float, limit: int
-) -> _Fitted:
+def _minimise(rows: Rows, whitening: "Whitening", point: _Point, penalty: Tensor, tolerance: float, limit: int) -> _Fitted:
     """Walk fits down together; those that have arrived stay behind."""
     ended = _Point(*(part.clone() for part in point))
     certificate = torch.full(penalty.shape, torch.inf, dtype=torch.float64, device=penalty.device)
@@ -160,9 +156,7 @@ def _minimise(
     return _Fitted(ended.known, ended.outputs, certificate, loss, steps)
 
 
-def cross_entropy(
-    outputs: Float[Tensor, "fits classes n"], labels: Int[Tensor, "fits n"]
-) -> Float[Tensor, " fits"]:
+def cross_entropy(outputs: Float[Tensor, "fits classes n"], labels: Int[Tensor, "fits n"]) -> Float[Tensor, " fits"]:
     """Return the mean of `-log softmax(outputs)[label]`, in nats."""
     chosen = outputs.gather(1, labels.unsqueeze(1)).squeeze(1)
     return (outputs.logsumexp(1) - chosen).double().mean(1)
@@ -183,9 +177,7 @@ def _gradient(rows: Rows, point: _Point, errors: Tensor, penalty: Tensor) -> Ten
     return slope
 
 
-def _search(
-    point: _Point, change: Tensor, direction: Tensor, slope: Tensor, penalty: Tensor
-) -> tuple[Tensor, Tensor]:
+def _search(point: _Point, change: Tensor, direction: Tensor, slope: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
     """Return step lengths at which the objective is nearly flat along its direction, and the errors there.
 
     A convex function's slope rises along a line: Newton steps on it, kept between lengths that are known to be too

@@ -28,17 +28,13 @@ class Split:
     def __post_init__(self) -> None:
         every = torch.cat([self.train, self.validation, self.test])
         if len(set(every.tolist())) != len(every):
-            raise SplitError(
-                "sides of a split must not share examples: some positions occur twice."
-            )
+            raise SplitError("sides of a split must not share examples: some positions occur twice.")
         for name in ("train", "validation", "test"):
             if not len(getattr(self, name)):
                 raise SplitError(f"the {name} side of a split is empty: give it examples.")
 
 
-def encode(
-    labels: Sequence[object] | Int[Tensor, " n"] | None, examples: int
-) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+def encode(labels: Sequence[object] | Int[Tensor, " n"] | None, examples: int) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
     """Return labels as numbers from 0, with what each stands for, sorted.
 
     Raises:
@@ -50,19 +46,13 @@ def encode(
         )
     given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     if len(given) != examples:
-        raise SplitError(
-            f"there are {len(given)} labels for {examples} examples: give one to each."
-        )
+        raise SplitError(f"there are {len(given)} labels for {examples} examples: give one to each.")
     if missing := [i for i, x in enumerate(given) if x is None or x != x]:  # noqa: PLR0124 - NaN
-        raise SplitError(
-            f"{len(missing)} labels are missing or NaN, the first at {missing[0]}: leave those examples out."
-        )
+        raise SplitError(f"{len(missing)} labels are missing or NaN, the first at {missing[0]}: leave those examples out.")
     kinds = {type(x) for x in given}
     names = sorted(set(given)) if len(kinds) == 1 else sorted(set(given), key=str)
     if len(names) < 2:
-        raise SplitError(
-            f"a probe needs examples of two classes or more, got {len(given)} of {[str(x) for x in names]}."
-        )
+        raise SplitError(f"a probe needs examples of two classes or more, got {len(given)} of {[str(x) for x in names]}.")
     number = {name: i for i, name in enumerate(names)}
     return torch.tensor([number[x] for x in given]), tuple(str(x) for x in names)
 
@@ -94,9 +84,7 @@ def draw_split(
             f"validation and test must be shares above 0 that leave a share to fit on, got {validation} and {test}."
         )
     if groups is not None and len(groups) != len(labels):
-        raise SplitError(
-            f"there are {len(groups)} groups for {len(labels)} examples: give one to each."
-        )
+        raise SplitError(f"there are {len(groups)} groups for {len(labels)} examples: give one to each.")
     of_group = group_numbers(groups, len(labels))
     counts = np.zeros((int(of_group.max()) + 1, int(labels.max()) + 1))
     np.add.at(counts, (of_group.numpy(), labels.numpy()), 1)
@@ -120,9 +108,7 @@ def group_numbers(groups: Sequence[str] | None, n: int) -> Int[Tensor, " n"]:
     return torch.tensor([number[name] for name in groups])
 
 
-def control_labels(
-    labels: Int[Tensor, " n"], types: Sequence[str] | None, seed: int
-) -> Int[Tensor, " n"]:
+def control_labels(labels: Int[Tensor, " n"], types: Sequence[str] | None, seed: int) -> Int[Tensor, " n"]:
     """Return the labels of a control task: each type of input gets one at random, as often as the true ones occur.
 
     Hewitt & Liang 2019, sec. 2. Without types each example is its own, and nothing can be learnt for other examples.
@@ -147,9 +133,7 @@ def _check_groups(counts: "np.ndarray", names: Sequence[str], *, grouped: bool) 
         )
 
 
-def _best_sides(
-    counts: "np.ndarray", shares: "np.ndarray", rng: np.random.Generator
-) -> "np.ndarray | None":
+def _best_sides(counts: "np.ndarray", shares: "np.ndarray", rng: np.random.Generator) -> "np.ndarray | None":
     """Return each group's side, the best of some greedy divisions of groups in random order."""
     wanted = shares[:, None] * counts.sum(0)
     single = bool((counts.sum(1) == 1).all())

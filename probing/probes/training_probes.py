@@ -33,9 +33,7 @@ class ProbeHistory(Result):
         """Return one row per moment and layer."""
         import pandas as pd
 
-        tables = [
-            r.to_pandas().assign(moment=m) for m, r in zip(self.moments, self.results, strict=True)
-        ]
+        tables = [r.to_pandas().assign(moment=m) for m, r in zip(self.moments, self.results, strict=True)]
         return pd.concat(tables, ignore_index=True)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -49,9 +47,7 @@ class ProbeHistory(Result):
                 return self.plot(new_figure(*self.results[0].figure_size()).add_subplot())
         x, shades = np.arange(len(self.results[0].layers)), np.linspace(0.25, 1, len(self.moments))
         for moment, result, shade in zip(self.moments, self.results, shades, strict=True):
-            ax.plot(
-                x, result.error.numpy(), marker="o", color=colormaps["Blues"](shade), label=str(moment)
-            )  # fmt: skip
+            ax.plot(x, result.error.numpy(), marker="o", color=colormaps["Blues"](shade), label=str(moment))
         ax.axhline(self.results[0].majority_error, color=FAINT, lw=0.8, ls="--")
         self.results[0].label_layers(ax)
         ax.legend(title="moment", loc="upper left", bbox_to_anchor=(1.0, 1.0))

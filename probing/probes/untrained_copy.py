@@ -13,9 +13,7 @@ class UntrainedError(ProbingError, TypeError):
     """A network whose initial state cannot be made again."""
 
 
-def untrained_copy(
-    model: nn.Module, seed: int = 0, *, example: Shaped[Tensor, "one *shape"] | None = None
-) -> nn.Module:
+def untrained_copy(model: nn.Module, seed: int = 0, *, example: Shaped[Tensor, "one *shape"] | None = None) -> nn.Module:
     """Return a copy of a model with every weight drawn anew, in evaluation mode; the model and the global RNG stay.
 
     Modules that know their own initialisation use it. Weights that no module initialises (a class token, position
@@ -33,9 +31,7 @@ def untrained_copy(
     """
     clone = own_copy(model).eval()
     if not any(True for _ in clone.parameters()):
-        raise UntrainedError(
-            f"{type(model).__name__} has no weights: there is nothing to draw anew."
-        )
+        raise UntrainedError(f"{type(model).__name__} has no weights: there is nothing to draw anew.")
     if example is None:
         refuse_held_parts(clone, model)
     else:
@@ -47,9 +43,7 @@ def untrained_copy(
         drawn: set[int] = set()
         for module in clone.modules():
             # `_reset_parameters` is what nn.MultiheadAttention and nn.Transformer call theirs.
-            reset = getattr(module, "reset_parameters", None) or getattr(
-                module, "_reset_parameters", None
-            )
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
                 reset()
                 drawn |= {id(p) for p in module.parameters(recurse=False)}

@@ -154,9 +154,7 @@ def _widen(figure: "Figure", width: float) -> None:
     """Add space at the right of a figure whose one panel is measured in inches."""
     has = figure.get_figwidth()
     if width < has - 1e-6:
-        raise ArgumentError(
-            f"the figure is {has:.2f} inches wide and can't be laid out anew: draw it {width} wide."
-        )
+        raise ArgumentError(f"the figure is {has:.2f} inches wide and can't be laid out anew: draw it {width} wide.")
     [axes] = figure.axes
     axes.set_xlim(0, axes.get_xlim()[1] * width / has)
 
@@ -323,9 +321,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (a, n_a), (b, n_b) = pools[-2:]
             pools[-2:] = [[(a * n_a + b * n_b) / (n_a + n_b), n_a + n_b]]
-    level = np.repeat([p[0] for p in pools], [int(p[1]) for p in pools]).clip(
-        low, high - (n - 1) * gap
-    )
+    level = np.repeat([p[0] for p in pools], [int(p[1]) for p in pools]).clip(low, high - (n - 1) * gap)
     placed = np.empty(n)
     placed[order] = level + gap * np.arange(n)
     return placed.tolist()
@@ -348,9 +344,7 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
     """
     for strip in strips:
         if len(strip.images) != len(strip.captions):
-            raise ArgumentError(
-                f"{strip.title!r} has {len(strip.images)} images and {len(strip.captions)} captions."
-            )
+            raise ArgumentError(f"{strip.title!r} has {len(strip.images)} images and {len(strip.captions)} captions.")
     lines = [
         (strip, range(start, min(start + columns, len(strip.images))))
         for strip in strips
@@ -366,9 +360,7 @@ def montage(strips: Sequence[Strip], *, columns: int = 10, width: float = FULL_W
         top = height
         for strip, shown in lines:
             if shown[0] == 0:
-                axes.text(
-                    0.05 * cell, top - 0.6 * _TITLE, strip.title, fontweight="bold", va="center"
-                )
+                axes.text(0.05 * cell, top - 0.6 * _TITLE, strip.title, fontweight="bold", va="center")
                 top -= _TITLE
             for column, i in enumerate(shown):
                 _cell(axes, strip.images[i], (column + 0.5) * cell, top - 0.5 * cell, 0.9 * cell)

@@ -31,21 +31,36 @@ ALPHA = 0.6
 
 # Told apart with every common colour vision (ColorBrewer's RdBu and Purples, Harrower & Brewer 2003), but white at zero.
 _SIGNED = (
-    "#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#ffffff",
-    "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f",
-)  # fmt: skip
+    "#053061",
+    "#2166ac",
+    "#4393c3",
+    "#92c5de",
+    "#d1e5f0",
+    "#ffffff",
+    "#fddbc7",
+    "#f4a582",
+    "#d6604d",
+    "#b2182b",
+    "#67001f",
+)
 _SIZES = (
-    "#ffffff", "#efedf5", "#dadaeb", "#bcbddc", "#9e9ac8", "#807dba", "#6a51a3", "#54278f", "#3f007d",
-)  # fmt: skip
+    "#ffffff",
+    "#efedf5",
+    "#dadaeb",
+    "#bcbddc",
+    "#9e9ac8",
+    "#807dba",
+    "#6a51a3",
+    "#54278f",
+    "#3f007d",
+)
 
 
 class RenderError(ProbingError, ValueError):
     """A map can't be shown as asked."""
 
 
-def reduce_channels(
-    maps: Float[Tensor, "n c h w"], how: Channels = "sum"
-) -> Float[Tensor, "n h w"]:
+def reduce_channels(maps: Float[Tensor, "n c h w"], how: Channels = "sum") -> Float[Tensor, "n h w"]:
     """Return one value per pixel."""
     if how == "sum":
         return maps.sum(1)
@@ -158,9 +173,7 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.notes and len(self.notes) != len(self.maps):
-            raise RenderError(
-                f"column {self.title!r} has {len(self.maps)} maps and {len(self.notes)} notes."
-            )
+            raise RenderError(f"column {self.title!r} has {len(self.maps)} maps and {len(self.notes)} notes.")
 
 
 def edge_control(images: Float[Tensor, "n 3 h w"]) -> Column:
@@ -240,9 +253,7 @@ def side_by_side(
     return _drawn(lines, width, sorted({c.signed for c in columns}, reverse=True), words)
 
 
-def _check(
-    columns: Sequence[Column], images: Tensor | None, names: Sequence[str], per_line: int
-) -> None:
+def _check(columns: Sequence[Column], images: Tensor | None, names: Sequence[str], per_line: int) -> None:
     if not columns or not len(columns[0].maps):
         raise RenderError("there is no map to show.")
     if per_line < 2:
@@ -256,9 +267,7 @@ def _check(
         raise RenderError("an overlay needs the images that it is laid over.")
 
 
-def _painted(
-    column: Column, images: Tensor | None, percentile: float, *, shared: bool
-) -> list[_Cell]:
+def _painted(column: Column, images: Tensor | None, percentile: float, *, shared: bool) -> list[_Cell]:
     """Return the cells of one column."""
     maps = column.maps.detach().cpu()
     scale = scale_of(maps, percentile)

@@ -62,15 +62,12 @@ def listed(parts: Sequence[Words | Link], between: str = ", ") -> tuple[str | Li
 
 def linked(cells: Sequence[str], to: str, start: int = 1) -> tuple[Cell, ...]:
     """Return cells of a row that lead to one place, from one on; those without a number do not."""
-    return tuple(
-        Link(cell, to) if i >= start and any(c.isdigit() for c in cell) else cell
-        for i, cell in enumerate(cells)
-    )
+    return tuple(Link(cell, to) if i >= start and any(c.isdigit() for c in cell) else cell for i, cell in enumerate(cells))
 
 
 def plain(text: Words) -> str:
     """Return a text without its links."""
-    return text if isinstance(text, str) else "".join(p if isinstance(p, str) else p.text for p in text)  # fmt: skip
+    return text if isinstance(text, str) else "".join(p if isinstance(p, str) else p.text for p in text)
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if wrong := [len(row) for row in self.rows if len(row) != len(self.header)]:
-            raise ReportError(
-                f"the table {self.caption!r} has {len(self.header)} columns, but a row of {wrong[0]} cells."
-            )
+            raise ReportError(f"the table {self.caption!r} has {len(self.header)} columns, but a row of {wrong[0]} cells.")
 
 
 @dataclass(frozen=True)
@@ -326,10 +321,7 @@ def _short(value: object) -> str:
 
 def _as_url(table: DataTable) -> str:
     """Return a table's CSV file as an address that holds it."""
-    return (
-        "data:text/csv;charset=utf-8;base64,"
-        + base64.b64encode(table.csv().encode(errors="backslashreplace")).decode()
-    )
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(table.csv().encode(errors="backslashreplace")).decode()
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:

@@ -37,9 +37,7 @@ def in_short(result: object, heading: str) -> str:
         for field in dataclasses.fields(result)  # type: ignore[arg-type]  # a dataclass
         if field.name != "provenance" and not _is_empty(value := getattr(result, field.name))
     ]
-    lines = textwrap.wrap(
-        ", ".join(said), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
-    )
+    lines = textwrap.wrap(", ".join(said), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
     if len(lines) > _LINES:
         lines = [*lines[: _LINES - 1], f"{_INDENT}…"]
     return "\n".join([f"{heading}:", *lines] if lines else [heading])

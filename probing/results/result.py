@@ -66,9 +66,7 @@ class Provenance:
     method: dict[str, object] = field(default_factory=dict)
 
     @classmethod
-    def collect(
-        cls, *, model: nn.Module | None = None, examples: str = "", method: object = None
-    ) -> "Provenance":
+    def collect(cls, *, model: nn.Module | None = None, examples: str = "", method: object = None) -> "Provenance":
         """Describe this process and what it works on.
 
         Args:
@@ -80,8 +78,7 @@ class Provenance:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=(Path(sys.argv[0]).name, *sys.argv[1:]),
             versions={"python": platform.python_version()} | _versions(),
-            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-            f"{_accelerator()}",
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
             model="" if model is None else model_id(model),
             examples=examples,
             method={} if method is None else describe(method, functions=True),
@@ -109,9 +106,7 @@ class Result:
         from probing.results.notebook import in_short
 
         method = str(self.provenance.method.get("class", "")).rpartition(":")[2]
-        return in_short(
-            self, f"{type(self).__name__} by {method}" if method else type(self).__name__
-        )
+        return in_short(self, f"{type(self).__name__} by {method}" if method else type(self).__name__)
 
     def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers, in plain words."""
@@ -125,9 +120,7 @@ class Result:
         from probing.results.notebook import page
 
         drawn = self.plot() if isinstance(self, _Drawn) else None
-        return page(
-            type(self).__name__, drawn=drawn, table=self.notebook_table(), sentences=self.sentences()
-        )  # fmt: skip
+        return page(type(self).__name__, drawn=drawn, table=self.notebook_table(), sentences=self.sentences())
 
     def save(self, folder: str | Path) -> Path:
         """Write `tensors.safetensors` and `result.json` into a folder, which is made if missing.
@@ -143,9 +136,7 @@ class Result:
         document = _encode(self, "", tensors)
         assert isinstance(document, dict)
         data = save_tensors(tensors)
-        text = json.dumps(
-            document | {"tensors": bytes_id(data)}, indent=1, ensure_ascii=False, allow_nan=False
-        )
+        text = json.dumps(document | {"tensors": bytes_id(data)}, indent=1, ensure_ascii=False, allow_nan=False)
         _replace(folder / _NEW, data)
         _replace(folder / _DOCUMENT, text.encode(errors="surrogatepass"))  # now the new one counts
         (folder / _NEW).replace(folder / _TENSORS)
@@ -166,9 +157,7 @@ class Result:
         except _DAMAGE as error:
             raise SavedResultError(f"{str(folder)!r} holds no readable result: {error}.") from None
         if not isinstance(result, cls):
-            raise SavedResultError(
-                f"{str(folder)!r} holds a {type(result).__name__}, expected a {cls.__name__}."
-            )
+            raise SavedResultError(f"{str(folder)!r} holds a {type(result).__name__}, expected a {cls.__name__}.")
         return result
 
 
@@ -203,9 +192,7 @@ def _tensors_of(folder: Path, checksum: str) -> dict[str, Tensor]:
         data = (folder / name).read_bytes() if (folder / name).exists() else b""
         if data and bytes_id(data) == checksum:
             return load_tensors(data)
-    raise SavedResultError(
-        f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}"
-    )
+    raise SavedResultError(f"{_TENSORS!r} is missing, damaged, or not of the same save as {_DOCUMENT!r}")
 
 
 def describe(value: object, *, functions: bool = False) -> dict[str, object]:
@@ -218,9 +205,7 @@ def describe(value: object, *, functions: bool = False) -> dict[str, object]:
     """
     document = _encode(value, "", None, functions)
     if not isinstance(document, dict) or "class" not in document:
-        raise UnsavableError(
-            f"only frozen dataclasses can be described, got a {type(value).__name__}."
-        )
+        raise UnsavableError(f"only frozen dataclasses can be described, got a {type(value).__name__}.")
     return document
 
 
@@ -236,9 +221,7 @@ def rebuild(description: Mapping[str, object]) -> object:
         raise SavedResultError(f"the description can't be rebuilt: {error}.") from None
 
 
-def _encode(
-    value: object, where: str, tensors: dict[str, Tensor] | None, functions: bool = False
-) -> Json:
+def _encode(value: object, where: str, tensors: dict[str, Tensor] | None, functions: bool = False) -> Json:
     if isinstance(value, Tensor) and tensors is not None:
         while where in tensors:  # keys with dots may make one path of two
             where += "#"
@@ -246,21 +229,15 @@ def _encode(
         tensors[where] = value.detach().cpu().contiguous().clone()
         return {"tensor": where}
     if isinstance(value, tuple | list):
-        return tuple(
-            _encode(item, f"{where}.{i}", tensors, functions) for i, item in enumerate(value)
-        )
+        return tuple(_encode(item, f"{where}.{i}", tensors, functions) for i, item in enumerate(value))
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise UnsavableError(
-                f"a mapping at {where!r} has the key {odd[0]!r}; only strings can be saved as keys."
-            )
+            raise UnsavableError(f"a mapping at {where!r} has the key {odd[0]!r}; only strings can be saved as keys.")
         items = value.items()
         return {"map": {k: _encode(v, f"{where}.{k}", tensors, functions) for k, v in items}}
     if dataclasses.is_dataclass(value) and _is_frozen(type(value)):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        below = {
-            k: _encode(v, f"{where}.{k}".lstrip("."), tensors, functions) for k, v in fields.items()
-        }
+        below = {k: _encode(v, f"{where}.{k}".lstrip("."), tensors, functions) for k, v in fields.items()}
         return {"class": _name(type(value), saved=tensors is not None), "fields": below}
     if functions and callable(value) and not isinstance(value, type):
         named = value if hasattr(value, "__qualname__") else type(value)
@@ -277,9 +254,7 @@ def _encode_scalar(value: object, where: str) -> Json:
         return value
     if isinstance(value, Path):
         return {"path": str(value)}
-    raise UnsavableError(
-        f"a {type(value).__name__} at {where!r} can't be part of a saved result or description."
-    )
+    raise UnsavableError(f"a {type(value).__name__} at {where!r} can't be part of a saved result or description.")
 
 
 def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
@@ -295,9 +270,7 @@ def _decode(document: object, tensors: Mapping[str, Tensor]) -> object:
         items = cast("dict[str, object]", document["map"])
         return {key: _decode(item, tensors) for key, item in items.items()}
     if "function" in document:
-        raise SavedResultError(
-            f"it names the function {document['function']}, which is not part of it"
-        )
+        raise SavedResultError(f"it names the function {document['function']}, which is not part of it")
     if "tensor" in document:
         return tensors[str(document["tensor"])]
     return Path(str(document["path"])) if "path" in document else float(str(document["float"]))

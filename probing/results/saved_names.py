@@ -207,14 +207,10 @@ def saved_as(name: str) -> Callable[[C], C]:
     def register(cls: C) -> C:
         place = _place(cls)
         if "." not in name or ":" in name:
-            raise SavedNameError(
-                f"give {place} a name with a dot and no colon, such as 'mylab.Found', got {name!r}."
-            )
+            raise SavedNameError(f"give {place} a name with a dot and no colon, such as 'mylab.Found', got {name!r}.")
         other = _REGISTERED.get(name)
         if other is not None and _place(other) != place:
-            raise SavedNameError(
-                f"the name {name!r} stands for {_place(other)}: give {place} another."
-            )
+            raise SavedNameError(f"the name {name!r} stands for {_place(other)}: give {place} another.")
         _REGISTERED[name] = cls
         return cls
 

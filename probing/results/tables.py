@@ -55,10 +55,7 @@ class DataTable:
         """Return a table of dataclasses, a column for each field and those of `more` after them."""
         extra = more or {}
         names = tuple(f.name for f in fields(rows[0])) if rows else ()
-        values = tuple(
-            (*asdict(row).values(), *(column[i] for column in extra.values()))
-            for i, row in enumerate(rows)
-        )
+        values = tuple((*asdict(row).values(), *(column[i] for column in extra.values())) for i, row in enumerate(rows))
         return cls(name, about, (*names, *extra) if rows else (), values, keys)
 
     @classmethod
@@ -74,7 +71,7 @@ class DataTable:
     def _places(self) -> dict[tuple[Value, ...], str]:
         found = {row[: self.keys]: anchor(self.name, i) for i, row in enumerate(self.rows)}
         if len(found) < len(self.rows):
-            raise DataTableError(f"the first {self.keys} columns of {self.name!r} do not tell its rows apart.")  # fmt: skip
+            raise DataTableError(f"the first {self.keys} columns of {self.name!r} do not tell its rows apart.")
         return found
 
     def at(self, *key: Value) -> str:

@@ -40,12 +40,8 @@ def pieces(text: str, spans: Spans, values: Sequence[float]) -> list[Piece]:
         HighlightError: if spans overlap or lie outside of the text, or their number is not that of the values.
     """
     if len(spans) != len(values):
-        raise HighlightError(
-            f"there are {len(spans)} parts and {len(values)} values: give one each."
-        )
-    places = sorted(
-        (*span, float(v)) for part, v in zip(spans, values, strict=True) for span in part
-    )
+        raise HighlightError(f"there are {len(spans)} parts and {len(values)} values: give one each.")
+    places = sorted((*span, float(v)) for part, v in zip(spans, values, strict=True) for span in part)
     found, end = [], 0
     for start, stop, value in places:
         if start < end or stop < start or stop > len(text):
@@ -84,14 +80,10 @@ def highlight_html(text: str, spans: Spans, values: Sequence[float], *, caption:
         for piece in pieces(text, spans, values)
     )
     below = "".join(
-        f'<div style="font-size:.8em;color:{FAINT}">{line}</div>'
-        for line in (str(escape(caption)), _key(scale))
-        if line
+        f'<div style="font-size:.8em;color:{FAINT}">{line}</div>' for line in (str(escape(caption)), _key(scale)) if line
     )
     look = "font-family:system-ui,sans-serif;line-height:1.9;white-space:pre-wrap;max-width:44em"
-    runs = (
-        "unicode-bidi:plaintext;text-align:start"  # each paragraph from where its own script begins
-    )
+    runs = "unicode-bidi:plaintext;text-align:start"  # each paragraph from where its own script begins
     return f'<div style="{look}"><div dir="auto" style="{runs}">{marked}</div>{below}</div>'
 
 
@@ -115,9 +107,7 @@ def _key(scale: float) -> str:
     )
 
 
-def highlight_figure(
-    text: str, spans: Spans, values: Sequence[float], *, caption: str = "", width: float = 5.0
-) -> "Figure":
+def highlight_figure(text: str, spans: Spans, values: Sequence[float], *, caption: str = "", width: float = 5.0) -> "Figure":
     """Return a figure of the text, as `highlight_html` shows it.
 
     Args:
@@ -142,9 +132,7 @@ def highlight_figure(
             for piece, x, wide in line:
                 if _shown(piece, scale):
                     _mark(figure, (x + _MARGIN, y), wide, piece.value or 0.0, scale)
-                axes.text(
-                    x + _MARGIN, y, piece.text, fontsize=_SIZE, va="center_baseline", family=fonts
-                )
+                axes.text(x + _MARGIN, y, piece.text, fontsize=_SIZE, va="center_baseline", family=fonts)
         for i, line_below in enumerate(reversed(below)):
             axes.text(_MARGIN, _MARGIN + 0.16 * i, line_below, fontsize=6.5, color=FAINT)
         axes.set(xlim=(0, width), ylim=(0, height))
@@ -158,9 +146,7 @@ _SMALL_LETTER = 0.053
 """Inches of a letter of what is said beneath."""
 
 
-def _mark(
-    figure: "Figure", at: tuple[float, float], wide: float, value: float, scale: float
-) -> None:
+def _mark(figure: "Figure", at: tuple[float, float], wide: float, value: float, scale: float) -> None:
     """Colour the ground of a word, and draw a line beneath it."""
     from matplotlib.patches import Rectangle
 
@@ -190,9 +176,7 @@ def _measure(fonts: list[str]) -> Callable[[str], float]:
     def width(word: str) -> float:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # which is said beneath
-            sides: tuple[float, float, float] = text_to_path.get_text_width_height_descent(
-                word, font, ismath=False
-            )
+            sides: tuple[float, float, float] = text_to_path.get_text_width_height_descent(word, font, ismath=False)
         return sides[0] / 72
 
     return width
@@ -289,7 +273,7 @@ def in_sight(line: Sequence[Piece], *, right: bool) -> list[Piece]:
     placed = [
         (Piece(_mirrored(piece.text), piece.value) if level == 1 and not way and not piece.text.isspace() else piece, level)
         for piece, level, way in zip(line, levels, ways, strict=True)
-    ]  # fmt: skip
+    ]
     for level in range(max(levels, default=0), 0, -1):
         runs = [list(run) for _, run in groupby(placed, lambda at: at[1] >= level)]  # noqa: B023
         placed = [at for run in runs for at in (run[::-1] if run[0][1] >= level else run)]

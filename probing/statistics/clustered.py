@@ -38,9 +38,7 @@ class ClusteredMean:
     clusters: int
 
 
-def clustered_mean(
-    values: Float[Tensor, "n *cells"], clusters: Int[Tensor, " n"], level: float
-) -> ClusteredMean:
+def clustered_mean(values: Float[Tensor, "n *cells"], clusters: Int[Tensor, " n"], level: float) -> ClusteredMean:
     """Return the mean over examples with an interval that treats clusters, not examples, as independent.
 
     The standard error is the cluster-robust one (Liang & Zeger 1986) with `clusters - 1` degrees of freedom; with one
@@ -50,9 +48,7 @@ def clustered_mean(
     values = values.double()
     size = int(clusters.max()) + 1
     mean = values.mean(0)
-    residuals = torch.zeros(size, *mean.shape, dtype=torch.float64).index_add_(
-        0, clusters, values - mean
-    )
+    residuals = torch.zeros(size, *mean.shape, dtype=torch.float64).index_add_(0, clusters, values - mean)
     if size < 2:
         unknown = torch.full_like(mean, torch.nan)
         return ClusteredMean(mean, unknown, unknown.clone(), unknown.clone(), size)
@@ -61,21 +57,15 @@ def clustered_mean(
     return ClusteredMean(mean, mean - half, mean + half, two_sided(mean, error, size - 1), size)
 
 
-def two_sided(
-    difference: Float[Tensor, "*cells"], error: Float[Tensor, "*cells"], freedom: int
-) -> Float[Tensor, "*cells"]:
+def two_sided(difference: Float[Tensor, "*cells"], error: Float[Tensor, "*cells"], freedom: int) -> Float[Tensor, "*cells"]:
     """Return p of a t statistic; a difference without any error is certain, and none without any is no evidence.
 
     NaN where difference or error is no finite number.
     """
     noise = _RELATIVE_TIE * difference.abs().clamp(max=1)
-    t = torch.where(
-        error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0)
-    )
+    t = torch.where(error > noise, difference / error, torch.where(difference.abs() > 1e-12, torch.inf, 0.0))
     t = torch.where(difference.isfinite() & error.isfinite(), t, torch.nan)
-    return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(
-        difference.shape
-    )
+    return torch.as_tensor(2 * stats.t.sf(t.abs().numpy(), freedom), dtype=torch.float64).reshape(difference.shape)
 
 
 @dataclass(frozen=True)
@@ -88,9 +78,7 @@ class ClusteredShare:
     clusters: int
 
 
-def clustered_share(
-    hits: Float[Tensor, "n *cells"], clusters: Int[Tensor, " n"], level: float
-) -> ClusteredShare:
+def clustered_share(hits: Float[Tensor, "n *cells"], clusters: Int[Tensor, " n"], level: float) -> ClusteredShare:
     """Return the share of examples that are hits, with Wilson's interval at the number of examples it is worth.
 
     That number is `share (1 - share)` over the squared cluster-robust error, at most the examples there are (Korn &

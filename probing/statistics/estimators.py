@@ -78,9 +78,7 @@ class Logistic:
                 break
             step, shift = self._newton(system, alpha, output, pull, pulled)
             moved = system.times(step)
-            length = active * self._length(
-                system.signs, (alpha, output - intercept, intercept), (step, moved, shift)
-            )
+            length = active * self._length(system.signs, (alpha, output - intercept, intercept), (step, moved, shift))
             alpha, intercept = alpha + length * step, intercept + length * shift
             output = output + length * (moved + shift)
         return PairSolution(alpha, intercept.squeeze(1), certificate.squeeze(1))
@@ -167,9 +165,7 @@ class Lda:
 
     def __post_init__(self) -> None:
         if not (self.shrinkage == "auto" or 0 < self.shrinkage <= 1):
-            raise ArgumentError(
-                f"shrinkage must be 'auto' or above 0 and at most 1, got {self.shrinkage!r}."
-            )
+            raise ArgumentError(f"shrinkage must be 'auto' or above 0 and at most 1, got {self.shrinkage!r}.")
 
     def __call__(self, system: PairSystem) -> PairSolution:
         signs, present = system.signs, system.signs.abs()
@@ -307,9 +303,7 @@ def _gap(signs: Tensor, point: _Interior, output: Tensor) -> Tensor:
     return (_sum(misses) + square - _dot(signs.abs(), point.weight)).clamp_min(0) / primal
 
 
-def _advance(
-    system: PairSystem, point: _Interior, output: Tensor, limit: Tensor, active: Tensor
-) -> _Interior:
+def _advance(system: PairSystem, point: _Interior, output: Tensor, limit: Tensor, active: Tensor) -> _Interior:
     """Take one predictor-corrector step in the active problems."""
     signs, present = system.signs, system.signs.abs()
     miss = 1 - signs * (output + point.intercept)

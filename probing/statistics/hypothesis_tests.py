@@ -72,9 +72,7 @@ def permutation_p(
     if not len(null):
         raise ArgumentError("a permutation test needs draws under the null, got none.")
     if null.isnan().any():
-        raise ArgumentError(
-            f"{int(null.isnan().sum())} draws under the null are NaN, expected numbers."
-        )
+        raise ArgumentError(f"{int(null.isnan().sum())} draws under the null are NaN, expected numbers.")
     observed, null = observed.double(), null.double()
     hits = (null >= observed - _RELATIVE_TIE * observed.abs()).sum(0).double()
     p = hits / len(null) if exact else (1 + hits) / (len(null) + 1)
@@ -113,9 +111,7 @@ def max_t(
     flat = flat / pool.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     order = flat[0].argsort(descending=True)
     ordered = flat[:, order]
-    largest = (
-        ordered.flip(1).cummax(1).values.flip(1)
-    )  # over the cells that are not yet stepped over
+    largest = ordered.flip(1).cummax(1).values.flip(1)  # over the cells that are not yet stepped over
     p = permutation_p(ordered[0], largest[1:], exact=exact).cummax(0).values
     corrected = torch.empty_like(p)
     corrected[order] = p
@@ -146,7 +142,8 @@ def relabellings(
     together: for two labels it swaps them in a random half of the clusters. Where every cluster holds one label
     only, labels are permuted over whole clusters of the same size: a cluster's mean varies less the more rows it has, so
     that clusters of several sizes are not exchangeable (with clusters of three against single examples, tests that
-    took them to be so rejected in 11 to 16 % at a level of 5 %). If two labels have at most `count` ways, all are returned, once each.
+    took them to be so rejected in 11 to 16 % at a level of 5 %). If two labels have at most `count` ways, all are
+    returned, once each.
 
     Args:
         labels: the labels as they are, consecutive integers from 0.
@@ -161,9 +158,7 @@ def relabellings(
     """
     kinds = int(labels.max()) + 1
     if kinds < 2 or len(torch.unique(labels)) < kinds:
-        raise TooFewError(
-            f"relabelling needs two groups, got {len(torch.unique(labels))} among {len(labels)} examples."
-        )
+        raise TooFewError(f"relabelling needs two groups, got {len(torch.unique(labels))} among {len(labels)} examples.")
     members = torch.arange(len(labels)) if clusters is None else clusters
     held = labels_held(labels, members).sum(1)
     if (held == kinds).all():
@@ -202,9 +197,7 @@ def _within(
         # All ways of one stratum with all of the others, or as many draws of each.
         drawn, _ = _permutations(labels[part], ways[i] if exact else count, seed + i, exact)
         found[:, part] = (
-            drawn.repeat_interleave(before, 0).repeat(len(found) // (before * len(drawn)), 1)
-            if exact
-            else drawn
+            drawn.repeat_interleave(before, 0).repeat(len(found) // (before * len(drawn)), 1) if exact else drawn
         )
         before *= len(drawn) if exact else 1
     return found, exact
@@ -231,18 +224,14 @@ def codes(names: Sequence[str]) -> Int[Tensor, " n"]:
     return torch.tensor([numbers[name] for name in names])
 
 
-def labels_held(
-    labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]
-) -> Bool[Tensor, "clusters labels"]:
+def labels_held(labels: Int[Tensor, " n"], clusters: Int[Tensor, " n"]) -> Bool[Tensor, "clusters labels"]:
     """Return which labels occur in each cluster."""
     held = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.bool)
     held[clusters, labels] = True
     return held
 
 
-def _exchanges(
-    clusters: int, kinds: int, count: int, seed: int
-) -> tuple[Int[Tensor, "draws clusters labels"], bool]:
+def _exchanges(clusters: int, kinds: int, count: int, seed: int) -> tuple[Int[Tensor, "draws clusters labels"], bool]:
     """Return what each label becomes in each cluster."""
     if kinds == 2 and clusters < 60 and 2**clusters <= count:
         swapped = (torch.arange(2**clusters)[:, None] >> torch.arange(clusters)) % 2
@@ -339,9 +328,7 @@ def _need(runs: int, what: str) -> None:
         raise TooFewError(f"a t-test needs at least 2 {what}, got {runs}.")
 
 
-def above_chance(
-    accuracy: Float[Tensor, "*cells"], trials: int, chance: float = 0.5
-) -> Float[Tensor, "*cells"]:
+def above_chance(accuracy: Float[Tensor, "*cells"], trials: int, chance: float = 0.5) -> Float[Tensor, "*cells"]:
     """Return p of the one-sided binomial test that an accuracy over `trials` held-out examples is above chance.
 
     For a mean over runs with different examples held out, `trials` is the number of distinct ones: simulated without a
@@ -367,9 +354,7 @@ class Correlation:
         return f"r = {self.r:.2f} ({self.low:.2f} to {self.high:.2f}; n = {self.n}{small})"
 
 
-def pearson(
-    first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95
-) -> Correlation:
+def pearson(first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95) -> Correlation:
     """Return Pearson's r with Fisher's z interval, which takes the pairs as independent.
 
     With fewer than four pairs the interval is everything, -1 to 1; so it is if either list is constant or holds NaN, and
@@ -381,9 +366,7 @@ def pearson(
     return _correlated(first.double().numpy(), second.double().numpy(), level, inflation=0.0)
 
 
-def spearman(
-    first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95
-) -> Correlation:
+def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float = 0.95) -> Correlation:
     """Return Spearman's rank correlation with Bonett & Wright's interval (2000); else as `pearson`."""
     a, b = (stats.rankdata(values.double().numpy()) for values in (first, second))
     return _correlated(a, b, level, inflation=0.5)
@@ -426,8 +409,6 @@ class RankSum:
 def rank_sum(first: Float[Tensor, " n"], second: Float[Tensor, " m"]) -> RankSum:
     """Return the rank-sum test of two independent groups."""
     if not len(first) or not len(second):
-        raise TooFewError(
-            f"a rank-sum test needs two groups, got {len(first)} and {len(second)} values."
-        )
+        raise TooFewError(f"a rank-sum test needs two groups, got {len(first)} and {len(second)} values.")
     found = stats.mannwhitneyu(first.double().numpy(), second.double().numpy())
     return RankSum(float(found.pvalue), float(found.statistic) / (len(first) * len(second)))

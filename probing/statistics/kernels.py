@@ -53,14 +53,10 @@ def collect_above(values: Any, limits: Any, table: Any, filled: Any) -> int:
 
 
 _LOOPED = (torch.float32, torch.float64)
-_WORTH_COMPILING = (
-    1 << 18
-)  # values; importing the compiler takes as long as looking through many more
+_WORTH_COMPILING = 1 << 18  # values; importing the compiler takes as long as looking through many more
 
 
-def exceeding(
-    values: Float[Tensor, "n units positions"], limits: Float[Tensor, " units"]
-) -> Float[Tensor, "units most"]:
+def exceeding(values: Float[Tensor, "n units positions"], limits: Float[Tensor, " units"]) -> Float[Tensor, "units most"]:
     """Return each unit's values above its limit, filled up with −∞ to as many columns as any unit needs."""
     large = values.numel() >= _WORTH_COMPILING and values.dtype in _LOOPED
     if large and values.device.type == "cpu":
@@ -70,9 +66,7 @@ def exceeding(
     counts = torch.bincount(units, minlength=len(limits))
     first = counts.cumsum(0) - counts
     table = values.new_full((len(limits), int(counts.amax())), -torch.inf)
-    table[units, torch.arange(len(units), device=units.device) - first[units]] = values[above][
-        order
-    ]
+    table[units, torch.arange(len(units), device=units.device) - first[units]] = values[above][order]
     return table
 
 

@@ -116,8 +116,7 @@ class PairFits:
     def decision_at(self, index: Int[Tensor, "fits h"]) -> Float[Tensor, "fits h"]:
         """Return each fit's decision values at shared rows of its own; -1 holds the place of none."""
         parts = [
-            (block @ self.coefficients[part].unsqueeze(-1)).squeeze(-1)
-            for part, block in self._against(index, self.power)
+            (block @ self.coefficients[part].unsqueeze(-1)).squeeze(-1) for part, block in self._against(index, self.power)
         ]
         return torch.cat(parts) + self.intercepts.unsqueeze(1)
 
@@ -209,9 +208,7 @@ def fit_pairs(
     return PairFits(shared, index, coefficients, intercepts, certificate, estimator.power)
 
 
-def _systems(
-    rows: SharedRows, index: Tensor, signs: Tensor, power: int
-) -> Iterator[GramSystem | RowSystem]:
+def _systems(rows: SharedRows, index: Tensor, signs: Tensor, power: int) -> Iterator[GramSystem | RowSystem]:
     """Yield the problems in the smaller of the two forms, some fits at a time."""
     size, features = index.shape[1], rows.features.shape[1]
     present = signs.abs().unsqueeze(2)
@@ -246,14 +243,11 @@ def _check_index(side: str, table: Tensor, rows: int) -> None:
             f"{int(table.min())} to {int(table.max())}."
         )
     if not len(table):
-        raise ArgumentError(
-            f"a classifier needs 2 {side} rows or more, got none: give it a line of indices."
-        )
+        raise ArgumentError(f"a classifier needs 2 {side} rows or more, got none: give it a line of indices.")
     counts = (table >= 0).sum(1)
     if int(counts.min()) < 2:
         raise ArgumentError(
-            f"a classifier needs 2 {side} rows or more, got {int(counts.min())} in fit "
-            f"{int(counts.argmin())}: add examples."
+            f"a classifier needs 2 {side} rows or more, got {int(counts.min())} in fit {int(counts.argmin())}: add examples."
         )
 
 

@@ -28,9 +28,7 @@ class PairSystem(Protocol):
     def times(self, vectors: Float[Tensor, "fits s"]) -> Float[Tensor, "fits s"]:
         """Return `K v`."""
 
-    def inverse(
-        self, weights: Float[Tensor, "fits s"]
-    ) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
+    def inverse(self, weights: Float[Tensor, "fits s"]) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
         """Factor `(K + diag(1/weights))⁻¹`, weights of at least 0, and return it as a function."""
 
     def lengths(self) -> Float[Tensor, "fits s"]:
@@ -57,9 +55,7 @@ class GramSystem:
     def times(self, vectors: Float[Tensor, "fits s"]) -> Float[Tensor, "fits s"]:
         return (self.gram @ vectors.unsqueeze(-1)).squeeze(-1)
 
-    def inverse(
-        self, weights: Float[Tensor, "fits s"]
-    ) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
+    def inverse(self, weights: Float[Tensor, "fits s"]) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
         # I + √D K √D has no eigenvalue below 1, however small or large the weights D
         # (Rasmussen & Williams 2006, algorithm 3.1).
         root = weights.sqrt().unsqueeze(-1)
@@ -96,9 +92,7 @@ class RowSystem:
     def times(self, vectors: Float[Tensor, "fits s"]) -> Float[Tensor, "fits s"]:
         return (self.rows @ (self.rows.mT @ vectors.unsqueeze(-1))).squeeze(-1)
 
-    def inverse(
-        self, weights: Float[Tensor, "fits s"]
-    ) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
+    def inverse(self, weights: Float[Tensor, "fits s"]) -> Callable[[Float[Tensor, "fits s k"]], Float[Tensor, "fits s k"]]:
         weights = weights.unsqueeze(-1)
         weighted = weights * self.rows
         matrix = self.rows.mT @ weighted

@@ -98,10 +98,7 @@ class SharedRows:
 
     def times(self, vectors: Float[Tensor, "k m"], power: int) -> Float[Tensor, "k n"]:
         """Return vectors' products with the centred rows, features weighted by scale**power."""
-        parts = (
-            vectors[:, start : start + block.shape[1]].double() @ block.mT
-            for start, block in self.blocks(power)
-        )
+        parts = (vectors[:, start : start + block.shape[1]].double() @ block.mT for start, block in self.blocks(power))
         return sum(parts, torch.zeros((), dtype=torch.float64, device=vectors.device))
 
     def _products(self, powers: Sequence[int]) -> list[Tensor]:
@@ -146,9 +143,7 @@ class RowProducts:
         if power not in self._known:
             made = self.rows.times(self.vectors, power)
             if not made.isfinite().all():
-                raise ArgumentError(
-                    "vectors must be finite, got NaN or infinity: check the gradients."
-                )
+                raise ArgumentError("vectors must be finite, got NaN or infinity: check the gradients.")
             self._known[power] = made
         return self._known[power]
 

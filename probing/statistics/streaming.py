@@ -53,9 +53,7 @@ class Moments:
             StreamError: if a row holds NaN or infinity, or has another shape than the rows before.
         """
         if not torch.isfinite(batch).all():
-            raise StreamError(
-                f"batch holds {_count_bad(batch)} values that are not finite; a mean needs finite ones."
-            )
+            raise StreamError(f"batch holds {_count_bad(batch)} values that are not finite; a mean needs finite ones.")
         rows = batch.detach().double()
         if len(rows):
             mean = rows.mean(0)
@@ -212,9 +210,7 @@ class CountedQuantile:
     def __init__(self, q: float | Fraction, dtype: torch.dtype = torch.bfloat16) -> None:
         values_above(q, 1)
         if dtype not in _SIXTEEN_BIT:
-            raise StreamError(
-                f"dtype must be torch.bfloat16 or torch.float16, got {dtype}; or use UpperQuantile."
-            )
+            raise StreamError(f"dtype must be torch.bfloat16 or torch.float16, got {dtype}; or use UpperQuantile.")
         self._q, self._dtype, self._seen = q, dtype, 0
         self._counts = torch.zeros(0, _LEVELS, dtype=torch.int32)
 
@@ -402,9 +398,7 @@ class PairwiseIou:
         _require_rows(self._shared.numel())
         union = self._unit_area + self._label_area - self._shared
         iou = self._shared.double() / union.clamp(min=1)
-        return IouTable(
-            iou, self._shared.clone(), self._unit_area.clone(), self._label_area.clone()
-        )
+        return IouTable(iou, self._shared.clone(), self._unit_area.clone(), self._label_area.clone())
 
     def _absorb(self, shared: Tensor, unit_area: Tensor, label_area: Tensor) -> None:
         if not self._shared.numel():
@@ -428,9 +422,7 @@ def _by_unit(batch: Tensor) -> Tensor:
 def _refuse_nan(batch: Tensor) -> None:
     # NaN survives summation: only a sum that is NaN is looked into.
     if batch.sum().isnan() and batch.isnan().any():
-        raise StreamError(
-            f"batch of shape {list(batch.shape)} holds {int(batch.isnan().sum())} NaN; NaN has no rank."
-        )
+        raise StreamError(f"batch of shape {list(batch.shape)} holds {int(batch.isnan().sum())} NaN; NaN has no rank.")
 
 
 def _count_bad(batch: Tensor) -> int:

@@ -58,9 +58,7 @@ class Engine:
     batch_size: int | Literal["auto"]
     show_progress: bool | None
     stats: StoreStats = field(default_factory=StoreStats)
-    _runners: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Runner]] = field(
-        default_factory=WeakKeyDictionary
-    )
+    _runners: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Runner]] = field(default_factory=WeakKeyDictionary)
     _input_ids: dict[str, str] = field(default_factory=dict)
     _shapes: dict[Space, tuple[int, ...]] = field(default_factory=dict)
     _trusted: set[Space] = field(default_factory=set)
@@ -110,9 +108,7 @@ class Engine:
                         waiting.add(chunk[0])
                         chunks.append(chunk)
 
-    def _fill_chunk(
-        self, job: Job, chunk: list[str], unwritten: _Lacking, loader: LoadAhead
-    ) -> None:
+    def _fill_chunk(self, job: Job, chunk: list[str], unwritten: _Lacking, loader: LoadAhead) -> None:
         batches = split(chunk, self._batch_rows(job)) if unwritten else []
         members = {space: set(ids) for space, ids in unwritten.items()}
         wanted = [[e for e in ids if any(e in m for m in members.values())] for ids in batches]
@@ -170,9 +166,7 @@ class Engine:
             return
         name = bytes_id("\0".join([job.weights, *chunk]).encode())
         with self.disk.lock(name, wait=wait) as held:
-            if (
-                held and self.disk.has_locks
-            ):  # without locks others' rows are no sooner there than ours
+            if held and self.disk.has_locks:  # without locks others' rows are no sooner there than ours
                 self._refresh(job)
             yield held
 
@@ -186,10 +180,7 @@ class Engine:
             return {}
         rows = {space: self.disk.rows(space) for space in job.spaces}
         others = {space: (covered or {}).get(space, frozenset()) for space in job.spaces}
-        found = {
-            space: [e for e in chunk if e not in rows[space] and e not in others[space]]
-            for space in job.spaces
-        }
+        found = {space: [e for e in chunk if e not in rows[space] and e not in others[space]] for space in job.spaces}
         return {space: ids for space, ids in found.items() if ids}
 
     def _chunk(self, job: Job, chunk: list[str], loader: LoadAhead) -> Iterator[tuple[Rows, bool]]:
@@ -225,35 +216,21 @@ class Engine:
             found[space] |= self._remember(space, keep, block)
         return found, len(names)
 
-    def _compute(
-        self, job: Job, lacking: _Lacking, names: list[str], inputs: Tensor
-    ) -> dict[Space, Tensor]:
+    def _compute(self, job: Job, lacking: _Lacking, names: list[str], inputs: Tensor) -> dict[Space, Tensor]:
         """Pass examples through the model once and return rows of the spaces that lack some."""
         self._input_ids.update(zip(names, map(tensor_id, inputs), strict=True))
-        layers = [
-            n for n in job.layers if any(by.get(n) in lacking for by in (job.outputs, *job.slopes))
-        ]
-        scores = [
-            i
-            for i, by_layer in enumerate(job.slopes)
-            if any(s in lacking for s in by_layer.values())
-        ]
+        layers = [n for n in job.layers if any(by.get(n) in lacking for by in (job.outputs, *job.slopes))]
+        scores = [i for i, by_layer in enumerate(job.slopes) if any(s in lacking for s in by_layer.values())]
         found: dict[Space, Tensor] = {}
         if scores:
             runner = self.runner(job, self.precision.gradients, inputs)
-            outputs, *gradients = runner.run(
-                inputs, layers, job.pools, [job.scores[i] for i in scores]
-            )
+            outputs, *gradients = runner.run(inputs, layers, job.pools, [job.scores[i] for i in scores])
             self.stats.backward_rows += len(names) * len(scores)
             for i, by_layer in zip(scores, gradients, strict=True):
                 found |= {job.slopes[i][layer]: rows for layer, rows in by_layer.items()}
             if self.precision.gradients == self.precision and job.outputs:
                 found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
-        if rest := [
-            n
-            for n in layers
-            if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found
-        ]:
+        if rest := [n for n in layers if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found]:
             [outputs] = self.runner(job, self.precision, inputs).run(inputs, rest, job.pools)
             found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         return {space: rows for space, rows in found.items() if space in lacking}
@@ -293,22 +270,14 @@ class Engine:
 
         def rows_of(by_layer: dict[str, Space]) -> dict[str, Tensor]:
             rows = {layer: gather(found[space], ids, home) for layer, space in by_layer.items()}
-            return (
-                rows
-                if len(positions) == len(ids)
-                else {n: r.repeat_interleave(repeats, 0) for n, r in rows.items()}
-            )
+            return rows if len(positions) == len(ids) else {n: r.repeat_interleave(repeats, 0) for n, r in rows.items()}
 
         return Rows(positions, rows_of(job.outputs), [rows_of(by_layer) for by_layer in job.slopes])
 
     def _has_room(self, job: Job, rows: Rows) -> bool:
         """Return True, or raise where the disk can't hold the rows that are still unwritten."""
         assert self.disk is not None
-        layers = [
-            values
-            for by_layer in (rows.activations, *rows.gradients)
-            for values in by_layer.values()
-        ]
+        layers = [values for by_layer in (rows.activations, *rows.gradients) for values in by_layer.values()]
         size = sum(values[0].numel() * values.element_size() for values in layers)
         unwritten = set().union(*self._unwritten(job, list(job.positions)).values())
         self.disk.refuse_beyond(len(unwritten) * size)
@@ -351,9 +320,7 @@ class Engine:
             if ids:
                 self._check(job, list(ids), spaces)
             self._trusted.update(spaces)
-        self._trusted.update(
-            job.spaces
-        )  # what was not checked itself was computed in the same passes
+        self._trusted.update(job.spaces)  # what was not checked itself was computed in the same passes
 
     def _check(self, job: Job, ids: list[str], spaces: list[Space]) -> None:
         stored = {space: self._find(space, ids) for space in spaces}
@@ -373,9 +340,7 @@ class Engine:
             for e, (block, row) in places.items():
                 gap = _gap(now[space][ids.index(e)], block[row])
                 tolerance = Precision(space.precision).tolerance  # type: ignore[arg-type]
-                tolerance *= (
-                    20 if space.quantity != "activation" else 1
-                )  # a flipped ReLU moves a gradient
+                tolerance *= 20 if space.quantity != "activation" else 1  # a flipped ReLU moves a gradient
                 if not gap <= tolerance:  # NaN included
                     raise StaleRowsError(
                         f"stored rows of layer {space.layer!r} ({space.quantity}) are not what {space.model} computes "
@@ -395,11 +360,7 @@ class _Writers:
 
     def __init__(self, disk: Disk | None, unwritten: _Lacking) -> None:
         self._disk, self._unwritten = disk, {space: set(ids) for space, ids in unwritten.items()}
-        self._writers = (
-            {s: ShardWriter(disk.folder(s), s, tuple(ids)) for s, ids in unwritten.items()}
-            if disk
-            else {}
-        )
+        self._writers = {s: ShardWriter(disk.folder(s), s, tuple(ids)) for s, ids in unwritten.items()} if disk else {}
         self._behind = WriteBehind()
 
     def __enter__(self) -> "_Writers":

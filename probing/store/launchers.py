@@ -120,9 +120,7 @@ class RayActors:
     def _deal(self, ray: Any, work: Work) -> None:  # ray's actors are made at run time
         count = self.actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
         shares = [Share(i, self.shares or 8 * count) for i in range(self.shares or 8 * count)]
-        kind = ray.remote(
-            num_cpus=1, num_gpus=self.gpus, max_restarts=self.restarts, max_task_retries=self.restarts
-        )(_Actor)  # fmt: skip
+        kind = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=self.restarts, max_task_retries=self.restarts)(_Actor)
         sent = ray.put(work)
         idle = [kind.remote() for _ in range(min(count, len(shares)))]
         busy: dict[Any, tuple[Any, Share]] = {}
@@ -198,7 +196,5 @@ def _meet(share: Share) -> None:
         return
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_PATIENCE)
-        atexit.register(
-            distributed.destroy_process_group
-        )  # not before: a group can't be made twice
+        atexit.register(distributed.destroy_process_group)  # not before: a group can't be made twice
     distributed.barrier()

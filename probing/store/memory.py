@@ -41,9 +41,7 @@ class MemoryTier:
     On the host small blocks share slabs, which are used and leave as one.
     """
 
-    def __init__(
-        self, budget_bytes: int, device: torch.device, below: "MemoryTier | None" = None
-    ) -> None:
+    def __init__(self, budget_bytes: int, device: torch.device, below: "MemoryTier | None" = None) -> None:
         self.budget_bytes = budget_bytes
         self.device = device
         self.below = below
@@ -123,7 +121,5 @@ def gather(places: Mapping[str, Place], ids: Sequence[str], device: torch.device
         return first.to(device)
     out = torch.empty((len(ids), *first.shape[1:]), dtype=first.dtype, device=device)
     for block, positions, rows in by_block.values():
-        out[torch.tensor(positions, device=device)] = block[
-            torch.tensor(rows, device=block.device)
-        ].to(device)
+        out[torch.tensor(positions, device=device)] = block[torch.tensor(rows, device=block.device)].to(device)
     return out

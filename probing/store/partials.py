@@ -193,7 +193,7 @@ def all_merged(accumulators: Mapping[str, A], make: Make[A]) -> dict[str, A]:
     from torch import distributed
 
     if not distributed.is_initialized():
-        raise PartError("there is no process group: call torch.distributed.init_process_group, or use Parts.")  # fmt: skip
+        raise PartError("there is no process group: call torch.distributed.init_process_group, or use Parts.")
     own = torch.frombuffer(bytearray(packed(accumulators)), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(own)]))

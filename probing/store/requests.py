@@ -102,11 +102,7 @@ class Job:
     @property
     def spaces(self) -> list[Space]:
         """All spaces that rows are asked of, each once."""
-        return list(
-            dict.fromkeys(
-                space for by_layer in (self.outputs, *self.slopes) for space in by_layer.values()
-            )
-        )
+        return list(dict.fromkeys(space for by_layer in (self.outputs, *self.slopes) for space in by_layer.values()))
 
     @property
     def weights(self) -> str:
@@ -150,10 +146,7 @@ class Job:
             pools = _pools(model, names, examples, pool)
 
         def spaces(quantity: str, how: Precision) -> dict[str, Space]:
-            return {
-                n: Space(weights, type(model).__name__, n, quantity, pools[n], how.kind)
-                for n in names
-            }
+            return {n: Space(weights, type(model).__name__, n, quantity, pools[n], how.kind) for n in names}
 
         slopes = tuple(spaces(_quantity(score), precision.gradients) for score in scores)
         positions: dict[str, list[int]] = {}
@@ -163,9 +156,7 @@ class Job:
         return cls(model, names, tuple(scores), pools, outputs, slopes, examples, positions)
 
 
-def _pools(
-    model: nn.Module, layers: Sequence[str], examples: ExampleSet, pool: Pool
-) -> dict[str, Pool]:
+def _pools(model: nn.Module, layers: Sequence[str], examples: ExampleSet, pool: Pool) -> dict[str, Pool]:
     """Return what a pooling means at each layer: a mean is one over places, whichever axes these are."""
     pools = dict.fromkeys(layers, pool)
     one = examples.load([0]) if pool == "mean" else None

@@ -107,10 +107,7 @@ class Shard:
         out = torch.empty((len(rows), *self.shape), dtype=_DTYPES[self.dtype])
         view, size = tensor_bytes(out), self.row_bytes
         try:
-            pieces = [
-                (self.offset + rows[start] * size, view[start * size : stop * size])
-                for start, stop in _runs(rows)
-            ]
+            pieces = [(self.offset + rows[start] * size, view[start * size : stop * size]) for start, stop in _runs(rows)]
             if not read_pieces(self.path, pieces):
                 raise DamagedShardError(f"{self.path} is shorter than its record says")
         except OSError as error:
@@ -160,23 +157,27 @@ class ShardWriter:
         size = math.prod(self.shape) * rows.element_size()
         view = tensor_bytes(rows)
         self._write(view)
-        self.checksums += [
-            xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) for i in range(len(rows))
-        ]
+        self.checksums += [xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) for i in range(len(rows))]
         self.inputs += inputs
 
     def commit(self) -> Shard:
         """Make the rows visible to every process."""
         if self.file is None or len(self.checksums) != len(self.ids):
-            raise ArgumentError(
-                f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit."
-            )
+            raise ArgumentError(f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit.")
         with writing(self.folder):
             os.fsync(self.file)
             self._close()
             move(self.temporary, self.path)
-            shard = Shard(self.path, self.space, self.ids, tuple(self.inputs), tuple(self.checksums), self.shape,
-                          self.dtype, self.offset)  # fmt: skip
+            shard = Shard(
+                self.path,
+                self.space,
+                self.ids,
+                tuple(self.inputs),
+                tuple(self.checksums),
+                self.shape,
+                self.dtype,
+                self.offset,
+            )
             _write_record(shard)
         return shard
 
@@ -188,17 +189,13 @@ class ShardWriter:
 
     def _begin(self, rows: Tensor) -> None:
         if rows.dtype not in _NAMES:
-            raise ArgumentError(
-                f"layer {self.space.layer!r} returns {rows.dtype}, expected floating point."
-            )
+            raise ArgumentError(f"layer {self.space.layer!r} returns {rows.dtype}, expected floating point.")
         self.shape, self.dtype = tuple(rows.shape[1:]), _NAMES[rows.dtype]
         header = _header(self.space, len(self.ids), self.shape, self.dtype)
         self.offset = len(header)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(
-                self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o644
-            )
+            self.file = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o644)
         self._write(memoryview(header))
 
     def _write(self, data: memoryview) -> None:
@@ -264,17 +261,13 @@ def read_record(record: Place) -> Shard:
             raise DamagedShardError(f"{record} is not what was written")
         fields = json.loads(body)
         lists = {name: tuple(fields[name]) for name in ("ids", "inputs", "checksums", "shape")}
-        shard = Shard(
-            path, Space(**fields["space"]), dtype=fields["dtype"], offset=fields["offset"], **lists
-        )
+        shard = Shard(path, Space(**fields["space"]), dtype=fields["dtype"], offset=fields["offset"], **lists)
         _refuse_contradictions(shard)
         if path.stat().st_size != shard.offset + shard.row_bytes * len(shard.ids):
             raise DamagedShardError(f"{path} is not as long as its record says")
         header = _header(shard.space, len(shard.ids), shard.shape, shard.dtype)
         if shard.offset != len(header) or read_head(path, shard.offset) != header:
-            raise DamagedShardError(
-                f"{path} does not begin as it was written"
-            )  # no row's checksum covers it
+            raise DamagedShardError(f"{path} does not begin as it was written")  # no row's checksum covers it
     except OSError as error:
         raise _read_error(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

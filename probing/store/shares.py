@@ -23,9 +23,7 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise ShareError(
-                f"a share's number must lie in 0 … count - 1, got {self.index} of {self.count}."
-            )
+            raise ShareError(f"a share's number must lie in 0 … count - 1, got {self.index} of {self.count}.")
 
     def of(self, items: Sequence[T]) -> list[T]:
         """Return the items of this share."""
@@ -45,7 +43,7 @@ def ranks_share(environment: Mapping[str, str] = os.environ) -> Share:
     Raises:
         ShareError: if these are not set.
     """
-    return Share(*_numbers(environment, "RANK", "WORLD_SIZE", "start it by `torchrun --nproc-per-node N …`"))  # fmt: skip
+    return Share(*_numbers(environment, "RANK", "WORLD_SIZE", "start it by `torchrun --nproc-per-node N …`"))
 
 
 def array_share(environment: Mapping[str, str] = os.environ) -> Share:

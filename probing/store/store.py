@@ -102,19 +102,13 @@ class ActivationStore:
             return self.gradients_of([score], layers, examples, pool=pool)[0]
         targets = score.target.tolist()
         if len(targets) != len(examples):
-            raise RequestError(
-                f"score.target has {len(targets)} classes for {len(examples)} examples: give one each."
-            )
+            raise RequestError(f"score.target has {len(targets)} classes for {len(examples)} examples: give one each.")
         found: dict[str, Tensor] = {}
         for target in sorted(set(targets)):
             where = [i for i, t in enumerate(targets) if t == target]
-            part = self.gradients(
-                replace(score, target=target), layers, Subset(examples, where), pool=pool
-            )
+            part = self.gradients(replace(score, target=target), layers, Subset(examples, where), pool=pool)
             for layer, rows in part.items():
-                found.setdefault(layer, rows.new_empty((len(targets), *rows.shape[1:])))[where] = (
-                    rows
-                )
+                found.setdefault(layer, rows.new_empty((len(targets), *rows.shape[1:])))[where] = rows
         return found
 
     def _named(self, score: Score, examples: ExampleSet) -> Score:
@@ -203,7 +197,7 @@ class ActivationStore:
         covered: Covered = {}
         size = 0
         for request in requests:
-            job = self._job(request.model, request.layers, request.examples, request.pool, request.scores)  # fmt: skip
+            job = self._job(request.model, request.layers, request.examples, request.pool, request.scores)
             job = replace(job, outputs={}) if request.scores else job
             size += self._estimate(job, covered).bytes
             jobs.append((job, covered))
@@ -216,7 +210,7 @@ class ActivationStore:
 
     def _estimate(self, job: Job, covered: Covered) -> Estimate:
         lacking = self._engine.lacking(job, list(job.positions))
-        missing = set[str]().union(*(set(ids) - covered.get(s, frozenset()) for s, ids in lacking.items()))  # fmt: skip
+        missing = set[str]().union(*(set(ids) - covered.get(s, frozenset()) for s, ids in lacking.items()))
         if not missing:
             return Estimate(0, len(job.positions), 0)
         example = job.load([e for e in job.positions if e in missing][:1])
@@ -243,9 +237,7 @@ class ActivationStore:
         for piece in self._engine.stream(job):
             first, last = piece.positions[0], piece.positions[-1]
             in_order = piece.positions == list(range(first, last + 1))
-            where = (
-                slice(first, last + 1) if in_order else piece.positions
-            )  # a slice is a plain copy
+            where = slice(first, last + 1) if in_order else piece.positions  # a slice is a plain copy
             parts = zip(
                 [total.activations, *total.gradients],
                 [piece.activations, *piece.gradients],

@@ -102,9 +102,7 @@ def verify_cache(root: Place, *, keep: bool = False, progress: bool | None = Non
 
 def _examined(record: Place, root: Place) -> Shard | Damage | None:
     """Return a shard that is sound, or what is wrong with it; None where it is gone, as another process dropped it."""
-    for _ in range(
-        2
-    ):  # damaged only if it is so twice: another process may have written it anew meanwhile
+    for _ in range(2):  # damaged only if it is so twice: another process may have written it anew meanwhile
         name = inside(record, root)
         try:
             shard = read_record(record)

@@ -25,9 +25,7 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_only_hooks_registers_hooks() -> None:
@@ -91,9 +89,7 @@ def test_help_needs_no_slow_library() -> None:
 @pytest.mark.slow
 def test_importing_a_module_imports_no_slow_library_that_only_some_need() -> None:
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES]
-    modules.remove(
-        "probing.probes.sklearn_estimators"
-    )  # its classes are scikit-learn's, which imports pandas
+    modules.remove("probing.probes.sklearn_estimators")  # its classes are scikit-learn's, which imports pandas
     imports = "; ".join(f"import {m.removesuffix('.__init__')}" for m in modules)
     code = (
         f"import sys; {imports}; "
@@ -133,9 +129,7 @@ def test_requirements_have_lower_bounds_and_no_caps() -> None:
     extras = [r for extra in project["optional-dependencies"].values() for r in extra]
     for requirement in [*project["dependencies"], *extras]:
         own = requirement.startswith(project["name"])
-        assert own or re.fullmatch(r"[A-Za-z0-9-]+(\[[a-z0-9,]+\])?>=[0-9.]+", requirement), (
-            requirement
-        )
+        assert own or re.fullmatch(r"[A-Za-z0-9-]+(\[[a-z0-9,]+\])?>=[0-9.]+", requirement), requirement
 
 
 # Tests against closed forms, and regression tests of faults found elsewhere: `test_sal_1_…` to `test_sal_5_…` …
@@ -195,9 +189,7 @@ def test_every_attribution_method_has_an_oracle() -> None:
     from probing.attribution import METHODS
 
     assert ORACLES.keys() == METHODS.keys()
-    lacking = [
-        m for m, name in ORACLES.items() if not any(f"{t}_".startswith(f"{name}_") for t in TESTS)
-    ]
+    lacking = [m for m, name in ORACLES.items() if not any(f"{t}_".startswith(f"{name}_") for t in TESTS)]
     assert not lacking
 
 
@@ -222,9 +214,6 @@ def test_the_readme_names_every_folder() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z_]+)/?`", text[text.index("## How it is built") :]))
     entries = {
-        path.stem
-        for package in PACKAGES
-        for path in (ROOT / package).iterdir()
-        if path.is_dir() or path.suffix == ".py"
+        path.stem for package in PACKAGES for path in (ROOT / package).iterdir() if path.is_dir() or path.suffix == ".py"
     }
     assert not entries - {"__init__", "__pycache__"} - named

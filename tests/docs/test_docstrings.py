@@ -52,24 +52,31 @@ LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
 FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
 # What an example calls by name, beside the names above; whatever its module imports is there too.
 GIVEN = {
-    "concepts.dissection.ablation:Ablation": """
+    "concepts.dissection.ablation:Ablation": (
+        """
 from types import SimpleNamespace
 classes, cat = labels, 0
 result = SimpleNamespace(
     rows_of=lambda layer: torch.arange(64), iou=torch.rand(64, 3, generator=generator), unit=torch.arange(64)
 )
-""",
-    "concepts.tcav.cav:fit_cavs": ROWS + PAIRS + """
+"""
+    ),
+    "concepts.tcav.cav:fit_cavs": ROWS
+    + PAIRS
+    + """
 striped = torch.arange(20)
 randoms = torch.arange(20, 40).expand(3, -1)
 """,
-    "concepts.tcav.cav:sort_by_concept": ROWS + PAIRS + """
+    "concepts.tcav.cav:sort_by_concept": ROWS
+    + PAIRS
+    + """
 from concepts.tcav.cav import fit_cavs
 cavs = fit_cavs(
     SharedRows(activations), torch.arange(20), torch.arange(20, 40).expand(1, -1), Logistic(), seed=0
 )
 """,
-    "concepts.local_vs_global.compare:Compare": """
+    "concepts.local_vs_global.compare:Compare": (
+        """
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 def changed(row, name):
     other = pictures.clone()
@@ -77,13 +84,17 @@ def changed(row, name):
     return MatchedConcept(name, images, TensorExamples(other))
 stripes, grass = changed(2, "stripes"), changed(20, "grass")
 Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
-""",
-    "concepts.dissection.dissection:Dissection": """
+"""
+    ),
+    "concepts.dissection.dissection:Dissection": (
+        """
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
 scenes = EmojiScenes(8).scenes(loaded.preprocess)
 Dissection = partial(Dissection, draws=9)
-""",
-    "concepts.dissection.tally:Tally": """
+"""
+    ),
+    "concepts.dissection.tally:Tally": (
+        """
 from concepts.dissection.unit_masks import Upsampling
 from concepts.dissection.protocols import PAPER
 from concepts.data.segmentation.emoji_scenes import EmojiScenes
@@ -93,33 +104,44 @@ layout = Layout.of(net, pictures[:1], "layer4")
 upsampling = Upsampling.of(layout, scenes.size, PAPER)
 maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
 thresholds = torch.zeros(512)
-""",
-    "concepts.effects.concept_attribution:ConceptGradients": """
+"""
+    ),
+    "concepts.effects.concept_attribution:ConceptGradients": (
+        """
 from concepts.tcav.cav import mean_difference
 rows = store.activations(net, ["layer3"], images)["layer3"].flatten(1)
 striped, plain, dotted = torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)
 zebras = pictures[:2]
-""",
-    "concepts.data.concept_sets:random_sets": """
+"""
+    ),
+    "concepts.data.concept_sets:random_sets": (
+        """
 pool = TensorExamples(torch.rand(80, 3, 4, 4, generator=generator))
 concept = Concept("dots", Subset(pool, range(10)))
-""",
-    "concepts.tcav.tcav:Tcav.__call__": """
+"""
+    ),
+    "concepts.tcav.tcav:Tcav.__call__": (
+        """
 from concepts.tcav.tcav import Tcav
 Tcav = partial(Tcav, runs=2, relabellings=19, bootstraps=19)
 striped = Concept("striped", Subset(images, range(9)))
 zebras = Subset(images, range(9, 12))
 random_photos = TensorExamples(torch.rand(40, 3, 32, 32, generator=generator))
-""",
+"""
+    ),
     "probing.attribution.lrp.lrp:LRP": "from probing.attribution.lrp.composites import EpsilonPlus\nimages = pictures[:2]",
     "probing.attribution.priors:attribution_prior": "x, y, step = pictures[:4], torch.arange(4), 1",
     "probing.atlas:Atlas": "Atlas = partial(Atlas, projection=Pca())",
-    "probing.evaluation.base:Tally": """
+    "probing.evaluation.base:Tally": (
+        """
 from probing.attribution import Saliency
 from probing.evaluation.curves import Deletion
 deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(net, 1), pictures[:2], ["a", "b"]
-""",
-    "concepts.data.segmentation.labels:Scenes": "from concepts.data.segmentation.emoji_scenes import EmojiScenes\n" + LARGE + FEW,
+"""
+    ),
+    "concepts.data.segmentation.labels:Scenes": (
+        "from concepts.data.segmentation.emoji_scenes import EmojiScenes\n" + LARGE + FEW
+    ),
     "concepts.data.segmentation.emoji_scenes:EmojiScenes": FEW,
     "concepts.data.synthetic:SyntheticImages": LARGE,
     "probing.data.examples:as_examples": LARGE,
@@ -128,26 +150,33 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "probing.models.gradients:layer_gradients": "images = pictures",
     "probing.models.scores:Score": "from probing import load\nimages = pictures",
     "probing.attribution.base:LocalMethod": "from probing import IntegratedGradients\nimages = pictures[:2]",
-    "probing.evaluation.scorecard.measure:evaluate": """
+    "probing.evaluation.scorecard.measure:evaluate": (
+        """
 from probing import GradCAM, Saliency
 evaluate = partial(evaluate, methods={"saliency": Saliency(), "Grad-CAM": GradCAM()})
 images = pictures[:2]
-""",
-    "probing.interpretable_cnn:FilterLoss": """
+"""
+    ),
+    "probing.interpretable_cnn:FilterLoss": (
+        """
 from probing.models.hooks import capture
 images = pictures[:2]
 net = nn.Sequential()
 net.relu5 = nn.Sequential(nn.Conv2d(3, 32, 2, 5), nn.ReLU())
 net.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
 labels, categories = torch.tensor([0, 1]), torch.zeros(32, dtype=torch.long)
-""",
+"""
+    ),
     "probing.models.layers:expand": "from probing.models.summary import calls\nimages = pictures",
-    "probing.statistics.linear_classifiers:fit_pairs": ROWS + PAIRS + """
+    "probing.statistics.linear_classifiers:fit_pairs": ROWS
+    + PAIRS
+    + """
 concept, randoms = torch.arange(20).expand(3, -1), torch.arange(20, 40).expand(3, -1)
 gradients = torch.randn(4, 5, generator=generator)
 """,
     "probing.maximization.run:maximize": "from probing.maximization import Channel\nmaximize = partial(maximize, steps=2)",
-    "probing.store.partials:accumulated": """
+    "probing.store.partials:accumulated": (
+        """
 root, RayActors = Path("."), Local
 from probing.core.content_ids import content_id, model_id
 from probing.statistics.streaming import Moments
@@ -156,38 +185,51 @@ def moments_of_share(share):
     for _, rows in store.batches(net, ["layer4"], Subset(images, share.of(range(len(images))))):
         found["layer4"].add(rows["layer4"])
     return found
-""",
-    "probing.probes.sklearn_estimators:SoftmaxClassifier": """
+"""
+    ),
+    "probing.probes.sklearn_estimators:SoftmaxClassifier": (
+        """
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 features = torch.randn(120, 60, generator=generator).numpy()
 labels = features[:, 0] > 0
 others, theirs = features[:20], labels[:20]
-""",
-    "probing.probes.layer_probes:LayerProbes": "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)",
+"""
+    ),
+    "probing.probes.layer_probes:LayerProbes": (
+        "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)"
+    ),
     "probing.probes.ridge:RidgeStatistics": "rows = torch.randn(60, 4, generator=generator)\nlabels = torch.arange(60) % 10",
-    "probing.probes.solvers:fit_softmax": """
+    "probing.probes.solvers:fit_softmax": (
+        """
 from probing.probes.feature_tables import TableRows
 features, labels = torch.randn(60, 4, generator=generator), torch.arange(60) % 10
-""",
-    "probing.probes.training_probes:TrainingProbes": """
+"""
+    ),
+    "probing.probes.training_probes:TrainingProbes": (
+        """
 LayerProbes = partial(LayerProbes, controls=1)
 def train_one_epoch(net):
     net.fc.weight.data += 0.01
 def range(n): return [0, 1]
-""",
+"""
+    ),
     "probing.results.saved_names:saved_as": "from probing.results.result import Result",
     "probing.store.store:ActivationStore.gradients_of": "classes = [3, 5]",
     "probing.store.store:ActivationStore.fill": "from probing.store.requests import Request",
     "probing.statistics.streaming:Moments": "batches = pictures.split(5)",
     "probing.statistics.streaming:UpperQuantile": "examples = images",
     "probing.statistics.streaming:CountedQuantile": "activations = torch.randn(8, 3, 4, 4, generator=generator)",
-    "probing.statistics.streaming:TopK": "activations, indices = torch.randn(12, 3, 4, 4, generator=generator), list(range(12))",
-    "probing.statistics.streaming:PairwiseIou": """
+    "probing.statistics.streaming:TopK": (
+        "activations, indices = torch.randn(12, 3, 4, 4, generator=generator), list(range(12))"
+    ),
+    "probing.statistics.streaming:PairwiseIou": (
+        """
 upsampled, thresholds = torch.rand(4, 3, 8, 8, generator=generator), torch.tensor([0.5, 0.6, 0.7])
 masks = torch.rand(4, 2, 8, 8, generator=generator) > 0.5
-""",
-}  # fmt: skip
+"""
+    ),
+}
 
 
 def absent(package: str) -> Callable[[], bool]:
@@ -198,13 +240,16 @@ NOT_HERE: dict[str, tuple[str, Callable[[], bool]]] = {
     "probing.maximization.lucent:from_lucent": ("lucent is an extra", absent("lucent")),
     "probing.maximization.lucent:LucentImage.of": ("lucent is an extra", absent("lucent")),
     "concepts.data.segmentation.broden:Broden": (
-        "its 2 GB are fetched by hand", lambda: not (ROOT / "broden1_224").exists()
+        "its 2 GB are fetched by hand",
+        lambda: not (ROOT / "broden1_224").exists(),
     ),
     "concepts.data.segmentation.masks:MaskedManifest": (
         "needs drawn masks, with which the tests of segmentation run it",
-        lambda: "MaskedManifest(data).scenes(" in (ROOT / "tests/concepts/data/test_segmentation.py").read_text(encoding="utf-8"),
+        lambda: (
+            "MaskedManifest(data).scenes(" in (ROOT / "tests/concepts/data/test_segmentation.py").read_text(encoding="utf-8")
+        ),
     ),
-}  # fmt: skip
+}
 """Examples that are not run here, why, and whether the reason holds."""
 
 
@@ -230,9 +275,7 @@ EXAMPLES = dict(examples())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", sorted(set(EXAMPLES) - set(NOT_HERE)))
-def test_the_example_of_a_docstring_runs(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_of_a_docstring_runs(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load", load_stand_in)
     _data(tmp_path)
@@ -240,9 +283,7 @@ def test_the_example_of_a_docstring_runs(
     names = dict(vars(module)) | {"__name__": "__main__"}
     exec(COMMON, names)
     exec(GIVEN.get(place, ""), names)
-    test = doctest.DocTestParser().get_doctest(
-        EXAMPLES[place].replace("s3://", "memory://"), names, place, None, 0
-    )
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[place].replace("s3://", "memory://"), names, place, None, 0)
     told: list[str] = []
     runner = doctest.DocTestRunner(_Checker(), optionflags=doctest.NORMALIZE_WHITESPACE)
     with warnings.catch_warnings():

@@ -71,9 +71,7 @@ def load(reference: str, **settings: object) -> loading.LoadedModel:
         model = SmallResNet().eval()
     entry = ResNet18_Weights.DEFAULT
     classes = tuple(entry.meta["categories"])
-    return loading.LoadedModel(
-        model, Preprocess(size=32, resize=36), classes, reference, str(entry)
-    )
+    return loading.LoadedModel(model, Preprocess(size=32, resize=36), classes, reference, str(entry))
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +205,7 @@ def test_every_block_of_the_readme_runs(here: Path) -> None:
     assert names["maps"].values.shape[0] == 2
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")
     [text] = [section for section in text if section.startswith("In Python")]
-    [example] = re.findall(
-        r"`(pb\.examples\([^`]+\))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    )
+    [example] = re.findall(r"`(pb\.examples\([^`]+\))`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
     exec("\n".join(IMPORTS), names)
     calls = re.findall(r"`((?:pb\.)?[A-Z]\w*\([^`]*\)\([^`]*\)|pb\.maximize\([^`]+\))`", text)
     data = eval(example, names)
@@ -235,9 +231,13 @@ def test_the_pages_beside_the_how_to_ones_run(here: Path) -> None:
     loaded = load("torchvision:resnet18")
     images = ImageExamples(ImageFiles.in_folder("zebras"), loaded.preprocess)
     names: dict[str, object] = {
-        "store": ActivationStore(here / "rows"), "model": loaded.model, "net": loaded.model, "images": images,
-        "examples": images, "engine": Local(),
-    }  # fmt: skip
+        "store": ActivationStore(here / "rows"),
+        "model": loaded.model,
+        "net": loaded.model,
+        "images": images,
+        "examples": images,
+        "engine": Local(),
+    }
     exec(PAGES_IMPORT, names)
     ran = []
     for name in ("operators", "cluster"):

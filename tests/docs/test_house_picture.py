@@ -37,7 +37,7 @@ def test_imports_inside_functions_count_and_those_of_a_folder_s_own_do_not(
     (tmp_path / "p" / "b.py").write_text("")
     (tmp_path / "p" / "c.py").write_text("")
     monkeypatch.setattr(house, "ROOT", tmp_path)
-    assert house.imports(["p.a", "p.b", "p.c"]) == {"p.a": {"p.b", "p.c"}, "p.b": set(), "p.c": set()}  # fmt: skip
+    assert house.imports(["p.a", "p.b", "p.c"]) == {"p.a": {"p.b", "p.c"}, "p.b": set(), "p.c": set()}
 
 
 def test_an_arrow_that_points_up_is_refused(house: ModuleType) -> None:
@@ -46,7 +46,7 @@ def test_an_arrow_that_points_up_is_refused(house: ModuleType) -> None:
 
 
 def test_lines_to_one_folder_share_their_bends(house: ModuleType) -> None:
-    lines, rows = house.bent({"a": {"d"}, "b": {"d"}, "c": set(), "d": set()}, [["a", "b"], ["c"], ["d"]])  # fmt: skip
+    lines, rows = house.bent({"a": {"d"}, "b": {"d"}, "c": set(), "d": set()}, [["a", "b"], ["c"], ["d"]])
     [bend] = set(rows[1]) - {"c"}
     assert lines["a"] == lines["b"] == {bend}
     assert lines[bend] == {"d"}

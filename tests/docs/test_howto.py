@@ -83,9 +83,7 @@ def test_every_block_of_a_page_runs(page: Path, place: Path) -> None:
             for line in block.text.splitlines():
                 run_line(line)
         else:
-            assert not block.language, (
-                f"{page.name} has a block of {block.language!r} that no test runs"
-            )
+            assert not block.language, f"{page.name} has a block of {block.language!r} that no test runs"
 
 
 def test_pages_are_found() -> None:

@@ -33,8 +33,17 @@ def test_a_page_of_benchmarks_holds_what_ran_and_every_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = {"case": "4 layers", "who": "ours", "seconds": 1.5, "cpu_seconds": 2.0, "floor_ratio": 1.25,
-           "floor_cpu_ratio": 1.0, "peer_ratio": None, "peak_mb": 3.0, "agrees": ""}  # fmt: skip
+    row = {
+        "case": "4 layers",
+        "who": "ours",
+        "seconds": 1.5,
+        "cpu_seconds": 2.0,
+        "floor_ratio": 1.25,
+        "floor_cpu_ratio": 1.0,
+        "peer_ratio": None,
+        "peak_mb": 3.0,
+        "agrees": "",
+    }
     saved = {"machine": {"cpu": "a CPU", "torch": "2.14"}, "rows": [row, row | {"who": "captum"}]}
     (tmp_path / "extraction.json").write_text(json.dumps(saved), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--page", str(tmp_path / "extraction.json")])
@@ -57,9 +66,7 @@ def test_a_file_that_no_benchmark_wrote_is_refused(
 
 def test_the_page_of_benchmarks_names_commands_that_are_there() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    named = {
-        word.strip("`:|(),") for word in text.split() if word.startswith("experiments/benchmarks/")
-    }
+    named = {word.strip("`:|(),") for word in text.split() if word.startswith("experiments/benchmarks/")}
     assert len(named) == 7
     assert all((ROOT / name).is_file() for name in named)
 
@@ -72,9 +79,7 @@ def test_the_page_of_peers_says_what_the_libraries_here_have() -> None:
     peers = module(ROOT / "docs" / "peers.py")
     text = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
     lines = text[text.index("## By name") :].splitlines()
-    held = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")
-    ]
+    held = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     del held[1]
     stated = columns(held)
     assert next(iter(stated)) == peers.OWN
@@ -83,9 +88,7 @@ def test_the_page_of_peers_says_what_the_libraries_here_have() -> None:
     assert peers.OWN in found
     for library, cells in found.items():
         if library in stated:  # another release may have other names
-            assert stated[library] == cells, (
-                f"make the table anew: python docs/peers.py ({library})"
-            )
+            assert stated[library] == cells, f"make the table anew: python docs/peers.py ({library})"
 
 
 def test_every_name_looked_for_is_somebodys() -> None:

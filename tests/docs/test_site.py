@@ -23,9 +23,7 @@ def test_links_of_the_readme_lead_to_pages_or_become_words(site: ModuleType) -> 
     text, pictures = site.home(
         "[zoo](docs/zoo.md#x) ![a plot](experiments/figures/a.png) [code](tests/test_x.py) [up](#top) [w](https://a.b)"
     )
-    assert text == (
-        "[zoo](zoo.md#x) ![a plot](experiments/figures/a.png) code [up](#top) [w](https://a.b)"
-    )
+    assert text == ("[zoo](zoo.md#x) ![a plot](experiments/figures/a.png) code [up](#top) [w](https://a.b)")
     assert pictures == ["experiments/figures/a.png"]
     assert site.home("![a plan](docs/house.svg)") == ("![a plan](house.svg)", [])
 

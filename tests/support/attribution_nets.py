@@ -74,9 +74,7 @@ class Smooth(nn.Module):
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1), nn.Softplus(), nn.Conv2d(3, 2, 3), nn.Softplus()
-        )
+        self.body = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Softplus(), nn.Conv2d(3, 2, 3), nn.Softplus())
         self.head = nn.Linear(2 * 4 * 4, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,17 +91,13 @@ def _target(index: int, name: str) -> TargetInfo:
     return TargetInfo(name, index, group, f"the reason for {name}", expected)
 
 
-def _cell(
-    c: ConceptInfo, layer: str, target: str, swap: float, rng: np.random.Generator
-) -> CellRow:
+def _cell(c: ConceptInfo, layer: str, target: str, swap: float, rng: np.random.Generator) -> CellRow:
     r = _FOLLOWS[layer]
     effect = r * swap + 0.4 * (1 - r * r) ** 0.5 * float(rng.normal())
     tcav = float(np.clip(0.5 + effect, 0, 1))
     p = float(np.clip(0.4 - abs(effect), 1e-4, 1))
     spread = (effect - 0.15, effect + 0.15, p / 8, p)
-    return CellRow(
-        c.name, layer, target, tcav, tcav - 0.1, tcav + 0.1, 0.2, 1.0, 0.0, effect, *spread
-    )
+    return CellRow(c.name, layer, target, tcav, tcav - 0.1, tcav + 0.1, 0.2, 1.0, 0.0, effect, *spread)
 
 
 def _layer(c: ConceptInfo, layer: str, cells: list[CellRow], swap: list[float]) -> LayerRow:
@@ -133,9 +129,7 @@ def _likeness(concept: str) -> list[LikenessRow]:
 
 def _positions(concept: str, rng: np.random.Generator) -> list[PositionRow]:
     return [
-        PositionRow(
-            concept, "blocks.6", cluster, f"tone {k}", float(rng.normal(0.2 * i - 0.5, 0.2))
-        )
+        PositionRow(concept, "blocks.6", cluster, f"tone {k}", float(rng.normal(0.2 * i - 0.5, 0.2)))
         for i, cluster in enumerate(("cook", "student", "singer", "artist"))
         for k in range(6)
     ]
@@ -201,9 +195,7 @@ def write_drawings(folder: Path, roles: int = 10, seed: int = 0) -> None:
             for gender, red in (("woman", 30), ("man", -30), ("person", 0)):
                 colour = ground + np.array([red + rng.normal(0, 6), 0, 0])
                 name = f"{role}-{tone}-{gender}.png"
-                rows.append(
-                    [name, _write(folder / name, colour, rng), f"role {role}", gender, tone]
-                )
+                rows.append([name, _write(folder / name, colour, rng), f"role {role}", gender, tone])
     matched = [
         {"vary": "gender", "within": ["role", "tone"], "cluster": "role"},
         {"vary": "tone", "within": ["role", "gender"], "cluster": "role"},
@@ -232,9 +224,7 @@ def _manifest(path: Path, columns: list[str], rows: list[list[str]], matched: li
     path.write_text(yaml.safe_dump(parts))
 
 
-def audit_file(
-    folder: Path, changes: dict[str, object] | None = None, file: str = "audit.yaml"
-) -> Path:
+def audit_file(folder: Path, changes: dict[str, object] | None = None, file: str = "audit.yaml") -> Path:
     """Write the drawings and a small audit of them, with some parts changed, and return its file."""
     if not (folder / "data.yaml").exists():
         write_drawings(folder)
@@ -256,13 +246,23 @@ def audit_file(
         ],
         "random": {"data": "others.yaml", "about": "other pictures", "caption": "name", "images": 40, "size": 10},
         "targets": [
-            {"name": name, "group": "stereotype" if name in expect else "control", "reason": "planted",
-             "expect": {"woman against man": expect[name]} if name in expect else {}}
+            {
+                "name": name,
+                "group": "stereotype" if name in expect else "control",
+                "reason": "planted",
+                "expect": {"woman against man": expect[name]} if name in expect else {},
+            }
             for name in CLASSES
         ],
-        "statistics": {"relabellings": 199, "bootstraps": 100, "pseudo_concepts": 39, "runs": 2, "divisions": 20,
-                       "picked": 0},
-    }  # fmt: skip
+        "statistics": {
+            "relabellings": 199,
+            "bootstraps": 100,
+            "pseudo_concepts": 39,
+            "runs": 2,
+            "divisions": 20,
+            "picked": 0,
+        },
+    }
     path = folder / file
     path.write_text(yaml.safe_dump(parts | (changes or {})))
     return path
@@ -281,9 +281,7 @@ def write_folders(folder: Path, reds: dict[str, float], count: int = 24, seed: i
     _manifest(folder / "data.yaml", ["file", "sha256", "concept", "day"], rows, [])
 
 
-def unmatched_file(
-    folder: Path, concepts: list[str], changes: dict[str, object] | None = None
-) -> Path:
+def unmatched_file(folder: Path, concepts: list[str], changes: dict[str, object] | None = None) -> Path:
     """Write a small audit of concepts that are folders of pictures, with some parts changed, and return its file."""
     parts: dict[str, object] = {
         "name": "folders",
@@ -295,7 +293,7 @@ def unmatched_file(
         "concepts": [{"kind": "images", "name": name, "where": {"concept": name}} for name in concepts],
         "targets": [{"name": name, "group": "asked about", "reason": "planted"} for name in CLASSES],
         "statistics": {"relabellings": 199, "bootstraps": 100, "pseudo_concepts": 99, "runs": 2},
-    }  # fmt: skip
+    }
     path = folder / "audit.yaml"
     path.write_text(yaml.safe_dump(parts | (changes or {})))
     return path

@@ -89,9 +89,7 @@ class Browser:
         if not self.session:
             self._attach()
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )  # fmt: skip
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.requests.clear()
         self.complaints.clear()
         self.ask("Page.navigate", url=page.resolve().as_uri())
@@ -114,9 +112,7 @@ class Browser:
 
     def run(self, expression: str) -> Any:
         """Return the value of an expression on the page, which runs even where the page's own scripts may not."""
-        found = self.ask(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -134,9 +130,14 @@ class Browser:
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.ask(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key],
-                modifiers=8 * shift, **(text if kind == "keyDown" else {}),
-            )  # fmt: skip
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=codes[key],
+                modifiers=8 * shift,
+                **(text if kind == "keyDown" else {}),
+            )
 
     def screenshot(self, selector: str, path: Path) -> None:
         """Save a picture of the part of the page that a selector names first."""
@@ -164,16 +165,25 @@ def chromium(profile: Path) -> Iterator[Browser]:
     read, to = os.pipe()
     back, write = os.pipe()
     options = (
-        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
-        "--disable-component-update", "--no-first-run", "--disable-extensions", "--disable-dev-shm-usage",
-        f"--user-data-dir={profile}", "--remote-debugging-pipe",
-    )  # fmt: skip
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--disable-extensions",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+        "--remote-debugging-pipe",
+    )
     # Chromium reads commands at 3 and answers at 4.
     swap = f"import os, sys; os.dup2({read}, 3); os.dup2({write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", swap, find(), *options]
-    with (profile / "log").open("wb") as log, subprocess.Popen(
-        command, pass_fds=(read, write), stdout=log, stderr=log
-    ) as process:  # fmt: skip
+    with (
+        (profile / "log").open("wb") as log,
+        subprocess.Popen(command, pass_fds=(read, write), stdout=log, stderr=log) as process,
+    ):
         os.close(read)
         os.close(write)
         try:

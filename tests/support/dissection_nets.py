@@ -15,10 +15,8 @@ from probing.models.geometry import Geometry
 def given_units(units: int) -> nn.Module:
     """Return a network whose layer `units` hands on its input: the images' channels are the units' maps."""
     net = nn.Sequential(
-        OrderedDict(
-            units=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(units, 2)
-        )
-    )  # fmt: skip
+        OrderedDict(units=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(units, 2))
+    )
     return net.eval()
 
 
@@ -31,9 +29,7 @@ def scenes_of(
 ) -> Scenes:
     """Return units' maps as images, with labels on a grid of the labels' own size if no other is named."""
     own = (planes.shape[2], planes.shape[3])
-    return Scenes(
-        TensorExamples(maps), TensorLabels(planes, vocabulary, whole), size or own, frame="input"
-    )
+    return Scenes(TensorExamples(maps), TensorLabels(planes, vocabulary, whole), size or own, frame="input")
 
 
 def named(count: int, kind: str = "object") -> Vocabulary:
@@ -46,27 +42,19 @@ def slow_upsampled(maps: Tensor, geometry: Geometry, size: tuple[int, int]) -> n
     out = np.zeros((units, *size))
     for i in range(size[0]):
         for j in range(size[1]):
-            y = (
-                (i + 0.5) * geometry.size[0] / size[0] - 0.5 - geometry.start[0]
-            ) / geometry.stride[0]
-            x = (
-                (j + 0.5) * geometry.size[1] / size[1] - 0.5 - geometry.start[1]
-            ) / geometry.stride[1]
+            y = ((i + 0.5) * geometry.size[0] / size[0] - 0.5 - geometry.start[0]) / geometry.stride[0]
+            x = ((j + 0.5) * geometry.size[1] / size[1] - 0.5 - geometry.start[1]) / geometry.stride[1]
             y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
             top, left = int(y), int(x)
             bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-            corners = (
-                maps[:, [top, top, bottom, bottom], [left, right, left, right]].double().numpy()
-            )
+            corners = maps[:, [top, top, bottom, bottom], [left, right, left, right]].double().numpy()
             dy, dx = y - top, x - left
             weights = np.array([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx])
             out[:, i, j] = corners @ weights
     return out
 
 
-def slow_counts(
-    masks: Sequence[np.ndarray], scenes: Scenes, union: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def slow_counts(masks: Sequence[np.ndarray], scenes: Scenes, union: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return shared cells, units' areas by concept, and labels' areas, image by image and label by label."""
     words = scenes.vocabulary
     units, concepts = len(masks[0]), len(words)

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}  # fmt: skip
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 OF_OS = [
     "O_DIRECTORY",
     "O_NONBLOCK",
@@ -43,14 +43,14 @@ OF_OS = [
     "uname",
     "wait",
 ]
-OF_SIGNAL = ("SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "alarm", "pthread_kill", "sigwait")  # fmt: skip
+OF_SIGNAL = ("SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "alarm", "pthread_kill", "sigwait")
 PACKAGES = ("probing", "concepts")
 _import = builtins.__import__
 
 
 def import_elsewhere(
     name: str, globals: object = None, locals: object = None, fromlist: tuple[str, ...] = (), level: int = 0
-) -> ModuleType:  # fmt: skip
+) -> ModuleType:
     importer = str(globals.get("__name__")) if isinstance(globals, dict) else ""
     if name in POSIX_ONLY and importer.split(".")[0] in PACKAGES:
         raise ModuleNotFoundError(f"No module named {name!r}")

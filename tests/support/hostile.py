@@ -31,11 +31,45 @@ from probing.models.loading import LoadedModel
 
 LIMIT_S = 10  # of CPU; on the clock six times that, for machines that have more to do
 EVIL = (
-    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)",
-    "\t=1", "\r=1", "../../outside", "/etc/passwd", "C:\\windows", "a\\..\\b", "~root", "$HOME", "%s%n", "{0.__class__}",
-    "[/bold]", "[link=file:///etc]x[/link]", ":smile:", "\x1b[2J\x1b]0;owned\x07", "\u202eevil\u2066", "\u0000", "\ud800",
-    "\ufeff", "e\u0301" * 50, "\U0001d54f", "名前", "שלום", "$x_1$", "$\\frac{", "x" * 5000, "", " ", ".", "..", "con", "a\nb", "\u2028",
-)  # fmt: skip
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "../../outside",
+    "/etc/passwd",
+    "C:\\windows",
+    "a\\..\\b",
+    "~root",
+    "$HOME",
+    "%s%n",
+    "{0.__class__}",
+    "[/bold]",
+    "[link=file:///etc]x[/link]",
+    ":smile:",
+    "\x1b[2J\x1b]0;owned\x07",
+    "\u202eevil\u2066",
+    "\u0000",
+    "\ud800",
+    "\ufeff",
+    "e\u0301" * 50,
+    "\U0001d54f",
+    "名前",
+    "שלום",
+    "$x_1$",
+    "$\\frac{",
+    "x" * 5000,
+    "",
+    " ",
+    ".",
+    "..",
+    "con",
+    "a\nb",
+    "\u2028",
+)
 
 
 # Watching
@@ -48,11 +82,23 @@ class Hang(BaseException):
 _roots: list[tuple[str, ...]] = []
 _seen: list[str] = []
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_ONE_PATH = {"os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.truncate", "os.utime", "shutil.rmtree"}  # fmt: skip
+_ONE_PATH = {"os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.truncate", "os.utime", "shutil.rmtree"}
 _NEVER = (
-    "socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "subprocess.Popen", "os.system", "os.exec",
-    "os.posix_spawn", "os.fork", "os.spawn", "os.startfile", "ctypes.dlopen", "pickle.find_class", "webbrowser.open",
-)  # fmt: skip
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.bind",
+    "socket.sendto",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.spawn",
+    "os.startfile",
+    "ctypes.dlopen",
+    "pickle.find_class",
+    "webbrowser.open",
+)
 _HARMLESS = ("/dev/null", "/proc/", "/sys/")
 _SAFE_CLASSES = ("torch", "collections", "_codecs", "numpy", "builtins")
 
@@ -126,7 +172,7 @@ def mutated(data: bytes, rng: random.Random, most: int = 8) -> bytes:
                 rng.randbytes(length) + part,
                 rng.choice((b"\x00", b"\xff\xff\xff\x7f", b"\x80" * 4, b"99999999999", b"-1", b"'", b"&a ", b"*a ")) + part,
             ]
-        )  # fmt: skip
+        )
         data = data[:at] + new + data[at + length :]
     return data if rng.random() < 0.8 else data[: rng.randrange(len(data) + 1)]
 
@@ -153,7 +199,7 @@ def odd_value(rng: random.Random) -> object:
             lambda: list(range(2000)),
             lambda: [["a.png", "0" * 64, "w", "x"]] * 200,
         ]
-    )()  # fmt: skip
+    )()
 
 
 def twisted(value: object, rng: random.Random) -> object:
@@ -244,7 +290,7 @@ def picture(kind: str, mode: str, size: tuple[int, int] = (9, 7), **options: obj
         wide = rng.integers(0, 65535, size[::-1]).astype(np.uint16 if mode == "I;16" else np.int32)
         image = Image.fromarray(wide)
     else:
-        image = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).convert(mode)  # fmt: skip
+        image = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
     out = io.BytesIO()
     image.save(out, kind, **options)  # type: ignore[arg-type]
     return out.getvalue()
@@ -277,14 +323,20 @@ def _tiff(tags: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
 
 
 def _many_directories(count: int) -> bytes:
-    first = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 200), (278, 4, 1, 1), (279, 4, 1, 1)]  # fmt: skip
+    first = [
+        (256, 4, 1, 1),
+        (257, 4, 1, 1),
+        (258, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 200),
+        (278, 4, 1, 1),
+        (279, 4, 1, 1),
+    ]
     start = len(_tiff(first)) + 10
     data = _tiff(first, start).ljust(start, b"\0")
     each = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 1)
     size = len(each) + 4
-    return data + b"".join(
-        each + struct.pack("<I", start + (i + 1) * size if i + 1 < count else 0) for i in range(count)
-    )  # fmt: skip
+    return data + b"".join(each + struct.pack("<I", start + (i + 1) * size if i + 1 < count else 0) for i in range(count))
 
 
 @cache
@@ -339,7 +391,8 @@ def pictures() -> Mapping[str, bytes]:
         "texts.png": png(8, 8, more=_chunk(b"tEXt", b"a\0" + bytes(1000)) * 2000),
         "frames.png": png(8, 8, more=_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
         "huge.gif": b"GIF89a\xff\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\xff\xff\xff\xff\x00\x02\x02L\x01\x00;",
-        "huge.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0),
+        "huge.bmp": b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0),
         "upside down.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, -5, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
         "huge.ppm": b"P6 99999999 99999999 255\n" + bytes(30),
         "none.ppm": b"P6 0 0 255\n",
@@ -358,7 +411,7 @@ def pictures() -> Mapping[str, bytes]:
         "zeros.jpg": bytes(5000),
         "start.jpg": picture("JPEG", "RGB")[:40],
         "noise.webp": b"RIFF\xff\xff\xff\xffWEBPVP8X" + bytes(40),
-    }  # fmt: skip
+    }
     return found | {
         "as.jpg": found["rgb.png"],
         "as.gif": found["photo.jpg"],
@@ -371,18 +424,13 @@ def drawings() -> Mapping[str, bytes]:
     """Return SVG drawings that are meant ill, by name; `sound` is not."""
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 9 9">'
     all_over = '<rect width="9" height="9" '
-    uses = "".join(
-        f'<g id="a{i}">{f"""<use xlink:href="#a{i - 1}"/>""" * 10}</g>' for i in range(1, 9)
-    )
+    uses = "".join(f'<g id="a{i}">{f"""<use xlink:href="#a{i - 1}"/>""" * 10}</g>' for i in range(1, 9))
     filters = {
         "blur": '<feGaussianBlur stdDeviation="1000000"/>',
         "turbulence": '<feTurbulence numOctaves="1000000" baseFrequency="0.5"/>',
         "dilation": '<feMorphology operator="dilate" radius="100000"/>',
     }
-    bodies = {
-        name: f'<filter id="f">{f}</filter>{all_over}filter="url(#f)"/>'
-        for name, f in filters.items()
-    } | {
+    bodies = {name: f'<filter id="f">{f}</filter>{all_over}filter="url(#f)"/>' for name, f in filters.items()} | {
         "sound": f'{all_over}fill="red"/>',
         "uses": f'<defs><rect id="a0" width="1" height="1"/>{uses}</defs><use xlink:href="#a8"/>',
         "pattern": f'<pattern id="p" width="1e-5" height="1e-5">{all_over}/></pattern>{all_over}fill="url(#p)"/>',
@@ -395,9 +443,7 @@ def drawings() -> Mapping[str, bytes]:
         "open": "<g><g>",
     }
     found = {name: f"{head}{body}</svg>".encode() for name, body in bodies.items()}
-    entity = (
-        f'<!DOCTYPE svg [<!ENTITY e SYSTEM "file:///etc/passwd">]>{head}<title>&e;</title></svg>'
-    )
+    entity = f'<!DOCTYPE svg [<!ENTITY e SYSTEM "file:///etc/passwd">]>{head}<title>&e;</title></svg>'
     return found | {
         "entity": entity.encode(),
         "none": b"",
@@ -465,7 +511,7 @@ def weights() -> Mapping[str, bytes]:
         "eight bits.safetensors": tensors({"a": {"dtype": "F8_E8M0", "shape": [64], "data_offsets": [0, 64]}}),
         "evil names.safetensors": tensors({EVIL[19]: entry | {"shape": [16], "data_offsets": [0, 64]}}),
         "twice.safetensors": tensors(b'{"a":' + json.dumps(entry).encode() + b',"a":' + json.dumps(entry).encode() + b"}"),
-    }  # fmt: skip
+    }
 
 
 class _Runs:
@@ -478,10 +524,10 @@ def _squeezed(data: bytes) -> bytes:
     import zipfile
 
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:  # fmt: skip
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         for item in old.infolist():
             content = old.read(item)
-            new.writestr(item.filename, bytes(300 << 20) if item.filename.endswith("data/0") else content)  # fmt: skip
+            new.writestr(item.filename, bytes(300 << 20) if item.filename.endswith("data/0") else content)
     return out.getvalue()
 
 
@@ -498,8 +544,10 @@ def texts(rng: random.Random) -> Iterator[str]:
     yield "good " + "".join(map(chr, range(32))) + " bad"
     while True:
         words = ["good", "bad", "so", *rng.choices(EVIL[:31], k=4)]
-        words += ["".join(chr(rng.choice((rng.randrange(0x250), rng.randrange(0x110000)))) for _ in range(rng.randint(1, 9)))
-                  for _ in range(rng.randint(0, 6))]  # fmt: skip
+        words += [
+            "".join(chr(rng.choice((rng.randrange(0x250), rng.randrange(0x110000)))) for _ in range(rng.randint(1, 9)))
+            for _ in range(rng.randint(0, 6))
+        ]
         rng.shuffle(words)
         yield rng.choice((" ", "", "\n", "\t ")).join(words)
 
@@ -513,15 +561,18 @@ PLAIN = Preprocess(size=8, resize=10, mean=(0.5,) * 3, std=(0.5,) * 3)
 def net() -> LoadedModel:
     """Return a small network for pictures whose classes have names that are meant ill."""
     torch_net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Conv2d(3, 4, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
         torch.nn.Linear(4, 4),
-    )  # fmt: skip
+    )
     return LoadedModel(nets.seeded(torch_net), transform=PLAIN, classes=CLASSES)
 
 
 def feeling(given: list[str]) -> Tensor:
     """Return scores of texts: how often `good` stands in each, and `bad`."""
-    return torch.tensor([[float(t.count("good")), float(t.count("bad")), len(t) % 7.0] for t in given])  # fmt: skip
+    return torch.tensor([[float(t.count("good")), float(t.count("bad")), len(t) % 7.0] for t in given])
 
 
 def biased() -> LoadedModel:

@@ -38,9 +38,7 @@ def grow(value: float, size: float, upward: bool) -> float:
     return value * (1 + size) if (value > 0) == upward and value != 0 else value
 
 
-def alpha_beta(
-    a: Tensor, w: Tensor, b: Tensor, r: Tensor, alpha: float, beta: float, fallback: bool
-) -> Shares:
+def alpha_beta(a: Tensor, w: Tensor, b: Tensor, r: Tensor, alpha: float, beta: float, fallback: bool) -> Shares:
     """Bach et al. 2015, eq. 60, with positive and negative products."""
     result, biased = torch.zeros_like(a), torch.zeros(()).to(a)
     for j in range(len(w)):
@@ -50,16 +48,8 @@ def alpha_beta(
         minus = sum(v for v in [*z, bias] if v < 0)
         up, down = (1.0, 0.0) if fallback and (plus == 0 or minus == 0) else (alpha, beta)
 
-        def share(
-            value: float, r_j: float = float(r[j]), s: tuple[float, ...] = (up, down, plus, minus)
-        ) -> float:
-            return (
-                s[0] * value / s[2] * r_j
-                if value > 0
-                else -s[1] * value / s[3] * r_j
-                if value < 0
-                else 0.0
-            )
+        def share(value: float, r_j: float = float(r[j]), s: tuple[float, ...] = (up, down, plus, minus)) -> float:
+            return s[0] * value / s[2] * r_j if value > 0 else -s[1] * value / s[3] * r_j if value < 0 else 0.0
 
         result += torch.tensor([share(v) for v in z], dtype=a.dtype)
         biased += share(bias)

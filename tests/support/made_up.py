@@ -59,7 +59,7 @@ _FIXED: dict[tuple[str, str], object] = {
     ("HeatMapComparison", "shown"): (),
     ("DissectionResult", "label_tests"): (),
     ("AttributeUnits", "names"): None,
-}  # fmt: skip
+}
 _LONG = {"images": 3, "probes": 3, "atlases": 3, "results": 3, "rows": 3, "names": 3, "ids": 3}
 
 
@@ -101,7 +101,7 @@ def _value(cls: type, name: str, kind: Any, generator: torch.Generator, empty: b
     if kind is Provenance:
         return Provenance.collect()
     if get_origin(kind) in {Union, types.UnionType}:
-        return None if type(None) in get_args(kind) else _value(cls, name, get_args(kind)[0], generator, empty)  # fmt: skip
+        return None if type(None) in get_args(kind) else _value(cls, name, get_args(kind)[0], generator, empty)
     if get_origin(kind) is Literal:
         return get_args(kind)[0]
     if get_origin(kind) is dict:

@@ -22,9 +22,14 @@ _ROLES, _A_TAKE = 40, 6  # images of a take: three figures in two tones
 def wide() -> LoadedModel:
     """Return a network whose maps are much larger than its images."""
     net = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, len(audits.CLASSES)),
-    )  # fmt: skip
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, len(audits.CLASSES)),
+    )
     plain = Preprocess(size=16, resize=None, mean=(0.5,) * 3, std=(0.5,) * 3)
     return LoadedModel(nets.seeded(net), transform=plain, classes=audits.CLASSES)
 
@@ -42,10 +47,7 @@ def draw(folder: Path, count: int) -> None:
                 digest = audits._write(folder / name, colour, rng)
                 rows.append([name, digest, f"role {i % _ROLES}", str(i // _ROLES), gender, tone])
     within = {"gender": "tone", "tone": "gender"}
-    matched = [
-        {"vary": vary, "within": ["role", "take", other], "cluster": "role"}
-        for vary, other in within.items()
-    ]
+    matched = [{"vary": vary, "within": ["role", "take", other], "cluster": "role"} for vary, other in within.items()]
     columns = ["file", "sha256", "role", "take", "gender", "tone"]
     audits._manifest(folder / "data.yaml", columns, rows, matched)
 

@@ -159,8 +159,6 @@ def red_net() -> LoadedModel:
     with torch.no_grad():
         conv.weight.copy_(torch.eye(3)[:, :, None, None])
         head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
-    layers = OrderedDict(
-        conv=conv, relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head
-    )
+    layers = OrderedDict(conv=conv, relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head)
     transform = Preprocess(size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return LoadedModel(nn.Sequential(layers), transform, classes=("red", "other"))

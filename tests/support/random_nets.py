@@ -1,4 +1,4 @@
-"""Small random CNNs from a grammar of layers, and what methods say of them by plain autograd and loops, one example at a time."""
+"""Small random CNNs from a grammar of layers, and what methods say of them by plain autograd, one example at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +158,7 @@ HEADS: dict[str, Callable[[int], list[nn.Module]]] = {
     "mean": lambda n: [Apply(lambda y: y.mean((2, 3))), nn.Linear(WIDTH, CLASSES)],
     "largest": lambda n: [Apply(lambda y: y.amax((2, 3))), nn.Linear(WIDTH, CLASSES)],
     "convolution": lambda n: [nn.Conv2d(WIDTH, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
-}  # fmt: skip
+}
 
 
 class RandomNet(nn.Module):

@@ -31,14 +31,12 @@ class Slim(Tensor):
             raise TypeError("can't convert to float64: the device slim has none")
         own = Tensor._make_wrapper_subclass(
             cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=SLIM
-        )  # fmt: skip
+        )
         own.raw = raw
         return own
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: object, args: Any = (), kwargs: Any = None
-    ) -> object:
+    def __torch_dispatch__(cls, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         return _run(func, args, kwargs or {})
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -70,9 +68,7 @@ class Slim(Tensor):
 class Computing(TorchDispatchMode):
     """Inside the block the device can be used."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Any = (), kwargs: Any = None
-    ) -> object:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         return _run(func, args, kwargs or {})
 
 

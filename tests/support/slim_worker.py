@@ -59,27 +59,50 @@ METHODS_TRIED: dict[str, AttributionMethod] = {
     "ig mc": IntegratedGradients(rule="mc", steps=8),
     "ig blurred": IntegratedGradients(Blurred(), steps=8),
     "variance": METHODS["smoothgrad"](samples=4, statistic="variance"),  # type: ignore[call-arg]
-}  # fmt: skip
-METRICS: dict[str, Callable[[Score, Tensor, Tensor], object]] = {
-    type(metric).__name__: lambda s, x, _, m=metric: m(IntegratedGradients(steps=4), s, x)
-    for metric in (
-        axioms.Completeness(), axioms.SensitivityA(), axioms.Dummy(), axioms.Linearity(), axioms.Symmetry(),
-        axioms.ImplementationInvariance(), axioms.InputShift(), complexity.Gini(), complexity.EffectivePlaces(),
-        complexity.ExplanationLength(), complexity.PictureBytes(), curves.Deletion(), curves.Insertion(),
-        curves.PixelFlipping(), curves.Road(), robustness.MaxSensitivity(), robustness.Infidelity(),
-        robustness.SensitivityN(), randomisation.CascadingRandomisation(seeds=1, steps=2),
-        randomisation.IndependentRandomisation(seeds=1, steps=2),
-    )
-} | {
-    f"{type(metric).__name__} of maps": lambda s, x, maps, m=metric: m(maps, s, x)
-    for metric in (complexity.Gini(), curves.Deletion(), robustness.SensitivityN())
-} | {
-    type(metric).__name__: lambda s, x, maps, m=metric: m(maps, s, x, torch.arange(64).reshape(1, 8, 8).expand(4, 8, 8) < 20)
-    for metric in (
-        localisation.PointingGame(), localisation.EnergyShare(), localisation.RelevanceRank(), localisation.MaskIou(),
-        localisation.InsideAuroc(),
-    )
-}  # fmt: skip
+}
+METRICS: dict[str, Callable[[Score, Tensor, Tensor], object]] = (
+    {
+        type(metric).__name__: lambda s, x, _, m=metric: m(IntegratedGradients(steps=4), s, x)
+        for metric in (
+            axioms.Completeness(),
+            axioms.SensitivityA(),
+            axioms.Dummy(),
+            axioms.Linearity(),
+            axioms.Symmetry(),
+            axioms.ImplementationInvariance(),
+            axioms.InputShift(),
+            complexity.Gini(),
+            complexity.EffectivePlaces(),
+            complexity.ExplanationLength(),
+            complexity.PictureBytes(),
+            curves.Deletion(),
+            curves.Insertion(),
+            curves.PixelFlipping(),
+            curves.Road(),
+            robustness.MaxSensitivity(),
+            robustness.Infidelity(),
+            robustness.SensitivityN(),
+            randomisation.CascadingRandomisation(seeds=1, steps=2),
+            randomisation.IndependentRandomisation(seeds=1, steps=2),
+        )
+    }
+    | {
+        f"{type(metric).__name__} of maps": lambda s, x, maps, m=metric: m(maps, s, x)
+        for metric in (complexity.Gini(), curves.Deletion(), robustness.SensitivityN())
+    }
+    | {
+        type(metric).__name__: lambda s, x, maps, m=metric: m(
+            maps, s, x, torch.arange(64).reshape(1, 8, 8).expand(4, 8, 8) < 20
+        )
+        for metric in (
+            localisation.PointingGame(),
+            localisation.EnergyShare(),
+            localisation.RelevanceRank(),
+            localisation.MaskIou(),
+            localisation.InsideAuroc(),
+        )
+    }
+)
 
 
 def numbers(result: object) -> list[Tensor]:
@@ -92,9 +115,7 @@ def numbers(result: object) -> list[Tensor]:
 
 
 def _method(method: AttributionMethod, there: bool) -> Read:
-    return lambda net, device: numbers(
-        method(Score(net, TARGETS.to(device)), X.to(device if there else "cpu"))
-    )
+    return lambda net, device: numbers(method(Score(net, TARGETS.to(device)), X.to(device if there else "cpu")))
 
 
 def _metric(measure: Callable[[Score, Tensor, Tensor], object]) -> Read:
@@ -106,9 +127,7 @@ def _metric(measure: Callable[[Score, Tensor, Tensor], object]) -> Read:
 
 
 def _stored(read: Callable[[ActivationStore, nn.Module], object], *, kept: bool = True) -> Read:
-    return lambda net, device: numbers(
-        read(ActivationStore(device=device if kept else None, progress=False), net)
-    )
+    return lambda net, device: numbers(read(ActivationStore(device=device if kept else None, progress=False), net))
 
 
 def _rows(store: ActivationStore, net: nn.Module) -> object:
@@ -124,22 +143,18 @@ def _tcav(store: ActivationStore, net: nn.Module) -> object:
 
 def _effect(store: ActivationStore, net: nn.Module) -> object:
     method = LogitEffect(relabellings=19, bootstraps=5)
-    return method(
-        store, {"k": Score(net, 1)}, ["features.2"], MANY[LABELS == 1], MANY[LABELS == 0], X
-    )
+    return method(store, {"k": Score(net, 1)}, ["features.2"], MANY[LABELS == 1], MANY[LABELS == 0], X)
 
 
 def _compare(store: ActivationStore, net: nn.Module) -> object:
-    method = Compare("features.2", {"saliency": Saliency()}, steps=2, explained=4, relabellings=19, pseudo_concepts=19)  # fmt: skip
+    method = Compare("features.2", {"saliency": Saliency()}, steps=2, explained=4, relabellings=19, pseudo_concepts=19)
     concept = MatchedConcept("c", TensorExamples(MANY[:16] + 1), TensorExamples(MANY[:16]))
     return method(store, {"k": Score(net, 1)}, [concept])
 
 
 def _projection(net: nn.Module, device: torch.device) -> Sequence[Tensor]:
     directions = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).to(device)
-    found = ConceptGradients("features.2", steps=3)(
-        Score(net, 1), X.to(device), directions, ("a", "b"), X.to(device) + 1
-    )
+    found = ConceptGradients("features.2", steps=3)(Score(net, 1), X.to(device), directions, ("a", "b"), X.to(device) + 1)
     return numbers(found)
 
 
@@ -151,7 +166,7 @@ def _probes(probe: SoftmaxProbe | RidgeProbe) -> Callable[[ActivationStore, nn.M
 def _maximized(store: ActivationStore, net: nn.Module) -> object:
     made = Maximize(Fourier(), steps=2, size=8, transforms=())(
         net, Channel("features.0", 1), space=Space((0.0,), (1.0,), "grey", size=8), store=store, examples=MANY
-    )  # fmt: skip
+    )
     return made.beside
 
 
@@ -189,7 +204,7 @@ CASES: dict[str, Read] = {
     ),
     "maximization": _stored(_maximized),
     "float64": _refused,
-}  # fmt: skip
+}
 
 
 def tried(read: Read, net: nn.Module, expected: Sequence[Tensor]) -> str:
@@ -200,9 +215,7 @@ def tried(read: Read, net: nn.Module, expected: Sequence[Tensor]) -> str:
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, equal_nan=True)
     except Exception as error:  # whatever it is, the test tells
-        frames = [
-            f for f in traceback.extract_tb(error.__traceback__) if "/tests/" not in f.filename
-        ]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/tests/" not in f.filename]
         ours = [f for f in frames if "/probing/" in f.filename or "/concepts/" in f.filename]
         places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-4:]))
         return f"{type(error).__name__}: {str(error)[:300]} ({places})"

@@ -74,12 +74,17 @@ class AttributeAtlases(Result):
 
         return pd.DataFrame(
             {
-                "attribute": name, "layer": atlas.layer, "same": float(self.same[k, i]), "low": float(self.low[k, i]),
-                "high": float(self.high[k, i]), "chance": float(self.chance[k]), "trustworthiness": atlas.trustworthiness,
+                "attribute": name,
+                "layer": atlas.layer,
+                "same": float(self.same[k, i]),
+                "low": float(self.low[k, i]),
+                "high": float(self.high[k, i]),
+                "chance": float(self.chance[k]),
+                "trustworthiness": atlas.trustworthiness,
             }
             for k, name in enumerate(self.attributes)
             for i, atlas in enumerate(self.atlases)
-        )  # fmt: skip
+        )
 
     def plot(self) -> "Figure":
         """Draw the planes of all layers, coloured by the attributes that contrasts vary."""
@@ -101,18 +106,14 @@ class Atlases:
         attributes = (*varied, material.cluster_by)
         columns = [data.attribute(name) for name in attributes]
         values = tuple(tuple(dict.fromkeys(column)) for column in columns)
-        labels = torch.tensor(
-            [[v.index(x) for x in column] for v, column in zip(values, columns, strict=True)]
-        )
+        labels = torch.tensor([[v.index(x) for x in column] for v, column in zip(values, columns, strict=True)])
         examples = material.subset(range(len(data.items)))
         model, pool = material.loaded.model, material.file.model.pool
         level = material.file.statistics.level
         rows = store.activations(model, material.layers, examples, pool=pool)
         with one_thread():
             found = [neighbours(rows[x].flatten(1).cpu(), labels, level) for x in material.layers]
-            atlases = tuple(
-                Atlas(x, Pca(), pool=pool)(store, model, examples) for x in material.layers
-            )
+            atlases = tuple(Atlas(x, Pca(), pool=pool)(store, model, examples) for x in material.layers)
         shown = [example for _, _, example in atlases[-1].central()]
         return AttributeAtlases(
             Provenance.collect(model=model),
@@ -142,9 +143,9 @@ class Atlases:
         assert isinstance(found, AttributeAtlases)
         kept = ", ".join(f"{a.layer} {a.trustworthiness:.2f}" for a in found.atlases)
         text = (
-            "Each point is an image, laid out by the two directions in which activations at the layer vary most. What lies far "
-            "apart on the plane lies far apart in the layer, but not the reverse. Trustworthiness, the share of neighbours on "
-            f"the plane that are neighbours in the layer: {kept}."
+            "Each point is an image, laid out by the two directions in which activations at the layer vary most. What lies"
+            " far apart on the plane lies far apart in the layer, but not the reverse. Trustworthiness, the share of"
+            f" neighbours on the plane that are neighbours in the layer: {kept}."
         )
         varied = found.attributes[:-1]
         draw = partial(figures.planes, found.atlases, varied, found.values, found.labels)
@@ -156,14 +157,10 @@ class Atlases:
         caption = f"The plane of {found.atlases[-1].layer}; in each cell, the image nearest to its centre."
         label = "Images in the places of their activations"
         blocks.append(plate(folder, "atlas_pictures", partial(_pictured, found), label, caption))
-        return Section(
-            "What the layers group the images by", (*blocks, _table(found, audit.clusters))
-        )
+        return Section("What the layers group the images by", (*blocks, _table(found, audit.clusters)))
 
 
-def neighbours(
-    rows: Float[Tensor, "n m"], labels: Int[Tensor, "attributes n"], level: float
-) -> ClusteredMean:
+def neighbours(rows: Float[Tensor, "n m"], labels: Int[Tensor, "attributes n"], level: float) -> ClusteredMean:
     """Return the mean share of each image's nearest that have the same label, by attribute.
 
     Args:
@@ -228,7 +225,7 @@ def _numbers(found: AttributeAtlases) -> DataTable:
         (name, atlas.layer, *(known(v[k, i]) for v in (found.same, found.low, found.high)), known(found.chance[k]))
         for k, name in enumerate(found.attributes)
         for i, atlas in enumerate(found.atlases)
-    )  # fmt: skip
+    )
     columns = ("attribute", "layer", "same", "low", "high", "chance")
     about = f"share of an image's {NEIGHBOURS} nearest that have its value"
     return DataTable("neighbours", about, columns, rows, 2)
@@ -239,14 +236,18 @@ def _table(found: AttributeAtlases, clusters: str) -> Table:
     rows = tuple(
         linked(
             (
-                name, atlas.layer, number(float(found.same[k, i])),
-                interval(float(found.low[k, i]), float(found.high[k, i]), sign=False), number(float(found.chance[k])),
+                name,
+                atlas.layer,
+                number(float(found.same[k, i])),
+                interval(float(found.low[k, i]), float(found.high[k, i]), sign=False),
+                number(float(found.chance[k])),
             ),
-            numbers.at(name, atlas.layer), 2,
+            numbers.at(name, atlas.layer),
+            2,
         )
         for k, name in enumerate(found.attributes)
         for i, atlas in enumerate(found.atlases)
-    )  # fmt: skip
+    )
     caption = (
         f"Share of an image's {NEIGHBOURS} nearest that have its value, by Euclidean distance in the whole layer, with the "
         f"interval over {clusters}. For {' and '.join(found.attributes[:-1])}, nearest among images of other {clusters}. "

@@ -76,16 +76,20 @@ class AttributeUnits(Result):
         tables = [
             pd.DataFrame(
                 {
-                    "contrast": [name] * count, "layer": layers, "unit": self.unit.tolist(),
-                    "fitted": s.fitted[k].tolist(), "shift": s.shift[k].tolist(), "low": s.low[k].tolist(),
-                    "high": s.high[k].tolist(), "same_way": s.same_way[k].tolist(), "p": s.p[k].tolist(),
+                    "contrast": [name] * count,
+                    "layer": layers,
+                    "unit": self.unit.tolist(),
+                    "fitted": s.fitted[k].tolist(),
+                    "shift": s.shift[k].tolist(),
+                    "low": s.low[k].tolist(),
+                    "high": s.high[k].tolist(),
+                    "same_way": s.same_way[k].tolist(),
+                    "p": s.p[k].tolist(),
                 }
             )
             for k, name in enumerate(self.contrasts)
-        ]  # fmt: skip
-        return pd.concat(tables).sort_values(
-            "shift", key=abs, ascending=False, kind="stable", ignore_index=True
-        )
+        ]
+        return pd.concat(tables).sort_values("shift", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def plot(self) -> "Figure":
         """Draw each unit's shift on clusters to judge on against that on clusters to fit on."""
@@ -170,17 +174,15 @@ class Units:
             "not be used."
         )
         caption = (
-            "Mean difference of matched images in each unit, in standard deviations of the unit, by contrast and layer: across "
-            f"on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured, and counted above: "
-            "units that tell the contrast."
+            "Mean difference of matched images in each unit, in standard deviations of the unit, by contrast and layer:"
+            f" across on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured, and"
+            " counted above: units that tell the contrast."
         )
         parts = found.contrasts, found.layers, found.layer_of, found.shifts
         draw = partial(figures.units, *parts, alpha=audit.alpha)
         blocks: list[Block] = [
             Paragraph(text),
-            plate(
-                folder, "units", draw, "Units that differ between matched images", caption, "units"
-            ),
+            plate(folder, "units", draw, "Units that differ between matched images", caption, "units"),
             *(_table(audit, found, k, _numbers(audit, found)) for k in range(len(found.contrasts))),
         ]
         if found.names is not None:
@@ -188,9 +190,7 @@ class Units:
         return Section(_TITLE, tuple(blocks))
 
 
-def _rows(
-    material: Material, store: ActivationStore, model: nn.Module
-) -> list[Float[Tensor, "n _"]]:
+def _rows(material: Material, store: ActivationStore, model: nn.Module) -> list[Float[Tensor, "n _"]]:
     pool = material.file.model.pool
     rows = store.activations(model, material.layers, _data(material), pool=pool)
     return [rows[layer].flatten(1).cpu() for layer in material.layers]
@@ -222,16 +222,28 @@ def _numbers(audit: AuditResults, found: AttributeUnits) -> DataTable:
     told = found.shifts.told(audit.alpha)
     rows = tuple(
         (
-            contrast, found.layers[int(found.layer_of[u])], int(found.unit[u]),
+            contrast,
+            found.layers[int(found.layer_of[u])],
+            int(found.unit[u]),
             *(known(getattr(found.shifts, name)[k, u]) for name in _PER_UNIT),
-            bool(told[k, u]), known(found.untrained.shift[k, u]), known(found.untrained.p[k, u]), _label(found, u),
+            bool(told[k, u]),
+            known(found.untrained.shift[k, u]),
+            known(found.untrained.p[k, u]),
+            _label(found, u),
         )
         for k, contrast in enumerate(found.contrasts)
         for u in range(len(found.unit))
-    )  # fmt: skip
+    )
     columns = (
-        "contrast", "layer", "unit", *_PER_UNIT, "told", "untrained_shift", "untrained_p", "in_drawn_scenes",
-    )  # fmt: skip
+        "contrast",
+        "layer",
+        "unit",
+        *_PER_UNIT,
+        "told",
+        "untrained_shift",
+        "untrained_p",
+        "in_drawn_scenes",
+    )
     return DataTable("units", "by how much each contrast moves each unit", columns, rows, 3)
 
 
@@ -283,8 +295,10 @@ def _told(found: AttributeUnits, k: int, row: int, numbers: DataTable) -> tuple[
     return (
         f"{where}, ",
         Link(number(float(s.shift[k, row]), sign=True), numbers.at(*_key(found, k, row))),
-        f" standard deviations ({interval(low, high)}), the same way in "
-        f"{float(s.same_way[k, row]):.0%} of {int(found.pairs[k])} pairs",
+        (
+            f" standard deviations ({interval(low, high)}), the same way in "
+            f"{float(s.same_way[k, row]):.0%} of {int(found.pairs[k])} pairs"
+        ),
     )
 
 
@@ -294,15 +308,19 @@ def _table(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTabl
         for row in found.strongest(k, i, audit.alpha)[:_LISTED]:
             ends = interval(float(s.low[k, row]), float(s.high[k, row]))
             cells = (
-                f"{layer}: {int(found.unit[row])}", _label(found, row), number(float(s.fitted[k, row]), sign=True),
-                number(float(s.shift[k, row]), sign=True), ends, f"{float(s.same_way[k, row]):.0%}",
+                f"{layer}: {int(found.unit[row])}",
+                _label(found, row),
+                number(float(s.fitted[k, row]), sign=True),
+                number(float(s.shift[k, row]), sign=True),
+                ends,
+                f"{float(s.same_way[k, row]):.0%}",
                 p_value(float(s.p[k, row])),
-            )  # fmt: skip
+            )
             rows.append(linked(cells, numbers.at(*_key(found, k, row)), 2))
     header = ("unit", "in drawn scenes", "fitted", "judged", "interval", "same way", "p corrected")
     caption = (
-        f"Units that tell {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which have "
-        "no part in the numbers after. Same way: share of pairs."
+        f"Units that tell {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which"
+        " have no part in the numbers after. Same way: share of pairs."
     )
     return Table(caption, header, tuple(rows), text_columns=2, folded=True)
 
@@ -322,8 +340,8 @@ def _named(audit: AuditResults, found: AttributeUnits, names: DissectionResult) 
     for contrast, told in zip(found.contrasts, found.shifts.told(audit.alpha), strict=True):
         shares = [f"{int(detects[group].sum())} of {int(group.sum())}" for group in (told, ~told)]
         said.append(
-            f"In {names.images} drawn scenes, {shares[0]} units that tell {contrast} are detectors (IoU > "
-            f"{names.min_iou:g}, and more than shuffled images give), and {shares[1]} of the others. The scenes show things, "
-            "textures and colours and no figures: a label says what else moves the unit."
+            f"In {names.images} drawn scenes, {shares[0]} units that tell {contrast} are detectors (IoU > {names.min_iou:g},"
+            f" and more than shuffled images give), and {shares[1]} of the others. The scenes show things, textures and"
+            " colours and no figures: a label says what else moves the unit."
         )
     return (*said, *names.sentences())

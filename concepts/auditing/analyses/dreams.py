@@ -56,9 +56,7 @@ class ConceptDreams(Result):
             [
                 strip
                 for k, name in enumerate(self.contrasts)
-                for strip in _strips(
-                    self, k, (f"{name}, along", f"{name}, against", f"{name}, control")
-                )
+                for strip in _strips(self, k, (f"{name}, along", f"{name}, against", f"{name}, control"))
             ],
             columns=max(5, len(self.layers)),
         )
@@ -92,21 +90,21 @@ class Dreams:
             rows = store.activations(model, [layer], material.examples, pool=pool)[layer].cpu()
             ways = [_ways(rows, sets, material.file.statistics.seed) for sets in material.contrasts]
             goals = [
-                cav_objective(
-                    layer, v, f"{name}, {kind}", cosine_power=self.cosine_power, last=pool == "mean_last"
-                )
+                cav_objective(layer, v, f"{name}, {kind}", cosine_power=self.cosine_power, last=pool == "mean_last")
                 for name, (vectors, _) in zip(names, ways, strict=True)
                 for kind, v in zip(_KINDS, vectors, strict=True)
-            ]  # fmt: skip
+            ]
             found = self.settings(material.loaded, goals)
             made = store.activations(model, [layer], TensorExamples(found.images), pool=pool)[layer]
             images.append(found)
-            reach.append(torch.stack([
-                _reach(vectors, fitted, made[3 * i : 3 * i + 3].cpu()) for i, (vectors, fitted) in enumerate(ways)
-            ]))  # fmt: skip
+            reach.append(
+                torch.stack(
+                    [_reach(vectors, fitted, made[3 * i : 3 * i + 3].cpu()) for i, (vectors, fitted) in enumerate(ways)]
+                )
+            )
         return ConceptDreams(
             Provenance.collect(model=model, method=self), names, material.layers, tuple(images), torch.stack(reach)
-        )  # fmt: skip
+        )
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say nothing in the verdict: a picture is to be looked at."""
@@ -122,32 +120,28 @@ class Dreams:
             for k, kind in enumerate(_KINDS)
         )
         columns = ("contrast", "layer", "direction", "reach", "without_gradient")
-        return (
-            DataTable("dreams", "how far each dream lies along its direction", columns, rows, 3),
-        )
+        return (DataTable("dreams", "how far each dream lies along its direction", columns, rows, 3),)
 
     def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
         """Return a figure for each contrast."""
         assert isinstance(found, ConceptDreams)
         text = (
-            "The image that drives a layer furthest along a direction shows what the direction points at, be it the concept or "
-            "something else that tells the two sets apart. Such images lie far outside any data, and something can be seen in "
-            "most of them. So each has a control: a direction fitted to the same images after the two sides changed places in "
-            f"half of the {audit.clusters}, which tells nothing. Where a dream shows no more of the concept than the control "
-            "does, it is no evidence that the direction means the concept."
+            "The image that drives a layer furthest along a direction shows what the direction points at, be it the concept"
+            " or something else that tells the two sets apart. Such images lie far outside any data, and something can be"
+            " seen in most of them. So each has a control: a direction fitted to the same images after the two sides"
+            f" changed places in half of the {audit.clusters}, which tells nothing. Where a dream shows no more of the"
+            " concept than the control does, it is no evidence that the direction means the concept."
         )
         blocks: list[Block] = [Paragraph(text)]
         for i, name in enumerate(found.contrasts):
             caption = (
-                f"Dreams of {name}, by layer. Below each: how far it lies along its direction, in standard deviations of the "
-                "images that the direction was fitted on, from their mean."
+                f"Dreams of {name}, by layer. Below each: how far it lies along its direction, in standard deviations of the"
+                " images that the direction was fitted on, from their mean."
             )
             draw = partial(_figure, audit, found, i)
-            blocks.append(
-                plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption, "dreams")
-            )
+            blocks.append(plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption, "dreams"))
         notes = found.sentences()
-        return Section("What the directions point at", (*blocks, *([Points(notes)] if notes else [])))  # fmt: skip
+        return Section("What the directions point at", (*blocks, *([Points(notes)] if notes else [])))
 
 
 def _ways(
@@ -179,9 +173,7 @@ def _ways(
     return torch.stack([own, -own, control]), flat[[*pairs.first, *pairs.second]]
 
 
-def _direction(
-    rows: Float[Tensor, "n m"], positive: Sequence[int], negative: Sequence[int]
-) -> Float[Tensor, " m"]:
+def _direction(rows: Float[Tensor, "n m"], positive: Sequence[int], negative: Sequence[int]) -> Float[Tensor, " m"]:
     used = rows[[*positive, *negative]]
     first = torch.arange(len(positive)).unsqueeze(0)
     second = len(positive) + torch.arange(len(negative)).unsqueeze(0)
@@ -213,6 +205,6 @@ def _strips(found: ConceptDreams, contrast: int, titles: Sequence[str]) -> list[
             part = found.images[i].part([3 * contrast + k])
             gone = bool(part.dead[0])
             pictures.append(part.pictures()[0])
-            captions.append(f"{layer}\n" + ("no gradient" if gone else f"{float(found.reach[i, contrast, k]):+.1f} sd"))  # fmt: skip
+            captions.append(f"{layer}\n" + ("no gradient" if gone else f"{float(found.reach[i, contrast, k]):+.1f} sd"))
         strips.append(Strip(title, pictures, captions))
     return strips

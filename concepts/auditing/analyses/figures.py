@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def units(
     contrasts: Sequence[str], layers: Sequence[str], layer_of: Int[Tensor, " units"], shifts: UnitShifts, *, alpha: float
-) -> "Figure":  # fmt: skip
+) -> "Figure":
     """Draw each unit's shift on clusters to judge on against that on clusters to fit on, by contrast and layer."""
     told = shifts.told(alpha)
     with style():
         panel = min(2.0, (FULL_WIDTH - 0.8) / len(layers))
         width = min(FULL_WIDTH, 0.9 + panel * len(layers))
         figure = new_figure(width, 0.3 + (panel + 0.35) * len(contrasts))
-        grid = figure.subplots(len(contrasts), len(layers), sharex="row", sharey="row", squeeze=False)  # fmt: skip
+        grid = figure.subplots(len(contrasts), len(layers), sharex="row", sharey="row", squeeze=False)
         for row, (panels, contrast) in enumerate(zip(grid, contrasts, strict=True)):
             across, up = shifts.fitted[row], shifts.shift[row]
             reach = 1.08 * max(1e-6, float(across.abs().max()), float(up.abs().max()))
@@ -77,5 +77,5 @@ def planes(
                     axes.set_title(atlas.layer, loc="left")
             panels[-1].legend(
                 loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.4, title=attribute, alignment="left"
-            )  # fmt: skip
+            )
     return figure

@@ -121,10 +121,16 @@ class HeatMaps:
         targets = {name: Score(model, index) for name, index in material.targets.items()}
         usable, refused = _usable(material, next(iter(targets.values())))
         method = Compare(
-            material.layers[-1], usable, _STEPS, explained=_EXPLAINED, relabellings=statistics.relabellings,
-            pseudo_concepts=statistics.pseudo_concepts, level=1 - statistics.alpha, seed=statistics.seed,
+            material.layers[-1],
+            usable,
+            _STEPS,
+            explained=_EXPLAINED,
+            relabellings=statistics.relabellings,
+            pseudo_concepts=statistics.pseudo_concepts,
+            level=1 - statistics.alpha,
+            seed=statistics.seed,
             channels_last=True if material.file.model.pool == "mean_last" else None,
-        )  # fmt: skip
+        )
         concepts = [
             MatchedConcept(
                 sets.spec.name,
@@ -135,16 +141,18 @@ class HeatMaps:
             for sets in material.contrasts
         ]
         found = method(
-            store, targets, concepts, material.subset(material.judged_inputs),
-            input_clusters=material.clusters_of(material.judged_inputs), fitted_on=material.fitted_on,
-        )  # fmt: skip
+            store,
+            targets,
+            concepts,
+            material.subset(material.judged_inputs),
+            input_clusters=material.clusters_of(material.judged_inputs),
+            fitted_on=material.fitted_on,
+        )
         shown = tuple(
             _picture(parting, concepts[found.concepts.index(parting.concept)], method, targets)
             for parting in _most_telling(found)
         )
-        return HeatMapComparison(
-            Provenance.collect(model=model, method=method), found, tuple(refused), shown
-        )
+        return HeatMapComparison(Provenance.collect(model=model, method=method), found, tuple(refused), shown)
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say how often heat maps hide what the network-level readings and the exchange find, and the reverse."""
@@ -170,8 +178,8 @@ class HeatMaps:
         )
         label = "Rank agreement of readings"
         caption = (
-            f"Rank correlation of every two readings over contrasts and classes; a star where its {c.level:.0%} interval, which "
-            "takes these as independent, leaves out zero."
+            f"Rank correlation of every two readings over contrasts and classes; a star where its {c.level:.0%} interval,"
+            " which takes these as independent, leaves out zero."
         )
         blocks: list[Block] = [
             Paragraph(text),
@@ -180,8 +188,8 @@ class HeatMaps:
         ]
         if found.shown:
             caption = (
-                "Pairs that show where readings part: before and after the exchange, the pixels it changes, and the heat map "
-                "of the image after it (red raises the logit, blue lowers it)."
+                "Pairs that show where readings part: before and after the exchange, the pixels it changes, and the heat map"
+                " of the image after it (red raises the logit, blue lowers it)."
             )
             draw = partial(_montage, c, found.shown)
             blocks.append(plate(folder, "readings_part", draw, "Pairs that show it", caption))
@@ -193,9 +201,7 @@ class HeatMaps:
         )
 
 
-def _usable(
-    material: Material, score: Score
-) -> tuple[dict[str, AttributionMethod], list[tuple[str, str]]]:
+def _usable(material: Material, score: Score) -> tuple[dict[str, AttributionMethod], list[tuple[str, str]]]:
     """Return the heat maps that the model admits, and why it refuses the others."""
     one = material.examples.load([material.inputs[0]])
     usable: dict[str, AttributionMethod] = {}
@@ -229,9 +235,7 @@ def value(found: Comparison, measure: str, parting: Parting) -> float:
     return float(found.value[found.measures.index(measure)][at])
 
 
-def _picture(
-    parting: Parting, concept: MatchedConcept, method: Compare, targets: Mapping[str, Score]
-) -> Shown:
+def _picture(parting: Parting, concept: MatchedConcept, method: Compare, targets: Mapping[str, Score]) -> Shown:
     [pair] = parting.pairs
     before, after = (side.load([pair]) for side in (concept.negative, concept.positive))
     found = method.heat_maps[parting.heat_map](targets[parting.target], after)
@@ -250,10 +254,13 @@ def _finding(found: Comparison, name: str) -> Finding:
     agreed = _both(found, name)
     found_by_both = agreed + len(counts[HIDDEN]) + len(counts[REVERSED])
     claim = (
-        f"Heat maps ({name}) show {agreed} of {found_by_both} effects that both the exchange and network-level readings find "
-        f"at {found.layer}."
+        f"Heat maps ({name}) show {agreed} of {found_by_both} effects that both the exchange and network-level readings find"
+        f" at {found.layer}."
         if found_by_both
-        else f"There is nothing for heat maps ({name}) to show that both the exchange and network-level readings find at {found.layer}."
+        else (
+            f"There is nothing for heat maps ({name}) to show that both the exchange and network-level readings find at"
+            f" {found.layer}."
+        )
     )
     told = [
         f"{text}: {_names(found, counts[kind])}."
@@ -310,13 +317,20 @@ def _line(found: Comparison, own: list[Parting], numbers: DataTable) -> Words:
     p = own[0]
 
     def said(measure: str, *, sign: bool = True) -> Link:
-        return Link(number(value(found, measure, p), sign=sign), numbers.at(measure, p.concept, p.target))  # fmt: skip
+        return Link(number(value(found, measure, p), sign=sign), numbers.at(measure, p.concept, p.target))
 
     maps = listed([words(f"{q.heat_map} ", said(q.heat_map)) for q in own])
     return words(
-        f"{p.target}, {p.concept}: {p.kind}. Exchange ", said(SWAP), ", TCAV ", said(TCAV, sign=False), ", effect ",
-        said(EFFECT), "; evidence of ", maps, ".",
-    )  # fmt: skip
+        f"{p.target}, {p.concept}: {p.kind}. Exchange ",
+        said(SWAP),
+        ", TCAV ",
+        said(TCAV, sign=False),
+        ", effect ",
+        said(EFFECT),
+        "; evidence of ",
+        maps,
+        ".",
+    )
 
 
 def _agreement(found: Comparison) -> "Figure":

@@ -96,12 +96,9 @@ class Probes:
         examples = material.subset(range(len(data.items)))
         clusters = material.data_clusters
         probes = tuple(
-            method(store, material.loaded.model, examples, data.attribute(name), groups=clusters)
-            for name in attributes
+            method(store, material.loaded.model, examples, data.attribute(name), groups=clusters) for name in attributes
         )
-        return AttributeProbes(
-            Provenance.collect(model=material.loaded.model, method=method), attributes, probes
-        )
+        return AttributeProbes(Provenance.collect(model=material.loaded.model, method=method), attributes, probes)
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say for each attribute how well the best layer tells it, and what that is to be compared with."""
@@ -119,17 +116,18 @@ class Probes:
         """Return curves and tables of all attributes."""
         assert isinstance(found, AttributeProbes)
         text = (
-            "A linear classifier reads an attribute off each layer. It is fitted on some "
-            f"{audit.clusters} and judged on others. Readable does not mean used: whether a logit depends on the "
-            "attribute only an exchange of matched images tells. The same network at random weights shows how much of it is in "
-            "the images and the architecture, not in what was learnt."
+            f"A linear classifier reads an attribute off each layer. It is fitted on some {audit.clusters} and judged on"
+            " others. Readable does not mean used: whether a logit depends on the attribute only an exchange of matched"
+            " images tells. The same network at random weights shows how much of it is in the images and the architecture,"
+            " not in what was learnt."
         )
         blocks: list[Block] = [Paragraph(text)]
         for i, (name, probe) in enumerate(zip(found.attributes, found.probes, strict=True)):
             fitted, chosen, judged = probe.examples
             caption = (
-                f"Error of linear probes of {name} ({', '.join(probe.classes)}) with {probe.level:.0%} intervals over "
-                f"{probe.groups} {audit.clusters}: fitted on {fitted} images, penalty chosen on {chosen}, judged on {judged}."
+                f"Error of linear probes of {name} ({', '.join(probe.classes)}) with {probe.level:.0%} intervals over"
+                f" {probe.groups} {audit.clusters}: fitted on {fitted} images, penalty chosen on {chosen}, judged on"
+                f" {judged}."
             )
             label = f"Probes of {name} by layer"
             blocks += [
@@ -144,13 +142,22 @@ def _method(material: Material) -> LayerProbes:
     statistics = material.file.statistics
     return LayerProbes(
         material.layers, SoftmaxProbe(tolerance=1e-4), inputs=False, level=statistics.level, seed=statistics.seed
-    )  # fmt: skip
+    )
 
 
 _PER_LAYER = (
-    "error", "low", "high", "train_error", "control_error", "untrained_error", "untrained_low", "untrained_high",
-    "selectivity", "bits", "compression",
-)  # fmt: skip
+    "error",
+    "low",
+    "high",
+    "train_error",
+    "control_error",
+    "untrained_error",
+    "untrained_low",
+    "untrained_high",
+    "selectivity",
+    "bits",
+    "compression",
+)
 
 
 def _numbers(found: AttributeProbes) -> DataTable:
@@ -158,7 +165,7 @@ def _numbers(found: AttributeProbes) -> DataTable:
         (name, layer, int(p.features[i]), *(known(getattr(p, column)[i]) for column in _PER_LAYER), p.majority_error)
         for name, p in zip(found.attributes, found.probes, strict=True)
         for i, layer in enumerate(p.layers)
-    )  # fmt: skip
+    )
     columns = ("attribute", "layer", "features", *_PER_LAYER, "majority_error")
     return DataTable("probes", "linear probes of each attribute at each layer", columns, rows, 2)
 
@@ -174,11 +181,11 @@ def _finding(audit: AuditResults, name: str, probe: ProbeResult, numbers: DataTa
     evidence = words(
         f"Best at {probe.layers[best]}: error ",
         Link(f"{error:.0%}", numbers.at(name, probe.layers[best])),
-        f" ({low:.0%} to {high:.0%}) on {probe.groups} {audit.clusters} that "
-        f"no probe was fitted on; the most frequent class alone errs in {probe.majority_error:.0%}, the same layer at random "
-        f"weights in {float(probe.untrained_error[best]):.0%} ({float(probe.untrained_low[best]):.0%} to "
-        f"{float(probe.untrained_high[best]):.0%}). The layer is the best of {len(inner)} on the same images, so its error is "
-        "a little too low. Readable does not mean used.",
+        f" ({low:.0%} to {high:.0%}) on {probe.groups} {audit.clusters} that no probe was fitted on; the most frequent class"
+        f" alone errs in {probe.majority_error:.0%}, the same layer at random weights in"
+        f" {float(probe.untrained_error[best]):.0%} ({float(probe.untrained_low[best]):.0%} to"
+        f" {float(probe.untrained_high[best]):.0%}). The layer is the best of {len(inner)} on the same images, so its error"
+        " is a little too low. Readable does not mean used.",
     )
     return Finding(claim, evidence, see=_TITLE)
 
@@ -205,10 +212,17 @@ def _table(name: str, probe: ProbeResult, numbers: DataTable) -> Table:
         for i, layer in enumerate(probe.layers)
     )
     header = (
-        "layer", "features", "error", "interval", "training error", "random weights", "selectivity", "compression",
-    )  # fmt: skip
+        "layer",
+        "features",
+        "error",
+        "interval",
+        "training error",
+        "random weights",
+        "selectivity",
+        "compression",
+    )
     caption = (
-        f"Probes of {name}. Majority class: error {probe.majority_error:.2f}. Selectivity: accuracy less that on random labels. "
-        "Compression: how many times shorter the labels become to one who knows the features, by an online code."
+        f"Probes of {name}. Majority class: error {probe.majority_error:.2f}. Selectivity: accuracy less that on random"
+        " labels. Compression: how many times shorter the labels become to one who knows the features, by an online code."
     )
     return Table(caption, header, rows, folded=True)

@@ -11,14 +11,17 @@ def readings(found: Comparison) -> DataTable:
     """Return each reading of each contrast for each class."""
     rows = tuple(
         (
-            name, concept, target,
-            *(known(v[i, c, t]) for v in (found.value, found.low, found.high, found.p_corrected)), bool(found.told[i, c, t]),
+            name,
+            concept,
+            target,
+            *(known(v[i, c, t]) for v in (found.value, found.low, found.high, found.p_corrected)),
+            bool(found.told[i, c, t]),
         )
         for i, name in enumerate(found.measures)
         for c, concept in enumerate(found.concepts)
         for t, target in enumerate(found.targets)
         if not found.value[i, c, t].isnan()
-    )  # fmt: skip
+    )
     columns = ("reading", "contrast", "class", "value", "low", "high", "p_corrected", "told")
     about = "each reading of each contrast for each class, heat maps among them"
     return DataTable("readings", about, columns, rows, 3)
@@ -57,11 +60,16 @@ def division_table(found: Comparison) -> Table:
         for c, concept in enumerate(found.concepts)
     )
     header = (
-        "contrast", "change", "own direction", "other contrasts' directions", "remainder", "missed by the integral",
-    )  # fmt: skip
+        "contrast",
+        "change",
+        "own direction",
+        "other contrasts' directions",
+        "remainder",
+        "missed by the integral",
+    )
     caption = (
-        f"How exchanges' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes. "
-        "For each pair the parts add up to the change."
+        f"How exchanges' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes."
+        " For each pair the parts add up to the change."
     )
     return Table(caption, header, rows)
 
@@ -78,12 +86,10 @@ def readings_table(found: Comparison) -> Table:
                 star = "*" if bool(found.told[i, c, t]) else ""
                 value = known(found.value[i, c, t])
                 text = f"{number(value)}{star}"
-                cells.append(
-                    NONE if value is None else Link(text, numbers.at(name, concept, target))
-                )
+                cells.append(NONE if value is None else Link(text, numbers.at(name, concept, target)))
             rows.append((concept, target, *cells))
     caption = (
-        f"Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "
+        "Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "
         f"{', '.join(f'{name} {float(a):.0%}' for name, a in zip(found.concepts, found.area, strict=True))}."
     )
     header = ("contrast", "class", *names)

@@ -116,9 +116,7 @@ class Begin:
         for line in names_in_common(pictures, matched=self.matched):
             say(line)
         share = self._share(pictures)
-        loaded = loading.load(
-            self.model, weights=self.weights, keys=self.keys, seed=_SEED, device=self.device
-        )
+        loaded = loading.load(self.model, weights=self.weights, keys=self.keys, seed=_SEED, device=self.device)
         stages, targets = self._look(loaded, pictures, random)
         draft = self._draft(pictures, random, share, stages, targets)
         texts = {"audit.yaml": draft.audit(), "images.yaml": draft.images()}
@@ -160,9 +158,13 @@ class Begin:
         if self.matched or self.choice.grouped:
             raise BeginError("--matched and --grouped go by folders, of which a data set has none.")
         source = DatasetSource(
-            kind="dataset", format=kind, path=self.images.removeprefix(HUB) if kind == "hub" else path.name,
-            split=self.split, column=self.image_column, attributes=[self.column] if self.column else [],
-        )  # fmt: skip
+            kind="dataset",
+            format=kind,
+            path=self.images.removeprefix(HUB) if kind == "hub" else path.name,
+            split=self.split,
+            column=self.image_column,
+            attributes=[self.column] if self.column else [],
+        )
         return self.choice.dataset(path.absolute().parent, source)
 
     def _share(self, pictures: Pictures) -> float:
@@ -183,29 +185,22 @@ class Begin:
     ) -> tuple[Stages, tuple[DraftTarget, ...]]:
         """Pass the pictures through the model once, and return the layers to read and the classes to ask about."""
         examples = _examples(pictures, loaded)
-        stages = find_stages(
-            loaded.model, examples.load([0]).to(next(loaded.model.parameters()).device)
-        )
+        stages = find_stages(loaded.model, examples.load([0]).to(next(loaded.model.parameters()).device))
         if self.layers:
             stages = Stages(self.layers, stages.pool)
         named = [loaded.class_index(int(c) if c.isdecimal() else c) for c in self.classes]
         if named:
-            return stages, tuple(
-                _target(loaded, i, "asked about", "named on the command line") for i in named
-            )
+            return stages, tuple(_target(loaded, i, "asked about", "named on the command line") for i in named)
         store = ActivationStore(self.cache or default_root())
         sets = [examples, *([_examples(random, loaded)] if random else [])]
         logits = torch.cat(
-            [
-                store.activations(loaded.model, [*stages.layers, ""], s, pool=stages.pool)[""].cpu()
-                for s in sets
-            ]
+            [store.activations(loaded.model, [*stages.layers, ""], s, pool=stages.pool)[""].cpu() for s in sets]
         )
         return stages, tuple(_guesses(loaded, logits))
 
     def _draft(
         self, pictures: Pictures, random: Pictures | None, share: float, stages: Stages, targets: tuple[DraftTarget, ...]
-    ) -> Draft:  # fmt: skip
+    ) -> Draft:
         where = self.images.removeprefix(HUB).rstrip("/").rpartition("/")[2] or self.images
         check = [
             "probing",
@@ -246,9 +241,7 @@ def _claim(out: Path, *, force: bool) -> bool:
     """Make the folder if it is missing, and return whether it was; what is in the way is told before the work."""
     there = [str(out / name) for name in _FILES if (out / name).exists()]
     if there and not force:
-        raise BeginError(
-            f"{there[0]!r} is there already: choose another name, or replace it by --force."
-        )
+        raise BeginError(f"{there[0]!r} is there already: choose another name, or replace it by --force.")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
@@ -293,9 +286,7 @@ def _guesses(loaded: LoadedModel, logits: Float[Tensor, "n classes"]) -> Iterato
         if len(classes) <= _CLASSES:
             why = f"one of the model's {len(classes)} classes"
         elif not counts[i]:
-            why = (
-                "no best guess, but among the highest logits on average, when this file was written"
-            )
+            why = "no best guess, but among the highest logits on average, when this file was written"
         yield _target(loaded, i, "best guesses", why)
 
 
@@ -305,9 +296,7 @@ def _target(loaded: LoadedModel, index: int, group: str, reason: str) -> DraftTa
     return DraftTarget(loaded.classes[index] if unique else index, group, said)
 
 
-def _summary(
-    pictures: Pictures, random: Pictures | None, stages: Stages, targets: Sequence[DraftTarget]
-) -> Iterator[str]:
+def _summary(pictures: Pictures, random: Pictures | None, stages: Stages, targets: Sequence[DraftTarget]) -> Iterator[str]:
     counts = ", ".join(f"{name} {n}" for name, n in pictures.concepts.items())
     beside = f", told from {len(random.pictures)} random ones" if random else ""
     yield f"{len(pictures.pictures)} pictures ({counts}){beside}."

@@ -25,24 +25,18 @@ def check_concepts(pictures: Pictures, *, alone: bool) -> None:
                 f"{str(pictures.root)!r}."
             )
     if not pictures.concepts:
-        raise BeginError(
-            f"{str(pictures.root)!r} holds no pictures but random ones: add a folder for each concept."
-        )
+        raise BeginError(f"{str(pictures.root)!r} holds no pictures but random ones: add a folder for each concept.")
     if alone and len(pictures.concepts) < 2:
         raise BeginError(
-            f"{listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is told from others, so add one, "
-            f"or a folder {RANDOM!r} of {LEAST_RANDOM} pictures of anything."
+            f"{listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is told from others, so add one,"
+            f" or a folder {RANDOM!r} of {LEAST_RANDOM} pictures of anything."
         )
 
 
 def too_few(pictures: Pictures, fit: Collection[str]) -> str:
     """Say which concept is left too little on one side of a division, or nothing."""
     for name, own in clusters_of(pictures).items():
-        count = sum(
-            c in fit
-            for p, c in zip(pictures.pictures, pictures.clusters, strict=True)
-            if p.concept == name
-        )
+        count = sum(c in fit for p, c in zip(pictures.pictures, pictures.clusters, strict=True) if p.concept == name)
         if min(len(own & set(fit)), count) < MINIMUM or own <= set(fit):
             return (
                 f"{name!r} holds pictures of {len(own)} groups ({some(sorted(own))}), which count as one observation each: "
@@ -65,8 +59,8 @@ def check_pairs(pictures: Pictures) -> None:
     groups = {p.group for p in pictures.pictures if p.group}
     if groups and len(groups) <= MINIMUM:
         raise BeginError(
-            f"the matched pictures are of {len(groups)} groups ({some(sorted(groups))}), which count as one observation each: "
-            f"{MINIMUM + 1} or more are needed."
+            f"the matched pictures are of {len(groups)} groups ({some(sorted(groups))}), which count as one observation"
+            f" each: {MINIMUM + 1} or more are needed."
         )
 
 
@@ -106,9 +100,7 @@ def _items(pictures: Pictures) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {name: set() for name in pictures.concepts}
     for picture in pictures.pictures:
         if picture.item in found[picture.concept]:
-            raise BeginError(
-                f"{picture.name!r} and another picture differ in their suffix alone: rename one."
-            )
+            raise BeginError(f"{picture.name!r} and another picture differ in their suffix alone: rename one.")
         found[picture.concept].add(picture.item)
     return found
 

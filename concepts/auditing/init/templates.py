@@ -27,7 +27,7 @@ class Draft:
         check: the command that checks the manifest of the pictures.
         name: of the audit, as files take it.
         about: what the pictures are, in words.
-        root: where the names of pictures start, as seen from the audit file's folder; `random_root` the same for random ones.
+        root: where the names of pictures start, seen from the audit file's folder; `random_root` the same for random ones.
         matched: whether pictures of one name in different folders differ in the concept alone.
         random: pictures of nothing in particular, or None.
         share: of the clusters that directions are fitted on.
@@ -95,9 +95,7 @@ class Draft:
     def random_images(self) -> str:
         """Return the manifest of the random pictures."""
         assert self.random is not None
-        lines = self._manifest(
-            f"{self.name}-random", "Pictures of nothing in particular.", self.random
-        )
+        lines = self._manifest(f"{self.name}-random", "Pictures of nothing in particular.", self.random)
         return "\n".join([*lines, *self._source(self.random)]) + "\n"
 
     @property

@@ -15,9 +15,7 @@ SHOWN = 8
 """Images in a row of a montage."""
 
 
-def likeness_rows(
-    meter: Meter, measured: Sequence[Measured], layers: Mapping[str, str]
-) -> Iterator[LikenessRow]:
+def likeness_rows(meter: Meter, measured: Sequence[Measured], layers: Mapping[str, str]) -> Iterator[LikenessRow]:
     """Yield the images most and least like each concept at one layer, none of which its direction was fitted on.
 
     Args:
@@ -74,9 +72,7 @@ def picture_name(meter: Meter, row: int) -> str:
     return f"{meter.material.examples.ids[row]}.png"
 
 
-def position_rows(
-    meter: Meter, measured: Sequence[Measured], layers: Mapping[str, str]
-) -> Iterator[PositionRow]:
+def position_rows(meter: Meter, measured: Sequence[Measured], layers: Mapping[str, str]) -> Iterator[PositionRow]:
     """Yield where inputs that are on neither side lie between their cluster's two sides, per contrast that asks for it.
 
     -1 and +1 are half a typical distance of the two sides from the middle of the cluster's own.
@@ -89,9 +85,7 @@ def position_rows(
         normal = meter.direction(layer, one.sets.fit.first, one.sets.fit.second).normals()[0]
         along = meter.features[layer].double() @ normal.double()
         names = list(dict.fromkeys(judge.cluster))
-        sides = torch.stack(
-            [_means(along, side, judge.cluster) for side in (judge.first, judge.second)]
-        )
+        sides = torch.stack([_means(along, side, judge.cluster) for side in (judge.first, judge.second)])
         reach = (sides[0] - sides[1]).mean() / 2
         for row in sorted(set(m.judged_inputs) - set(judge.first) - set(judge.second)):
             middle = sides[:, names.index(m.clusters[row])].mean()
@@ -99,11 +93,7 @@ def position_rows(
             yield PositionRow(one.name, layer, m.clusters[row], m.captions[row], place)
 
 
-def _means(
-    values: Float[Tensor, " rows"], rows: Sequence[int], clusters: Sequence[str]
-) -> Float[Tensor, " clusters"]:
+def _means(values: Float[Tensor, " rows"], rows: Sequence[int], clusters: Sequence[str]) -> Float[Tensor, " clusters"]:
     index = codes(clusters)
-    total = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add_(
-        0, index, values[list(rows)]
-    )
+    total = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add_(0, index, values[list(rows)])
     return total / torch.bincount(index)

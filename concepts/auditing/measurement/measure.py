@@ -23,9 +23,7 @@ from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean, c
 from probing.statistics.linear_classifiers import PairFits, fit_pairs
 from probing.store.store import ActivationStore
 
-_UNMATCHED_RELABELLINGS = (
-    999  # of hundreds of images, where swaps of a few clusters are drawn more often
-)
+_UNMATCHED_RELABELLINGS = 999  # of hundreds of images, where swaps of a few clusters are drawn more often
 
 _AT_ONCE = 1024
 """Rows that are judged at once: bounds memory, without effect on results but for rounding."""
@@ -99,23 +97,22 @@ class Meter:
         concepts = [m.concept(name, rows) for name, rows in m.concepts.items()]
         statistics = m.file.statistics
         return Tcav(
-            null=Relabelled(
-                statistics.pseudo_concepts
-                if "pseudo_concepts" in statistics.model_fields_set
-                else "auto"
-            ),
+            null=Relabelled(statistics.pseudo_concepts if "pseudo_concepts" in statistics.model_fields_set else "auto"),
             runs=statistics.runs,
             mode="random" if m.pool else "ovr",
             pool=m.file.model.pool,
-            relabellings=max(
-                _UNMATCHED_RELABELLINGS, enough_draws(len(concepts), statistics.level)
-            ),
+            relabellings=max(_UNMATCHED_RELABELLINGS, enough_draws(len(concepts), statistics.level)),
             level=statistics.level,
             seed=statistics.seed,
         )(
-            self.store, self.scores, m.layers, concepts, m.subset(m.judged_inputs), m.subset(m.pool) if m.pool else None,
+            self.store,
+            self.scores,
+            m.layers,
+            concepts,
+            m.subset(m.judged_inputs),
+            m.subset(m.pool) if m.pool else None,
             input_clusters=m.clusters_of(m.judged_inputs),
-        )  # fmt: skip
+        )
 
     def direction(self, layer: str, positive: Sequence[int], negative: Sequence[int]) -> PairFits:
         """Return the classifier of some images against others at a layer."""
@@ -135,9 +132,15 @@ class Meter:
             level=statistics.level,
             seed=statistics.seed,
         )(
-            self.store, self.scores, m.layers, m.subset(pairs.first), m.subset(pairs.second), m.subset(m.inputs),
-            Clusters(pairs.cluster, pairs.cluster, m.clusters_of(m.inputs)), measured,
-        )  # fmt: skip
+            self.store,
+            self.scores,
+            m.layers,
+            m.subset(pairs.first),
+            m.subset(pairs.second),
+            m.subset(m.inputs),
+            Clusters(pairs.cluster, pairs.cluster, m.clusters_of(m.inputs)),
+            measured,
+        )
 
     def _sign_score(self, sets: ContrastSets) -> SignScore:
         m, statistics = self.material, self.material.file.statistics
@@ -163,11 +166,13 @@ class Meter:
     def _accuracy(self, sets: ContrastSets, layer: str) -> ClusteredMean:
         """Return by how much the share of right answers on clusters never seen exceeds one half."""
         fits = self.direction(layer, sets.fit.first, sets.fit.second)
-        right = torch.cat([
-            side * fits.decision(part)[0].sign()
-            for side, rows in ((1, sets.judge.first), (-1, sets.judge.second))
-            for part in torch.split(self.features[layer][list(rows)], _AT_ONCE)
-        ])  # fmt: skip
+        right = torch.cat(
+            [
+                side * fits.decision(part)[0].sign()
+                for side, rows in ((1, sets.judge.first), (-1, sets.judge.second))
+                for part in torch.split(self.features[layer][list(rows)], _AT_ONCE)
+            ]
+        )
         clusters = codes([*sets.judge.cluster, *sets.judge.cluster])
         return clustered_mean(right / 2, clusters, self.material.file.statistics.level)
 
@@ -177,12 +182,8 @@ class Meter:
         shown = [i for i, row in enumerate(m.inputs) if m.clusters[row] in names]
         at = torch.tensor([names.index(m.clusters[m.inputs[i]]) for i in shown])
         features, where = self.features[layer].double(), codes(pairs.cluster)
-        delta = _means(
-            features[list(pairs.first)] - features[list(pairs.second)], where, len(names)
-        )
-        slopes = torch.stack(
-            [_means(g[shown].double(), at, len(names)) for g in self.gradients[layer]]
-        )
+        delta = _means(features[list(pairs.first)] - features[list(pairs.second)], where, len(names))
+        slopes = torch.stack([_means(g[shown].double(), at, len(names)) for g in self.gradients[layer]])
         return agreement(
             slopes @ delta.mT,
             self._by_cluster(pairs),
@@ -197,9 +198,7 @@ class Meter:
         return _means(change, codes(pairs.cluster), len(set(pairs.cluster)))
 
 
-def _means(
-    rows: Float[Tensor, "n m"], group: Int[Tensor, " n"], count: int
-) -> Float[Tensor, "groups m"]:
+def _means(rows: Float[Tensor, "n m"], group: Int[Tensor, " n"], count: int) -> Float[Tensor, "groups m"]:
     """Return each group's mean; NaN for an empty one."""
     total = rows.new_zeros(count, rows.shape[1]).index_add_(0, group, rows)
     return total / torch.bincount(group, minlength=count).unsqueeze(1)

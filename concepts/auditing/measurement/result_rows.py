@@ -25,9 +25,7 @@ from probing.statistics.hypothesis_tests import holm
 _TAIL = 0.025  # the backdrop is the middle 95 % of all classes
 
 
-def concept_infos(
-    material: Material, measured: Sequence[Measured], single: TcavResult | None
-) -> Iterator[ConceptInfo]:
+def concept_infos(material: Material, measured: Sequence[Measured], single: TcavResult | None) -> Iterator[ConceptInfo]:
     """Yield what each concept was fitted and judged on, contrasts first."""
     for one in measured:
         spec, every = one.sets.spec, one.sets.every
@@ -63,9 +61,7 @@ def concept_infos(
         )
 
 
-def layer_rows(
-    material: Material, measured: Sequence[Measured], single: TcavResult | None
-) -> Iterator[LayerRow]:
+def layer_rows(material: Material, measured: Sequence[Measured], single: TcavResult | None) -> Iterator[LayerRow]:
     """Yield what is known of each concept at each layer, contrasts first."""
     for one in measured:
         for i, layer in enumerate(material.layers):
@@ -87,8 +83,7 @@ def layer_rows(
                 r_most=agreement.most,
                 slope=known(one.predicted.slope[i]),
                 signs_right=int(one.predicted.signs_right[i]),
-                trusted=agreement.low is not None
-                and agreement.low >= material.file.statistics.trust,
+                trusted=agreement.low is not None and agreement.low >= material.file.statistics.trust,
             )
     for c, name in enumerate(single.concepts if single else ()):
         assert single is not None
@@ -121,16 +116,34 @@ def cell_rows(measured: Sequence[Measured], single: TcavResult | None) -> Iterat
         found, sign = one.predicted, one.sign
         corrected = [(p * len(measured)).clamp(max=1) for p in (sign.p_max_t, found.p_max_t)]
         parts = (
-            sign.score, sign.low, sign.high, sign.p, sign.ties, corrected[0],
-            found.effect, found.low, found.high, found.p, corrected[1],
-        )  # fmt: skip
+            sign.score,
+            sign.low,
+            sign.high,
+            sign.p,
+            sign.ties,
+            corrected[0],
+            found.effect,
+            found.low,
+            found.high,
+            found.p,
+            corrected[1],
+        )
         yield from _cells(one.name, found.layers, found.targets, parts)
     for c, name in enumerate(single.concepts if single else ()):
         assert single is not None
         parts = (
-            single.mean, single.low, single.high, single.p, single.ties, single.p_max_t,
-            single.effect, single.effect_low, single.effect_high, single.effect_p, single.effect_p_max_t,
-        )  # fmt: skip
+            single.mean,
+            single.low,
+            single.high,
+            single.p,
+            single.ties,
+            single.p_max_t,
+            single.effect,
+            single.effect_low,
+            single.effect_high,
+            single.effect_p,
+            single.effect_p_max_t,
+        )
         of_one = tuple(part[:, c] for part in parts)
         yield from _cells(name, single.layers, single.targets, of_one)
 
@@ -226,8 +239,6 @@ def picked_rows(material: Material, measured: Sequence[Measured]) -> list[Picked
 def _picks(material: Material, change: Float[Tensor, " classes"]) -> list[int]:
     """Return the classes with the largest rises, then those with the largest falls, other than the targets."""
     count = material.file.statistics.picked
-    order = [
-        i for i in change.argsort(descending=True).tolist() if i not in material.targets.values()
-    ]
+    order = [i for i in change.argsort(descending=True).tolist() if i not in material.targets.values()]
     count = min(count, len(order) // 2)
     return order[:count] + order[len(order) - count :]

@@ -197,7 +197,7 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "picked": ("picked_classes", "classes that move most, judged on other clusters than picked them"),
     "likeness": ("likeness", "images most and least like each concept"),
     "positions": ("positions", "where neutral images lie between their matched negatives (-1) and positives (+1)"),
-}  # fmt: skip
+}
 """The rows of results that are CSV files too: the file's name, and what a row is."""
 
 
@@ -248,11 +248,7 @@ class AuditResults:
 
     @cached_property
     def _anchors(self) -> dict[object, str]:
-        return {
-            row: anchor(name, i)
-            for field, (name, _) in TABLES.items()
-            for i, row in enumerate(getattr(self, field))
-        }
+        return {row: anchor(name, i) for field, (name, _) in TABLES.items() for i, row in enumerate(getattr(self, field))}
 
     def at(self, row: object) -> str:
         """Return the id of the place in the report where a row stands with all its numbers."""
@@ -315,15 +311,11 @@ class AuditResults:
         try:
             return TypeAdapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise ResultsError(
-                f"{str(folder)!r} holds no results.json: run the audit first."
-            ) from None
+            raise ResultsError(f"{str(folder)!r} holds no results.json: run the audit first.") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ResultsError(
-                f"{str(path)!r} can't be read: {first['msg']} at {where!r}."
-            ) from None
+            raise ResultsError(f"{str(path)!r} can't be read: {first['msg']} at {where!r}.") from None
 
 
 def shown_layer(concept: str, rows: Sequence[LayerRow]) -> str:
@@ -342,9 +334,7 @@ def made_of(folder: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ResultsError(
-            f"{str(folder)!r} holds no provenance.json: run the audit first."
-        ) from None
+        raise ResultsError(f"{str(folder)!r} holds no provenance.json: run the audit first.") from None
     except ValueError as error:
         raise ResultsError(f"{str(path)!r} can't be read: {error}.") from None
     if not isinstance(found, dict):

@@ -43,9 +43,7 @@ class Table:
     captions: list[str] = field(default_factory=list)
     clusters: list[str] = field(default_factory=list)
 
-    def add(
-        self, examples: ExampleSet, captions: Sequence[str], clusters: Sequence[str] | None = None
-    ) -> range:
+    def add(self, examples: ExampleSet, captions: Sequence[str], clusters: Sequence[str] | None = None) -> range:
         """Take up images and return their rows; without clusters each stands alone."""
         rows = range(len(self.captions), len(self.captions) + len(examples))
         self.parts.append(examples)
@@ -104,9 +102,7 @@ class Material:
             ValueError, LookupError, OSError, ImportError: as models and manifests raise them.
         """
         model = file.model
-        loaded = loading.load(
-            model.reference, weights=model.weights, keys=model.keys, device=device
-        )
+        loaded = loading.load(model.reference, weights=model.weights, keys=model.keys, device=device)
         data = Manifest.load(folder / file.data, root=_root(folder, file.root))
         cluster_by, names = _clusters(data, file)
         fit, judge = _divided(data, file, names)
@@ -115,17 +111,13 @@ class Material:
         pool, random = _add_pool(table, file, folder, loaded)
         chosen = data.select(file.inputs.where)
         judged = _needed(file.inputs.about, [i for i in chosen if names[i] in judge])
-        concepts = _add_concepts(
-            table, file, data, [i for i, n in enumerate(names) if n in fit], loaded
-        )
+        concepts = _add_concepts(table, file, data, [i for i, n in enumerate(names) if n in fit], loaded)
         if not file.contrasts:
             _check_clusters(concepts, table.clusters, cluster_by)
         return cls(
             file=file,
             loaded=loaded,
-            layers=expand(
-                loaded.model, model.layers, lambda: calls(loaded.model, table.examples.load([0]))
-            ),
+            layers=expand(loaded.model, model.layers, lambda: calls(loaded.model, table.examples.load([0]))),
             targets=_targets(file, loaded),
             manifests=(data, *random),
             cluster_by=cluster_by,
@@ -176,17 +168,13 @@ def _clusters(data: Manifest, file: AuditFile) -> tuple[str, tuple[str, ...]]:
     return name, data.attribute(name)
 
 
-def _divided(
-    data: Manifest, file: AuditFile, names: Sequence[str]
-) -> tuple[frozenset[str], frozenset[str]]:
+def _divided(data: Manifest, file: AuditFile, names: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
     """Return the clusters to fit on and to judge on; without contrasts each concept's are divided by themselves."""
     share, seed = file.inputs.fit_share, file.statistics.seed
     if file.contrasts:
         return split_clusters(names, share, seed)
     pictured = [c for c in file.concepts if isinstance(c, Pictured)]
-    return divide(
-        names, {c.name: {names[i] for i in data.select(c.where)} for c in pictured}, share, seed
-    )
+    return divide(names, {c.name: {names[i] for i in data.select(c.where)} for c in pictured}, share, seed)
 
 
 def divide(
@@ -225,14 +213,8 @@ def _cluster_attribute(data: Manifest, contrasts: Sequence[Contrast]) -> str:
     return next(iter(found.values()))
 
 
-def _contrast(
-    spec: Contrast, data: Manifest, fit: frozenset[str], judge: frozenset[str]
-) -> ContrastSets:
-    matched = [
-        match
-        for before, after in spec.swaps
-        for match in zip(*data.pairs(spec.vary, after, before), strict=True)
-    ]
+def _contrast(spec: Contrast, data: Manifest, fit: frozenset[str], judge: frozenset[str]) -> ContrastSets:
+    matched = [match for before, after in spec.swaps for match in zip(*data.pairs(spec.vary, after, before), strict=True)]
 
     def of(names: frozenset[str]) -> Pairs:
         kept = [match for match in matched if match[2] in names]
@@ -245,9 +227,7 @@ def _contrast(
 
 def _needed(what: str, rows: Sequence[int]) -> tuple[int, ...]:
     if not rows:
-        raise AuditError(
-            f"there are no {what} on one side of the division: change fit_share or the data."
-        )
+        raise AuditError(f"there are no {what} on one side of the division: change fit_share or the data.")
     return tuple(rows)
 
 
@@ -258,9 +238,7 @@ def _captions(manifest: Manifest, attributes: Sequence[str]) -> list[str]:
     return [" ".join(words).replace("_", " ") for words in zip(*columns, strict=True)]
 
 
-def _add_pool(
-    table: Table, file: AuditFile, folder: Path, loaded: LoadedModel
-) -> tuple[range, list[Manifest]]:
+def _add_pool(table: Table, file: AuditFile, folder: Path, loaded: LoadedModel) -> tuple[range, list[Manifest]]:
     spec = file.random
     if spec is None:
         return range(0), []
@@ -290,14 +268,12 @@ def _add_concepts(
     return found
 
 
-def _check_clusters(
-    concepts: Mapping[str, Sequence[int]], clusters: Sequence[str], called: str
-) -> None:
+def _check_clusters(concepts: Mapping[str, Sequence[int]], clusters: Sequence[str], called: str) -> None:
     for name, rows in concepts.items():
         if (count := len({clusters[row] for row in rows})) < MINIMUM:
             raise AuditError(
-                f"the concept {name!r} has images of {count} {called}s to fit on: {MINIMUM} or more are needed, since those of "
-                f"one {called} count as one observation."
+                f"the concept {name!r} has images of {count} {called}s to fit on: {MINIMUM} or more are needed, since those"
+                f" of one {called} count as one observation."
             )
 
 

@@ -58,9 +58,7 @@ class Contrast(Schema):
     positive: str
     negative: str
     vary: str
-    swaps: Annotated[
-        list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)
-    ]
+    swaps: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1)]
     place: bool = False
 
     @property
@@ -173,9 +171,7 @@ class AuditFile(Schema):
     model: ModelPart
     inputs: InputsPart
     contrasts: list[Contrast] = Field(default_factory=list)
-    concepts: list[Annotated[Pictured | Drawn, Field(discriminator="kind")]] = Field(
-        default_factory=list
-    )
+    concepts: list[Annotated[Pictured | Drawn, Field(discriminator="kind")]] = Field(default_factory=list)
     random: RandomPart | None = None
     targets: Annotated[list[Target], Field(min_length=1)]
     statistics: StatisticsPart = Field(default_factory=StatisticsPart)
@@ -203,9 +199,7 @@ def _nothing_to_tell_from(audit: AuditFile) -> str:
     if audit.contrasts or not all(isinstance(c, Pictured) for c in audit.concepts):
         return "concepts given as one set need random counterparts: add the key 'random'"
     if len(audit.concepts) == 1:
-        return (
-            "one concept alone has nothing to be told from: name another, or add the key 'random'"
-        )
+        return "one concept alone has nothing to be told from: name another, or add the key 'random'"
     return ""
 
 

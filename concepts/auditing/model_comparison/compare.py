@@ -155,9 +155,8 @@ def _not_alike(a: AuditResults, b: AuditResults) -> str:
 def _not_same_exchanges(a: Side, b: Side) -> str:
     shared = {t.name for t in a.results.targets} & {t.name for t in b.results.targets}
     pairs = [
-        {(r.concept, r.target, r.cluster, r.pairs) for r in side.results.by_cluster if r.target in shared}
-        for side in (a, b)
-    ]  # fmt: skip
+        {(r.concept, r.target, r.cluster, r.pairs) for r in side.results.by_cluster if r.target in shared} for side in (a, b)
+    ]
     for name in {c.name for c in a.results.contrasts} & {c.name for c in b.results.contrasts}:
         own = [{row for row in found if row[0] == name} for found in pairs]
         if a.swaps_of(name) != b.swaps_of(name) or own[0] != own[1]:
@@ -176,7 +175,7 @@ def _differences(
         first, second = (
             torch.tensor([[rows[contrast, t, c].swap for t in targets] for c in clusters], dtype=torch.float64)
             for rows in sides
-        )  # fmt: skip
+        )
         # Each cluster's mean stands for its pairs: only their sum enters the cluster-robust error.
         which = torch.arange(len(clusters)).repeat_interleave(pairs)
         found.append(clustered_mean((second - first)[which], which, a.level))
@@ -202,6 +201,4 @@ def _difference(
     a, b = rows
     moved_a, moved_b = (row.p_corrected is not None and row.p_corrected < alpha for row in rows)
     ends = a.swap, a.low, a.high, b.swap, b.low, b.high
-    return Difference(
-        a.concept, a.target, *ends, *difference, *p, moved_a, moved_b, a.larger, b.larger
-    )
+    return Difference(a.concept, a.target, *ends, *difference, *p, moved_a, moved_b, a.larger, b.larger)

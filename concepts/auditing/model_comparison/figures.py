@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def both(found: SideBySide) -> "Figure":
-    """Draw each class's change in both models with its intervals, one panel a contrast; a star where they differ for sure."""
+    """Draw each class's change in both models with its intervals, one panel a contrast; a star where they surely differ."""
     with style():
         figure = new_figure(FULL_WIDTH, 0.8 + 0.24 * len(found.targets))
         first = None
@@ -50,7 +50,5 @@ def _legend(figure: "Figure", found: SideBySide) -> None:
         Line2D([], [], marker=MARKERS[k], color=PALETTE[k], lw=1.1, ms=4.5, label=label)
         for k, label in enumerate(found.labels)
     ]
-    handles.append(
-        Line2D([], [], marker="*", color=INK, ls="none", mew=0, ms=5.5, label="differ for sure")
-    )
+    handles.append(Line2D([], [], marker="*", color=INK, ls="none", mew=0, ms=5.5, label="differ for sure"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -51,7 +51,7 @@ def side_by_side_page(found: SideBySide) -> Report:
     a, b = found.labels
     numbers = DataTable.of(
         "differences", f"what each exchange does to each class in {a} and in {b}", found.differences, keys=2
-    )  # fmt: skip
+    )
     return Report(
         title=f"{a} beside {b}",
         subject="Two audits of the same images",
@@ -65,9 +65,11 @@ def side_by_side_page(found: SideBySide) -> Report:
             Section("TCAV scores and predicted effects of both", (_cells(found),)),
             Section("What differs between the audits", (_facts(found),)),
         ),
-        colophon=(("Made", f"by probing-concepts {__version__} from {found.first.folder.name} and {found.second.folder.name}"),),
+        colophon=(
+            ("Made", f"by probing-concepts {__version__} from {found.first.folder.name} and {found.second.folder.name}"),
+        ),
         data=(numbers,),
-    )  # fmt: skip
+    )
 
 
 def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
@@ -82,19 +84,16 @@ def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
     )
     told: Words = words(listed([_told(d, numbers) for d in sure[:6]], "; "), ". ") if sure else ""
     rest = (
-        f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, told by a corrected p below "
-        f"{found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these} differ for "
-        f"sure between the two. Where no difference is shown there may still be one. {_scales(found, contrast)}"
+        f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, told by a corrected p below"
+        f" {found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these} differ"
+        f" for sure between the two. Where no difference is shown there may still be one. {_scales(found, contrast)}"
     )
     return Finding(claim, words(told, rest), see=CHANGES)
 
 
 def _scales(found: SideBySide, contrast: str) -> str:
     """Say on what scale each model's logits change, and warn where these are far apart."""
-    rows = [
-        next(b for b in side.results.backdrops if b.concept == contrast)
-        for side in (found.first, found.second)
-    ]
+    rows = [next(b for b in side.results.backdrops if b.concept == contrast) for side in (found.first, found.second)]
     widths = [max(row.high - row.low, 1e-12) for row in rows]
     told = " and ".join(
         f"{number(row.low, sign=True)} and {number(row.high, sign=True)} in {label}"
@@ -117,15 +116,21 @@ def _told(d: Difference, numbers: DataTable) -> Words:
 def _limits(found: SideBySide) -> tuple[str, ...]:
     clusters = found.first.results.clusters
     return (
-        "Logits of two models have no scale in common: one whose logits are larger throughout moves more throughout. The share "
-        "of a model's classes that move more than a class is free of that scale, and stands beside each change.",
+        (
+            "Logits of two models have no scale in common: one whose logits are larger throughout moves more throughout. The"
+            " share of a model's classes that move more than a class is free of that scale, and stands beside each change."
+        ),
         f"Differences are of these images, and take the {clusters} as independent and as a sample of others like them.",
-        "Scores, effects and accuracies are shown beside each other with intervals, and not tested: which draws the two share "
-        "was not saved, and whether two intervals overlap is no test of a difference.",
-        "Two models differ in all that made them, such as data, architecture and training; which of it makes a difference is "
-        "not told by their comparison. Another training of the same model would differ, too.",
+        (
+            "Scores, effects and accuracies are shown beside each other with intervals, and not tested: which draws the two"
+            " share was not saved, and whether two intervals overlap is no test of a difference."
+        ),
+        (
+            "Two models differ in all that made them, such as data, architecture and training; which of it makes a"
+            " difference is not told by their comparison. Another training of the same model would differ, too."
+        ),
         *dict.fromkeys((*found.first.results.limits, *found.second.results.limits)),
-    )  # fmt: skip
+    )
 
 
 def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plate | Table]:
@@ -144,14 +149,12 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
     yield Plate(inline_svg(both(found), label), caption, data="differences")
     for contrast in found.contrasts:
         rows = tuple(
-            linked(_line(found, d), numbers.at(d.contrast, d.target))
-            for d in found.differences
-            if d.contrast == contrast
+            linked(_line(found, d), numbers.at(d.contrast, d.target)) for d in found.differences if d.contrast == contrast
         )
         header = ("class", a, "move more", b, "move more", "difference", "p corrected")
         caption = (
-            f"Changes by {contrast}, in logits, with intervals; a star: told from none, changes in their own audit. Move more: the "
-            "share of all the model's classes that do."
+            f"Changes by {contrast}, in logits, with intervals; a star: told from none, changes in their own audit. Move"
+            " more: the share of all the model's classes that do."
         )
         yield Table(caption, header, rows)
 
@@ -160,10 +163,13 @@ def _line(found: SideBySide, d: Difference) -> tuple[str, ...]:
     star = ["*" if moved else "" for moved in (d.first_moved, d.second_moved)]
     return (
         d.target,
-        f"{_change(d.first, d.first_low, d.first_high)}{star[0]}", f"{d.first_larger:.0%}",
-        f"{_change(d.second, d.second_low, d.second_high)}{star[1]}", f"{d.second_larger:.0%}",
-        f"{_change(d.difference, d.low, d.high)}{'*' if found.told(d) else ''}", p_value(d.p_corrected),
-    )  # fmt: skip
+        f"{_change(d.first, d.first_low, d.first_high)}{star[0]}",
+        f"{d.first_larger:.0%}",
+        f"{_change(d.second, d.second_low, d.second_high)}{star[1]}",
+        f"{d.second_larger:.0%}",
+        f"{_change(d.difference, d.low, d.high)}{'*' if found.told(d) else ''}",
+        p_value(d.p_corrected),
+    )
 
 
 def _change(value: float, low: float | None, high: float | None) -> str:
@@ -171,9 +177,7 @@ def _change(value: float, low: float | None, high: float | None) -> str:
 
 
 def _own(side: Side, label: str) -> Section:
-    claims = tuple(
-        f"{f.claim} {plain(f.evidence)}" for f in verdict(side.results) for f in (f, *f.parts)
-    )
+    claims = tuple(f"{f.claim} {plain(f.evidence)}" for f in verdict(side.results) for f in (f, *f.parts))
     return Section(label, (Points(claims),))
 
 
@@ -185,9 +189,7 @@ def _layers(found: SideBySide) -> Table:
             sides = [_layer(side.results, contrast, layer) for side in (found.first, found.second)]
             told = [_accuracy(row) for row in sides] + [_agreement(row) for row in sides]
             rows.append((contrast, layer, *told))
-    header = (
-        "contrast", "layer", f"accuracy, {a}", f"accuracy, {b}", f"agreement, {a}", f"agreement, {b}"
-    )  # fmt: skip
+    header = ("contrast", "layer", f"accuracy, {a}", f"accuracy, {b}", f"agreement, {a}", f"agreement, {b}")
     caption = (
         "Held-out accuracy of each contrast's direction, and the correlation of predicted effects with exchanges, with "
         "intervals. Layers of one name need not be of one kind in two models."
@@ -214,7 +216,7 @@ def _agreement(row: LayerRow | None) -> str:
 def _cells(found: SideBySide) -> Table:
     a, b = found.labels
     shared = [x for x in found.first.results.layers if x in found.second.results.layers]
-    header = ("class", "contrast", "layers", f"TCAV, {a}", f"TCAV, {b}", f"effect, {a}", f"effect, {b}")  # fmt: skip
+    header = ("class", "contrast", "layers", f"TCAV, {a}", f"TCAV, {b}", f"effect, {a}", f"effect, {b}")
     rows = []
     for contrast in found.contrasts:
         shown = [side.results.shown_layer(contrast) for side in (found.first, found.second)]
@@ -230,7 +232,7 @@ def _cells(found: SideBySide) -> Table:
         "With each audit's intervals; effects in logits. "
         + ("Layers that both have." if shared else "They have no layer of one name: each at the layer that it is shown at.")
         + " Nothing here is a test of a difference."
-    )  # fmt: skip
+    )
     return Table(caption, header, tuple(rows), text_columns=3, folded=True)
 
 

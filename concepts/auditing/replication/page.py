@@ -40,17 +40,16 @@ OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
 def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) -> Report:
     """Write table, figure and `report.html` of the replication saved in a folder; no model is run."""
     found = Replication.load(folder)
-    data = DataTable.of_frame(
-        "replication", "each logit's change on both sets", found.to_pandas(), 2
-    )
+    data = DataTable.of_frame("replication", "each logit's change on both sets", found.to_pandas(), 2)
     data.write(folder / "tables")
     figure = found.plot()
     save_figure(figure, folder / "figures" / "replication")
     a, b = found.sets
     plate = Plate(
         inline_svg(figure, f"Changes of logits on {a} and on {b}"),
-        f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled: told "
-        f"from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on both, by class.",
+        f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled:"
+        f" told from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on"
+        " both, by class.",
         "figures/replication",
         data.name,
     )
@@ -61,8 +60,10 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
         findings=tuple(finding for c in found.contrasts for finding in findings(found, c)),
         limits=(
             *limits,
-            "That an effect is told from none on one set and not on the other does not show that the sets differ: the "
-            "difference is tested by itself.",
+            (
+                "That an effect is told from none on one set and not on the other does not show that the sets differ: the "
+                "difference is tested by itself."
+            ),
             f"Two sets of drawings of the same {found.cluster_by}s are two cases, not a sample of all drawings.",
         ),
         data=(data,),
@@ -75,7 +76,7 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
             ("Versions", ", ".join(f"{k} {v}" for k, v in found.provenance.versions.items())),
             ("Content of model and images", f"{found.provenance.model}, {found.provenance.examples}"),
         ),
-    )  # fmt: skip
+    )
     page.save(folder / "report.html")
     return page
 
@@ -84,16 +85,17 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
     """Return what may be said of one contrast."""
     c = found.contrasts.index(contrast)
     outcomes = found.outcomes(contrast)
-    named = " ".join(f"{o.capitalize()}: {', '.join(outcomes[o])}." for o in OUTCOMES if o in outcomes)  # fmt: skip
+    named = " ".join(f"{o.capitalize()}: {', '.join(outcomes[o])}." for o in OUTCOMES if o in outcomes)
     differ = found.differing(contrast)
     r = found.over_clusters[c]
     above = int((r[:, 1] > 0).sum())
     rest = (
-        f"Over {len(found.targets)} classes the two sets' changes correlate with {correlation_in_words(found, contrast)}. Over "
-        f"{len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r = {number(float(r[:, 0].nanmedian()))} in the "
-        f"median ({number(float(r[:, 0].nan_to_num().min()))} to {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of "
-        f"them the interval is above 0. Amounts that differ for sure: {', '.join(differ) or 'none'}."
-    )  # fmt: skip
+        f"Over {len(found.targets)} classes the two sets' changes correlate with {correlation_in_words(found, contrast)}."
+        f" Over {len(found.clusters)} {found.cluster_by}s the changes of a class correlate with r ="
+        f" {number(float(r[:, 0].nanmedian()))} in the median ({number(float(r[:, 0].nan_to_num().min()))} to"
+        f" {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of them the interval is above 0. Amounts that"
+        f" differ for sure: {', '.join(differ) or 'none'}."
+    )
     told = [Finding(found.statement(contrast), f"{named} {rest}")]
     if expected := found.expected.get(contrast):
         told.append(_expectation(found, contrast, expected))
@@ -103,9 +105,7 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
 def _trust(found: Replication, contrast: str) -> Finding:
     one, two = (set(found.trusted[name][contrast]) for name in found.sets)
     both = [layer for layer in found.layers if layer in one & two]
-    each = "; ".join(
-        f"{name}: {', '.join(found.trusted[name][contrast]) or 'none'}" for name in found.sets
-    )
+    each = "; ".join(f"{name}: {', '.join(found.trusted[name][contrast]) or 'none'}" for name in found.sets)
     return Finding(
         f"Effects predicted for {contrast} follow the measured change on both sets at {len(both)} of {len(found.layers)} "
         "layers.",
@@ -121,12 +121,12 @@ def _expectation(found: Replication, contrast: str, expected: dict[str, str]) ->
         k = found.targets.index(target)
         sure = found.outcome(contrast, target) == BOTH
         as_said = (float(found.swap[0, c, k]) > 0) == (way == "up")
-        kinds["other" if not sure else "borne out on both" if as_said else "reversed on both"].append(target)  # fmt: skip
+        kinds["other" if not sure else "borne out on both" if as_said else "reversed on both"].append(target)
     return Finding(
         f"Of {len(expected)} directions written down beforehand for {contrast}, {len(kinds['borne out on both'])} are borne "
         f"out on both sets and {len(kinds['reversed on both'])} reversed on both.",
         " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in kinds.items() if t and name != "other"),
-    )  # fmt: skip
+    )
 
 
 def _table(found: Replication, contrast: str, data: DataTable) -> Table:
@@ -134,17 +134,21 @@ def _table(found: Replication, contrast: str, data: DataTable) -> Table:
     rows = []
     for k, target in enumerate(found.targets):
         sides = [
-            f"{number(float(found.swap[s, c, k]), sign=True)} ({interval(float(found.low[s, c, k]), float(found.high[s, c, k]))})"
+            f"{number(float(found.swap[s, c, k]), sign=True)}"
+            f" ({interval(float(found.low[s, c, k]), float(found.high[s, c, k]))})"
             for s in (0, 1)
-        ]  # fmt: skip
+        ]
         r = found.over_clusters[c, k].tolist()
         cells = (
-            target, found.expected.get(contrast, {}).get(target, ""), found.outcome(contrast, target), *sides,
+            target,
+            found.expected.get(contrast, {}).get(target, ""),
+            found.outcome(contrast, target),
+            *sides,
             f"{number(float(found.difference[c, k]), sign=True)} (p {p_value(float(found.difference_p[c, k]))})",
             f"{number(r[0])} ({interval(r[1], r[2])})",
-        )  # fmt: skip
+        )
         rows.append(linked(cells, data.at(contrast, target), 3))
-    header = ("class", "expected", "told from none on", *found.sets, "difference", f"r over {found.cluster_by}s")  # fmt: skip
+    header = ("class", "expected", "told from none on", *found.sets, "difference", f"r over {found.cluster_by}s")
     return Table(f"Change of logits by {contrast}", header, tuple(rows), text_columns=3)
 
 

@@ -107,7 +107,7 @@ class Replication(Result):
     def differing(self, contrast: str) -> tuple[str, ...]:
         """Return the targets whose swaps differ between the sets for sure."""
         p = self.difference_p[self.contrasts.index(contrast)]
-        return tuple(t for t, value in zip(self.targets, p.tolist(), strict=True) if value < self.alpha)  # fmt: skip
+        return tuple(t for t, value in zip(self.targets, p.tolist(), strict=True) if value < self.alpha)
 
     def statement(self, contrast: str) -> str:
         """Say in plain words whether what was found on the first set replicates on the second.
@@ -127,9 +127,9 @@ class Replication(Result):
             verdict = "replicates" if same == moved else "replicates in part"
         lost = sum(t in differing for t in found.get(FIRST, ()))
         return (
-            f"What {contrast} does to logits on {one} {verdict} on {two}: of {moved} logits that it moves for sure on {one}, "
-            f"it moves {same} for sure to the same side on {two} and {opposite} to the other; {first} are undecided there, and "
-            f"{lost} of these differ for sure from {one}."
+            f"What {contrast} does to logits on {one} {verdict} on {two}: of {moved} logits that it moves for sure on {one},"
+            f" it moves {same} for sure to the same side on {two} and {opposite} to the other; {first} are undecided there,"
+            f" and {lost} of these differ for sure from {one}."
         )
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -159,9 +159,7 @@ class Replication(Result):
     def notebook_table(self) -> "pd.DataFrame":
         """Return the swaps on both sets, with the outcome."""
         first, second = self.sets
-        return self.to_pandas()[
-            ["contrast", "target", f"{first} swap", f"{second} swap", "outcome", "difference_p"]
-        ]
+        return self.to_pandas()[["contrast", "target", f"{first} swap", f"{second} swap", "outcome", "difference_p"]]
 
     def plot(self) -> "Figure":
         """Draw the swaps on one set against those on the other."""
@@ -184,9 +182,7 @@ class Replication(Result):
 def _against(found: Replication, contrast: str, axes: "Axes") -> None:
     c = found.contrasts.index(contrast)
     x, y = (found.swap[s, c].numpy() for s in (0, 1))
-    reach = [
-        (found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)
-    ]
+    reach = [(found.swap[s, c] - found.low[s, c], found.high[s, c] - found.swap[s, c]) for s in (0, 1)]
     bars = [[side.nan_to_num().numpy() for side in each] for each in reach]
     axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=FAINT, lw=0.5)
     sure = [found.outcome(contrast, t) in {BOTH, OPPOSITE} for t in found.targets]
@@ -202,7 +198,7 @@ def _against(found: Replication, contrast: str, axes: "Axes") -> None:
     low, high = axes.get_ylim()
     gap = 0.055 * (high - low)
     for k, height in zip(named, spread(y[named].tolist(), gap, low, high), strict=True):
-        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)  # fmt: skip
+        axes.annotate(found.targets[k], (x[k], height), (4, 2), textcoords="offset points", fontsize=6)
     axes.set_title(f"{contrast}\n{correlation_in_words(found, contrast)}")
 
 
@@ -229,7 +225,7 @@ def replicate(
         AuditError: if the audits ask different things, or of different models.
     """
     first, second = results
-    asked = [(r.layers, [t.name for t in r.targets], [c.name for c in r.contrasts], r.level, r.alpha) for r in results]  # fmt: skip
+    asked = [(r.layers, [t.name for t in r.targets], [c.name for c in r.contrasts], r.level, r.alpha) for r in results]
     ids = [Provenance.collect(model=m.loaded.model).model for m in materials]
     if asked[0] != asked[1] or ids[0] != ids[1]:
         raise AuditError(
@@ -242,10 +238,12 @@ def replicate(
     change = (by_cluster[1] - by_cluster[0]).permute(2, 0, 1)
     difference = clustered_mean(change, torch.arange(len(clusters)), first.level)
     swaps = [[[r.swap(c, t) for t in targets] for c in contrasts] for r in results]
-    cells = [[[[r.cell(c, i, t) for t in targets] for i in r.layers] for c in contrasts] for r in results]  # fmt: skip
+    cells = [[[[r.cell(c, i, t) for t in targets] for i in r.layers] for c in contrasts] for r in results]
     swap = torch.tensor([[[x.swap for x in row] for row in each] for each in swaps])
     return Replication(
-        provenance=Provenance.collect(model=materials[0].loaded.model, examples=content_id([list(m.examples.ids) for m in materials])),
+        provenance=Provenance.collect(
+            model=materials[0].loaded.model, examples=content_id([list(m.examples.ids) for m in materials])
+        ),
         sets=names,
         contrasts=tuple(contrasts),
         targets=tuple(targets),
@@ -265,11 +263,14 @@ def replicate(
         difference_low=difference.low,
         difference_high=difference.high,
         difference_p=holm(difference.p),
-        over_clusters=torch.tensor([[_r(a, b, first.level) for a, b in zip(x, y, strict=True)] for x, y in zip(*by_cluster, strict=True)], dtype=torch.float64),
+        over_clusters=torch.tensor(
+            [[_r(a, b, first.level) for a, b in zip(x, y, strict=True)] for x, y in zip(*by_cluster, strict=True)],
+            dtype=torch.float64,
+        ),
         over_targets=torch.tensor([_r(a, b, first.level) for a, b in zip(*swap, strict=True)], dtype=torch.float64),
         expected={c: {t.name: t.expected[c] for t in first.targets if c in t.expected} for c in contrasts},
         trusted={name: {c: r.trusted(c) for c in contrasts} for name, r in zip(names, results, strict=True)},
-    )  # fmt: skip
+    )
 
 
 def _outcome(values: Float[Tensor, " sets"], p: Float[Tensor, " sets"], alpha: float) -> str:
@@ -279,9 +280,7 @@ def _outcome(values: Float[Tensor, " sets"], p: Float[Tensor, " sets"], alpha: f
     return FIRST if one else SECOND if two else NEITHER
 
 
-def _r(
-    first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float
-) -> tuple[float, float, float]:
+def _r(first: Float[Tensor, " n"], second: Float[Tensor, " n"], level: float) -> tuple[float, float, float]:
     found = pearson(first, second, level)
     return found.r, found.low, found.high
 
@@ -313,7 +312,7 @@ def _cluster_swaps(
     found = []
     for sets in material.contrasts:
         kept = [i for i, c in enumerate(sets.every.cluster) if c in clusters]
-        change = logits[[sets.every.first[i] for i in kept]] - logits[[sets.every.second[i] for i in kept]]  # fmt: skip
+        change = logits[[sets.every.first[i] for i in kept]] - logits[[sets.every.second[i] for i in kept]]
         of = codes([*clusters, *(sets.every.cluster[i] for i in kept)])[len(clusters) :]
         sums = change.new_zeros(len(clusters), change.shape[1]).index_add_(0, of, change)
         found.append((sums / torch.bincount(of, minlength=len(clusters)).unsqueeze(1)).T)

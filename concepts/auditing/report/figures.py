@@ -64,9 +64,7 @@ def agreement(results: AuditResults, concept: str) -> "Figure":
 def _reach(results: AuditResults, concept: str) -> float:
     effects = [c.effect for c in results.cells if c.concept == concept]
     measured = [row.swap for row in results.swaps if row.concept == concept]
-    ends = [
-        e for r in results.swaps if r.concept == concept for e in (r.low, r.high) if e is not None
-    ]
+    ends = [e for r in results.swaps if r.concept == concept for e in (r.low, r.high) if e is not None]
     return 1.08 * max(map(abs, [*effects, *measured, *ends, 1e-6]))
 
 
@@ -124,9 +122,15 @@ def _name_points(axes: "Axes", swaps: Mapping[str, SwapRow], reach: float, gap: 
     places = spread([r.swap for r in rows], gap, -1.25 * reach, 1.25 * reach)
     for row, place in zip(rows, places, strict=True):
         axes.plot(
-            [1.02, 1.12], [row.swap, place], color=FAINT, lw=0.4, transform=beside, clip_on=False,
-            scalex=False, scaley=False,
-        )  # fmt: skip
+            [1.02, 1.12],
+            [row.swap, place],
+            color=FAINT,
+            lw=0.4,
+            transform=beside,
+            clip_on=False,
+            scalex=False,
+            scaley=False,
+        )
         axes.text(1.14, place, row.target, fontsize=6, va="center", transform=beside)
 
 
@@ -158,9 +162,7 @@ def changes(results: AuditResults) -> "Figure":
             axes = figure.add_subplot(1, len(contrasts), i + 1, sharex=first, sharey=first)
             first = first or axes
             _changes_panel(axes, results, contrast.name, targets)
-            axes.set_title(
-                f"{contrast.negative} → {contrast.positive}", loc="left", fontweight="bold"
-            )
+            axes.set_title(f"{contrast.negative} → {contrast.positive}", loc="left", fontweight="bold")
             axes.tick_params(labelleft=i == 0, left=False)
         _changes_legend(figure, results)
     return figure
@@ -178,9 +180,7 @@ def _ordered_targets(results: AuditResults) -> list[str]:
     return [t.name for t in sorted(results.targets, key=place)]
 
 
-def _changes_panel(
-    axes: "Axes", results: AuditResults, concept: str, targets: Sequence[str]
-) -> None:
+def _changes_panel(axes: "Axes", results: AuditResults, concept: str, targets: Sequence[str]) -> None:
     backdrop = next(b for b in results.backdrops if b.concept == concept)
     axes.axvspan(backdrop.low, backdrop.high, color=RULE, alpha=0.45, lw=0, zorder=0)
     axes.axvline(0, color=INK, lw=0.5, zorder=1)
@@ -251,16 +251,24 @@ def _score_axes(axes: "Axes", results: AuditResults, targets: Sequence[str]) -> 
     depth = len(results.layers)
     axes.set_yticks(range(len(targets)), targets)
     axes.set_xticks(
-        range(depth * len(results.concepts)), list(results.layers) * len(results.concepts),
-        rotation=90, fontsize=6,
-    )  # fmt: skip
+        range(depth * len(results.concepts)),
+        list(results.layers) * len(results.concepts),
+        rotation=90,
+        fontsize=6,
+    )
     for i, concept in enumerate(results.concepts):
         name = concept.name.replace(" against ", "\nagainst\n")
         longest = max(map(len, name.split("\n")))
         fits = longest * _LETTER < (FULL_WIDTH - 1.7) / len(results.concepts)
         axes.text(
-            i * depth + (depth - 1) / 2, -0.7, name, ha="center", va="bottom", fontsize=6, rotation=0 if fits else 90,
-        )  # fmt: skip
+            i * depth + (depth - 1) / 2,
+            -0.7,
+            name,
+            ha="center",
+            va="bottom",
+            fontsize=6,
+            rotation=0 if fits else 90,
+        )
         if i:
             axes.axvline(i * depth - 0.5, color=PAPER, lw=2)
     axes.tick_params(length=0)
@@ -285,9 +293,17 @@ def accuracy(results: AuditResults) -> "Figure":
                 ends = (row.accuracy, row.accuracy_low, row.accuracy_high)
                 _whiskers(axes, ends, x, colour, "y")
             axes.plot(
-                places, [r.accuracy for r in rows], line, marker=MARKERS[i % len(MARKERS)], color=colour,
-                mec=PAPER, mew=0.5, ms=size, label=concept.name, zorder=2 if beside else 3,
-            )  # fmt: skip
+                places,
+                [r.accuracy for r in rows],
+                line,
+                marker=MARKERS[i % len(MARKERS)],
+                color=colour,
+                mec=PAPER,
+                mew=0.5,
+                ms=size,
+                label=concept.name,
+                zorder=2 if beside else 3,
+            )
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.4, len(results.layers) - 0.6), ylim=(0.4, 1.02))
         axes.set_ylabel("accuracy on held-out images")

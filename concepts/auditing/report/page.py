@@ -53,10 +53,7 @@ def _scorecard(folder: Path, provenance: Mapping[str, object]) -> Section | None
             f"{card.provenance.model}): it is left out."
         )
         return Section(title, (Paragraph(text),))
-    said = Paragraph(
-        "How methods that explain single inputs, and whole networks, stand on this model. "
-        + LIMITS[0]
-    )
+    said = Paragraph("How methods that explain single inputs, and whole networks, stand on this model. " + LIMITS[0])
     return Section(title, (said, *scorecard_sections(card)))
 
 
@@ -98,11 +95,7 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
         question=results.question,
         findings=(
             *verdict(results),
-            *(
-                f
-                for name, result in found.items()
-                for f in ANALYSES[name].findings(results, result)
-            ),
+            *(f for name, result in found.items() for f in ANALYSES[name].findings(results, result)),
         ),
         data=data,
         limits=(*results.limits, *limits(results)),

@@ -89,16 +89,12 @@ def _inside(results: AuditResults) -> Finding:
     if not any(where.values()):
         claim = "At no layer do predicted effects follow the exchanges well enough to be read"
     elif len(set(where.values())) == 1:
-        claim = (
-            f"Predicted effects may be read at {named(results.trusted(results.contrasts[0].name))}"
-        )
+        claim = f"Predicted effects may be read at {named(results.trusted(results.contrasts[0].name))}"
     else:
-        told = [f"{named(layers) if layers else 'no layer'} for {name}" for name, layers in where.items()]  # fmt: skip
+        told = [f"{named(layers) if layers else 'no layer'} for {name}" for name, layers in where.items()]
         claim = f"Predicted effects may be read at {named(told)}"
     sure, cells = _tcav_cells(results)
-    claim += (
-        f"; the sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} cells."
-    )
+    claim += f"; the sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} cells."
     return Finding(claim, parts=parts)
 
 
@@ -119,9 +115,7 @@ def _swap_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
         ".",
     )
     if not sure:
-        claim = (
-            f"{change} moves none of the {len(rows)} logits by more than chance on these images."
-        )
+        claim = f"{change} moves none of the {len(rows)} logits by more than chance on these images."
         return Finding(claim, words(_test(results, contrast), context), see=SWAPS)
     claim = f"{change} moves {len(sure)} of {len(rows)} logits on these images."
     parts = [
@@ -197,10 +191,7 @@ def _comparison(
     others: Sequence[TargetInfo],
 ) -> Finding:
     """Compare sizes: a moved logit proves little if those of classes of which nothing was expected move as much."""
-    sizes = [
-        [abs(results.swap(contrast.name, t.name).swap) for t in group]
-        for group in (expected, others)
-    ]
+    sizes = [[abs(results.swap(contrast.name, t.name).swap) for t in group] for group in (expected, others)]
     p = rank_sum(torch.tensor(sizes[0]), torch.tensor(sizes[1])).p
     more = "more" if fmean(sizes[0]) > fmean(sizes[1]) else "less"
     claim = (
@@ -228,8 +219,8 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
         if r.r is not None
     ]
     evidence = words(
-        f"Correlation over {len(results.targets)} classes of the effect predicted from one half of the {results.clusters} and "
-        "the swap measured on the other: ",
+        f"Correlation over {len(results.targets)} classes of the effect predicted from one half of the {results.clusters}"
+        " and the swap measured on the other: ",
         listed(told),
         f"; from {results.trust:g} on, the interval's lower bound counts as trust.",
     )
@@ -240,11 +231,7 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
         claim = f"At no layer do predicted effects of {contrast.name} follow the measured swap well enough to be trusted."
         return Finding(claim, evidence, see=TRUST)
     claim = f"Predicted effects of {contrast.name} may be read at {named(trusted)}."
-    agree = Counter(
-        reading(results, c)
-        for c in results.cells
-        if c.concept == contrast.name and c.layer in trusted
-    )
+    agree = Counter(reading(results, c) for c in results.cells if c.concept == contrast.name and c.layer in trusted)
     there = (
         f" There, measured and predicted agree for {agree[AGREE]} of {agree.total()} pairs of class and layer, "
         f"{agree[UNMOVED]} are predicted and not moved, {agree[UNPREDICTED]} moved and not predicted, "
@@ -268,18 +255,14 @@ def _tcav_finding(results: AuditResults) -> Finding:
         f"The sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} combinations of contrast, layer "
         "and class."
     )
-    evidence = (
-        "Chance: the same count along directions fitted after labels were swapped within whole "
-    )
+    evidence = "Chance: the same count along directions fitted after labels were swapped within whole "
     evidence += f"{results.clusters}; p corrected by the step-down maximum. "
     if extreme:
         evidence += (
-            f"{len(extreme)} scores are exactly 0 or 1, {len(idle)} of them with p of {results.alpha:g} or more even without "
-            "correction: there, relabelled directions score 0 or 1 too. "
+            f"{len(extreme)} scores are exactly 0 or 1, {len(idle)} of them with p of {results.alpha:g} or more even without"
+            " correction: there, relabelled directions score 0 or 1 too. "
         )
     unmoved = [c for c in sure if not moved(results, results.swap(c.concept, c.target))]
     if unmoved:
-        evidence += (
-            f"{len(unmoved)} of the {len(sure)} belong to logits that the swap does not move."
-        )
+        evidence += f"{len(unmoved)} of the {len(sure)} belong to logits that the swap does not move."
     return Finding(claim, evidence.strip(), see=SCORES)

@@ -29,10 +29,7 @@ def unmatched_verdict(results: AuditResults) -> tuple[Finding, ...]:
     parts = tuple(_concept_finding(results, c) for c in results.concepts)
     if len(parts) < 3:
         return (*parts, UNSWAPPED)
-    at = {
-        c.name: [layer for layer in results.layers if exists(results, c.name, layer)]
-        for c in results.concepts
-    }
+    at = {c.name: [layer for layer in results.layers if exists(results, c.name, layer)] for c in results.concepts}
     told = [name for name, layers in at.items() if layers]
     leaning = [name for name in told if _sure(results, name, at[name])]
     claim = (
@@ -54,13 +51,9 @@ def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
     layers = [layer for layer in results.layers if exists(results, name, layer)]
     rows = [results.layer(name, layer) for layer in results.layers]
     told = listed([words(f"{r.layer} ", Link(f"{r.accuracy:.0%}", results.at(r))) for r in rows])
-    accuracy = words(
-        f"Held-out accuracy of its classifiers against {concept.negative}: ", told, "."
-    )
+    accuracy = words(f"Held-out accuracy of its classifiers against {concept.negative}: ", told, ".")
     if not layers:
-        claim = (
-            f"There is no evidence of a direction of “{name}” at any layer: nothing is said of it."
-        )
+        claim = f"There is no evidence of a direction of “{name}” at any layer: nothing is said of it."
         return Finding(claim, accuracy, see=SCORES)
     tested = (
         f"{len(layers) * len(results.targets)} pairs of layer and class were tested by TCAV score and by effect; p is "

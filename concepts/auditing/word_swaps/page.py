@@ -60,9 +60,7 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
     words = WordResult.load(folder / "words")
     tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
     data = (
-        DataTable.of_frame(
-            "words", "each word's change, measured and predicted", words.to_pandas()
-        ),
+        DataTable.of_frame("words", "each word's change, measured and predicted", words.to_pandas()),
         DataTable.of_frame("tcav", "TCAV of each word at each layer", tcav.to_pandas(), 3),
         DataTable.of_frame("probes", "probes of each layer", probes.to_pandas()),
     )
@@ -72,7 +70,11 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
         title=file.title,
         subject=f"Audit “{file.name}” of {model}",
         question=file.question,
-        findings=(*_swap_findings(words), *(_method_finding(words, m) for m in words.listed[1:]), _tcav_finding(words, tcav)),
+        findings=(
+            *_swap_findings(words),
+            *(_method_finding(words, m) for m in words.listed[1:]),
+            _tcav_finding(words, tcav),
+        ),
         limits=(*file.limits, *_limits(words)),
         sections=(
             Section(_SWAPS, tuple(_swap_blocks(words, folder, data[0]))),
@@ -87,7 +89,7 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
             ("Versions", ", ".join(f"{k} {v}" for k, v in words.provenance.versions.items())),
             ("Content of model and sentences", f"{words.provenance.model}, {words.provenance.examples}"),
         ),
-    )  # fmt: skip
+    )
     page.save(folder / "report.html")
     return page
 
@@ -105,21 +107,23 @@ def _swap_findings(words: WordResult) -> list[Finding]:
     )
     test = words.against_ordinary
     evidence = (
-        f"Up: {_named(words, up)}. " * bool(up) + f"Down: {_named(words, down)}. " * bool(down)
+        f"Up: {_named(words, up)}. " * bool(up)
+        + f"Down: {_named(words, down)}. " * bool(down)
         + f"Mean over {len(words.templates)} templates, {words.level:.0%} intervals over templates, Holm-corrected p below "
         f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary adjectives lie between "
         f"{number(low, sign=True)} and {number(high, sign=True)}; a word for a group raises the logit more than one of them "
         f"with probability {number(test.superiority)} (p {p_value(test.p)}, words taken as independent)."
-    )  # fmt: skip
+    )
     return [Finding(claim, evidence, see=_SWAPS), *(_flagged_finding(words, w) for w in up[:1])]
 
 
 def _flagged_finding(words: WordResult, word: int) -> Finding:
     shares = [
-        f"{kind} {float(words.flagged[word, own].double().mean()):.0%} against {float(words.reference_flagged[own].mean()):.0%}"
+        f"{kind} {float(words.flagged[word, own].double().mean()):.0%} against"
+        f" {float(words.reference_flagged[own].mean()):.0%}"
         for kind in dict.fromkeys(words.template_kinds)
         if (own := words.of_kind(kind))
-    ]  # fmt: skip
+    ]
     return Finding(
         f"With “{words.words[word]}” {float(words.flagged[word].double().mean()):.0%} of the sentences are called "
         f"{words.label} (probability above one half), with the reference adjectives "
@@ -159,11 +163,7 @@ def _amount(slope: float) -> str:
     share = 1 / slope
     if 0.9 <= share <= 1.1:
         return "its amounts are right within a tenth"
-    return (
-        f"its amounts are {share:.0%} of the measured ones"
-        if share < 10
-        else "its amounts are far too large"
-    )
+    return f"its amounts are {share:.0%} of the measured ones" if share < 10 else "its amounts are far too large"
 
 
 def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
@@ -184,22 +184,25 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
 
 
 def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
-    svg = inline_svg(
-        _kept(words.plot(), folder / "figures" / "words"), "Changes of the logit by word"
-    )
+    svg = inline_svg(_kept(words.plot(), folder / "figures" / "words"), "Changes of the logit by word")
     order = ranked(words.value[0])
     rows = tuple(
         linked(
             (
-                words.words[w], words.kinds[w], number(float(words.value[0, w]), sign=True),
-                interval(float(words.low[0, w]), float(words.high[0, w])), p_value(float(words.p[0, w])),
-                f"{float(words.beyond[0, w]):.0%}", number(float(words.probability[w].mean())),
+                words.words[w],
+                words.kinds[w],
+                number(float(words.value[0, w]), sign=True),
+                interval(float(words.low[0, w]), float(words.high[0, w])),
+                p_value(float(words.p[0, w])),
+                f"{float(words.beyond[0, w]):.0%}",
+                number(float(words.probability[w].mean())),
                 f"{float(words.flagged[w].double().mean()):.0%}",
             ),
-            data.at(words.words[w]), 2,
+            data.at(words.words[w]),
+            2,
         )
         for w in order
-    )  # fmt: skip
+    )
     kinds = ", ".join(f"{kind} {number(size)}" for kind, size in words.by_kind().items())
     return [
         Plate(
@@ -213,10 +216,11 @@ def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block
         Table(
             "Measured change of the logit by word",
             ("word", "kind", "change", "interval", "p", "ordinary words as far", "probability", "above one half"),
-            rows, text_columns=2,
+            rows,
+            text_columns=2,
         ),
         Paragraph(f"Mean size of the change by kind of template: {kinds}."),
-    ]  # fmt: skip
+    ]
 
 
 def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
@@ -230,10 +234,15 @@ def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[B
             continue
         counts = {name: len(each) for name, each in words.relations(method).items()}
         r, low, high = words.agreement[m].tolist()
-        rows.append((
-            method, number(r), interval(low, high), number(float(words.slope[m])),
-            *(str(counts.get(name, 0)) for name in (AGREE, QUIET, OPPOSITE, MISSES, ALONE)),
-        ))  # fmt: skip
+        rows.append(
+            (
+                method,
+                number(r),
+                interval(low, high),
+                number(float(words.slope[m])),
+                *(str(counts.get(name, 0)) for name in (AGREE, QUIET, OPPOSITE, MISSES, ALONE)),
+            )
+        )
     listed = [m for m in words.listed if m != SWAP]
     parted = [w for w in words.words if {words.relation(m, w) for m in listed} - {AGREE, QUIET}]
     table = tuple(
@@ -242,22 +251,31 @@ def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[B
             data.at(w),
         )
         for w in parted
-    )  # fmt: skip
+    )
     return [
         Paragraph(
             "Every method predicts the same number: the change of the logit when a reference adjective is exchanged for "
             "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
             "predicted change."
         ),
-        Plate(svg, "Predicted against measured change, a point a word; on the line the two are equal.", "figures/agreement", data.name),
-        Table("How far methods follow the measured change", ("method", "rank correlation", "interval", "slope", AGREE, QUIET, OPPOSITE, MISSES, ALONE), tuple(rows)),
-        Table("Words on which a method parts from the measured change", ("word", "measured", *listed), table, text_columns=1),
-    ]  # fmt: skip
+        Plate(
+            svg,
+            "Predicted against measured change, a point a word; on the line the two are equal.",
+            "figures/agreement",
+            data.name,
+        ),
+        Table(
+            "How far methods follow the measured change",
+            ("method", "rank correlation", "interval", "slope", AGREE, QUIET, OPPOSITE, MISSES, ALONE),
+            tuple(rows),
+        ),
+        Table(
+            "Words on which a method parts from the measured change", ("word", "measured", *listed), table, text_columns=1
+        ),
+    ]
 
 
-def _layer_blocks(
-    tcav: TcavResult, probes: ProbeResult, folder: Path, data: DataTable
-) -> list[Block]:
+def _layer_blocks(tcav: TcavResult, probes: ProbeResult, folder: Path, data: DataTable) -> list[Block]:
     with style():
         axes = probes.plot()
     figure = axes.get_figure()
@@ -266,20 +284,28 @@ def _layer_blocks(
     rows = tuple(
         linked(
             (
-                layer, concept, number(float(tcav.mean[i, c, 0])), p_value(float(tcav.p_max_t[i, c, 0])),
-                f"{float(tcav.p_controls[i, c, 0]):.2f}", number(float(tcav.effect[i, c, 0]), sign=True),
+                layer,
+                concept,
+                number(float(tcav.mean[i, c, 0])),
+                p_value(float(tcav.p_max_t[i, c, 0])),
+                f"{float(tcav.p_controls[i, c, 0]):.2f}",
+                number(float(tcav.effect[i, c, 0]), sign=True),
                 interval(float(tcav.effect_low[i, c, 0]), float(tcav.effect_high[i, c, 0])),
-                p_value(float(tcav.effect_p_max_t[i, c, 0])), number(float(tcav.accuracy[i, c].mean())),
+                p_value(float(tcav.effect_p_max_t[i, c, 0])),
+                number(float(tcav.accuracy[i, c].mean())),
             ),
-            data.at(layer, concept, tcav.targets[0]), 2,
+            data.at(layer, concept, tcav.targets[0]),
+            2,
         )
         for i, layer in enumerate(tcav.layers)
         for c, concept in enumerate(tcav.concepts)
-    )  # fmt: skip
+    )
     errors = ", ".join(
         f"{layer} {number(e)} ({interval(a, b, sign=False)})"
-        for layer, e, a, b in zip(probes.layers, probes.error.tolist(), probes.low.tolist(), probes.high.tolist(), strict=True)
-    )  # fmt: skip
+        for layer, e, a, b in zip(
+            probes.layers, probes.error.tolist(), probes.low.tolist(), probes.high.tolist(), strict=True
+        )
+    )
     said = (
         *_no_direction(tcav),
         *(s for s in tcav.sentences() if "no evidence of a direction" not in s),
@@ -295,9 +321,11 @@ def _layer_blocks(
         Table(
             "TCAV of each word in each layer",
             ("layer", "word", "score", "p", "p among ordinary words", "effect", "interval", "p of effect", "accuracy"),
-            rows, text_columns=2, folded=True,
+            rows,
+            text_columns=2,
+            folded=True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _no_direction(tcav: TcavResult) -> list[str]:
@@ -317,20 +345,27 @@ def _material_blocks(words: WordResult) -> list[Block]:
     by_kind = zip(words.templates, words.template_kinds, strict=True)
     templates = tuple((t, k) for t, k in by_kind)
     return [
-        Paragraph(f"Reference adjectives: {', '.join(words.reference_words)}. Ordinary adjectives: {', '.join(words.ordinary_words)}."),
+        Paragraph(
+            f"Reference adjectives: {', '.join(words.reference_words)}. Ordinary adjectives:"
+            f" {', '.join(words.ordinary_words)}."
+        ),
         Table(f"Templates, of {len(kinds)} kinds", ("template", "kind"), templates, text_columns=2, folded=True),
-    ]  # fmt: skip
+    ]
 
 
 def _limits(words: WordResult) -> list[str]:
     return [
-        "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text; both "
-        "are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect is to "
-        "first order, and in layers that keep the text's positions it moves all of them alike.",
+        (
+            "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text;"
+            " both are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect"
+            " is to first order, and in layers that keep the text's positions it moves all of them alike."
+        ),
         f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
-        "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only, and "
-        "is corrected for all words and layers.",
+        (
+            "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only,"
+            " and is corrected for all words and layers."
+        ),
     ]
 
 

@@ -62,8 +62,9 @@ class WordReader:
 
     def lime(self) -> Grid:
         """Return LIME's coefficient of the word in every sentence."""
-        method = TextLIME(surrogate=Local(samples=self.file.statistics.lime_samples, coalitions="size",
-                                          seed=self.file.statistics.seed))  # fmt: skip
+        method = TextLIME(
+            surrogate=Local(samples=self.file.statistics.lime_samples, coalitions="size", seed=self.file.statistics.seed)
+        )
         predict = _once(self.classifier.logits)
         found = []
         for word in range(len(self.wording.words)):
@@ -79,7 +80,7 @@ class WordReader:
         """
         method = LayerIntegratedGradients(
             self.file.embedding, IntegratedGradients(steps=self.file.statistics.steps), space="input"
-        )  # fmt: skip
+        )
         vocabulary, wording = self.classifier.words, self.wording
         names = [w for w in wording.words for _ in wording.templates]
         texts = wording.texts(range(len(wording.words)))
@@ -109,22 +110,24 @@ class WordReader:
             return Concept(wording.words[word], examples, clusters)
 
         turns = [wording.reference[i % len(wording.reference)] for i in range(len(fit))]
-        pool = TextExamples([wording.text(w, t) for w, t in zip(turns, fit, strict=True)], self.classifier.words)  # fmt: skip
+        pool = TextExamples([wording.text(w, t) for w, t in zip(turns, fit, strict=True)], self.classifier.words)
         return Tcav(
-            null=Relabelled(
-                statistics.pseudo_concepts
-                if "pseudo_concepts" in statistics.model_fields_set
-                else "auto"
-            ),
+            null=Relabelled(statistics.pseudo_concepts if "pseudo_concepts" in statistics.model_fields_set else "auto"),
             runs=statistics.runs,
             relabellings=statistics.relabellings,
             level=statistics.level,
             seed=statistics.seed,
         )(
-            store, {self.file.label: self.score}, self.file.layers, [concept(w) for w in wording.terms],
-            wording.examples(self.classifier, wording.reference, judge), pool, [concept(w) for w in wording.ordinary],
-            pool_clusters=clusters, input_clusters=[wording.templates[t] for _ in wording.reference for t in judge],
-        )  # fmt: skip
+            store,
+            {self.file.label: self.score},
+            self.file.layers,
+            [concept(w) for w in wording.terms],
+            wording.examples(self.classifier, wording.reference, judge),
+            pool,
+            [concept(w) for w in wording.ordinary],
+            pool_clusters=clusters,
+            input_clusters=[wording.templates[t] for _ in wording.reference for t in judge],
+        )
 
     def probes(self, store: ActivationStore) -> ProbeResult:
         """Return how well each layer tells words for groups of people from ordinary ones, judged on words never seen."""
@@ -136,9 +139,7 @@ class WordReader:
         method = LayerProbes(tuple(self.file.layers), inputs=False, seed=self.file.statistics.seed)
         return method(store, self.classifier.model, examples, kinds, groups=names, types=names)
 
-    def result(
-        self, logits: Grid, explained: Mapping[str, Grid], tcav: TcavResult, gap: float
-    ) -> WordResult:
+    def result(self, logits: Grid, explained: Mapping[str, Grid], tcav: TcavResult, gap: float) -> WordResult:
         """Put everything side by side; `explained` has what local methods say of every sentence."""
         wording, statistics = self.wording, self.file.statistics
         terms, reference = list(wording.terms), list(wording.reference)
@@ -180,9 +181,7 @@ class WordReader:
     def _local(self, grid: Grid) -> tuple[dict[str, Tensor], Float[Tensor, " others"]]:
         """Return a measure's cells of the terms, in the mean over templates, and the means of ordinary words."""
         terms, ordinary = list(self.wording.terms), list(self.wording.ordinary)
-        found = clustered_mean(
-            grid.T, torch.arange(len(self.wording.templates)), self.file.statistics.level
-        )
+        found = clustered_mean(grid.T, torch.arange(len(self.wording.templates)), self.file.statistics.level)
         value, others = found.mean[terms], found.mean[ordinary]
         rows = {
             "value": value,

@@ -128,7 +128,7 @@ class WordResult(Result):
             row["probability"] = float(self.probability[w].mean())
             row["flagged"] = float(self.flagged[w].double().mean())
             for m, method in enumerate(self.methods):
-                cells = {"": self.value, " low": self.low, " high": self.high, " p": self.p, " beyond": self.beyond}  # fmt: skip
+                cells = {"": self.value, " low": self.low, " high": self.high, " p": self.p, " beyond": self.beyond}
                 row |= {f"{method}{name}": float(cell[m, w]) for name, cell in cells.items()}
                 if method != SWAP:
                     row[f"{method} relation"] = self.relation(method, word)
@@ -147,9 +147,7 @@ class WordResult(Result):
         places = range(len(order))
         with style():
             figure = new_figure(FULL_WIDTH, 1.0 + 0.16 * len(order))
-            panels = figure.subplots(1, len(self.listed), sharex=True, sharey=True, squeeze=False)[
-                0
-            ]
+            panels = figure.subplots(1, len(self.listed), sharex=True, sharey=True, squeeze=False)[0]
             for i, (axes, method) in enumerate(zip(panels, self.listed, strict=True)):
                 m = self.methods.index(method)
                 value, low, high = (t[m][order].numpy() for t in (self.value, self.low, self.high))
@@ -158,13 +156,11 @@ class WordResult(Result):
                     axes.axvspan(*middle(self.ordinary[m]), color=RULE, alpha=0.5, lw=0)
                 axes.axvline(0, color=FAINT, lw=0.6)
                 if i:
-                    axes.plot(self.value[0][order].numpy(), places, ls="", marker="s", ms=2.5, color=FAINT, alpha=0.7)  # fmt: skip
+                    axes.plot(self.value[0][order].numpy(), places, ls="", marker="s", ms=2.5, color=FAINT, alpha=0.7)
                 axes.hlines(places, low, high, color=PALETTE[0], lw=0.8)
                 for filled, face in ((True, PALETTE[0]), (False, "white")):
                     rows = [k for k in places if sure[k] == filled]
-                    axes.plot(
-                        value[rows], rows, ls="", marker="o", ms=3.5, color=PALETTE[0], mfc=face
-                    )
+                    axes.plot(value[rows], rows, ls="", marker="o", ms=3.5, color=PALETTE[0], mfc=face)
                 axes.set(xlabel="logits", title="measured" if method == SWAP else method)
             panels[0].set_yticks(list(places), [self.words[w] for w in order])
             panels[0].set_ylim(-0.7, len(order) - 0.3)
@@ -184,13 +180,18 @@ class WordResult(Result):
                 for k, kind in enumerate(kinds):
                     own = [w for w, of in enumerate(self.kinds) if of == kind]
                     axes.plot(
-                        self.value[m][own].numpy(), self.value[0][own].numpy(), ls="", ms=3.5, label=kind,
-                        marker=MARKERS[k % len(MARKERS)], color=PALETTE[k % len(PALETTE)],
-                    )  # fmt: skip
+                        self.value[m][own].numpy(),
+                        self.value[0][own].numpy(),
+                        ls="",
+                        ms=3.5,
+                        label=kind,
+                        marker=MARKERS[k % len(MARKERS)],
+                        color=PALETTE[k % len(PALETTE)],
+                    )
                 reach = [float(self.value[0].min()), float(self.value[0].max())]
                 axes.plot(reach, reach, color=FAINT, lw=0.7, zorder=0)
                 r, low, high = self.agreement[m].tolist()
-                axes.set(title=f"{method}\nrho {number(r)} ({interval(low, high, sign=False)})", xlabel="predicted (logits)")  # fmt: skip
+                axes.set(title=f"{method}\nrho {number(r)} ({interval(low, high, sign=False)})", xlabel="predicted (logits)")
                 axes.set_ylabel("measured (logits)" if i % columns == 0 else "")
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=3)

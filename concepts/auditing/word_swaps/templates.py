@@ -103,18 +103,14 @@ class Wording:
             WordingError: if words repeat, a template has not one place for a word, or a word is unknown.
         """
         kinds = {w: kind for kind, words in file.terms.items() for w in words}
-        kinds |= dict.fromkeys(file.ordinary, "ordinary") | dict.fromkeys(
-            file.reference, "reference"
-        )
+        kinds |= dict.fromkeys(file.ordinary, "ordinary") | dict.fromkeys(file.reference, "reference")
         listed = [*(w for words in file.terms.values() for w in words), *file.ordinary]
         _refuse_repeats("word", listed := [*listed, *file.reference])
         templates = [t for each in file.templates.values() for t in each]
         _refuse_repeats("template", templates)
         _check_templates(templates, classifier)
-        if unseen := [w for w in listed if classifier.words.split(w) != [w] or classifier.words.unknown(w)]:  # fmt: skip
-            raise WordingError(
-                f"the classifier does not see {unseen[0]!r} as one word: leave it out ({len(unseen)} such)."
-            )
+        if unseen := [w for w in listed if classifier.words.split(w) != [w] or classifier.words.unknown(w)]:
+            raise WordingError(f"the classifier does not see {unseen[0]!r} as one word: leave it out ({len(unseen)} such).")
         by_kind = tuple(kind for kind, each in file.templates.items() for _ in each)
         return cls(tuple(listed), tuple(kinds[w] for w in listed), tuple(templates), by_kind)
 
@@ -142,9 +138,7 @@ class Wording:
         places = range(len(self.templates)) if templates is None else templates
         return [self.text(w, t) for w in words for t in places]
 
-    def examples(
-        self, classifier: TextClassifier, words: Sequence[int], templates: Sequence[int]
-    ) -> TextExamples:
+    def examples(self, classifier: TextClassifier, words: Sequence[int], templates: Sequence[int]) -> TextExamples:
         """Return sentences as the classifier takes them."""
         return TextExamples(self.texts(words, templates), classifier.words)
 

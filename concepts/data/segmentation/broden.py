@@ -57,13 +57,9 @@ class Broden:
 
     def __post_init__(self) -> None:
         if not self._rows:
-            raise LabelError(
-                f"{str(self.root)!r} has no labelled image of the split {self.split!r}."
-            )
+            raise LabelError(f"{str(self.root)!r} has no labelled image of the split {self.split!r}.")
 
-        assert (
-            len(self.vocabulary) == self._numbering.max()
-        )  # read now, so that faults show at once
+        assert len(self.vocabulary) == self._numbering.max()  # read now, so that faults show at once
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,16 +77,12 @@ class Broden:
         for category in self._categories:
             for row in self._table(f"c_{category}.csv", "number", "coverage"):
                 share = _number(row, "coverage", f"c_{category}.csv")
-                coverage.setdefault(int(_number(row, "number", f"c_{category}.csv")), {})[
-                    category
-                ] = share
+                coverage.setdefault(int(_number(row, "number", f"c_{category}.csv")), {})[category] = share
         kinds = []
         for row in numbers:
             number = int(_number(row, "number", "label.csv"))
             if number not in coverage:
-                raise LabelError(
-                    f"label {number} ({row['name']!r}) of 'label.csv' is in no category's table 'c_*.csv'."
-                )
+                raise LabelError(f"label {number} ({row['name']!r}) of 'label.csv' is in no category's table 'c_*.csv'.")
             kinds.append(max(coverage[number], key=lambda c: (coverage[number][c], c)))
         return Vocabulary(tuple(row["name"] for row in numbers), tuple(kinds))
 
@@ -105,24 +97,15 @@ class Broden:
         numbers = read_mask(path)
         if numbers.shape != row.size:
             (h, w), (height, width) = numbers.shape, row.size
-            raise LabelError(
-                f"the mask {name!r} is {w} x {h} pixels, but 'index.csv' says {width} x {height}."
-            )
-        if (
-            numbers.max(initial=0) >= len(self._numbering)
-            or ((self._numbering[numbers] == 0) & (numbers > 0)).any()
-        ):
+            raise LabelError(f"the mask {name!r} is {w} x {h} pixels, but 'index.csv' says {width} x {height}.")
+        if numbers.max(initial=0) >= len(self._numbering) or ((self._numbering[numbers] == 0) & (numbers > 0)).any():
             unknown = sorted(set(np.unique(numbers)) - set(np.flatnonzero(self._numbering)) - {0})
-            raise LabelError(
-                f"the mask {name!r} holds {int(unknown[0])}, which is not in 'label.csv'."
-            )
+            raise LabelError(f"the mask {name!r} holds {int(unknown[0])}, which is not in 'label.csv'.")
         return self._numbering[numbers]
 
     def _dense(self, number: int, image: str) -> int:
         if not 0 < number < len(self._numbering) or not self._numbering[number]:
-            raise LabelError(
-                f"'index.csv' gives {image!r} the label {number}, which is not in 'label.csv'."
-            )
+            raise LabelError(f"'index.csv' gives {image!r} the label {number}, which is not in 'label.csv'.")
         return int(self._numbering[number])
 
     @cached_property
@@ -166,25 +149,17 @@ class Broden:
             with (self.root / name).open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file, strict=True))
         except FileNotFoundError:
-            raise LabelError(
-                f"{str(self.root)!r} has no {name!r}: is it Broden's folder?"
-            ) from None
+            raise LabelError(f"{str(self.root)!r} has no {name!r}: is it Broden's folder?") from None
         except (csv.Error, UnicodeDecodeError) as error:
             raise LabelError(f"{name!r} of {str(self.root)!r} cannot be read ({error}).") from None
         absent = [c for c in columns if not rows or rows[0].get(c) is None]
-        if absent or any(
-            value is None or not isinstance(value, str) for row in rows for value in row.values()
-        ):
-            what = (
-                f"no column {absent[0]!r}" if absent else "a row of another length than its header"
-            )
+        if absent or any(value is None or not isinstance(value, str) for row in rows for value in row.values()):
+            what = f"no column {absent[0]!r}" if absent else "a row of another length than its header"
             raise LabelError(f"{name!r} of {str(self.root)!r} has {what}.")
         return rows
 
 
 def _number(row: Mapping[str, str], column: str, table: str) -> float:
     if not re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", row[column]):
-        raise LabelError(
-            f"{table!r} has {row[column]!r} in the column {column!r}, expected a number."
-        )
+        raise LabelError(f"{table!r} has {row[column]!r} in the column {column!r}, expected a number.")
     return float(row[column])

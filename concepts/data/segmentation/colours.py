@@ -51,12 +51,8 @@ def _lab(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return sRGB from 0 to 255 in CIELAB under D65 (IEC 61966-2-1; CIE 15)."""
     share = rgb / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    )
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.moveaxis(linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089]), -1, 0)
-    fx, fy, fz = (
-        np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29) for t in (x, y, z)
-    )
+    fx, fy, fz = (np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29) for t in (x, y, z))
     lab: npt.NDArray[np.float64] = np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], -1)
     return lab

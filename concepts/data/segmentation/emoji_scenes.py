@@ -21,7 +21,7 @@ THEMES: Mapping[str, Mapping[str, str]] = {
     "street": {"car": "1f697", "bus": "1f68c", "bicycle": "1f6b2", "traffic light": "1f6a6", "house": "1f3e0"},
     "kitchen": {"apple": "1f34e", "banana": "1f34c", "pizza": "1f355", "coffee": "2615", "carrot": "1f955"},
     "garden": {"tree": "1f332", "sunflower": "1f33b", "mushroom": "1f344", "butterfly": "1f98b", "snail": "1f40c"},
-}  # fmt: skip
+}
 """What may be seen in a scene of each kind, with the code points of its picture."""
 TEXTURES = ("stripes", "dots", "zigzags", "checks", "plain")
 _OPAQUE = 128  # of 255: the alpha from which a pixel belongs to a thing
@@ -50,9 +50,7 @@ class EmojiScenes:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 32:
-            raise LabelError(
-                f"count must be 1 or more and size 32 or more, got {self.count} and {self.size}."
-            )
+            raise LabelError(f"count must be 1 or more and size 32 or more, got {self.count} and {self.size}.")
 
     def __len__(self) -> int:
         return self.count
@@ -79,9 +77,7 @@ class EmojiScenes:
     def labels(self, index: int) -> ImageLabels:
         _, things, texture, theme = self._drawn(index)
         ground = np.where(things, 0, self.vocabulary.label(texture, "texture"))
-        return ImageLabels(
-            np.stack([things.astype(np.int64), ground]), (self.vocabulary.label(theme, "scene"),)
-        )
+        return ImageLabels(np.stack([things.astype(np.int64), ground]), (self.vocabulary.label(theme, "scene"),))
 
     def _drawn(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
         if not 0 <= index < self.count:
@@ -96,12 +92,8 @@ def _vocabulary() -> Vocabulary:
     return Vocabulary((*things, *TEXTURES, *THEMES), tuple(kinds))
 
 
-@lru_cache(
-    maxsize=256
-)  # 260 kB each: a picture is read for its id, for the model and for its labels
-def _draw(
-    size: int, seed: int, index: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
+@lru_cache(maxsize=256)  # 260 kB each: a picture is read for its id, for the model and for its labels
+def _draw(size: int, seed: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str, str]:
     """Return pixels, the label of the thing at each, the texture and the theme."""
     rng = np.random.default_rng([seed, index])
     texture, theme = str(rng.choice(TEXTURES)), str(rng.choice(list(THEMES)))

@@ -46,11 +46,7 @@ class Vocabulary:
                 f"a vocabulary needs one category for each of at least one concept, got {len(self.names)} names and "
                 f"{len(self.categories)} categories."
             )
-        if repeats := [
-            pair
-            for pair, n in Counter(zip(self.names, self.categories, strict=True)).items()
-            if n > 1
-        ]:
+        if repeats := [pair for pair, n in Counter(zip(self.names, self.categories, strict=True)).items() if n > 1]:
             raise LabelError(
                 f"the concept {repeats[0][0]!r} stands twice in the category {repeats[0][1]!r}: name each once."
             )
@@ -128,9 +124,7 @@ class TensorLabels:
         whole: Sequence[Sequence[int]] = (),
     ) -> None:
         if whole and len(whole) != len(planes):
-            raise LabelError(
-                f"{len(planes)} images need as many labels of whole images, got {len(whole)}."
-            )
+            raise LabelError(f"{len(planes)} images need as many labels of whole images, got {len(whole)}.")
         self.vocabulary = vocabulary
         self._planes = planes.cpu().numpy().copy()
         self._whole = tuple(tuple(labels) for labels in whole) or ((),) * len(planes)
@@ -263,9 +257,7 @@ class Scenes:
         height, width = self.examples.load([0]).shape[-2:]
         return int(height), int(width)
 
-    def _places(
-        self, picture: tuple[int, int], labels: Sequence[int]
-    ) -> list[npt.NDArray[np.int64]]:
+    def _places(self, picture: tuple[int, int], labels: Sequence[int]) -> list[npt.NDArray[np.int64]]:
         """Return which rows and columns of a label map the cells of the grid read."""
         top, left, bottom, right = 0.0, 0.0, 1.0, 1.0
         if self.frame == "picture" and self._preprocess is not None:

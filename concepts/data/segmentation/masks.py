@@ -70,9 +70,7 @@ class MaskedManifest:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        pairs = [
-            (name, category) for category, names in self._masks.labels.items() for name in names
-        ]
+        pairs = [(name, category) for category, names in self._masks.labels.items() for name in names]
         for category, column in self._masks.whole.items():
             cells = {name for cell in self.manifest.attribute(column) for name in _parts(cell)}
             pairs += [(name, category) for name in sorted(cells)]
@@ -87,9 +85,7 @@ class MaskedManifest:
         ]
         if len({plane.shape for plane in planes}) > 1:
             sizes = sorted({plane.shape for plane in planes})
-            raise LabelError(
-                f"the masks of {self.manifest.items[index].name!r} differ in size: {sizes}."
-            )
+            raise LabelError(f"the masks of {self.manifest.items[index].name!r} differ in size: {sizes}.")
         whole = [
             self.vocabulary.label(name, category)
             for category, column in self._masks.whole.items()
@@ -103,9 +99,7 @@ class MaskedManifest:
         table = self._numbering[category]
         known = np.isin(numbers, np.flatnonzero(table)) | (numbers == 0)
         if not known.all():
-            raise LabelError(
-                f"the mask {name!r} holds {int(numbers[~known][0])}, which is no {category} of the manifest."
-            )
+            raise LabelError(f"the mask {name!r} holds {int(numbers[~known][0])}, which is no {category} of the manifest.")
         return table[numbers]
 
     @cached_property

@@ -66,9 +66,7 @@ class Head:
             found.append(falls)
         return torch.cat(found)
 
-    def _falls(
-        self, passes: Passes, output: Tensor, rows: Tensor, classes: Tensor
-    ) -> Float[Tensor, "n c"] | None:
+    def _falls(self, passes: Passes, output: Tensor, rows: Tensor, classes: Tensor) -> Float[Tensor, "n c"] | None:
         whole = passes.prepared.inputs(output)
         shown = _through(self.apart, whole).flatten(1)
         hidden = _through(self.apart, torch.zeros_like(whole[:1])).flatten(1)
@@ -98,10 +96,7 @@ class Head:
     ) -> Float[Tensor, " k"]:
         """Return the falls of an example's score from changes of the first layer's output."""
         for step, base, after in zip(self.inner, bases, bases[1:], strict=False):
-            if isinstance(step, nn.Linear):
-                delta = _dense(passes, step, delta)
-            else:
-                delta = step(base + delta).sub_(after)
+            delta = _dense(passes, step, delta) if isinstance(step, nn.Linear) else step(base + delta).sub_(after)
         if passes.score.unit == "logit":
             target = passes.score.target
             wanted = int(target[row] if isinstance(target, Tensor) else cast("int", target))
@@ -161,11 +156,21 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> Step | None:
 
 # Exactly these: subclasses may compute something else.
 _SINGLE = {
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Tanh,
-    nn.Identity, nn.Dropout,
-}  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Identity,
+    nn.Dropout,
+}
 _APART = {nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d, nn.BatchNorm2d}
-_SINGLE_CALLS = {"relu", "relu_", "hardswish", "silu", "gelu", "sigmoid", "tanh", "dropout", "contiguous"}  # fmt: skip
+_SINGLE_CALLS = {"relu", "relu_", "hardswish", "silu", "gelu", "sigmoid", "tanh", "dropout", "contiguous"}
 _APART_CALLS = {"adaptive_avg_pool2d", "avg_pool2d"}
 
 
@@ -184,9 +189,7 @@ def _is_apart(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node computes each channel from that channel alone, and keeps them in order."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return type(module) in _APART or (
-            type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-        )
+        return type(module) in _APART or (type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1))
     arguments = (*node.args[1:], *node.kwargs.values())
     if _called(node) == "flatten":
         return arguments == (1,)
@@ -203,9 +206,7 @@ def _through(steps: Sequence[Step], values: Tensor) -> Tensor:
     return values
 
 
-def _dense(
-    passes: Passes, layer: nn.Linear, delta: Float[Tensor, "k in"]
-) -> Float[Tensor, "k out"]:
+def _dense(passes: Passes, layer: nn.Linear, delta: Float[Tensor, "k in"]) -> Float[Tensor, "k out"]:
     """Return how a dense layer's output changes; what is rounded is the change, not the output.
 
     Inputs that no change reaches, as behind a rectifier, are left out of the product; in bfloat16 choosing them would

@@ -60,9 +60,7 @@ class CAM(LocalMethod):
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [name])
             head = resolve(passes.score.model, name)
             assert isinstance(head, nn.Linear)
-            parts = in_chunks(
-                len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head)
-            )
+            parts = in_chunks(len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head))
             maps, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             value = replace(passes.score, output=None).read(scores)
             values, gap = _weighed(score, head, maps, value)
@@ -73,9 +71,7 @@ class CAM(LocalMethod):
                 values[:, None].contiguous(),
                 value,
                 layer="" if layer is None else layer.layer,
-                geometry=None
-                if layer is None
-                else layer.geometry((inputs.shape[2], inputs.shape[3])),
+                geometry=None if layer is None else layer.geometry((inputs.shape[2], inputs.shape[3])),
                 diagnostics={"completeness_gap": gap},
             )
 
@@ -129,12 +125,7 @@ class _Pools(TorchFunctionMode):
             "mean",
             "sum",
         }
-        if (
-            pools
-            and isinstance(given, Tensor)
-            and given.ndim == 4
-            and given.shape[1] == self._width
-        ):
+        if pools and isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == self._width:
             kept = given.clone()
             out = func(*args, **named)
             if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
@@ -153,6 +144,4 @@ def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Te
             if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
                 return maps.to(inputs), scores.to(inputs)
     reason = "other operations stand between them or after"
-    raise RefusedError(
-        _no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged")
-    )
+    raise RefusedError(_no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged"))

@@ -86,7 +86,7 @@ class _LayerMap(LocalMethod):
     """What all maps of a layer have in common.
 
     Attributes:
-        layer: a dotted path; by default the end of the last stage, as `probing.attribution.cam_layer.cam_layer` finds it. The
+        layer: a dotted path; by default the end of the last stage, as `probing.attribution.cam_layer` finds it. The
             result names it and tells how it was read.
         grid: rows and columns of patches, for tokens whose number does not tell; class tokens before them are
             left out.
@@ -117,9 +117,7 @@ class _LayerMap(LocalMethod):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
             resolve(score.model, layer.partition(":")[0])
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
-            layout = Layout.of(
-                score.model, inputs, layer, self.grid, channels_last=self.channels_last
-            )
+            layout = Layout.of(score.model, inputs, layer, self.grid, channels_last=self.channels_last)
             value, maps = self._explain(_Reading(passes, inputs, layer, layout))
             dark = (maps <= 0).flatten(1).all(1)
             return passes.attribution(
@@ -292,9 +290,7 @@ def _falls_in_tail(
     some = slice(0, passes.chunk)
     with torch.no_grad(), passes.precision.arithmetic(passes.device):
         alone = given(tail, passes.prepared.inputs(output[some]))
-    same = alone is not None and agree(
-        class_scores(alone, passes.score.output).to(classes), classes[some]
-    )
+    same = alone is not None and agree(class_scores(alone, passes.score.output).to(classes), classes[some])
     if same and is_affine(tail) and passes.origin.unit == "logit":
         slope = reading.slopes()[2]
         return (slope * output).sum([a for a in range(1, output.ndim) if a != axis % output.ndim])

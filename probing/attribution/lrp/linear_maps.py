@@ -56,9 +56,7 @@ class Convolution:
     def scaled(self, weight: Tensor, scale: Float[Tensor, " units"]) -> Tensor:
         if not self.transposed:
             return weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        groups = weight.view(
-            self.groups, -1, *weight.shape[1:]
-        )  # [groups, in, units of the group, …]
+        groups = weight.view(self.groups, -1, *weight.shape[1:])  # [groups, in, units of the group, …]
         factors = scale.view(self.groups, 1, -1, *[1] * (weight.ndim - 2))
         return (groups * factors).view_as(weight)
 

@@ -94,9 +94,7 @@ class LRP(LocalMethod):
                 parts = in_chunks(
                     len(inputs),
                     size,
-                    lambda rows: self._explain(
-                        score_of(score, rows), inputs[rows].to(device, taken)
-                    ),
+                    lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device, taken)),
                 )
             except _OpenLedgerError:
                 refuse_inconsistent(score.model, inputs, device)  # the likeliest reason
@@ -132,9 +130,7 @@ class LRP(LocalMethod):
         outputs = class_scores(output, score.output)
         key = tape.key_of(outputs)
         if key is None:
-            raise RefusedError(
-                "the class scores don't depend on the input by operations that can be recorded."
-            )
+            raise RefusedError("the class scores don't depend on the input by operations that can be recorded.")
         tape.forget_names()
         value, start = self._start(score, outputs.detach())
         mark_gates(tape, constant_attention=self.attention == "constant")
@@ -234,10 +230,6 @@ class _OpenLedgerError(RefusedError):
 def _refuse_idle_keys(composite: Composite, met: list[LrpLayer]) -> None:
     if not isinstance(composite, PerLayer):
         return
-    if idle := [
-        key for key in composite.rules if not any(composite.fits(key, layer) for layer in met)
-    ]:
+    if idle := [key for key in composite.rules if not any(composite.fits(key, layer) for layer in met)]:
         known = sorted({layer.path for layer in met})
-        raise LayerNotFoundError(
-            f"the rules for {idle} fit no layer that takes a rule; those are {known[:8]}."
-        )
+        raise LayerNotFoundError(f"the rules for {idle} fit no layer that takes a rule; those are {known[:8]}.")

@@ -46,9 +46,7 @@ class Flow:
 
     def give(self, key: int, relevance: Relevance) -> None:
         """Add to the relevance of a recorded tensor."""
-        self.relevance[key] = (
-            self.relevance[key] + relevance if key in self.relevance else relevance
-        )
+        self.relevance[key] = self.relevance[key] + relevance if key in self.relevance else relevance
 
     def keep(self, entry: str, amounts: Tensor, lead: int | None) -> None:
         """Add to the ledger what stays behind in an operation, of any shape whose flat order is that of the rows."""
@@ -80,12 +78,8 @@ def transpose(flow: Flow, node: Node, shares: Sequence[Tensor | None]) -> dict[i
         args, kwargs = tree_map(place, (node.args, node.kwargs))
         output = node.func(*args, **kwargs)
     outputs = list(output) if isinstance(output, tuple | list) else [output]
-    pairs = [
-        (o, s) for o, s in zip(outputs, shares, strict=True) if s is not None and o.requires_grad
-    ]
-    found = torch.autograd.grad(
-        [o for o, _ in pairs], list(leaves.values()), [s for _, s in pairs], allow_unused=True
-    )
+    pairs = [(o, s) for o, s in zip(outputs, shares, strict=True) if s is not None and o.requires_grad]
+    found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [s for _, s in pairs], allow_unused=True)
     return {key: g for key, g in zip(leaves, found, strict=True) if g is not None}
 
 
@@ -130,14 +124,10 @@ def linear(flow: Flow, node: Node, relevance: Relevance) -> None:
 def _holds_constants(node: Node) -> bool:
     leaves: list[object] = []
     tree_map(leaves.append, (node.args, node.kwargs))
-    return node.name in FILLS or any(
-        isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves
-    )
+    return node.name in FILLS or any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
-def _keep_rest(
-    flow: Flow, node: Node, part: str, shares: Sequence[Tensor | None], given: dict[int, Tensor]
-) -> None:
+def _keep_rest(flow: Flow, node: Node, part: str, shares: Sequence[Tensor | None], given: dict[int, Tensor]) -> None:
     """Put into the ledger what constants among the inputs take."""
 
     def amount(key: int, share: Tensor) -> Tensor:
@@ -155,9 +145,7 @@ def _keep_lost(flow: Flow, node: Node, relevance: Relevance) -> None:
     if relevance.extra is not None:
         key = node.outputs[0]
         assert key is not None
-        passed = _product(
-            flow.value(key), Relevance(extra=relevance.extra).as_gradient(flow.value(key))
-        )
+        passed = _product(flow.value(key), Relevance(extra=relevance.extra).as_gradient(flow.value(key)))
         flow.keep("epsilon", relevance.extra - passed, flow.tape.values[key].lead)
 
 
@@ -220,10 +208,7 @@ def concatenate(flow: Flow, node: Node, relevance: Relevance) -> None:
     for part, tensor in zip(parts, tensors, strict=True):
         width = tensor.shape[dim]
         piece = Relevance(
-            *(
-                None if t is None else t.narrow(dim, start, width)
-                for t in (relevance.gradient, relevance.extra)
-            )
+            *(None if t is None else t.narrow(dim, start, width) for t in (relevance.gradient, relevance.extra))
         )
         start += width
         if isinstance(part, Slot):
@@ -318,9 +303,7 @@ def normalize(flow: Flow, node: Node, relevance: Relevance) -> None:
         flow.keep("bias", share * bias, flow.tape.values[key].lead)
 
 
-def _norm_parts(
-    flow: Flow, node: Node, source: Tensor
-) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], Tensor]:
+def _norm_parts(flow: Flow, node: Node, source: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], Tensor]:
     """Return scale and bias that broadcast with the input, the shape to average in, and 1 / deviation for it."""
     if node.name == "native_layer_norm":
         return node.args[2], node.args[3], tuple(source.shape), flow.value(node.outputs[2])
@@ -341,9 +324,7 @@ def _norm_parts(
 
 def unwind(flow: Flow, node: Node) -> None:
     """Take the relevance of an operation's outputs and hand it to its inputs."""
-    relevances = [
-        flow.relevance.pop(key, None) if key is not None else None for key in node.outputs
-    ]
+    relevances = [flow.relevance.pop(key, None) if key is not None else None for key in node.outputs]
     if all(r is None for r in relevances):
         return
     if node.name in MOVES:

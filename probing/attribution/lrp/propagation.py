@@ -26,9 +26,7 @@ class Affine:
         """Return weights and bias of one layer that computes both."""
         if self.scale is None:
             return weight, self.shift if bias is None else bias + self.shift
-        return map_.scaled(
-            weight, self.scale
-        ), self.shift if bias is None else bias * self.scale + self.shift
+        return map_.scaled(weight, self.scale), self.shift if bias is None else bias * self.scale + self.shift
 
 
 @dataclass
@@ -50,9 +48,7 @@ class Backward:
         nodes = self.flow.tape.nodes
         while nodes:
             node = nodes[-1]
-            if node.outputs[0] in self.flow.relevance and (
-                node.name in LAYERS or node.name in BATCH_NORMS | PLAIN_NORMS
-            ):
+            if node.outputs[0] in self.flow.relevance and (node.name in LAYERS or node.name in BATCH_NORMS | PLAIN_NORMS):
                 self._layer(node) if node.name in LAYERS else self._norm(node)
             elif not self._is_bias(node) or not self._fold(node, Affine(None, node.args[1])):
                 unwind(self.flow, node)
@@ -74,9 +70,7 @@ class Backward:
             affine, after = self._folded.pop(key)
             weight, bias = affine.folded(map_, weight, bias)
             output = after.reshape(output.shape)
-        kind: Literal["convolution", "dense"] = (
-            "convolution" if isinstance(map_, Convolution) else "dense"
-        )
+        kind: Literal["convolution", "dense"] = "convolution" if isinstance(map_, Convolution) else "dense"
         layer = LrpLayer(node.path, node.type, kind, not self.flow.tape.values[source].deep)
         call = LinearCall(
             node.where,
@@ -130,18 +124,11 @@ class Backward:
 
     def _is_bias(self, node: Node) -> bool:
         """Whether an operation adds one number per unit of the last axis, as a dense layer's bias does."""
-        if (
-            node.name != "add"
-            or len(node.args) != 2
-            or node.kwargs
-            or node.outputs[0] not in self.flow.relevance
-        ):
+        if node.name != "add" or len(node.args) != 2 or node.kwargs or node.outputs[0] not in self.flow.relevance:
             return False
         term = node.args[1]
         shape = self.flow.value(node.outputs[0]).shape
-        return (
-            isinstance(node.args[0], Slot) and isinstance(term, Tensor) and term.shape == shape[-1:]
-        )
+        return isinstance(node.args[0], Slot) and isinstance(term, Tensor) and term.shape == shape[-1:]
 
     def _fold(self, node: Node, affine: Affine) -> bool:
         """Fold an affine operation into the layer before it, if that layer feeds nothing else."""
@@ -152,11 +139,7 @@ class Backward:
             return False
         parts = _linear_parts(maker)
         made = maker.outputs[0]
-        if (
-            parts is None
-            or made is None
-            or (node.name == "add" and not isinstance(parts[1], Dense))
-        ):
+        if parts is None or made is None or (node.name == "add" and not isinstance(parts[1], Dense)):
             return False
         if node.name == "add" and self.flow.value(made).shape[-1:] != node.args[1].shape:
             return False
@@ -188,12 +171,7 @@ def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | 
         bias, source, weight = node.args if node.name == "addmm" else (None, *node.args)
         weight = weight.t() if isinstance(weight, Tensor) else weight
         map_ = Dense()
-    plain = (
-        isinstance(source, Slot)
-        and isinstance(weight, Tensor)
-        and not isinstance(bias, Slot)
-        and not node.kwargs
-    )
+    plain = isinstance(source, Slot) and isinstance(weight, Tensor) and not isinstance(bias, Slot) and not node.kwargs
     units = plain and (bias is None or bias.ndim == 1)
     return (source.key, map_, weight, bias) if units else None
 

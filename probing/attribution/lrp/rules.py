@@ -186,9 +186,7 @@ class AlphaBeta:
 
     def __post_init__(self) -> None:
         if self.alpha < 1 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ArgumentError(
-                f"alpha - beta must be 1 and alpha at least 1, got {self.alpha} and {self.beta}."
-            )
+            raise ArgumentError(f"alpha - beta must be 1 and alpha at least 1, got {self.alpha} and {self.beta}.")
 
     def __call__(self, call: LinearCall) -> Share:
         plus = call.positive()
@@ -207,17 +205,13 @@ class AlphaBeta:
             torch.where(one_sided, total, up, out=up)
             down.masked_fill_(one_sided, 0)
             fell = _rows(one_sided.logical_and_(total), total.dtype)
-        return self._share(
-            call, up.div_(plus.add_(self.epsilon)), down.div_(minus.sub_(self.epsilon)), fell
-        )
+        return self._share(call, up.div_(plus.add_(self.epsilon)), down.div_(minus.sub_(self.epsilon)), fell)
 
     def _share(self, call: LinearCall, up: Tensor, down: Tensor, fell: Tensor | None) -> Share:
         above, below = call.weight.clamp(min=0), call.weight.clamp(max=0)
         inputs = Relevance(call.gradient(Term(up, above, below), Term(down, below, above)))
         ups, downs = call.map.by_unit(up), call.map.by_unit(down)
-        high, low = (
-            (None, None) if call.bias is None else (call.bias.clamp(min=0), call.bias.clamp(max=0))
-        )
+        high, low = (None, None) if call.bias is None else (call.bias.clamp(min=0), call.bias.clamp(max=0))
         by_bias = _times(ups, high) + _times(downs, low)
         return Share(inputs, by_bias, self.epsilon * (ups.sum(1) - downs.sum(1)), fell)
 
@@ -334,9 +328,7 @@ def _rows(values: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, " r
     return values.sum(tuple(range(1, values.ndim)), dtype=dtype)
 
 
-def _times(
-    units: Float[Tensor, "rows units"], bias: Float[Tensor, " units"] | None
-) -> Float[Tensor, " rows"]:
+def _times(units: Float[Tensor, "rows units"], bias: Float[Tensor, " units"] | None) -> Float[Tensor, " rows"]:
     return units.new_zeros(len(units)) if bias is None else units @ bias
 
 

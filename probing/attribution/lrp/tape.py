@@ -87,14 +87,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         self._stale: set[int] = set()
         self._held: list[Tensor] = []  # keeps every known tensor alive, so that no id is used twice
         self._shared: dict[int, set[int]] = {}
-        if (
-            self.inputs.ndim == 4
-            and self.inputs.device.type == "cpu"
-            and self.inputs.dtype == torch.float32
-        ):
-            self.inputs = self.inputs.contiguous(
-                memory_format=torch.channels_last
-            )  # convolutions: 0.85 of the time
+        if self.inputs.ndim == 4 and self.inputs.device.type == "cpu" and self.inputs.dtype == torch.float32:
+            self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)  # convolutions: 0.85 of the time
         self._know(self.inputs, Value(self.inputs, 1))
 
     def record(self) -> object:
@@ -122,9 +116,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
     ) -> object:
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise RefusedError(
-                f"{self._place()} draws random numbers by {op_name(func)!r}: its relevance is no fixed map."
-            )
+            raise RefusedError(f"{self._place()} draws random numbers by {op_name(func)!r}: its relevance is no fixed map.")
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         tracked = [t for t in tensors if id(t) in self._keys]
         if not tracked:
@@ -136,9 +128,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         if func._schema.is_mutable:
             return self._replace(func, args, kwargs)
         if func is torch.ops.aten.view.default and not args[0].is_contiguous():
-            func = (
-                torch.ops.aten.reshape.default
-            )  # models written for contiguous memory may ask for a view
+            func = torch.ops.aten.reshape.default  # models written for contiguous memory may ask for a view
         output = func(*args, **kwargs)
         self._add(func, args, kwargs, output)
         return output
@@ -152,9 +142,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         twin = getattr(twin, func._overloadname, None)
         key = self._keys.get(id(target))
         if twin is None or key is None or not isinstance(target, Tensor):
-            raise RefusedError(
-                f"{self._place()} writes into a tensor in place by {name!r}: do it out of place."
-            )
+            raise RefusedError(f"{self._place()} writes into a tensor in place by {name!r}: do it out of place.")
         output = twin(*args, **kwargs)
         self._stale |= self._shared.pop(_storage(target), set()) - {id(target)}
         self.values[key].tensor = target.detach()  # shares the memory that `target` now gives up
@@ -166,9 +154,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         self._shared.setdefault(_storage(target), set()).add(id(target))
         return target
 
-    def _add(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-    ) -> None:
+    def _add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         inputs: list[int] = []
 
         def slot(leaf: object) -> object:
@@ -183,17 +169,13 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         deep = op_name(func) in LAYERS or any(self.values[key].deep for key in inputs)
         keys = []
         for tensor in outputs:
-            real = isinstance(tensor, Tensor) and (
-                tensor.is_floating_point() or tensor.is_complex()
-            )
+            real = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
             lead = _lead(op_name(func), args, first, tensor, len(self.inputs)) if real else None
             keys.append(self._know(tensor, Value(tensor, lead, deep)) if real else None)
         indices = outputs[1] if len(outputs) > 1 and keys[1] is None else None
         module = running_module()
         path, kind = self._names.get(id(module), ""), type(module).__name__
-        self.nodes.append(
-            Node(func, slotted, slotted_kwargs, tuple(inputs), tuple(keys), indices, path, kind)
-        )
+        self.nodes.append(Node(func, slotted, slotted_kwargs, tuple(inputs), tuple(keys), indices, path, kind))
         self.users.update(set(inputs))
 
     def _know(self, tensor: Tensor, value: Value) -> int:
@@ -223,9 +205,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
             )
 
     def _refuse_lost(self, func: Any, tensors: Sequence[Tensor]) -> None:
-        if any(
-            t.is_floating_point() and _storage(t) in self._shared and t.numel() for t in tensors
-        ):
+        if any(t.is_floating_point() and _storage(t) in self._shared and t.numel() for t in tensors):
             raise RefusedError(
                 f"{self._place()} reads, by {op_name(func)!r}, a tensor that shares memory with an activation but was "
                 "made outside of the tensor library (NumPy, `.data`): make it by an operation."
@@ -307,9 +287,7 @@ def _lead(name: str, args: Sequence[Any], source: Value, output: Tensor, n: int)
     return None if axis is None else _lead_after(name, args, axis, shape, output.shape)
 
 
-def _lead_after(
-    name: str, args: Sequence[Any], axis: int, shape: Sequence[int], after: Sequence[int]
-) -> int | None:
+def _lead_after(name: str, args: Sequence[Any], axis: int, shape: Sequence[int], after: Sequence[int]) -> int | None:
     """As `_lead`, where the axis of examples is known and an operation turns, drops or resizes axes."""
     lead = math.prod(shape[:axis])
     dim = args[1] if len(args) > 1 and isinstance(args[1], int) else 0

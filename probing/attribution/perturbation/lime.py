@@ -106,10 +106,7 @@ class LIME(LocalMethod):
         )
         places = [parts.labels.expand(parts.example.shape) for parts in cut]
         facts = ("r2", "intercept", "prediction", "condition", "reliability")
-        diagnostics = {
-            name: torch.tensor([getattr(f, name) for f in found], dtype=torch.float64)
-            for name in facts
-        }
+        diagnostics = {name: torch.tensor([getattr(f, name) for f in found], dtype=torch.float64) for name in facts}
         diagnostics |= {
             "standard_error": errors,
             "parts": torch.stack(places).to(inputs.device),
@@ -206,9 +203,7 @@ class TextLIME:
     surrogate: Surrogate = FOR_TEXTS
     batch_size: int = 256
 
-    def __call__(
-        self, predict: Predict, text: str, target: SupportsIndex | None = None
-    ) -> TextAttribution:
+    def __call__(self, predict: Predict, text: str, target: SupportsIndex | None = None) -> TextAttribution:
         """Return the contributions of a text's parts.
 
         Args:
@@ -285,9 +280,7 @@ def _a_class(target: object, count: int) -> int:
     if not isinstance(chosen, int):
         raise TargetError(f"target must be a class index, got {target!r}.")
     if not 0 <= chosen < count:
-        raise TargetError(
-            f"class {chosen} is out of range: the function gives {count} classes, 0 to {count - 1}."
-        )
+        raise TargetError(f"class {chosen} is out of range: the function gives {count} classes, 0 to {count - 1}.")
     return chosen
 
 
@@ -296,13 +289,10 @@ def _class_scores(predict: Predict, texts: list[str]) -> Float64[Tensor, "n clas
     try:
         scores = torch.as_tensor(output).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise OutputError(
-            f"a text function must return class scores [n, classes], got a {type(output).__name__}."
-        ) from None
+        raise OutputError(f"a text function must return class scores [n, classes], got a {type(output).__name__}.") from None
     if scores.ndim != 2 or len(scores) != len(texts) or not scores.shape[1]:
         raise OutputError(
-            f"a text function must return [n, classes] for n texts, got shape {tuple(scores.shape)} "
-            f"for {len(texts)}."
+            f"a text function must return [n, classes] for n texts, got shape {tuple(scores.shape)} for {len(texts)}."
         )
     if not torch.isfinite(scores).all():
         raise OutputError("a text function must return finite class scores, got NaN or infinity.")

@@ -110,9 +110,7 @@ class PartMean:
     that too, the example's lowest or highest value of each channel, whichever is farther.
     """
 
-    def means(
-        self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]
-    ) -> Float[Tensor, "*shape"]:
+    def means(self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]) -> Float[Tensor, "*shape"]:
         """Return the example with each part replaced by its own mean, which for a part of one colour is itself.
 
         Raises:
@@ -131,9 +129,7 @@ class PartMean:
         means = means.index_add_(1, flat, values) / sizes
         return means[:, flat].reshape(example.shape).to(example)
 
-    def fill(
-        self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]
-    ) -> Float[Tensor, "*shape"]:
+    def fill(self, example: Float[Tensor, "*shape"], labels: Int[Tensor, "*places"]) -> Float[Tensor, "*shape"]:
         """Return what shows where parts are hidden.
 
         Raises:
@@ -147,9 +143,7 @@ Hidden = PartMean | Baseline
 """What shows where a part is hidden; baselines of one draw only."""
 
 
-def fillings(
-    hidden: Hidden, inputs: Float[Tensor, "n *shape"]
-) -> list[PartMean] | Float[Tensor, "n *shape"]:
+def fillings(hidden: Hidden, inputs: Float[Tensor, "n *shape"]) -> list[PartMean] | Float[Tensor, "n *shape"]:
     """Return what shows where parts of each input are hidden.
 
     Raises:
@@ -160,8 +154,7 @@ def fillings(
     draws = hidden(inputs)
     if len(draws) != 1:
         raise InputError(
-            f"hidden parts can show one thing only, and {type(hidden).__name__} gives {len(draws)}: "
-            "ask it for one draw."
+            f"hidden parts can show one thing only, and {type(hidden).__name__} gives {len(draws)}: ask it for one draw."
         )
     return draws[0].contiguous()
 
@@ -325,16 +318,13 @@ def _does_not_fit(labels: Tensor, example: Tensor) -> bool:
     return labels.shape[0] not in {1, example.shape[0]}
 
 
-def _cut(
-    text: str, pattern: str | None, tokeniser: Tokeniser | None, mask: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _cut(text: str, pattern: str | None, tokeniser: Tokeniser | None, mask: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the words of a text and what stands around them."""
     found = _spans(text, pattern, tokeniser)
     if not found:
         looked = "" if pattern is None else f" that matches {pattern!r}"
         raise InputError(
-            f"the text {text[:40]!r} holds no word{looked}: "
-            "give a text with words, or another pattern or tokeniser."
+            f"the text {text[:40]!r} holds no word{looked}: give a text with words, or another pattern or tokeniser."
         )
     starts, ends = zip(*found, strict=True)
     cut = tuple(text[start:end] for start, end in found)

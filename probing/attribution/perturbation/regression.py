@@ -160,9 +160,7 @@ def half_fit(
     return LeastSquares.of(design, alpha=0.01).operator @ targets
 
 
-def weighted_r2(
-    scores: Float64[Tensor, " k"], predicted: Float64[Tensor, " k"], weights: Float64[Tensor, " k"]
-) -> float:
+def weighted_r2(scores: Float64[Tensor, " k"], predicted: Float64[Tensor, " k"], weights: Float64[Tensor, " k"]) -> float:
     """Return the weighted share of the scores' variance that is explained; NaN if there is none to explain.
 
     An R² of nothing is no R²: one would say that all is well where nothing was measured.
@@ -174,9 +172,7 @@ def weighted_r2(
     return 1 - float((weights * (scores - predicted).square()).sum()) / total
 
 
-def _fit(
-    kept: Tensor, scores: Tensor, weights: Tensor, alpha: float, coefficients: Tensor | None
-) -> Fit:
+def _fit(kept: Tensor, scores: Tensor, weights: Tensor, alpha: float, coefficients: Tensor | None) -> Fit:
     """Return the fit with given coefficients, or those of ridge regression."""
     design, targets = _centred(kept, scores, weights)
     active = torch.arange(kept.shape[1]) if coefficients is None else coefficients.nonzero()[:, 0]

@@ -52,8 +52,7 @@ class Slic:
         _refuse_other_than_images(inputs, "Slic")
         if self.segments < 1 or self.iterations < 1:
             raise InputError(
-                "Slic needs at least one segment and one iteration, "
-                f"got {self.segments} and {self.iterations}."
+                f"Slic needs at least one segment and one iteration, got {self.segments} and {self.iterations}."
             )
         labels = [torch.from_numpy(self._label(image)) for image in _pixels(inputs)]
         return torch.stack(labels)[:, None].to(inputs.device)
@@ -99,9 +98,7 @@ class Quickshift:
         """
         _refuse_other_than_images(inputs, "Quickshift")
         if inputs.shape[1] != 3:
-            raise InputError(
-                f"Quickshift needs images of three channels, got {inputs.shape[1]}: use Slic or Grid."
-            )
+            raise InputError(f"Quickshift needs images of three channels, got {inputs.shape[1]}: use Slic or Grid.")
         quickshift = _scikit_image().quickshift
         settings = {"kernel_size": self.kernel_size, "max_dist": self.max_dist, "ratio": self.ratio}
         labels = [quickshift(image, rng=self.seed, **settings) for image in _pixels(inputs)]
@@ -129,9 +126,7 @@ class Grid:
         _refuse_other_than_images(inputs, "Grid")
         height, width = inputs.shape[2:]
         if not (1 <= self.rows <= height and 1 <= self.columns <= width):
-            raise InputError(
-                f"a grid of {self.rows} by {self.columns} does not fit {height} by {width} pixels."
-            )
+            raise InputError(f"a grid of {self.rows} by {self.columns} does not fit {height} by {width} pixels.")
         row = torch.arange(height, device=inputs.device) * self.rows // height
         column = torch.arange(width, device=inputs.device) * self.columns // width
         labels = row[:, None] * self.columns + column
@@ -170,9 +165,7 @@ class Given:
                 "give one label for each pixel, or each value."
             )
         if len(labels) not in {1, len(inputs)}:
-            raise InputError(
-                f"{len(labels)} maps of labels can't serve {len(inputs)} inputs: give one, or one each."
-            )
+            raise InputError(f"{len(labels)} maps of labels can't serve {len(inputs)} inputs: give one, or one each.")
         return labels.expand(len(inputs), *labels.shape[1:])
 
 
@@ -240,9 +233,7 @@ def _neighbours(rows: int, columns: int) -> _Array:
     """Return, for each cell of a grid, the nine cells around it; at edges some stand twice."""
     row, column = np.divmod(np.arange(rows * columns), columns)
     near = [
-        np.clip(row + i, 0, rows - 1) * columns + np.clip(column + j, 0, columns - 1)
-        for i in (-1, 0, 1)
-        for j in (-1, 0, 1)
+        np.clip(row + i, 0, rows - 1) * columns + np.clip(column + j, 0, columns - 1) for i in (-1, 0, 1) for j in (-1, 0, 1)
     ]
     return np.stack(near, -1)
 

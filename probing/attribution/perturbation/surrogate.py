@@ -123,8 +123,7 @@ class Local:
         _refuse_single(count)
         if self.samples < 2 or not self.width > 0:
             raise InputError(
-                "LIME needs at least 2 samples and a kernel width above 0, "
-                f"got {self.samples} and {self.width}."
+                f"LIME needs at least 2 samples and a kernel width above 0, got {self.samples} and {self.width}."
             )
         if self.features is not None and self.features < 1:
             raise InputError(f"features must be None or at least 1, got {self.features}.")
@@ -148,9 +147,7 @@ class Local:
 
     def _reliability(self, masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"]) -> float:
         kept, weights = masks.double(), self._weights(masks)
-        return split_half(
-            len(scores), lambda rows: half_fit(kept[rows], scores[rows], weights[rows])
-        )
+        return split_half(len(scores), lambda rows: half_fit(kept[rows], scores[rows], weights[rows]))
 
     def _fit(self, masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"]) -> Contributions:
         kept, weights = masks.double(), self._weights(masks)
@@ -187,9 +184,7 @@ class KernelShap:
         _refuse_single(count)
         everything = count <= _MOST_ENUMERATED and 2**count - 2 <= self.samples
         if not everything and self.samples < 2 * count:
-            raise InputError(
-                f"KernelShap needs at least twice as many samples as parts, {2 * count}, got {self.samples}."
-            )
+            raise InputError(f"KernelShap needs at least twice as many samples as parts, {2 * count}, got {self.samples}.")
         masks = every_coalition(count)[1:-1] if everything else self._draw(count)
         weights = _shapley_kernel(masks) if everything else torch.ones(len(masks)).double()
         ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
@@ -224,8 +219,7 @@ class ExactShapley:
         """
         if count > 12:
             raise InputError(
-                f"ExactShapley takes at most 12 parts, got {count}: "
-                "cut the input into fewer, or use KernelShap."
+                f"ExactShapley takes at most 12 parts, got {count}: cut the input into fewer, or use KernelShap."
             )
         masks = every_coalition(count)
         scores = _distinct(value, masks)
@@ -245,8 +239,7 @@ def every_coalition(count: int) -> Bool[Tensor, "k parts"]:
     """
     if count > _MOST_ENUMERATED:
         raise InputError(
-            f"{count} parts have 2^{count} coalitions, more than can be used all: draw them, "
-            "or cut the input into fewer."
+            f"{count} parts have 2^{count} coalitions, more than can be used all: draw them, or cut the input into fewer."
         )
     return (torch.arange(2**count)[:, None] >> torch.arange(count) & 1).bool()
 
@@ -262,9 +255,7 @@ def _refuse_single(count: int) -> None:
 def _distinct(value: Value, masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
     """Return the score of each coalition, and ask once only for those that repeat."""
     count = masks.shape[1]
-    if (
-        count > 62 or len(masks) < 2
-    ):  # codes must fit a whole number of 64 bits; long ones rarely repeat
+    if count > 62 or len(masks) < 2:  # codes must fit a whole number of 64 bits; long ones rarely repeat
         return value(masks).double().cpu()
     codes = (masks.long() << torch.arange(count)).sum(1)
     first, back = _first_of_each(codes)
@@ -282,10 +273,7 @@ def _first_of_each(codes: Int[Tensor, " k"]) -> tuple[Int[Tensor, " u"], Int[Ten
 
 def _shapley_kernel(masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
     count = masks.shape[1]
-    by_size = [
-        (count - 1) / (math.comb(count, s) * s * (count - s)) if 0 < s < count else 0.0
-        for s in range(count + 1)
-    ]
+    by_size = [(count - 1) / (math.comb(count, s) * s * (count - s)) if 0 < s < count else 0.0 for s in range(count + 1)]
     return torch.tensor(by_size, dtype=torch.float64)[masks.sum(1)]
 
 
@@ -310,9 +298,7 @@ def _constrained(
     pairs = by_pair.shape[1]
     scale = pairs / (pairs - count + 1) if pairs >= count else torch.inf
     errors = (by_pair.square().sum(1) * scale).sqrt()
-    reliability = split_half(
-        len(scores), lambda rows: span @ (LeastSquares.of(design[rows]).operator @ targets[rows])
-    )
+    reliability = split_half(len(scores), lambda rows: span @ (LeastSquares.of(design[rows]).operator @ targets[rows]))
     r2 = weighted_r2(scores, empty + kept @ coefficients, weights)
     facts = (empty, r2, whole, whole, solution.condition, reliability, len(scores) + 2)
     return Contributions(coefficients, errors, *facts)
@@ -326,9 +312,7 @@ def _sum_free(count: int) -> Float64[Tensor, "parts free"]:
     return orthonormal[:, 1:]
 
 
-def _marginal(
-    masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"], part: int
-) -> Float64[Tensor, ""]:
+def _marginal(masks: Bool[Tensor, "k parts"], scores: Float64[Tensor, " k"], part: int) -> Float64[Tensor, ""]:
     """Return the mean change that a part makes, over all orders in which parts are added."""
     count, without = masks.shape[1], (~masks[:, part]).nonzero().squeeze(1)
     orders = [1 / (count * math.comb(count - 1, s)) for s in range(count)]
@@ -336,9 +320,7 @@ def _marginal(
     return (weights * (scores[without + 2**part] - scores[without])).sum()
 
 
-def _contributions(
-    coefficients: Tensor, errors: Tensor, fit: Fit, masks: Tensor, scores: Tensor
-) -> Contributions:
+def _contributions(coefficients: Tensor, errors: Tensor, fit: Fit, masks: Tensor, scores: Tensor) -> Contributions:
     prediction = fit.intercept + float(coefficients.sum())
     score = float(scores[0])
     facts = (fit.intercept, fit.r2, prediction, score, fit.condition, 0.0, len(masks))

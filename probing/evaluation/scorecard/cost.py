@@ -72,9 +72,7 @@ class Stopwatch:
         return max(median(self(lambda: passes.values(one, rows)) for _ in range(runs)), 1e-9)
 
 
-def cost_of(
-    method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"], runs: int = 5
-) -> Cost:
+def cost_of(method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"], runs: int = 5) -> Cost:
     """Measure what explaining the first input costs: the median of runs after a first one, or one run if that is slow."""
     one, of = inputs[:1], score_of(score, slice(0, 1))
     accelerator = device_of(score.model).type != "cpu"

@@ -38,23 +38,75 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "abpc": Quantity("fidelity", "area between curves", "higher", "mean fall of the score when what the map values most goes first, less that when it goes last; in score units", (-math.inf, math.inf)),
-    "effects": Quantity("fidelity", "predicted vs true effect", "higher", "correlation of the change of the score that the explanation predicts with the true one: for maps when random patches go (sensitivity-n), for concepts when the layer moves along each of them", (-1.0, 1.0)),
-    "randomised": Quantity("fidelity", "likeness, random weights", "lower", "size of the signed rank correlation with maps of the network with all parameters drawn anew", (0.0, 1.0)),
-    "gap": Quantity("fidelity", "completeness gap", "lower", "distance of the map's sum from the score's difference to the baseline, as a share of it"),
-    "parts": Quantity("understandability", "parts to read", "lower", "exp of the entropy of sizes over pixels, cells, segments, or concepts: how many things there are to read"),
+    "abpc": Quantity(
+        "fidelity",
+        "area between curves",
+        "higher",
+        "mean fall of the score when what the map values most goes first, less that when it goes last; in score units",
+        (-math.inf, math.inf),
+    ),
+    "effects": Quantity(
+        "fidelity",
+        "predicted vs true effect",
+        "higher",
+        "correlation of the change of the score that the explanation predicts with the true one: for maps when random"
+        " patches go (sensitivity-n), for concepts when the layer moves along each of them",
+        (-1.0, 1.0),
+    ),
+    "randomised": Quantity(
+        "fidelity",
+        "likeness, random weights",
+        "lower",
+        "size of the signed rank correlation with maps of the network with all parameters drawn anew",
+        (0.0, 1.0),
+    ),
+    "gap": Quantity(
+        "fidelity",
+        "completeness gap",
+        "lower",
+        "distance of the map's sum from the score's difference to the baseline, as a share of it",
+    ),
+    "parts": Quantity(
+        "understandability",
+        "parts to read",
+        "lower",
+        "exp of the entropy of sizes over pixels, cells, segments, or concepts: how many things there are to read",
+    ),
     "bytes": Quantity("understandability", "bytes of the picture", "lower", "size of the map as a PNG of 8 bits"),
-    "on_object": Quantity("understandability", "energy on the object", "higher", "share of the map's positive values inside the mask", (0.0, 1.0)),
-    "sufficient": Quantity("sufficiency", "sufficient share", "lower", "smallest share of patches, those valued most first, that brings back nine tenths of the class's probability", (0.0, 1.0)),
-    "questions": Quantity("sufficiency", "questions answered", "higher", "of the eight fixed questions, those to which it returns an answer"),
+    "on_object": Quantity(
+        "understandability",
+        "energy on the object",
+        "higher",
+        "share of the map's positive values inside the mask",
+        (0.0, 1.0),
+    ),
+    "sufficient": Quantity(
+        "sufficiency",
+        "sufficient share",
+        "lower",
+        "smallest share of patches, those valued most first, that brings back nine tenths of the class's probability",
+        (0.0, 1.0),
+    ),
+    "questions": Quantity(
+        "sufficiency", "questions answered", "higher", "of the eight fixed questions, those to which it returns an answer"
+    ),
     "settings": Quantity("low overhead", "settings", "lower", "hyperparameters that can be tuned"),
     "images": Quantity("low overhead", "further images", "lower", "images that it needs besides the one explained"),
-    "labels": Quantity("low overhead", "named images", "lower", "of the further images, those that must be named or outlined"),
-    "constraints": Quantity("low overhead", "demands on the network", "lower", "gradients; access to a layer; access to the gates, or a head of a certain form: one each"),
+    "labels": Quantity(
+        "low overhead", "named images", "lower", "of the further images, those that must be named or outlined"
+    ),
+    "constraints": Quantity(
+        "low overhead",
+        "demands on the network",
+        "lower",
+        "gradients; access to a layer; access to the gates, or a head of a certain form: one each",
+    ),
     "passes": Quantity("efficiency", "passes", "lower", "inputs passed forward and backward for one explanation"),
-    "time": Quantity("efficiency", "time, forward passes", "lower", "CPU time of one explanation over that of one forward pass"),
+    "time": Quantity(
+        "efficiency", "time, forward passes", "lower", "CPU time of one explanation over that of one forward pass"
+    ),
     "memory": Quantity("efficiency", "memory, MB", "lower", "growth of memory while one explanation is made"),
-}  # fmt: skip
+}
 
 QUESTIONS = (
     "Why this class?",

@@ -63,9 +63,7 @@ class Scoring:
     substrate: Baseline = _BLURRED
     seed: int = 0
     precision: Precision = FLOAT32
-    cost: ClassVar[str] = (
-        "about 4 steps + draws forward passes for each input and method, and the maps"
-    )
+    cost: ClassVar[str] = "about 4 steps + draws forward passes for each input and method, and the maps"
 
     def __call__(
         self,
@@ -151,9 +149,17 @@ class Scoring:
         masks: Masks | None,
     ) -> dict[str, Tensor]:
         patch = -(-min(inputs.shape[2:]) // self.grid)
-        removal = {"baselines": (self.substrate,), "steps": self.steps, "patch": patch, "seed": self.seed, "precision": self.precision}  # fmt: skip
+        removal = {
+            "baselines": (self.substrate,),
+            "steps": self.steps,
+            "patch": patch,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
         flipping = PixelFlipping(orders=("most", "least"), **removal)  # type: ignore[arg-type]
-        n_draws = SensitivityN(draws=self.draws, baseline=self.substrate, patch=patch, seed=self.seed, precision=self.precision)  # fmt: skip
+        n_draws = SensitivityN(
+            draws=self.draws, baseline=self.substrate, patch=patch, seed=self.seed, precision=self.precision
+        )
         values = {
             "abpc": flipping(found, score, inputs).abpc[0],
             "effects": n_draws(spread_out(found), score, inputs).values,
@@ -170,15 +176,11 @@ class Scoring:
     def _randomised(self, method: AttributionMethod, score: Score, inputs: Tensor) -> Tensor:
         """Return the size of the correlation after all was drawn anew, of the inputs that are probed."""
         few = slice(0, self.probed)
-        metric = CascadingRandomisation(
-            seeds=self.seeds, steps=1, measures=("spearman",), seed=self.seed
-        )
+        metric = CascadingRandomisation(seeds=self.seeds, steps=1, measures=("spearman",), seed=self.seed)
         found = metric(method, score_of(score, few), inputs[few])
         return found.values[:, 0, 0].nanmean(0).abs()
 
-    def _sufficient(
-        self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor
-    ) -> Tensor:
+    def _sufficient(self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor) -> Tensor:
         """Return the smallest share of patches with nine tenths of the class's probability."""
         try:
             curves = insertion(found, replace(score, unit="probability"), inputs)
@@ -248,7 +250,7 @@ def _gap(found: Attribution) -> Float[Tensor, " n"]:
     if found.geometry is not None:
         return torch.full((len(found.values),), torch.nan, dtype=torch.float64)
     score, total = found.score.double().cpu(), found.values.double().cpu().flatten(1).sum(1)
-    base = torch.zeros_like(score) if found.baseline_score is None else found.baseline_score.cpu().double()  # fmt: skip
+    base = torch.zeros_like(score) if found.baseline_score is None else found.baseline_score.cpu().double()
     if "intercept" in found.diagnostics:
         base = found.diagnostics["intercept"].double()
         total = found.diagnostics["prediction"].double() - base
@@ -305,15 +307,18 @@ def declared(method: object) -> tuple[Family, tuple[int, ...], tuple[str, ...]]:
     return kind.family, kind.answers, kind.demands  # type: ignore[attr-defined]
 
 
-def stated(
-    answers: Sequence[int], demands: Sequence[str], cost: Cost
-) -> dict[str, Float[Tensor, " one"]]:
+def stated(answers: Sequence[int], demands: Sequence[str], cost: Cost) -> dict[str, Float[Tensor, " one"]]:
     """Return the quantities that are no draws: what a method answers, demands and costs."""
     values = {
-        "questions": len(answers), "settings": cost.hyperparameters, "images": cost.images, "labels": cost.labels,
-        "constraints": len(demands), "passes": cost.n_forward + cost.n_backward, "time": cost.relative,
+        "questions": len(answers),
+        "settings": cost.hyperparameters,
+        "images": cost.images,
+        "labels": cost.labels,
+        "constraints": len(demands),
+        "passes": cost.n_forward + cost.n_backward,
+        "time": cost.relative,
         "memory": cost.peak_mb,
-    }  # fmt: skip
+    }
     return {name: torch.tensor([float(v)], dtype=torch.float64) for name, v in values.items()}
 
 

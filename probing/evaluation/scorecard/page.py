@@ -1,4 +1,4 @@
-"""The scorecard as a page, or as a section of one: the table first, then where it parts from the lecture, then the evidence."""
+"""The scorecard as a page, or a section of one: the table, then where it parts from the lecture, then the evidence."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,7 @@ LIMITS = (
     "Questions answered, demands on the network and settings are counted from what a method is, not measured on inputs.",
     "Whether a person understands an explanation is not measured: that takes people.",
 )
-_TABLE = (
-    "Measured standing of each method among those shown, and the lecture's opinion of its family."
-)
+_TABLE = "Measured standing of each method among those shown, and the lecture's opinion of its family."
 _EVIDENCE = "The quantities behind the table: means over inputs and 95 % intervals; the arrow points to what is better."
 
 
@@ -54,14 +52,8 @@ def _finding(card: Scorecard, desideratum: int) -> Finding:
     marks = {row.name: card.mark(r, desideratum) for r, row in enumerate(card.rows)}
     thirds = ((sign(m), [n for n, own in marks.items() if own == m]) for m in ("+", "0", "-"))
     claim = "; ".join(f"{mark} {', '.join(names)}" for mark, names in thirds if names)
-    parted = [
-        f"{d.method} (lecture {sign(d.deck)})"
-        for d in card.disagreements
-        if d.certain and d.desideratum == name
-    ]
-    evidence = (
-        f"The lecture's mark lies outside the interval of {', '.join(parted)}." if parted else ""
-    )
+    parted = [f"{d.method} (lecture {sign(d.deck)})" for d in card.disagreements if d.certain and d.desideratum == name]
+    evidence = f"The lecture's mark lies outside the interval of {', '.join(parted)}." if parted else ""
     return Finding(f"{name.capitalize()}: {claim or 'not measured'}.", evidence)
 
 
@@ -76,9 +68,7 @@ def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
 
 
 def _table(card: Scorecard) -> list[Block]:
-    blocks: list[Block] = [
-        Plate(inline_svg(card.plot(), "methods against desiderata"), _TABLE, "scorecard")
-    ]
+    blocks: list[Block] = [Plate(inline_svg(card.plot(), "methods against desiderata"), _TABLE, "scorecard")]
     open_ = [str(d) for d in card.disagreements if not d.certain]
     refused = [f"{row.name} refused: {row.refused}" for row in card.rows if row.refused]
     notes = [f"{row.name}: {note}" for row in card.rows for note in row.notes]
@@ -97,7 +87,7 @@ def _behind(card: Scorecard, desideratum: str, evidence: Sequence[Record]) -> li
     told = tuple(f"{q.title} ({q.better} is better): {q.what}." for q in own.values())
     rows = tuple(_line(r) for r in evidence if r["quantity"] in own)
     header = ("quantity", "method", "better", "mean", "95 %", "rank", "inputs", "left out")
-    blocks: list[Block] = [Points(told), Table(f"{desideratum.capitalize()}: every quantity", header, rows, 3, folded=True)]  # fmt: skip
+    blocks: list[Block] = [Points(told), Table(f"{desideratum.capitalize()}: every quantity", header, rows, 3, folded=True)]
     return [*blocks, _questions(card)] if "questions" in own else blocks
 
 
@@ -122,7 +112,7 @@ def _questions(card: Scorecard) -> Table:
         (question, ", ".join(r.name for r in card.rows if i in (r.answers or ())) or NONE)
         for i, question in enumerate(QUESTIONS, 1)
     )
-    return Table("Which method answers which question", ("question", "methods"), rows, 2, folded=True)  # fmt: skip
+    return Table("Which method answers which question", ("question", "methods"), rows, 2, folded=True)
 
 
 def _known(value: object) -> float | None:

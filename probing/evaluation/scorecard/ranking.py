@@ -19,7 +19,7 @@ Weights = Callable[[int], Float[Tensor, "draws inputs"]]
 
 def standings(
     rows: Sequence[Values], draws: int = 2000, seed: int = 0
-) -> tuple[Float[Tensor, "rows desiderata"], Float[Tensor, "rows desiderata"], Float[Tensor, "rows desiderata"]]:  # fmt: skip
+) -> tuple[Float[Tensor, "rows desiderata"], Float[Tensor, "rows desiderata"], Float[Tensor, "rows desiderata"]]:
     """Return each method's standing and its 95 % interval: inputs are drawn again, all methods on the same ones.
 
     In each draw a quantity's mean over inputs is ranked among the methods that have it, ranks are scaled from 0, the
@@ -53,9 +53,7 @@ def standings(
     return standing[0], low, high
 
 
-def _scaled(
-    values: Sequence[Tensor | None], better: Better, weights: Weights
-) -> Float[Tensor, "draws rows"]:
+def _scaled(values: Sequence[Tensor | None], better: Better, weights: Weights) -> Float[Tensor, "draws rows"]:
     """Return ranks of one quantity's mean in every draw, from 0 to 1."""
     means = []
     for own in values:

@@ -92,8 +92,7 @@ class Row(Result):
 
         named = ("mean", "low", "high", "excluded")
         return pd.DataFrame(
-            {"quantity": name}
-            | dict(zip(named, summary(values, QUANTITIES[name].range), strict=True))
+            {"quantity": name} | dict(zip(named, summary(values, QUANTITIES[name].range), strict=True))
             for name, values in self.values.items()
         )
 
@@ -182,10 +181,12 @@ class Scorecard(Result):
                 line |= {
                     f"{name}: {what}": float(value)
                     for what, value in (
-                        ("standing", self.standing[r, d]), ("low", self.low[r, d]), ("high", self.high[r, d]),
+                        ("standing", self.standing[r, d]),
+                        ("low", self.low[r, d]),
+                        ("high", self.high[r, d]),
                         ("rank", ranked[d][r]),
                     )
-                } | {f"{name}: lecture": DECK[row.family][d]}  # fmt: skip
+                } | {f"{name}: lecture": DECK[row.family][d]}
             found.append(line | asdict(row.cost) | {"refused": row.refused})
         return found
 
@@ -199,11 +200,20 @@ class Scorecard(Result):
             for row, (mean, low, high, excluded), rank in zip(have, stats, ranked, strict=True):
                 found.append(
                     {
-                        "method": row.name, "family": row.family, "desideratum": quantity.desideratum,
-                        "quantity": name, "better": quantity.better, "mean": mean, "low": low, "high": high,
-                        "rank": rank, "of": len(have), "inputs": len(row.values[name]), "excluded": excluded,
+                        "method": row.name,
+                        "family": row.family,
+                        "desideratum": quantity.desideratum,
+                        "quantity": name,
+                        "better": quantity.better,
+                        "mean": mean,
+                        "low": low,
+                        "high": high,
+                        "rank": rank,
+                        "of": len(have),
+                        "inputs": len(row.values[name]),
+                        "excluded": excluded,
                     }
-                )  # fmt: skip
+                )
         return found
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -232,7 +242,7 @@ class Scorecard(Result):
         text = json.dumps(_finite(self._document()), indent=1, ensure_ascii=False, allow_nan=False)
         document = folder / "scorecard.json"
         document.write_text(text + "\n", encoding="utf-8")
-        figures = (*save_figure(self.plot(), folder / "scorecard"), *save_figure(self.plot_evidence(), folder / "evidence"))  # fmt: skip
+        figures = (*save_figure(self.plot(), folder / "scorecard"), *save_figure(self.plot_evidence(), folder / "evidence"))
         return (*(folder / name for name in tables), document, *figures)
 
     def _document(self) -> Record:
@@ -291,10 +301,10 @@ def _heads(axes: "Axes", height: float) -> None:
         x = _NAMES + _COLUMN * d
         axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
         for at, what in ((0.22, "measured"), (_RANK, "rank"), (_DECK, "lecture")):
-            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")  # fmt: skip
+            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")
     for k, name in enumerate(_COSTS):
-        axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")  # fmt: skip
-    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")  # fmt: skip
+        axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")
+    axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")
     axes.axhline(height - _HEAD, color=INK, linewidth=0.6)
 
 
@@ -302,21 +312,21 @@ def _cost_at(column: int) -> float:
     return _NAMES + _COLUMN * len(DESIDERATA) + (0.5, 0.88, 1.22)[column]
 
 
-def _cell(
-    axes: "Axes", card: Scorecard, cell: tuple[int, int], rank: float, at: tuple[float, float]
-) -> None:
+def _cell(axes: "Axes", card: Scorecard, cell: tuple[int, int], rank: float, at: tuple[float, float]) -> None:
     (r, d), (x, y) = cell, at
     standing, low, high = (float(t[r, d]) for t in (card.standing, card.low, card.high))
     mark, deck = third(standing), DECK[card.rows[r].family][d]
     colour = _COLOURS[mark]
-    axes.text(x + 0.08, y, _MARKS[mark], fontsize=9, fontweight="bold", color=colour, va="center", ha="center")  # fmt: skip
-    axes.text(x + _DECK, y, _MARKS[deck], fontsize=7, color=INK if deck != mark else FAINT, va="center", ha="center")  # fmt: skip
+    axes.text(x + 0.08, y, _MARKS[mark], fontsize=9, fontweight="bold", color=colour, va="center", ha="center")
+    axes.text(x + _DECK, y, _MARKS[deck], fontsize=7, color=INK if deck != mark else FAINT, va="center", ha="center")
     if mark is None:
         return
     left, right = (x + end for end in _BAR)
     wide = right - left
     axes.plot([left, right], [y, y], color=RULE, linewidth=2.2, solid_capstyle="butt")
-    axes.plot([left + wide * low, left + wide * high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")  # fmt: skip
+    axes.plot(
+        [left + wide * low, left + wide * high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt"
+    )
     axes.plot([left + wide * standing], [y], "o", color=colour, markersize=3)
     axes.text(x + _RANK, y, f"{rank:g}", fontsize=5.5, color=FAINT, va="center", ha="center")
 
@@ -330,8 +340,14 @@ def _cost(axes: "Axes", row: Row, y: float) -> None:
 
 def _foot(axes: "Axes", inputs: int) -> None:
     lines = (
-        f"Measured on {inputs} inputs. Dot: mean rank of the column's quantities among the methods shown, from worst (left) to best (right); bar: 95 % of",
-        "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. The lecture's marks are opinions of families of methods, black where",
+        (
+            f"Measured on {inputs} inputs. Dot: mean rank of the column's quantities among the methods shown, from worst"
+            " (left) to best (right); bar: 95 % of"
+        ),
+        (
+            "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. The lecture's marks are"
+            " opinions of families of methods, black where"
+        ),
         "they differ. Passes: forward + backward; time: in forward passes of one input; MB: growth of memory.",
     )
     for k, line in enumerate(lines):
@@ -349,7 +365,7 @@ def _evidence(card: Scorecard) -> "Figure":
     with style():
         figure = new_figure(FULL_WIDTH, lines * (0.62 + 0.125 * len(methods)))
         panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-        for panel, name in zip(panels, [*names, *[None] * (lines * columns - len(names))], strict=True):  # fmt: skip
+        for panel, name in zip(panels, [*names, *[None] * (lines * columns - len(names))], strict=True):
             if name is None:
                 panel.set_axis_off()
                 continue
@@ -390,7 +406,7 @@ def _families(figure: "Figure", card: Scorecard) -> None:
 
     shown = [f for f in _FAMILIES if any(row.family == f for row in card.rows)]
     handles = [Line2D([], [], color=_FAMILIES[f], marker="o", markersize=2.8) for f in shown]
-    figure.legend(handles, [_TITLES[f] for f in shown], loc="outside lower right", ncols=len(shown), fontsize=5.8)  # fmt: skip
+    figure.legend(handles, [_TITLES[f] for f in shown], loc="outside lower right", ncols=len(shown), fontsize=5.8)
 
 
 def _dots(panel: "Axes", records: list[Record], methods: list[str]) -> None:

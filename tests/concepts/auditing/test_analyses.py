@@ -84,14 +84,16 @@ def test_an_attribute_is_called_readable_only_where_its_interval_says_so(folder:
     def claim(high: float, untrained_low: float) -> str:
         changed = replace(
             probe,
-            error=torch.tensor([0.5, 0.2]), low=torch.tensor([0.4, 0.1]), high=torch.tensor([0.6, high]),
+            error=torch.tensor([0.5, 0.2]),
+            low=torch.tensor([0.4, 0.1]),
+            high=torch.tensor([0.6, high]),
             untrained_low=torch.tensor([0.3, untrained_low]),
-        )  # fmt: skip
+        )
         only = replace(saved, attributes=("gender",), probes=(changed,))
         [finding] = Probes().findings(results, only)
         return finding.claim
 
-    assert claim(0.3, 0.4) == "Gender is linearly readable inside the model, better than at random weights."  # fmt: skip
+    assert claim(0.3, 0.4) == "Gender is linearly readable inside the model, better than at random weights."
     assert claim(0.3, 0.2) == "Gender is linearly readable inside the model."
     assert claim(0.7, 0.9) == "Gender is not shown to be linearly readable inside the model."
 
@@ -231,11 +233,18 @@ def test_an_analysis_that_the_data_do_not_admit_is_left_out_and_the_rest_is_kept
     ]
     said: list[str] = []
     file = audits.audit_file(
-        tmp_path, {"analyses": ["heat_maps"], "contrasts": contrasts, "concepts": [],
-                   "targets": [{"name": n, "group": "g", "reason": "r"} for n in audits.CLASSES]}
-    )  # fmt: skip
+        tmp_path,
+        {
+            "analyses": ["heat_maps"],
+            "contrasts": contrasts,
+            "concepts": [],
+            "targets": [{"name": n, "group": "g", "reason": "r"} for n in audits.CLASSES],
+        },
+    )
     found = audit(file, tmp_path / "out", store_root=tmp_path / "store", say=said.append)
-    reason = "The analysis 'heat_maps' is left out: the directions of ['woman against man', 'man against woman'] do not differ"
+    reason = (
+        "The analysis 'heat_maps' is left out: the directions of ['woman against man', 'man against woman'] do not differ"
+    )
     assert any(line.startswith(reason) for line in said)
     assert found.analyses == ()
     assert found.limits[-1].startswith(reason)

@@ -43,9 +43,7 @@ class Run:
 
 def run(file: Path, out: Path, store: Path) -> Run:
     said: list[str] = []
-    return Run(
-        audit(file, out, store_root=store, progress=False, say=said.append), out, tuple(said)
-    )
+    return Run(audit(file, out, store_root=store, progress=False, say=said.append), out, tuple(said))
 
 
 def without_report(make: Callable[[], Run]) -> Run:
@@ -66,11 +64,7 @@ def first(folder: Path) -> Run:
 
 
 def test_a_planted_bias_is_found_and_its_control_is_not(first: Run) -> None:
-    moved = {
-        row.target: criteria.moved(first.results, row)
-        for row in first.results.swaps
-        if row.concept == GENDER
-    }
+    moved = {row.target: criteria.moved(first.results, row) for row in first.results.swaps if row.concept == GENDER}
     assert moved == {
         "purse": True,
         "drill": True,
@@ -86,9 +80,7 @@ def test_a_planted_bias_is_found_and_its_control_is_not(first: Run) -> None:
 def test_where_the_model_is_linear_predicted_effects_are_the_measured_swaps(first: Run) -> None:
     for cell in first.results.cells:
         if cell.concept == GENDER:
-            assert cell.effect == pytest.approx(
-                first.results.swap(GENDER, cell.target).swap, abs=5e-3
-            )
+            assert cell.effect == pytest.approx(first.results.swap(GENDER, cell.target).swap, abs=5e-3)
     assert first.results.trusted(GENDER) == ("features", "mix")
     assert all(row.linear_tail for row in first.results.layer_rows)
 
@@ -98,10 +90,7 @@ def test_the_verdict_names_what_was_expected_and_what_came(first: Run) -> None:
     assert len(verdict(first.results)) == 3
     assert claims[0].startswith("Of 6 logits, exchanges of matched images move 3 with “woman” in")
     assert "Exchanging “man” for “woman” moves 3 of 6 logits on these images." in claims
-    assert any(
-        c.startswith("Of 2 directions written down beforehand for woman against man, 2 are borne")
-        for c in claims
-    )
+    assert any(c.startswith("Of 2 directions written down beforehand for woman against man, 2 are borne") for c in claims)
     assert any("may be read at features and mix" in claim for claim in claims)
 
 
@@ -134,9 +123,7 @@ def test_the_output_folder_holds_what_is_promised(first: Run) -> None:
         "positions_1",
     ):
         assert {f"figures/{stem}.png", f"figures/{stem}.pdf"} <= made
-    with (first.folder / "tables" / "classes_by_layer.csv").open(
-        encoding="utf-8", newline=""
-    ) as file:
+    with (first.folder / "tables" / "classes_by_layer.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(first.results.cells) == 4 * 2 * 6  # concepts, layers, classes
     assert {row["reading"] for row in rows if row["concept"] == "red"} == {""}
@@ -149,24 +136,14 @@ def test_what_is_ahead_and_what_was_reused_is_said(first: Run) -> None:
     ahead, done = first.said
     assert "110 of 110 examples to compute" in ahead
     assert "20 of 20 examples to compute" in ahead
-    assert (
-        "Reused 0 of 110 rows of images and 0 of 20 of gradients; 130 forward and 120 backward passes."
-        in done
-    )
+    assert "Reused 0 of 110 rows of images and 0 of 20 of gradients; 130 forward and 120 backward passes." in done
 
 
-def test_a_second_run_passes_nothing_but_canaries_and_finds_the_same(
-    first: Run, folder: Path
-) -> None:
+def test_a_second_run_passes_nothing_but_canaries_and_finds_the_same(first: Run, folder: Path) -> None:
     again = without_report(lambda: run(folder / "audit.yaml", folder / "again", folder / "store"))
-    assert (
-        "Reused 110 of 110 rows of images and 20 of 20 of gradients; 0 forward and 0 backward passes"
-        in again.said[1]
-    )
+    assert "Reused 110 of 110 rows of images and 20 of 20 of gradients; 0 forward and 0 backward passes" in again.said[1]
     assert "canary rows recomputed and equal" in again.said[1]
-    assert (folder / "again" / "results.json").read_bytes() == (
-        first.folder / "results.json"
-    ).read_bytes()
+    assert (folder / "again" / "results.json").read_bytes() == (first.folder / "results.json").read_bytes()
 
 
 def test_a_report_that_would_be_the_same_is_left_alone_and_mended_where_it_was_touched(
@@ -223,22 +200,16 @@ def test_a_seal_is_of_numbers_audit_model_and_code(
 
 def test_a_run_from_nothing_finds_the_same_bit_for_bit(first: Run, folder: Path) -> None:
     without_report(lambda: run(folder / "audit.yaml", folder / "anew", folder / "other store"))
-    assert (folder / "anew" / "results.json").read_bytes() == (
-        first.folder / "results.json"
-    ).read_bytes()
+    assert (folder / "anew" / "results.json").read_bytes() == (first.folder / "results.json").read_bytes()
 
 
-def test_the_report_is_made_again_from_what_was_saved_without_a_model(
-    first: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_is_made_again_from_what_was_saved_without_a_model(first: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [first.folder / "report.html", *(first.folder / "tables").iterdir()]
     before = [path.read_bytes() for path in made]
     for path in made:
         path.unlink()
     monkeypatch.setattr(setup.loading, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(
-        plates, "save_figure", lambda *_: None
-    )  # equal figures are equal files: tested there
+    monkeypatch.setattr(plates, "save_figure", lambda *_: None)  # equal figures are equal files: tested there
     assert rebuild(first.folder) == first.results
     assert [path.read_bytes() for path in made] == before
 
@@ -256,8 +227,10 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(
             "target 'purse' expects something of 'cat against dog'",
         ),
         (
-            {"contrasts": [{"positive": "a", "negative": "b", "vary": "role", "swaps": [["a", "b"]]}],
-             "targets": [{"name": "purse", "group": "a", "reason": "b"}]},
+            {
+                "contrasts": [{"positive": "a", "negative": "b", "vary": "role", "swaps": [["a", "b"]]}],
+                "targets": [{"name": "purse", "group": "a", "reason": "b"}],
+            },
             AuditError,
             r"varies 'role', but 'data' matches images over \['gender', 'tone'\] only",
         ),
@@ -271,7 +244,7 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(
         ({"model": {"reference": "audits:planted", "layers": ["featres"]}}, LookupError, "no layer 'featres'.*features"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_a_bad_audit_file_is_refused_in_one_sentence(
     changes: dict[str, object], error: type[Exception], match: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -317,12 +290,8 @@ def test_a_concept_used_by_tcav_and_unmoved_by_the_swap_is_reported_as_such() ->
         return replace(cell, tcav_p_corrected=0.001 if is_it else 1.0, effect_p_corrected=1.0)
 
     still = tuple(replace(r, p_corrected=1.0) for r in made_up.swaps)
-    found = criteria.disagreements(
-        replace(made_up, cells=tuple(map(told, made_up.cells)), swaps=still)
-    )
-    assert [(cell.target, said) for cell, _, said in found] == [
-        ("suit", "used by TCAV, unmoved by the swap")
-    ]
+    found = criteria.disagreements(replace(made_up, cells=tuple(map(told, made_up.cells)), swaps=still))
+    assert [(cell.target, said) for cell, _, said in found] == [("suit", "used by TCAV, unmoved by the swap")]
 
 
 def test_a_verdict_without_a_moved_logit_claims_none() -> None:
@@ -363,9 +332,7 @@ def test_agreement_of_what_holds_everywhere_is_one(generator: torch.Generator) -
 
 @pytest.mark.parametrize(("clusters", "targets"), [(3, 12), (8, 3)])
 def test_agreement_of_too_little_is_not_known(clusters: int, targets: int) -> None:
-    found = agreement(
-        torch.zeros(targets, clusters, clusters), torch.zeros(clusters, targets), 10, 0.95, 0
-    )
+    found = agreement(torch.zeros(targets, clusters, clusters), torch.zeros(clusters, targets), 10, 0.95, 0)
     assert found.r is None
 
 
@@ -389,9 +356,7 @@ def test_the_sign_score_of_a_mean_difference_is_the_share_of_inputs_that_rise(
     features, gradients, clusters = paired(generator, 2.0)
     found = SignTest(Pattern())({"a": features}, {"a": gradients}, clusters, torch.arange(12) // 2)
     delta = features[:30].double().mean(0) - features[30:].double().mean(0)
-    assert found.score[0].tolist() == pytest.approx(
-        ((gradients.double() @ delta) > 0).double().mean(1).tolist()
-    )
+    assert found.score[0].tolist() == pytest.approx(((gradients.double() @ delta) > 0).double().mean(1).tolist())
     assert (found.low <= found.score + 1e-9).all()
     assert (found.score <= found.high + 1e-9).all()
 
@@ -411,13 +376,9 @@ def test_the_sign_test_of_labels_that_mean_nothing_keeps_its_level() -> None:
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
         features, gradients, clusters = paired(generator, 0.0)
-        gradients = gradients[:1] * 0.3 + gradients[:1].mean(
-            1, keepdim=True
-        )  # little varied: scores near 0 or 1
+        gradients = gradients[:1] * 0.3 + gradients[:1].mean(1, keepdim=True)  # little varied: scores near 0 or 1
         test = SignTest(Pattern(), relabellings=39, bootstraps=2, seed=seed)
-        rejected.append(
-            float(test({"a": features}, {"a": gradients}, clusters, torch.arange(12)).p) <= 0.05
-        )
+        rejected.append(float(test({"a": features}, {"a": gradients}, clusters, torch.arange(12)).p) <= 0.05)
     assert np.mean(rejected) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
 
 
@@ -426,6 +387,4 @@ def test_one_gradient_for_all_inputs_is_called_a_linear_tail(generator: torch.Ge
     same = gradients[:, :1].expand(-1, 12, -1).contiguous()
     test = SignTest(Pattern(), relabellings=19, bootstraps=2)
     assert test({"a": features}, {"a": same}, clusters, torch.arange(12)).linear_tail == (True,)
-    assert test({"a": features}, {"a": gradients}, clusters, torch.arange(12)).linear_tail == (
-        False,
-    )
+    assert test({"a": features}, {"a": gradients}, clusters, torch.arange(12)).linear_tail == (False,)

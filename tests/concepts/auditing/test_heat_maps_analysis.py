@@ -46,7 +46,7 @@ def write_drawings(folder: Path, roles: int = 10) -> None:
         {"vary": "gender", "within": ["role", "tone"], "cluster": "role"},
         {"vary": "tone", "within": ["role", "gender"], "cluster": "role"},
     ]
-    audits._manifest(folder / "data.yaml", ["file", "sha256", "role", "gender", "tone"], rows, matched)  # fmt: skip
+    audits._manifest(folder / "data.yaml", ["file", "sha256", "role", "gender", "tone"], rows, matched)
 
 
 class Refuses:
@@ -111,12 +111,7 @@ def test_the_report_says_what_is_hidden_and_shows_it_from_what_was_saved(folder:
     assert finding.claim.startswith("Heat maps (gxi) show 3 of ")
     assert "vase (dark against light)" in finding.evidence
     section = HeatMaps().section(results, found, folder / "out")
-    texts = [
-        line
-        for block in section.blocks
-        if isinstance(block, Points)
-        for line in map(plain, block.items)
-    ]
+    texts = [line for block in section.blocks if isinstance(block, Points) for line in map(plain, block.items)]
     assert any(line.startswith("vase, dark against light: found by") for line in texts)
     assert any(line.startswith("Dark against light changes 100% of the pixels") for line in texts)
     assert "other is left out: this network has no such thing." in texts

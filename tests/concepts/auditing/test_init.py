@@ -83,16 +83,12 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_a_report(
     command = shlex.split(check.removeprefix("# Check it by: probing "))
     assert app.main(command) == 0
     assert "Reused 28 of 28 rows of images" in capsys.readouterr().out
-    told = {
-        c.target for c in AuditResults.load(results).cells if (c.effect_p_corrected or 1) < 0.05
-    }
+    told = {c.target for c in AuditResults.load(results).cells if (c.effect_p_corrected or 1) < 0.05}
     assert {"purse", "laptop"} <= told
     assert "vase" not in told
 
 
-def test_classes_are_the_best_guesses_or_those_asked_for(
-    photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_classes_are_the_best_guesses_or_those_asked_for(photos: Callable[..., Path], tmp_path: Path) -> None:
     images = photos({"reddish": 10, "plain": 10})
     assert init(tmp_path / "a", images) == 0
     file, _ = read(tmp_path / "a")
@@ -105,9 +101,7 @@ def test_classes_are_the_best_guesses_or_those_asked_for(
     assert file.model.layers == ["mix"]
 
 
-def test_a_share_to_fit_on_is_chosen_that_leaves_each_concept_enough(
-    photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_share_to_fit_on_is_chosen_that_leaves_each_concept_enough(photos: Callable[..., Path], tmp_path: Path) -> None:
     assert init(tmp_path / "few", photos({"reddish": 10, "plain": 12})) == 0
     assert read(tmp_path / "few")[0].inputs.fit_share == 0.9
     assert init(tmp_path / "many", photos({"reddish": 18, "plain": 18}, "more")) == 0
@@ -123,9 +117,7 @@ def test_nothing_is_overwritten_unless_told(
     (out / "audit.yaml").write_text("mine")
     capsys.readouterr()
     assert init(out, images) == 2
-    assert "audit.yaml' is there already: choose another name, or replace it by --force" in (
-        capsys.readouterr().err
-    )
+    assert "audit.yaml' is there already: choose another name, or replace it by --force" in (capsys.readouterr().err)
     assert (out / "audit.yaml").read_text() == "mine"
     for path in (images / "random").iterdir():
         path.unlink()
@@ -134,9 +126,7 @@ def test_nothing_is_overwritten_unless_told(
     assert not (out / "random.yaml").exists()  # of the earlier try
 
 
-def test_random_pictures_are_told_from_and_may_lie_elsewhere(
-    photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_random_pictures_are_told_from_and_may_lie_elsewhere(photos: Callable[..., Path], tmp_path: Path) -> None:
     images = photos({"reddish": 12})
     pool = photos({"all": 40}, "pool", start=5000)
     assert init(tmp_path / "out", images, "--random", str(pool)) == 0
@@ -163,9 +153,7 @@ def test_matched_pictures_make_contrasts_that_are_swapped(
     assert found.swap("reddish against plain", "purse").swap > 0.5
 
 
-def test_folders_inside_concepts_are_groups_when_told(
-    photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_folders_inside_concepts_are_groups_when_told(photos: Callable[..., Path], tmp_path: Path) -> None:
     people = ("ann", "bob", "cy", "di", "eve", "flo", "gus", "hal", "ida", "jo")
     images = photos({f"{concept}/{who}": 2 for concept in REDS for who in people})
     assert init(tmp_path / "out", images, "--grouped") == 0
@@ -249,18 +237,26 @@ def test_odd_names_survive(photos: Callable[..., Path], tmp_path: Path) -> None:
         ({"random": 30}, [], "holds no pictures but random ones: add a folder for each concept"),
         ({"plain": 12, "reddish": 12, "random": 5}, [], "there are 5 random pictures: give 27 or more"),
         ({"plain/a": 12, "reddish/a": 12}, [], "'plain/a' is a folder inside the folder of a concept"),
-        ({"plain/a": 12, "reddish/b": 12}, ["--grouped"], "holds pictures of 1 groups (a), which count as one observation each"),
+        (
+            {"plain/a": 12, "reddish/b": 12},
+            ["--grouped"],
+            "holds pictures of 1 groups (a), which count as one observation each",
+        ),
         ({"plain": 12, "reddish": 12}, ["--model", "audits:nothing"], "has no function 'nothing'"),
         ({"plain": 12, "reddish": 12}, ["--model", "torchvision:resnet19"], "Close names: ['resnet18'"),
         ({"plain": 12, "reddish": 12}, ["--classes", "purze"], "no class 'purze'. Close names: ['purse'"),
         ({"plain": 12, "reddish": 12}, ["--layer", "mixx"], "no layer 'mixx'"),
         ({"plain": 12, "reddish": 12, "x": 10}, ["--matched"], ""),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_audit_is_one_line_and_leaves_nothing_behind(
-    counts: dict[str, int], more: list[str], said: str, photos: Callable[..., Path], tmp_path: Path,
+    counts: dict[str, int],
+    more: list[str],
+    said: str,
+    photos: Callable[..., Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     images = photos(counts)
     if not said:  # names that differ make no pairs
         for path in list((images / "x").iterdir()):
@@ -273,9 +269,7 @@ def test_what_makes_no_audit_is_one_line_and_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_folder_and_one_without_pictures_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_folder_and_one_without_pictures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     assert init(tmp_path / "out", tmp_path / "empty") == 2
     assert "empty' holds no picture: put those of each concept" in capsys.readouterr().err
@@ -316,15 +310,15 @@ def test_a_link_out_of_the_folder_and_a_name_no_manifest_takes_are_refused(
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
-    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    photos: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     images = photos({"plain": 12, "reddish": 12})
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(draft_audit.os, "access", lambda _, mode: mode != os.W_OK)
-    monkeypatch.setattr(
-        draft_audit.loading, "load", lambda *_, **__: pytest.fail("a model was loaded")
-    )
+    monkeypatch.setattr(draft_audit.loading, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert init(tmp_path / "out", images) == 2
     assert "no permission for" in capsys.readouterr().err
     monkeypatch.undo()
@@ -359,8 +353,11 @@ def test_the_ends_of_stages_are_found() -> None:
 
     assert found(torchvision.models.resnet18()) == ("layer1", "layer2", "layer3", "layer4")
     assert found(torchvision.models.squeezenet1_1()) == (
-        "features.1", "features.4", "features.7", "features",
-    )  # fmt: skip
+        "features.1",
+        "features.4",
+        "features.7",
+        "features",
+    )
     assert found(Tokens(), 16) == ("blocks.0", "blocks.2", "blocks.3", "blocks.5")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
     assert found(plain, 2) == ("0", "1", "2")

@@ -32,9 +32,12 @@ def made(model: str) -> Made:
         {"positive": "dark", "negative": "light", "vary": "tone", "swaps": [["light", "dark"]]},
     ]
     return {
-        "created": "today", "model": model, "manifests": [{"name": "data", "content": "the images"}],
-        "audit": {"contrasts": contrasts, "statistics": {"seed": 0}}, "versions": {"torch": "1"},
-    }  # fmt: skip
+        "created": "today",
+        "model": model,
+        "manifests": [{"name": "data", "content": "the images"}],
+        "audit": {"contrasts": contrasts, "statistics": {"seed": 0}},
+        "versions": {"torch": "1"},
+    }
 
 
 def audit(noise: float, shift: float, seed: int) -> AuditResults:
@@ -45,13 +48,11 @@ def audit(noise: float, shift: float, seed: int) -> AuditResults:
     rows, swaps = [], []
     for concept in (GENDER, TONE):
         for i, target in enumerate(audits.TARGETS):
-            own = (
-                roles + shift * (i == 0 and concept == GENDER) + rng.normal(0, noise, len(CLUSTERS))
-            )
-            rows += [ClusterRow(concept, target, c, 6, float(v)) for c, v in zip(CLUSTERS, own, strict=True)]  # fmt: skip
+            own = roles + shift * (i == 0 and concept == GENDER) + rng.normal(0, noise, len(CLUSTERS))
+            rows += [ClusterRow(concept, target, c, 6, float(v)) for c, v in zip(CLUSTERS, own, strict=True)]
             test = stats.ttest_1samp(own, 0)
             ends = test.confidence_interval(0.95)
-            swaps.append(SwapRow(concept, target, float(own.mean()), *map(float, (*ends, test.pvalue, test.pvalue)), 0.1))  # fmt: skip
+            swaps.append(SwapRow(concept, target, float(own.mean()), *map(float, (*ends, test.pvalue, test.pvalue)), 0.1))
     return replace(base, swaps=tuple(swaps), by_cluster=tuple(rows))
 
 
@@ -75,8 +76,7 @@ def test_differences_are_paired_t_tests_over_clusters_and_corrected_over_all(
     found = side_by_side(*pair)
     assert found.labels == ("old", "new")
     sides = [
-        {(r.concept, r.target, r.cluster): r.swap for r in side.results.by_cluster}
-        for side in (found.first, found.second)
+        {(r.concept, r.target, r.cluster): r.swap for r in side.results.by_cluster} for side in (found.first, found.second)
     ]
     p = []
     for d in found.differences:
@@ -88,16 +88,10 @@ def test_differences_are_paired_t_tests_over_clusters_and_corrected_over_all(
         p.append(d.p)
     import torch
 
-    assert [d.p_corrected for d in found.differences] == pytest.approx(
-        holm(torch.tensor(p, dtype=torch.float64)).tolist()
-    )
-    assert [(d.contrast, d.target) for d in found.differences if found.told(d)] == [
-        (GENDER, "bikini")
-    ]
+    assert [d.p_corrected for d in found.differences] == pytest.approx(holm(torch.tensor(p, dtype=torch.float64)).tolist())
+    assert [(d.contrast, d.target) for d in found.differences if found.told(d)] == [(GENDER, "bikini")]
     turned = side_by_side(*reversed(pair))
-    assert [-d.difference for d in turned.differences] == pytest.approx(
-        [d.difference for d in found.differences]
-    )
+    assert [-d.difference for d in turned.differences] == pytest.approx([d.difference for d in found.differences])
 
 
 def test_a_change_told_in_one_audit_only_is_no_difference(tmp_path: Path) -> None:
@@ -137,7 +131,7 @@ def _other_contrast(about: Made) -> None:
         (lambda r: replace(r, alpha=0.01), None, "intervals and tests are at 0.95 and 0.05, and at 0.95 and 0.01"),
         (lambda r: replace(r, by_cluster=r.by_cluster[1:]), None, "does not exchange the same images in both"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_compared_is_refused_in_a_sentence(
     results: Callable[[AuditResults], AuditResults] | None,
     about: Callable[[Made], object] | None,
@@ -177,7 +171,7 @@ def test_the_command_rebuilds_one_report_and_says_what_it_found(
 
 def test_the_command_compares_two_and_refuses_more_or_none(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     _no_model(monkeypatch)
     out = tmp_path / "both.html"
     assert main(["report", *map(str, pair), "--out", str(out)]) == 0

@@ -52,7 +52,7 @@ def _audited(folder: Path, store: Path, *, turned: bool = False):
 def audits(tmp_path_factory):
     root = tmp_path_factory.mktemp("audits")
     store = ActivationStore(root / "rows", progress=False)
-    return _audited(root / "first", root / "rows"), _audited(root / "turned", root / "rows", turned=True), store  # fmt: skip
+    return _audited(root / "first", root / "rows"), _audited(root / "turned", root / "rows", turned=True), store
 
 
 def _replicate(one, two, store) -> Replication:
@@ -67,7 +67,9 @@ def test_on_the_same_images_everything_replicates_without_a_difference(audits):
     assert found.differing(CONTRAST) == ()
     assert found.correlation(CONTRAST).r == pytest.approx(1)
     assert found.over_clusters[0, :3, 0].tolist() == pytest.approx([1, 1, 1])
-    assert "replicates on second: of 3 logits that it moves for sure on first, it moves 3 for sure" in found.statement(CONTRAST)  # fmt: skip
+    assert "replicates on second: of 3 logits that it moves for sure on first, it moves 3 for sure" in found.statement(
+        CONTRAST
+    )
     assert found.trusted["first"] == found.trusted["second"]
     assert sum(found.effect_outcomes(CONTRAST, "features").values()) == 6
 
@@ -109,9 +111,7 @@ def test_the_page_is_made_of_the_saved_result_alone(audits, tmp_path):
     assert report.findings[0].claim == found.statement(CONTRAST)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Drawings only." in page
-    assert (
-        "1 are borne out on both" not in page
-    )  # purse was expected up, drill down: up on one set only
+    assert "1 are borne out on both" not in page  # purse was expected up, drill down: up on one set only
     assert (tmp_path / "figures" / "replication.pdf").exists()
     assert (tmp_path / "tables" / "replication.csv").read_text().count("\n") == 1 + 2 * 6
 

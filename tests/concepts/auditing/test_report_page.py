@@ -27,7 +27,7 @@ def scorecard(model: str) -> Scorecard:
         {"abpc": torch.tensor([3.0, 1.0]).double()},
         {"abpc": torch.tensor([2.0, 2.5]).double()},
     )
-    rows = [Row(facts, name, "Saliency", "backprop", "", v, cost) for name, v in zip((HOSTILE, "ig"), values, strict=True)]  # fmt: skip
+    rows = [Row(facts, name, "Saliency", "backprop", "", v, cost) for name, v in zip((HOSTILE, "ig"), values, strict=True)]
     return Scorecard.of(rows, facts)
 
 
@@ -58,9 +58,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
         yield one
 
 
-def test_nothing_is_asked_for_and_nothing_complained_of(
-    chromium: browser.Browser, page: Path
-) -> None:
+def test_nothing_is_asked_for_and_nothing_complained_of(chromium: browser.Browser, page: Path) -> None:
     chromium.open(page)
     assert chromium.requests == [page.resolve().as_uri()]
     assert chromium.complaints == []
@@ -70,9 +68,7 @@ def test_nothing_is_asked_for_and_nothing_complained_of(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 420])
-def test_nothing_keeps_people_out(
-    chromium: browser.Browser, page: Path, scheme: str, width: int
-) -> None:
+def test_nothing_keeps_people_out(chromium: browser.Browser, page: Path, scheme: str, width: int) -> None:
     chromium.open(page, width=width)
     chromium.media(scheme)
     chromium.run("document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
@@ -85,9 +81,7 @@ def test_a_scorecard_beside_is_shown_if_it_is_of_the_audited_model(
     chromium.open(page)
     title = "Which explanations of this model to trust"
     parts = "[...document.querySelectorAll('section section > h3')].map((h) => h.textContent)"
-    assert (
-        chromium.run("document.body.textContent").count(title) >= 2
-    )  # the heading and the contents
+    assert chromium.run("document.body.textContent").count(title) >= 2  # the heading and the contents
     assert "The table, measured" in chromium.run(parts)
     assert _scorecard(tmp_path, {"model": "audited"}) is None
     scorecard("another").save(tmp_path / SCORECARD)
@@ -109,10 +103,20 @@ def test_the_checks_see_what_keeps_people_out(chromium: browser.Browser, tmp_pat
     chromium.media()
     found = " ".join(chromium.faults())
     for fault in (
-        "no language", "no title", "not one header", "level 3 after one of 1", "contrast 2.85", "without alt",
-        "without a caption", "x stands 2 times", "figure without a name", "link to nowhere", "nothing to call it by",
-        "outside every landmark", "row without a header",
-    ):  # fmt: skip
+        "no language",
+        "no title",
+        "not one header",
+        "level 3 after one of 1",
+        "contrast 2.85",
+        "without alt",
+        "without a caption",
+        "x stands 2 times",
+        "figure without a name",
+        "link to nowhere",
+        "nothing to call it by",
+        "outside every landmark",
+        "row without a header",
+    ):
         assert fault in found
 
 
@@ -128,14 +132,10 @@ def test_without_scripts_everything_is_there_to_read(chromium: browser.Browser, 
     assert chromium.faults() == []
     chromium.run("location.hash = 'classes_by_layer-2'")
     row = "document.getElementById('classes_by_layer-2')"
-    assert chromium.until(
-        f"{row}.getBoundingClientRect().height > 0"
-    )  # a link into a fold opens it
+    assert chromium.until(f"{row}.getBoundingClientRect().height > 0")  # a link into a fold opens it
 
 
-def test_a_number_leads_to_its_row_and_the_row_is_that_line_of_the_csv(
-    chromium: browser.Browser, page: Path
-) -> None:
+def test_a_number_leads_to_its_row_and_the_row_is_that_line_of_the_csv(chromium: browser.Browser, page: Path) -> None:
     chromium.open(page)
     chromium.run("document.querySelector('.heat td a').click()")
     to = chromium.run("location.hash.slice(1)")
@@ -146,23 +146,19 @@ def test_a_number_leads_to_its_row_and_the_row_is_that_line_of_the_csv(
     csv = (page.parent / "tables" / f"{table}.csv").read_text(encoding="utf-8").splitlines()
     assert csv[int(line) - 1].startswith(",".join(row[1:4]))
     assert chromium.run("document.querySelector(':target').closest('details').open")
-    held = chromium.run(
-        "atob(document.querySelector('#data-swaps a[download]').href.split(',')[1])"
-    )
+    held = chromium.run("atob(document.querySelector('#data-swaps a[download]').href.split(',')[1])")
     swaps = (page.parent / "tables" / "swaps.csv").read_bytes().decode()
     assert held.encode("latin1").decode() == swaps
 
 
-def test_tables_are_sorted_by_keyboard_and_say_so(
-    chromium: browser.Browser, tmp_path: Path
-) -> None:
+def test_tables_are_sorted_by_keyboard_and_say_so(chromium: browser.Browser, tmp_path: Path) -> None:
     minus = "\N{MINUS SIGN}"
     rows = (("b", "+0.5", "< 0.001"), ("a", f"{minus}1.5", "0.040"), ("c", "\N{EN DASH}", "1.000"))
     table = Table("numbers", ("name", "value", "p"), rows)
-    made = Report("t", "s", "q", (Finding("c"),), ("l",), (Section("one", (Paragraph("p"), table)),))  # fmt: skip
+    made = Report("t", "s", "q", (Finding("c"),), ("l",), (Section("one", (Paragraph("p"), table)),))
     chromium.open(made.save(tmp_path / "sorted.html"))
     order = "[...document.querySelectorAll('tbody th')].map((cell) => cell.textContent).join('')"
-    said = "[...document.querySelectorAll('thead th')].map((cell) => cell.getAttribute('aria-sort'))"  # fmt: skip
+    said = "[...document.querySelectorAll('thead th')].map((cell) => cell.getAttribute('aria-sort'))"
     for _ in range(30):
         chromium.press("Tab")
         if chromium.run("document.activeElement.textContent") == "value":
@@ -176,9 +172,7 @@ def test_tables_are_sorted_by_keyboard_and_say_so(
     assert chromium.run(order) == "bac"
 
 
-def test_the_keyboard_reaches_the_verdict_first_and_a_figure_opens_and_closes(
-    chromium: browser.Browser, page: Path
-) -> None:
+def test_the_keyboard_reaches_the_verdict_first_and_a_figure_opens_and_closes(chromium: browser.Browser, page: Path) -> None:
     chromium.open(page)
     chromium.press("Tab")
     assert chromium.run("document.activeElement.textContent") == "Skip to the verdict"
@@ -192,17 +186,13 @@ def test_the_keyboard_reaches_the_verdict_first_and_a_figure_opens_and_closes(
     assert chromium.run("document.querySelector('dialog').open")
     assert chromium.run(drawn) == every - 1
     chromium.press("Escape")
-    closed = (
-        "new Promise((done) => setTimeout(() => done(document.querySelector('dialog').open), 100))"
-    )
+    closed = "new Promise((done) => setTimeout(() => done(document.querySelector('dialog').open), 100))"
     assert not chromium.run(closed)
     assert chromium.run(drawn) == every
     assert chromium.run("document.activeElement.className") == "enlarge"
 
 
-def test_each_section_is_drawn_and_the_page_prints(
-    chromium: browser.Browser, page: Path, tmp_path: Path
-) -> None:
+def test_each_section_is_drawn_and_the_page_prints(chromium: browser.Browser, page: Path, tmp_path: Path) -> None:
     shots = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
     chromium.open(page)
     chromium.media()

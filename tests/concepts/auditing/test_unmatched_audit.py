@@ -54,9 +54,7 @@ def test_no_swap_is_measured_and_no_layer_trusted(found: AuditResults) -> None:
     assert not any(row.trusted for row in found.layer_rows)
     summary, last = verdict(found)
     said = summary.parts
-    assert summary.claim.startswith(
-        "A direction tells 1 of 3 concepts; classes are shown to depend on"
-    )
+    assert summary.claim.startswith("A direction tells 1 of 3 concepts; classes are shown to depend on")
     assert [f.claim.partition("“")[2].partition("”")[0] for f in said] == [
         "reddish",
         "plain",
@@ -67,9 +65,7 @@ def test_no_swap_is_measured_and_no_layer_trusted(found: AuditResults) -> None:
     assert "may stand for any of it" in limits(found)[0]
 
 
-def test_the_report_says_what_cannot_be_said_and_has_no_section_on_swaps(
-    folder: Path, found: AuditResults
-) -> None:
+def test_the_report_says_what_cannot_be_said_and_has_no_section_on_swaps(folder: Path, found: AuditResults) -> None:
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "there are no matched images" in page
     assert "What a swap does" not in page
@@ -92,9 +88,7 @@ def test_every_concept_is_divided_by_its_own_clusters(tmp_path: Path) -> None:
         assert found.clusters == ("days" if attribute else "images")
 
 
-def test_too_few_clusters_are_refused_though_there_are_images_enough(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_too_few_clusters_are_refused_though_there_are_images_enough(folder: Path, tmp_path: Path) -> None:
     inputs = {"about": "pictures", "cluster": "day"}
     file = audits.unmatched_file(folder, ["reddish", "plain"], {"inputs": inputs})
     with pytest.raises(AuditError, match="'reddish' has images of 6 days to fit on: 9 or more"):

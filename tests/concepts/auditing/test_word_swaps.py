@@ -54,18 +54,24 @@ class Total(nn.Module):
 def _classifier() -> TextClassifier:
     others = " ".join(t.replace("{}", "") for each in TEMPLATES.values() for t in each).split()
     weights = dict.fromkeys(others, 0.1) | {"hate": 1.5} | TERMS | REFERENCE | ORDINARY
-    return TextClassifier(
-        AddsWords([0.0, *weights.values()]).eval(), WordIds(tuple(weights), 8), ("toxic", "kind")
-    )
+    return TextClassifier(AddsWords([0.0, *weights.values()]).eval(), WordIds(tuple(weights), 8), ("toxic", "kind"))
 
 
 def _file(**changes: object) -> WordingFile:
     parts: dict[str, object] = {
-        "name": "planted", "title": "Planted", "question": "Found?", "label": "toxic", "embedding": "embedding",
-        "layers": ["embedding", "total"], "read_at": "total", "terms": {"group": list(TERMS)},
-        "reference": list(REFERENCE), "ordinary": list(ORDINARY), "templates": TEMPLATES,
+        "name": "planted",
+        "title": "Planted",
+        "question": "Found?",
+        "label": "toxic",
+        "embedding": "embedding",
+        "layers": ["embedding", "total"],
+        "read_at": "total",
+        "terms": {"group": list(TERMS)},
+        "reference": list(REFERENCE),
+        "ordinary": list(ORDINARY),
+        "templates": TEMPLATES,
         "statistics": {"lime_samples": 200, "steps": 2, "pseudo_concepts": 19, "runs": 2, "relabellings": 4096},
-    }  # fmt: skip
+    }
     return WordingFile.model_validate(parts | changes)
 
 

@@ -161,9 +161,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(
     twin = tmp_path / "a folder" / "first.png"
     twin.write_bytes(Path(photos[1]).read_bytes())
     assert run(MODEL, photos[0], twin, "--method", "saliency", "--out", tmp_path / "out") == 0
-    first, second = (
-        Attribution.load(tmp_path / "out" / n / "saliency") for n in ("first", "first-2")
-    )
+    first, second = (Attribution.load(tmp_path / "out" / n / "saliency") for n in ("first", "first-2"))
     assert not torch.equal(first.values, second.values)
     assert "comparison" in drawn
 
@@ -171,9 +169,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(
 def test_the_comparison_shows_all_methods_beside_an_edge_detector(
     photos: list[str], tmp_path: Path, drawn: dict[str, Figure]
 ) -> None:
-    assert run(
-        MODEL, *photos, "--method", "ig", "--method", "saliency", "--out", tmp_path, "--target", "cat"
-    ) == 0  # fmt: skip
+    assert run(MODEL, *photos, "--method", "ig", "--method", "saliency", "--out", tmp_path, "--target", "cat") == 0
     said = [t.get_text() for t in drawn["comparison"].axes[0].texts]
     assert {"input", "ig", "saliency", "edges"} <= set(said)
     assert any(t.startswith("my second\ncat\nlogit ") for t in said)
@@ -187,16 +183,12 @@ def test_the_picture_that_is_shown_is_the_one_before_normalising() -> None:
     row = command._as_picture(TRANSFORM(image), TRANSFORM)
     assert row.shape == (3, 6, 6)
     torch.testing.assert_close(row[0] * 255, torch.arange(36.0).view(6, 6) * 7)
-    bgr = Preprocess(
-        size=6, resize=None, channels="bgr", mean=(9.0,) * 3, std=(2.0,) * 3, maximum=255
-    )
+    bgr = Preprocess(size=6, resize=None, channels="bgr", mean=(9.0,) * 3, std=(2.0,) * 3, maximum=255)
     red = Image.new("RGB", (6, 6), (255, 0, 0))
     assert command._as_picture(bgr(red), bgr)[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_channels_are_drawn_as_asked(
-    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_channels_are_drawn_as_asked(photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     whole = heatmaps.reduce_channels
 
@@ -210,9 +202,7 @@ def test_channels_are_drawn_as_asked(
     assert set(asked) == {"l2"}
 
 
-def test_expected_gradients_take_a_background(
-    photos: list[str], tmp_path: Path, drawn: dict[str, Figure]
-) -> None:
+def test_expected_gradients_take_a_background(photos: list[str], tmp_path: Path, drawn: dict[str, Figure]) -> None:
     folder = Path(photos[1]).parent
     given = ("--method", "expected_gradients", "--background", folder, "--out", tmp_path / "out")
     assert run(MODEL, photos[0], *given) == 0
@@ -236,9 +226,14 @@ def test_a_gap_of_nan_is_not_small(gaps: list[float]) -> None:
     ],
 )
 def test_steps_are_50_another_number_or_as_many_as_explain_the_score_and_the_gap_is_told(
-    given: list[str], steps: int | None, said: str, photos: list[str], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], drawn: dict[str, Figure],
-) -> None:  # fmt: skip
+    given: list[str],
+    steps: int | None,
+    said: str,
+    photos: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    drawn: dict[str, Figure],
+) -> None:
     names = ("--method", "ig", "--method", "layer_ig")
     assert run(MODEL, photos[0], *names, *given, "--out", tmp_path) == 0
     printed = capsys.readouterr().out
@@ -320,9 +315,12 @@ def but_for_times(printed: str) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"expected_gradients"}))
 def test_every_method_can_be_asked_for_by_its_name(
-    name: str, photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    name: str,
+    photos: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     drawn: dict[str, Figure],
-) -> None:  # fmt: skip
+) -> None:
     status = run(MODEL, photos[0], "--method", name, "--out", tmp_path)
     assert status == 0
     assert json.loads((tmp_path / "first" / name / "result.json").read_text(encoding="utf-8"))
@@ -333,9 +331,7 @@ def test_every_method_can_be_asked_for_by_its_name(
 # Texts
 
 
-def test_a_text_is_explained_saved_drawn_and_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_is_explained_saved_drawn_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "an out"
     assert run(PREDICT, "--text", "a <good> day, not bad", "--method", "lime", "--out", out) == 0
     printed = capsys.readouterr().out
@@ -379,17 +375,18 @@ def test_the_class_of_a_text_is_numbered(tmp_path: Path, drawn: dict[str, Figure
         (["--method", "ig", "missing.png"], "there is no 'missing.png'; check the path."),
         ([], "Missing option '--method'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_in_one_line(
-    arguments: list[str], said: str, photos: list[str], tmp_path: Path,
+    arguments: list[str],
+    said: str,
+    photos: list[str],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     assert said in refused(capsys, MODEL, photos[0], *arguments, "--out", tmp_path / "out")
 
 
-def test_a_picture_that_is_none_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "a b.png"
     broken.write_text("no picture")
     said = refused(capsys, MODEL, broken, "--method", "ig", "--out", tmp_path / "out")
@@ -443,11 +440,15 @@ def test_pictures_or_a_text_are_needed_and_not_both(
         ("no_such_module:f", "a b", ["--method", "lime"], "there is no module 'no_such_module'"),
         ("predict", "a b", ["--method", "lime"], "'predict' names no function: write package.module:function."),
     ],
-)  # fmt: skip
+)
 def test_texts_that_cannot_be_explained_are_told_in_one_line(
-    model: str, text: str, arguments: list[str], said: str, tmp_path: Path,
+    model: str,
+    text: str,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     assert said in refused(capsys, model, "--text", text, *arguments, "--out", tmp_path / "out")
 
 

@@ -53,9 +53,7 @@ def commands() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=lambda path: "-".join(path) or "probing")
-def test_every_command_s_help_shows_an_example(
-    path: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_s_help_shows_an_example(path: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main([*path, "--help"]) == 0
     printed = capsys.readouterr()
     assert f"Example: probing {' '.join(path)}".strip() in printed.out
@@ -105,9 +103,7 @@ def test_layers_needs_no_weights_and_no_shape_of_a_library_s_model(
     assert "512 x 13 x 13" in capsys.readouterr().out
 
 
-def test_layers_reads_weights_from_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_layers_reads_weights_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nets.ConvNet(classes=4).state_dict(), tmp_path / "other.pt")
     assert app.main([*CONV, "--weights", str(tmp_path / "other.pt")]) == 2
     assert "'other.pt' does not fit ConvNet" in one_line(capsys)
@@ -211,9 +207,7 @@ def test_an_audit_file_that_is_none_is_told_in_a_line(
     assert said in one_line(capsys)
 
 
-def test_an_audit_names_a_key_it_does_not_know(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_audit_names_a_key_it_does_not_know(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (repository / "experiments/audits/occupations.yaml").read_text(encoding="utf-8")
     (tmp_path / "a.yaml").write_text(text.replace("\nquestion:", "\nqestion:", 1), encoding="utf-8")
     assert app.main(["audit", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "out")]) == 2
@@ -332,16 +326,13 @@ def test_a_mistake_in_a_tcav_command_is_one_line(
 def write_manifest(folder: Path, root: str = "pictures", more: str = "") -> Path:
     paint(folder / "pictures", 3, 0, 0)
     text = (
-        "name: noise\nlicence: CC0-1.0\nsource: made here\n"
-        f"images: {{kind: folder, root: {root}, pattern: '*.png'}}\n{more}"
+        f"name: noise\nlicence: CC0-1.0\nsource: made here\nimages: {{kind: folder, root: {root}, pattern: '*.png'}}\n{more}"
     )
     (folder / "manifest.yaml").write_text(text)
     return folder / "manifest.yaml"
 
 
-def test_a_sound_manifest_passes_with_its_warnings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sound_manifest_passes_with_its_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["manifest", "check", str(write_manifest(tmp_path))]) == 0
     printed = capsys.readouterr()
     assert "Warning: images of kind 'folder' have no checksums" in printed.out
@@ -367,9 +358,7 @@ def test_a_fault_in_a_manifest_is_one_line_and_status_2(
     assert said in line
 
 
-def test_an_unreadable_picture_is_named_by_manifest_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_picture_is_named_by_manifest_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_manifest(tmp_path)
     (tmp_path / "pictures" / "01.png").write_bytes(b"no picture")
     assert app.main(["manifest", "check", str(file)]) == 2
@@ -423,9 +412,7 @@ def test_debug_shows_where_a_mistake_was_found() -> None:
         app.main(["--debug", *CONV, "feature.0"])
 
 
-def test_ctrl_c_is_one_line_and_status_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     failing(monkeypatch, KeyboardInterrupt())
     assert app.main(CONV) == 130
     assert "Interrupted" in one_line(capsys)
@@ -436,18 +423,14 @@ def test_a_reader_that_stops_early_is_no_error(repository: Path) -> None:
         "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
         "from concepts.cli.app import main; sys.exit(main(['--help']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 # The cache
 
 
-def test_cache_info_and_clear_tell_and_remove_what_is_stored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cache_info_and_clear_tell_and_remove_what_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ActivationStore(tmp_path)
     net = nets.seeded(nets.ConvNet())
     store.activations(net, ["features.0"], TensorExamples(nets.images(5)), pool="mean")

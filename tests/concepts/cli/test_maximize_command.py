@@ -53,13 +53,11 @@ def run(*arguments: str) -> int:
     return app.main(["maximize", MODEL, "--steps", "3", *arguments])
 
 
-def test_units_are_saved_as_pictures_results_and_traces(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_units_are_saved_as_pictures_results_and_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run("--layer", "features.2", "--unit", "0:3", "--out", str(out)) == 0
     assert "Made 3 images. " in capsys.readouterr().out
-    assert {p.name for p in out.glob("*.png")} == {f"features.2_{k}.png" for k in range(3)} | {"contact.png"}  # fmt: skip
+    assert {p.name for p in out.glob("*.png")} == {f"features.2_{k}.png" for k in range(3)} | {"contact.png"}
     with Image.open(out / "features.2_0.png") as shown:
         assert shown.size == (26, 26)  # views are 32 px, with their margin
     found = Maximization.load(out)
@@ -88,9 +86,7 @@ def test_what_was_made_is_not_made_again_unless_something_changed(
 
 
 def test_classes_are_raised_by_name_and_by_other_presets(tmp_path: Path) -> None:
-    assert (
-        run("--target", "school bus", "--target", "0", "--preset", "A", "--out", str(tmp_path)) == 0
-    )
+    assert run("--target", "school bus", "--target", "0", "--preset", "A", "--out", str(tmp_path)) == 0
     assert {p.name for p in tmp_path.glob("*.png")} == {"school_bus.png", "ant.png", "contact.png"}
     assert Maximization.load(tmp_path).images.shape == (2, 1, 32, 32)
 
@@ -129,7 +125,7 @@ def test_a_unit_without_gradient_is_named_and_has_no_picture(
     assert run(*arguments) == 0
     assert "features.3:1 has no gradient at any step" in capsys.readouterr().err
     assert not (tmp_path / "features.3_1.png").exists()
-    assert run("--layer", "features.3", "--unit", "1", "--steps", "20", "--out", str(tmp_path / "b")) == 2  # fmt: skip
+    assert run("--layer", "features.3", "--unit", "1", "--steps", "20", "--out", str(tmp_path / "b")) == 2
     assert "is zero at every step" in capsys.readouterr().err
 
 
@@ -197,7 +193,7 @@ def test_parts_of_a_result_are_the_images_they_name() -> None:
 def test_the_dream_of_a_cav_moves_the_layer_along_it_and_its_opposite_away() -> None:
     generator = torch.Generator().manual_seed(0)
     cavs = torch.randn(3, 5, generator=generator) * 0.2 + torch.tensor([1.0, -1, 0.5, 2, 0])
-    found = dream(pictured(), "features.2", list(cavs), "dots", settings=Maximize(steps=60), cosine_power=0.0)  # fmt: skip
+    found = dream(pictured(), "features.2", list(cavs), "dots", settings=Maximize(steps=60), cosine_power=0.0)
     assert found.names == ("features.2 dots", "features.2 not dots")
     mean = torch.nn.functional.normalize(cavs, dim=1).mean(0)
     flat = torch.zeros_like(found.images[:1])
@@ -228,7 +224,10 @@ def test_images_too_small_to_have_a_gradient_are_said_to_be_and_no_folder_is_lef
     out = tmp_path / "new" / "out"
     arguments = ("--layer", "features.2", "--unit", "0", "--out", str(out), "--size")
     assert run(*arguments, "1") == 2
-    assert "images of 1 x 1 pixels may be too small for a model made for 32: give a larger side by --size." in capsys.readouterr().err  # fmt: skip
+    assert (
+        "images of 1 x 1 pixels may be too small for a model made for 32: give a larger side by --size."
+        in capsys.readouterr().err
+    )
     assert run(*arguments, "32") == 2
     assert "the unit is dead" in capsys.readouterr().err
     assert not out.parent.exists()

@@ -24,7 +24,7 @@ def arguments(tmp_path: Path) -> list[str]:
     for seed, (name, red) in enumerate((("red", 100), ("dull", 0))):
         for person in range(6):
             paint(tmp_path / "photos" / name / f"person {person}", 5, red, 10 * seed + person)
-    return ["probe", "nets:red_net", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]  # fmt: skip
+    return ["probe", "nets:red_net", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
 
 
 def test_probe_prints_saves_and_draws_what_it_finds(
@@ -44,7 +44,7 @@ def test_probe_prints_saves_and_draws_what_it_finds(
 
 
 def test_probe_s_options_change_what_is_read(arguments: list[str], tmp_path: Path) -> None:
-    options = ["--layer", "relu", "--reduce", "grid2", "--kind", "ridge", "--group-folders", "--no-untrained", "--seed", "3"]  # fmt: skip
+    options = ["--layer", "relu", "--reduce", "grid2", "--kind", "ridge", "--group-folders", "--no-untrained", "--seed", "3"]
     assert app.main([*arguments, *options]) == 0
     result = ProbeResult.load(tmp_path / "out")
     assert result.features.tolist() == [12, 12]

@@ -50,9 +50,7 @@ def test_cluster_labels_must_be_one_each_or_none() -> None:
 def test_overlap_with_the_pool_or_the_class_images_is_refused_unless_allowed() -> None:
     concept = Concept("c", numbered(0, 10))
     others = {"the class images": numbered(50, 60), "the random pool": numbered(7, 30)}
-    with pytest.raises(
-        OverlapError, match="'c' shares 3 of its 10 examples with 'the random pool'"
-    ):
+    with pytest.raises(OverlapError, match="'c' shares 3 of its 10 examples with 'the random pool'"):
         refuse_overlap(concept, others)
     assert refuse_overlap(concept, others, allow_overlap=True) == 3
     assert refuse_overlap(concept, {"the class images": numbered(50, 60)}) == 0
@@ -88,11 +86,7 @@ def test_every_example_is_drawn_equally_often() -> None:
 
 def test_a_pool_that_is_too_small_is_refused_with_the_numbers() -> None:
     pool = numbered(0, 20)
-    with pytest.raises(
-        PoolTooSmallError, match=r"20 examples, of which 15 .* but a set of 16 needs 16"
-    ):
+    with pytest.raises(PoolTooSmallError, match=r"20 examples, of which 15 .* but a set of 16 needs 16"):
         random_sets(pool, size=16, count=2, seed=0, exclude=numbered(0, 5).ids)
-    with pytest.raises(
-        PoolTooSmallError, match=r"3 sets of 7 without a shared example needs 21: enlarge the pool"
-    ):
+    with pytest.raises(PoolTooSmallError, match=r"3 sets of 7 without a shared example needs 21: enlarge the pool"):
         random_sets(pool, size=7, count=3, seed=0, disjoint=True)

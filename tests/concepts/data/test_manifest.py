@@ -30,9 +30,7 @@ ROLES, GENDERS = ("cook", "judge", "pilot"), ("man", "woman")
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
-    )
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8))
 
 
 def checksum(file: Path) -> str:
@@ -112,9 +110,7 @@ def test_pairs_without_a_partner_are_left_out_and_counted_by_check(
         (1, 3),
         ("judge", "pilot"),
     )
-    assert check(path) == [
-        Finding("warning", "1 of 3 sets matched over 'gender' lack one of its 2 values.")
-    ]
+    assert check(path) == [Finding("warning", "1 of 3 sets matched over 'gender' lack one of its 2 values.")]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +152,7 @@ def test_groups_and_matches_that_do_not_fit_the_images_are_refused(
 
 def test_matched_images_must_be_unique(listed: Callable[..., Path], table: list[list[str]]) -> None:
     table[2][2] = "cook"
-    with pytest.raises(
-        ManifestError, match=r"'cook-man\.png' and 'judge-man\.png' agree in \['gender', 'role'\]"
-    ):
+    with pytest.raises(ManifestError, match=r"'cook-man\.png' and 'judge-man\.png' agree in \['gender', 'role'\]"):
         Manifest.load(listed(matched=MATCHED))
 
 
@@ -166,9 +160,7 @@ def test_groups_and_pairs_that_are_not_there_are_refused(listed: Callable[..., P
     manifest = Manifest.load(listed(matched=MATCHED, groups={"all": {}}))
     with pytest.raises(ManifestError, match=r"no group 'women'; it has \['all'\]"):
         manifest.group("women")
-    with pytest.raises(
-        ManifestError, match=r"matches no images that vary in 'role', only in \['gender'\]"
-    ):
+    with pytest.raises(ManifestError, match=r"matches no images that vary in 'role', only in \['gender'\]"):
         manifest.pairs("role", "cook", "judge")
     with pytest.raises(ManifestError, match="no image of 'tiny' has gender 'person'"):
         manifest.pairs("gender", "person", "man")
@@ -196,9 +188,7 @@ def test_unreadable_images_are_left_out_on_demand_and_all_indices_follow(
 ) -> None:
     (tmp_path / "images" / table[2][0]).write_bytes(b"not a picture")
     table[2][1] = checksum(tmp_path / "images" / table[2][0])
-    path = listed(
-        matched=MATCHED, groups={"judges": {"files": ["judge-man.png", "judge-woman.png"]}}
-    )
+    path = listed(matched=MATCHED, groups={"judges": {"files": ["judge-man.png", "judge-woman.png"]}})
     with pytest.raises(ImageError, match=r"judge-man\.png': it is no picture of a known format"):
         Manifest.load(path).examples(SMALL)
     manifest = Manifest.load(path, on_error="skip")
@@ -269,9 +259,7 @@ def test_check_tells_all_that_is_wrong_in_one_go(
     assert len(found) == 10
 
 
-def test_where_every_image_is_missing_the_place_is_asked_for(
-    listed: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_where_every_image_is_missing_the_place_is_asked_for(listed: Callable[..., Path], tmp_path: Path) -> None:
     path = listed()
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     [finding] = check(path)
@@ -279,17 +267,13 @@ def test_where_every_image_is_missing_the_place_is_asked_for(
     assert "say where by --root" in finding.message
 
 
-def test_a_licence_that_is_not_stated_is_remarked(
-    listed: Callable[..., Path], table: list[list[str]]
-) -> None:
+def test_a_licence_that_is_not_stated_is_remarked(listed: Callable[..., Path], table: list[list[str]]) -> None:
     path = listed(licence="not stated")
     assert [f.level for f in check(path)] == ["warning"]
     assert "the licence is not stated, and the report will say so" in check(path)[0].message
 
 
-def test_masks_that_are_missing_are_told_one_by_one(
-    listed: Callable[..., Path], table: list[list[str]]
-) -> None:
+def test_masks_that_are_missing_are_told_one_by_one(listed: Callable[..., Path], table: list[list[str]]) -> None:
     rows = [[*row, f"{i}.png"] for i, row in enumerate(table[:3])]
     masks = {"planes": {"object": "mask"}, "labels": {"object": {"cup": 1}}}
     found = check(listed(rows=rows, columns=[*COLUMNS, "mask"], masks=masks))
@@ -297,9 +281,7 @@ def test_masks_that_are_missing_are_told_one_by_one(
     assert all("there is no mask" in f.message for f in found)
 
 
-def test_an_image_changed_after_loading_is_not_served(
-    listed: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_image_changed_after_loading_is_not_served(listed: Callable[..., Path], tmp_path: Path) -> None:
     examples = Manifest.load(listed()).examples(SMALL)
     picture(99).save(tmp_path / "images" / "pilot-man.png")
     with pytest.raises(ChangedExampleError, match=r"pilot-man\.png' has changed"):
@@ -334,33 +316,25 @@ def test_a_table_that_does_not_fit_its_columns_is_refused(
         Manifest.load(listed(rows=[row], columns=columns))
 
 
-def test_no_rows_and_repeated_files_are_refused(
-    listed: Callable[..., Path], table: list[list[str]]
-) -> None:
+def test_no_rows_and_repeated_files_are_refused(listed: Callable[..., Path], table: list[list[str]]) -> None:
     with pytest.raises(ManifestError, match="kind 'files' are none at all"):
         Manifest.load(listed(rows=[]))
     with pytest.raises(ManifestError, match=r"lists some files twice: cook-man\.png"):
         Manifest.load(listed(rows=[*table, list(table[0])]))
 
 
-def test_check_warns_of_repeated_images(
-    listed: Callable[..., Path], tmp_path: Path, table: list[list[str]]
-) -> None:
+def test_check_warns_of_repeated_images(listed: Callable[..., Path], tmp_path: Path, table: list[list[str]]) -> None:
     images = tmp_path / "images"
     (images / table[1][0]).write_bytes((images / table[0][0]).read_bytes())
     table[1][1] = table[0][1]
-    assert check(listed()) == [
-        Finding("warning", "1 of 6 images repeat another one byte for byte.")
-    ]
+    assert check(listed()) == [Finding("warning", "1 of 6 images repeat another one byte for byte.")]
 
 
 # Paths
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
-def test_a_listed_path_that_leaves_its_root_is_refused(
-    listed: Callable[..., Path], path: str
-) -> None:
+def test_a_listed_path_that_leaves_its_root_is_refused(listed: Callable[..., Path], path: str) -> None:
     with pytest.raises(PathEscapeError, match=r"leaves its root"):
         Manifest.load(listed(rows=[[path, "0" * 64, "cook", "man"]]))
 
@@ -375,9 +349,7 @@ def test_a_listed_path_that_leaves_its_root_is_refused(
         {"kind": "dataset", "format": "arrow", "path": "../data"},
     ],
 )
-def test_a_root_or_pattern_that_leaves_the_manifests_folder_is_refused(
-    tmp_path: Path, images: dict[str, object]
-) -> None:
+def test_a_root_or_pattern_that_leaves_the_manifests_folder_is_refused(tmp_path: Path, images: dict[str, object]) -> None:
     with pytest.raises(PathEscapeError, match="leaves its root"):
         Manifest.load(write(tmp_path, images))
 
@@ -391,9 +363,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         Manifest.load(write(root, {"kind": "folder"}))
 
 
-def test_relative_paths_can_start_elsewhere_on_demand(
-    listed: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_relative_paths_can_start_elsewhere_on_demand(listed: Callable[..., Path], tmp_path: Path) -> None:
     path = listed()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -416,11 +386,7 @@ def test_a_folder_gives_its_pictures_by_the_folder_they_lie_in(tmp_path: Path) -
     assert [item.name for item in manifest.items] == ["4.png", "a/2.png", "a/x/3.png", "b/1.png"]
     assert manifest.attribute("folder") == (".", "a", "a/x", "b")
     assert manifest.group("a") == (1,)
-    assert check(path) == [
-        Finding(
-            "warning", "images of kind 'folder' have no checksums: a change of them goes unnoticed."
-        )
-    ]
+    assert check(path) == [Finding("warning", "images of kind 'folder' have no checksums: a change of them goes unnoticed.")]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -428,9 +394,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         Manifest.load(write(tmp_path, {"kind": "folder"}))
 
 
-def test_images_come_from_a_package_which_is_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_come_from_a_package_which_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assets = tmp_path / "site" / "tiny_images" / "assets"
     assets.mkdir(parents=True)
     picture(0).save(assets / "a.png")
@@ -452,12 +416,8 @@ def test_images_come_from_a_package_which_is_not_imported(
     manifest = Manifest.load(path)
     assert manifest.version == "1.5"
     assert torch.equal(manifest.examples(SMALL).load([0])[0], SMALL(picture(0)))
-    assert check(path) == [
-        Finding("warning", "the package 'tiny-images' is 1.5, the manifest was written for 1.0.")
-    ]
-    with pytest.raises(
-        PackageMissingError, match="'no-such-package' is not installed: pip install no-such-package"
-    ):
+    assert check(path) == [Finding("warning", "the package 'tiny-images' is 1.5, the manifest was written for 1.0.")]
+    with pytest.raises(PackageMissingError, match="'no-such-package' is not installed: pip install no-such-package"):
         Manifest.load(write(tmp_path, images | {"package": "no-such-package"}))
 
 
@@ -470,9 +430,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet", "arrow"])
-def test_images_come_from_hugging_face_data_sets_on_disk(
-    kind: str, tmp_path: Path, datasets: ModuleType
-) -> None:
+def test_images_come_from_hugging_face_data_sets_on_disk(kind: str, tmp_path: Path, datasets: ModuleType) -> None:
     for i, name in enumerate(["dog/1.png", "cat/2.png", "cat/3.png"]):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         picture(i).save(tmp_path / "data" / name)
@@ -489,18 +447,14 @@ def test_images_come_from_hugging_face_data_sets_on_disk(
         source["path"] = "arrow"
     manifest = Manifest.load(write(tmp_path, source, groups={"cats": {"where": {"label": "cat"}}}))
     assert manifest.group("cats") == (0, 1)
-    assert torch.equal(
-        manifest.examples(SMALL).load([2, 0]), torch.stack([SMALL(picture(0)), SMALL(picture(1))])
-    )
+    assert torch.equal(manifest.examples(SMALL).load([2, 0]), torch.stack([SMALL(picture(0)), SMALL(picture(1))]))
     with pytest.raises(ManifestError, match=r"has no column 'breed'; it has \['image', 'label'\]"):
         Manifest.load(write(tmp_path, source | {"attributes": ["breed"]}))
     with pytest.raises(ManifestError, match=r"cannot be read as .* \(there is no"):
         Manifest.load(write(tmp_path, source | {"path": "missing"}))
 
 
-def test_a_data_set_of_the_hub_that_cannot_be_had_is_one_sentence(
-    tmp_path: Path, datasets: ModuleType
-) -> None:
+def test_a_data_set_of_the_hub_that_cannot_be_had_is_one_sentence(tmp_path: Path, datasets: ModuleType) -> None:
     source = {"kind": "dataset", "format": "hub", "path": "nobody/nothing"}
     with pytest.raises(ManifestError, match="the data set 'nobody/nothing' cannot be read as hub"):
         Manifest.load(write(tmp_path, source))
@@ -510,13 +464,9 @@ def test_a_state_of_the_hub_that_is_not_pinned_is_remarked(
     tmp_path: Path, datasets: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture(0).save(tmp_path / "a.png")
-    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column(
-        "image", datasets.Image()
-    )
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column("image", datasets.Image())
     asked = []
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data)
     source = {"kind": "dataset", "format": "hub", "path": "some/one", "split": "test"}
     assert "no revision of 'some/one' is named" in check(write(tmp_path, source))[1].message
     pinned = check(write(tmp_path, source | {"revision": "abc"}))
@@ -558,9 +508,7 @@ def test_a_state_of_the_hub_that_is_not_pinned_is_remarked(
         ("- 1\n", "'the file': input should be a valid dictionary .* got \\[1\\]"),
     ],
 )
-def test_a_file_that_breaks_the_schema_is_refused_in_one_sentence(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_file_that_breaks_the_schema_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(text)
     with pytest.raises(SchemaError, match=message) as caught:
@@ -580,9 +528,7 @@ def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
         read(tmp_path / "bomb.yaml", ManifestFile)
 
 
-def test_a_file_over_the_size_limit_or_no_text_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_over_the_size_limit_or_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Line(Schema):
         a: str
 
@@ -642,10 +588,7 @@ def test_the_twemoji_people_are_450_matched_figures(repository: Path) -> None:
 def test_the_twemoji_objects_share_no_drawing_with_the_people_and_show_none(
     repository: Path,
 ) -> None:
-    people, objects = (
-        _packaged(repository / "data_manifests" / f"twemoji_{n}.yaml")
-        for n in ("people", "objects")
-    )
+    people, objects = (_packaged(repository / "data_manifests" / f"twemoji_{n}.yaml") for n in ("people", "objects"))
     preprocess = replace(SMALL, size=16, resize=16)
     assert not set(people.examples(preprocess).ids) & set(objects.examples(preprocess).ids)
     assert len(objects) > 700
@@ -661,11 +604,7 @@ def test_the_twemoji_objects_share_no_drawing_with_the_people_and_show_none(
         "1f466",
         "1f467",
     )
-    assert not [
-        item.name
-        for item in objects.items
-        if set(item.name.removesuffix(".png").split("-")) & set(human)
-    ]
+    assert not [item.name for item in objects.items if set(item.name.removesuffix(".png").split("-")) & set(human)]
     assert set(objects.attribute("category")) == {
         "activities",
         "animals-nature",
@@ -680,9 +619,7 @@ def test_the_maker_script_writes_the_manifests_bit_for_bit(
 ) -> None:
     for name in ("twemoji_people", "openmoji_people"):
         _packaged(repository / "data_manifests" / f"{name}.yaml")
-    spec = importlib.util.spec_from_file_location(
-        "maker", repository / "experiments" / "make_emoji_manifests.py"
-    )
+    spec = importlib.util.spec_from_file_location("maker", repository / "experiments" / "make_emoji_manifests.py")
     assert spec
     assert spec.loader
     maker = importlib.util.module_from_spec(spec)

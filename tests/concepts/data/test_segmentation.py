@@ -54,9 +54,7 @@ def test_labels_follow_the_resizing_and_cropping_of_the_picture(tmp_path: Path) 
     preprocess = Preprocess(size=16, resize=20, interpolation="nearest")
     words = Vocabulary(tuple(f"c{i}" for i in range(60)), ("object",) * 60)
     planes = torch.from_numpy(pixels[..., 0].astype(np.int64))[None, None]
-    scenes = Scenes(
-        ImageExamples([tmp_path / "a.png"], preprocess), TensorLabels(planes, words), (16, 16)
-    )
+    scenes = Scenes(ImageExamples([tmp_path / "a.png"], preprocess), TensorLabels(planes, words), (16, 16))
     assert np.array_equal(scenes.labels(0).planes[0], np.asarray(scenes.picture(0))[..., 0])
     assert scenes.picture(0).size == (16, 16)
 
@@ -82,10 +80,18 @@ def test_no_cell_has_a_label_twice() -> None:
 
 def test_every_colour_has_its_name() -> None:
     shades = {
-        "red": (220, 20, 30), "blue": (30, 60, 210), "green": (40, 160, 60), "white": (250, 250, 250),
-        "black": (5, 5, 5), "grey": (128, 128, 128), "yellow": (250, 230, 30), "orange": (250, 140, 20),
-        "purple": (120, 20, 140), "pink": (250, 150, 180), "brown": (110, 65, 30),
-    }  # fmt: skip
+        "red": (220, 20, 30),
+        "blue": (30, 60, 210),
+        "green": (40, 160, 60),
+        "white": (250, 250, 250),
+        "black": (5, 5, 5),
+        "grey": (128, 128, 128),
+        "yellow": (250, 230, 30),
+        "orange": (250, 140, 20),
+        "purple": (120, 20, 140),
+        "pink": (250, 150, 180),
+        "brown": (110, 65, 30),
+    }
     assert set(shades) == set(COLOUR_NAMES)
     labels = colour_labels(np.array([list(shades.values())], dtype=np.uint8))
     assert [COLOUR_NAMES[i - 1] for i in labels[0]] == list(shades)
@@ -141,13 +147,25 @@ def broden(tmp_path: Path) -> Path:
     mask("a_part_1.png", top)
     mask("a_part_2.png", np.where(left > 0, 8, 0))
     tables = {
-        "index": ["image,split,ih,iw,sh,sw,object,part,scene", "set/a.jpg,train,8,8,4,4,set/a_object.png,set/a_part_1.png;set/a_part_2.png,9", "set/b.jpg,val,8,8,4,4,,,9;10", "set/c.jpg,val,8,8,4,4,,,"],
+        "index": [
+            "image,split,ih,iw,sh,sw,object,part,scene",
+            "set/a.jpg,train,8,8,4,4,set/a_object.png,set/a_part_1.png;set/a_part_2.png,9",
+            "set/b.jpg,val,8,8,4,4,,,9;10",
+            "set/c.jpg,val,8,8,4,4,,,",
+        ],
         "category": ["name,first,last,count,frequency", "object,7,300,2,1", "part,7,8,2,1", "scene,9,10,2,2"],
-        "label": ["number,name,category,frequency,coverage,syns", "7,wheel,object(1);part(1),2,0.5,", "8,door,part(1),1,0.2,", "9,street,scene(2),2,2,", '10,"town, old",scene(1),1,1,', "300,car,object(1),1,0.5,"],
+        "label": [
+            "number,name,category,frequency,coverage,syns",
+            "7,wheel,object(1);part(1),2,0.5,",
+            "8,door,part(1),1,0.2,",
+            "9,street,scene(2),2,2,",
+            '10,"town, old",scene(1),1,1,',
+            "300,car,object(1),1,0.5,",
+        ],
         "c_object": ["code,number,name,frequency,coverage", "1,300,car,1,0.5", "2,7,wheel,1,0.1"],
         "c_part": ["code,number,name,frequency,coverage", "1,7,wheel,1,0.4", "2,8,door,1,0.2"],
         "c_scene": ["code,number,name,frequency,coverage", "1,9,street,2,2", "2,10,town,1,1"],
-    }  # fmt: skip
+    }
     for name, lines in tables.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tmp_path
@@ -188,18 +206,22 @@ def test_broden_is_read_as_published(broden: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: edited(f, "index.csv", "8,8,4,4,set/a_object", "8,8,8,8,set/a_object"), "is 4 x 4 pixels, but 'index.csv' says 8 x 8"),
+        (
+            lambda f: edited(f, "index.csv", "8,8,4,4,set/a_object", "8,8,8,8,set/a_object"),
+            "is 4 x 4 pixels, but 'index.csv' says 8 x 8",
+        ),
         (lambda f: edited(f, "label.csv", "300,car", "299,car"), "is in no category's table"),
         (lambda f: edited(f, "index.csv", "9;10", "9;11"), "gives 'set/b.jpg' the label 11"),
-        (lambda f: edited(edited(f, "label.csv", "8,door,part(1),1,0.2,\n", ""), "c_part.csv", "2,8,door,1,0.2\n", ""), "holds 8, which is not in 'label.csv'"),
+        (
+            lambda f: edited(edited(f, "label.csv", "8,door,part(1),1,0.2,\n", ""), "c_part.csv", "2,8,door,1,0.2\n", ""),
+            "holds 8, which is not in 'label.csv'",
+        ),
         (lambda f: edited(f, "index.csv", "set/a_part_2", "set/gone"), "there is no mask"),
         (lambda f: edited(f, "index.csv", "image,split", "picture,split"), "has no column 'image'"),
         (lambda f: edited(f, "c_part.csv", "0.4", "much"), "expected a number"),
     ],
-)  # fmt: skip
-def test_a_faulty_broden_is_refused(
-    broden: Path, change: Callable[[Path], Path], message: str
-) -> None:
+)
+def test_a_faulty_broden_is_refused(broden: Path, change: Callable[[Path], Path], message: str) -> None:
     folder = change(broden)
     with pytest.raises(LabelError, match=message):
         read_all(folder)
@@ -219,9 +241,7 @@ def manifest(folder: Path, **masks: object) -> Manifest:
     rng = np.random.default_rng(0)
     rows = []
     for name in ("a", "b"):
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
-            folder / f"{name}.png"
-        )
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{name}.png")
         sha = hashlib.sha256((folder / f"{name}.png").read_bytes()).hexdigest()
         rows.append(
             [
@@ -235,9 +255,11 @@ def manifest(folder: Path, **masks: object) -> Manifest:
     pixels[:4] = 4
     Image.fromarray(pixels).save(folder / "m.png")
     document = {
-        "name": "masked", "licence": "none", "source": "drawn",
+        "name": "masked",
+        "licence": "none",
+        "source": "drawn",
         "images": {"kind": "files", "columns": ["file", "sha256", "mask", "place"], "rows": rows},
-    }  # fmt: skip
+    }
     if masks:
         document["masks"] = masks
     (folder / "m.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
@@ -246,9 +268,12 @@ def manifest(folder: Path, **masks: object) -> Manifest:
 
 def test_a_manifest_names_masks_and_labels_of_whole_images(tmp_path: Path) -> None:
     data = manifest(
-        tmp_path, planes={"object": "mask"}, labels={"object": {"boat": 4, "buoy": 9}},
-        whole={"scene": "place"}, colours=True,
-    )  # fmt: skip
+        tmp_path,
+        planes={"object": "mask"},
+        labels={"object": {"boat": 4, "buoy": 9}},
+        whole={"scene": "place"},
+        colours=True,
+    )
     scenes = MaskedManifest(data).scenes(Preprocess(size=8, resize=8), (8, 8))
     assert scenes.vocabulary.names[:4] == ("boat", "buoy", "beach", "sunset")
     assert scenes.vocabulary.categories[:5] == ("object", "object", "scene", "scene", "colour")
@@ -260,15 +285,11 @@ def test_a_manifest_names_masks_and_labels_of_whole_images(tmp_path: Path) -> No
 def test_a_manifest_s_masks_must_fit_its_table(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="names no masks: add 'masks'"):
         MaskedManifest(manifest(tmp_path))
-    wrong = MaskedManifest(
-        manifest(tmp_path, planes={"object": "mask"}, labels={"object": {"boat": 5}})
-    )
+    wrong = MaskedManifest(manifest(tmp_path, planes={"object": "mask"}, labels={"object": {"boat": 5}}))
     with pytest.raises(LabelError, match="holds 4, which is no object of the manifest"):
         wrong.labels(0)
     with pytest.raises(LabelError, match="each stand for one concept"):
-        MaskedManifest(
-            manifest(tmp_path, planes={"object": "mask"}, labels={"object": {"a": 4, "b": 4}})
-        )
+        MaskedManifest(manifest(tmp_path, planes={"object": "mask"}, labels={"object": {"a": 4, "b": 4}}))
     with pytest.raises(ValueError, match="no attribute 'masque'"):
         MaskedManifest(manifest(tmp_path, planes={"object": "masque"}))
 
@@ -281,9 +302,7 @@ def test_masks_of_another_size_than_the_image_are_refused() -> None:
 
 def test_labels_out_of_the_table_are_refused() -> None:
     for bad in (4, -1):
-        with pytest.raises(
-            LabelError, match=f"hold {bad}, which is not in the table of 3 concepts"
-        ):
+        with pytest.raises(LabelError, match=f"hold {bad}, which is not in the table of 3 concepts"):
             labelled(torch.full((1, 1, 8, 8), bad)).labels(0)
     with pytest.raises(LabelError, match="hold 9"):
         labelled(torch.zeros(1, 1, 8, 8, dtype=torch.long), ((9,),)).labels(0)
@@ -323,9 +342,7 @@ def test_a_mask_is_grey_a_palette_or_red_and_green(tmp_path: Path) -> None:
     palette.save(tmp_path / "p.png")
     Image.fromarray(numbers.astype(np.uint8)).save(tmp_path / "l.png")
     wide = numbers * 200
-    Image.fromarray(np.stack([wide % 256, wide // 256, wide * 0], -1).astype(np.uint8)).save(
-        tmp_path / "rgb.png"
-    )
+    Image.fromarray(np.stack([wide % 256, wide // 256, wide * 0], -1).astype(np.uint8)).save(tmp_path / "rgb.png")
     assert np.array_equal(read_mask(tmp_path / "p.png"), numbers)
     assert np.array_equal(read_mask(tmp_path / "l.png"), numbers)
     assert np.array_equal(read_mask(tmp_path / "rgb.png"), wide)

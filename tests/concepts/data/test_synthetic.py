@@ -64,17 +64,13 @@ def test_stripes_repeat_along_one_direction_and_checks_along_two() -> None:
         values = np.linalg.eigvalsh(tensor)
         return float(values[-1] / values.sum())
 
-    stripes, checks = (
-        [directions(image) for image in drawn(p, size=128)] for p in ("stripes", "checks")
-    )
+    stripes, checks = ([directions(image) for image in drawn(p, size=128)] for p in ("stripes", "checks"))
     assert np.mean(stripes) > 0.9
     assert np.mean(checks) < 0.75
 
 
 def test_texture_colours_tell_nothing_about_the_texture() -> None:
-    means = np.stack(
-        [drawn(p, count=60).mean(axis=(0, 2, 3)) for p in ("stripes", "dots", "checks", "plain")]
-    )
+    means = np.stack([drawn(p, count=60).mean(axis=(0, 2, 3)) for p in ("stripes", "dots", "checks", "plain")])
     assert np.ptp(means, axis=0).max() < 0.15
 
 
@@ -92,9 +88,7 @@ def test_synthetic_images_are_examples_with_stable_content_ids() -> None:
 
 def test_the_encoded_image_is_the_image() -> None:
     images = SyntheticImages("red", 1, size=24)
-    assert np.array_equal(
-        np.array(Image.open(io.BytesIO(images.read(0)))), np.array(images.image(0))
-    )
+    assert np.array_equal(np.array(Image.open(io.BytesIO(images.read(0)))), np.array(images.image(0)))
 
 
 def test_an_unknown_pattern_is_refused_with_near_names() -> None:

@@ -30,9 +30,7 @@ class Net(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    return torch.flatten(
-        functional.adaptive_avg_pool2d(functional.relu(x, inplace=True), (1, 1)), 1
-    )
+    return torch.flatten(functional.adaptive_avg_pool2d(functional.relu(x, inplace=True), (1, 1)), 1)
 
 
 def norm() -> nn.Module:
@@ -43,14 +41,22 @@ def norm() -> nn.Module:
 
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "as in VGG": lambda: Net(
-        nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(45, 8),
-        nn.ReLU(True), nn.Dropout(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(45, 8),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(8, 7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
     ),
     "as in MobileNet": lambda: Net(
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 9), nn.Hardswish(inplace=True), nn.Linear(9, 3)
     ),
     "as in DenseNet": lambda: Net(nn.Linear(5, 3), then=pooled),
-}  # fmt: skip
+}
 
 
 class Mean(nn.Module):
@@ -86,9 +92,7 @@ def test_a_head_gives_the_falls_of_the_whole_network(
     kind: str, target: int | Tensor, unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ablation, "_ELEMENTS", 100)  # some channels at a time
-    monkeypatch.setattr(
-        grad_cam, "_falls", lambda *_: pytest.fail("a channel was run through the tail")
-    )
+    monkeypatch.setattr(grad_cam, "_falls", lambda *_: pytest.fail("a channel was run through the tail"))
     net, x = nets.seeded(HEADS[kind]()), nets.images(channels=2).double()
     score = Score(net, target, unit)
     assert head_of(tail_of(net, "features")) is not None  # type: ignore[arg-type]
@@ -184,10 +188,7 @@ def test_bfloat16_rounds_changes_and_not_scores() -> None:
     head.last.bias.data += 1000
     output = torch.rand(2, 5, 2, 2)
     whole = nn.Sequential(nn.Flatten(), head.first, *head.inner, head.last).eval()  # type: ignore[arg-type]
-    falls = [
-        grad_cam.Passes.of(Score(whole, 1), output, precision=grad_cam.Precision(kind))
-        for kind in ("fast", "float32")
-    ]
+    falls = [grad_cam.Passes.of(Score(whole, 1), output, precision=grad_cam.Precision(kind)) for kind in ("fast", "float32")]
     with torch.no_grad():
         fast, exact = (head.falls(p, output, torch.arange(2), whole(output)) for p in falls)
     assert fast is not None

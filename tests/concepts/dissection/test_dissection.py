@@ -73,9 +73,7 @@ def test_nd_2_a_binary_unit_is_flagged_where_its_threshold_cuts_nothing_off() ->
 
 
 def test_nd_3_the_threshold_of_a_permutation_is_exact_for_every_chunking() -> None:
-    values = (
-        torch.from_numpy(np.random.default_rng(0).permutation(1000)).float().reshape(10, 1, 100)
-    )
+    values = torch.from_numpy(np.random.default_rng(0).permutation(1000)).float().reshape(10, 1, 100)
     for chunk in (1, 3, 10):
         quantile = UpperQuantile(0.005, 1000)
         for part in values.split(chunk):
@@ -125,7 +123,7 @@ def layout_of(net: nn.Module, layer: str, inputs: Tensor) -> Layout:
         (lambda: torchvision.models.alexnet(weights=None).features, "10", 16, 15),
     ],
     ids=["VGG-16 conv5_3", "ResNet-18 layer4", "AlexNet conv5"],
-)  # fmt: skip
+)
 def test_nd_6_cells_lie_at_the_centres_of_their_receptive_fields(
     make: object, layer: str, stride: float, start: float
 ) -> None:
@@ -164,9 +162,7 @@ def mixed_scenes(n: int = 9, size: int = 12) -> Scenes:
     second = 3 * (blobs(n, 1, size, seed=3) > 0.2).long()
     first[0], second[1] = 0, 0
     whole = [(), (4,), (5,), (4, 5), (), (4,), (4,), (5,), ()][:n]
-    return scenes_of(
-        blobs(n, 4, 6, seed=4), torch.cat([first, second], 1), words, whole, (size, size)
-    )
+    return scenes_of(blobs(n, 4, 6, seed=4), torch.cat([first, second], 1), words, whole, (size, size))
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
@@ -180,9 +176,7 @@ def test_counts_equal_the_slow_reference_in_every_cell(name: str) -> None:
         geometry = Geometry.tiles((6, 6), (6, 6))
     if protocol.border == "zero":
         ringed = nn.functional.pad(maps, (1, 1, 1, 1))
-        geometry = Geometry(
-            geometry.size, (geometry.start[0] - 1, geometry.start[1] - 1), geometry.stride
-        )
+        geometry = Geometry(geometry.size, (geometry.start[0] - 1, geometry.start[1] - 1), geometry.stride)
         full = np.stack([slow_upsampled(m, geometry, (12, 12)) for m in ringed])
     else:
         full = np.stack([slow_upsampled(m, geometry, (12, 12)) for m in maps])
@@ -239,9 +233,7 @@ def test_nd_10_the_worked_example_under_the_three_protocols() -> None:
     planes = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]])[:, None]
     scenes = scenes_of(maps, planes, named(1))
     for protocol, iou in ((PAPER, 1 / 4), (LITE, 1 / 3), (PNAS, 1 / 5)):
-        quarter = Protocol(
-            0.25, protocol.threshold, protocol.anchors, protocol.border, protocol.union
-        )
+        quarter = Protocol(0.25, protocol.threshold, protocol.anchors, protocol.border, protocol.union)
         found = dissected(scenes, Dissection(("units",), protocol=quarter, draws=0))
         assert found.threshold.item() == 6
         assert found.iou.item() == pytest.approx(iou)
@@ -251,9 +243,14 @@ def test_every_setting_of_a_protocol_changes_the_numbers() -> None:
     scenes, net = mixed_scenes(), given_units(4)
     net.units = nn.AvgPool2d(3, stride=2, padding=1).eval()  # its cells do not tile the input
     settings = [
-        Protocol(0.1), Protocol(0.2), Protocol(0.1, threshold="upsampled"), Protocol(0.1, anchors="tiles"),
-        Protocol(0.1, border="zero"), Protocol(0.1, union="touched"), Protocol(0.1, union="all"),
-    ]  # fmt: skip
+        Protocol(0.1),
+        Protocol(0.2),
+        Protocol(0.1, threshold="upsampled"),
+        Protocol(0.1, anchors="tiles"),
+        Protocol(0.1, border="zero"),
+        Protocol(0.1, union="touched"),
+        Protocol(0.1, union="all"),
+    ]
     store = ActivationStore(progress=False)
     found = [Dissection(("units",), protocol=p, draws=0)(store, net, scenes).iou for p in settings]
     for setting, iou in zip(settings[1:], found[1:], strict=True):
@@ -314,9 +311,7 @@ def test_the_null_counts_units_with_the_labels_of_other_images(union: str) -> No
     labels = [scenes.labels(i) for i in range(9)]
     orders = np.stack([np.roll(np.arange(9), k) for k in (0, 2, 5)])
     null = NullTally(4, scenes.vocabulary, union, 3)
-    null.add(
-        masks[:5], labels[:5], np.stack([np.arange(5), np.roll(np.arange(5), 2), np.arange(5)])
-    )
+    null.add(masks[:5], labels[:5], np.stack([np.arange(5), np.roll(np.arange(5), 2), np.arange(5)]))
     whole = NullTally(4, scenes.vocabulary, union, 3)
     whole.add(masks, labels, orders)
     for draw, order in enumerate(orders):
@@ -378,9 +373,7 @@ def test_streaming_equals_all_at_once_and_a_second_analysis_passes_nothing(tmp_p
     assert torch.allclose(found.correlation, streamed.correlation, atol=1e-12, equal_nan=True)
 
 
-def test_counts_left_by_shares_make_the_result_of_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_left_by_shares_make_the_result_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_passes, "BLOCK", 3)
     scenes, net = mixed_scenes(), given_units(4)
     method = Dissection(("units",), protocol=Protocol(0.1), draws=9)
@@ -404,9 +397,7 @@ def test_counts_left_by_shares_make_the_result_of_one_process(
         "held_out",
         "auprc",
     ):
-        assert torch.equal(getattr(found, name).nan_to_num(), getattr(single, name).nan_to_num()), (
-            name
-        )
+        assert torch.equal(getattr(found, name).nan_to_num(), getattr(single, name).nan_to_num()), name
     assert torch.allclose(found.correlation, single.correlation, atol=1e-12, equal_nan=True)
 
     monkeypatch.setattr(two_passes, "_labels_id", lambda _: "0" * 32)

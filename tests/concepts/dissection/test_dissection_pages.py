@@ -29,7 +29,7 @@ def small_net() -> LoadedModel:
     """Return a network for `dissection_pages:small_net` on the command line."""
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in net.parameters():
@@ -54,10 +54,12 @@ def folder_of_masks(folder: Path) -> Path:
         sha = hashlib.sha256((folder / f"{i}.png").read_bytes()).hexdigest()
         rows.append([f"{i}.png", sha, f"m{i}.png"])
     document = {
-        "name": "patches", "licence": "none", "source": "drawn",
+        "name": "patches",
+        "licence": "none",
+        "source": "drawn",
         "images": {"kind": "files", "columns": ["file", "sha256", "mask"], "rows": rows},
         "masks": {"planes": {"object": "mask"}, "labels": {"object": {"<patch> & co": 1}}, "colours": True},
-    }  # fmt: skip
+    }
     (folder / "m.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     return folder / "m.yaml"
 
@@ -67,9 +69,7 @@ def dissect(folder: Path, *more: str) -> int:
     return app.main(["dissect", reference, "--layer", "1", "--out", str(folder / "out"), *more])
 
 
-def test_the_command_writes_pages_tables_and_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_pages_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder_of_masks(tmp_path)
     assert dissect(tmp_path, "--data", str(data), "--draws", "9", "--units", "3") == 0
     printed = capsys.readouterr().out
@@ -97,10 +97,7 @@ def test_a_unit_s_synthetic_image_stands_before_its_data_and_label(
     data = folder_of_masks(tmp_path)
     more = ("--data", str(data), "--draws", "0", "--units", "2", "--dreams", "3")
     assert dissect(tmp_path, *more) == 0
-    result, made = (
-        kind.load(tmp_path / "out" / at)
-        for kind, at in ((DissectionResult, "."), (Maximization, "dreams-1"))
-    )
+    result, made = (kind.load(tmp_path / "out" / at) for kind, at in ((DissectionResult, "."), (Maximization, "dreams-1")))
     assert made.names == tuple(f"1:{int(result.unit[row])}" for row in highest(result, "1", 2))
     assert made.beside is not None  # placed among the images dissected
     strip = Strip("unit 3: cat (object)", [Image.new("RGB", (8, 8))], ["cat"])
@@ -144,9 +141,7 @@ def test_a_wrong_command_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_images_are_chosen_of_drawn_scenes_and_broden_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_are_chosen_of_drawn_scenes_and_broden_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder_of_masks(tmp_path)
     assert dissect(tmp_path, "--data", str(data), "--images", "3") == 2
     assert "leave it out for a manifest" in capsys.readouterr().err

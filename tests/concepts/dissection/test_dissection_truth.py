@@ -51,8 +51,7 @@ def test_rotation_destroys_detectors_and_not_what_can_be_read() -> None:
     maps, masks = toy()
     scenes = scenes_of(maps, as_planes(masks), named(64))
     found = {
-        alpha: dissected(scenes, Dissection(("units",), rotation=Rotation(alpha, seed=0), draws=0))
-        for alpha in (0.0, 1.0)
+        alpha: dissected(scenes, Dissection(("units",), rotation=Rotation(alpha, seed=0), draws=0)) for alpha in (0.0, 1.0)
     }
     assert unique(found[0.0], 0.5) == 64
     assert unique(found[1.0], 0.5) <= 16  # 8 in the specification's run
@@ -80,9 +79,7 @@ def test_a_planted_unit_is_significant_and_units_of_noise_are_not() -> None:
 def test_with_shuffled_images_few_units_are_called_and_the_plain_rule_calls_many() -> None:
     p_values, plain = [], []
     for seed in range(24):
-        planes = (blobs(16, 3, 8, seed=1000 + seed) > 1.2).long() * torch.arange(1, 4)[
-            :, None, None
-        ]
+        planes = (blobs(16, 3, 8, seed=1000 + seed) > 1.2).long() * torch.arange(1, 4)[:, None, None]
         scenes = scenes_of(blobs(16, 12, 8, seed=seed), planes, named(3))
         method = Dissection(("units",), protocol=Protocol(0.05), draws=39, seed=seed)
         found = dissected(scenes, method)
@@ -132,9 +129,7 @@ def trained_on_bars() -> nn.Module:
         images, labels = bars(32, generator)
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(net[:4](images), labels, weight)
-        if (
-            float(loss.detach()) < 0.005
-        ):  # of images of this step: every kernel comes there by a path of its own
+        if float(loss.detach()) < 0.005:  # of images of this step: every kernel comes there by a path of its own
             return net.eval()
         loss.backward()
         optimiser.step()
@@ -145,9 +140,7 @@ def trained_on_bars() -> nn.Module:
 @pytest.mark.slow
 def test_me_8_detectors_grow_with_depth_and_full_rotation_destroys_most() -> None:
     net, (images, labels) = trained_on_bars(), bars(160, torch.Generator().manual_seed(9))
-    scenes = Scenes(
-        TensorExamples(images), TensorLabels(labels[:, None], named(8)), (20, 20), frame="input"
-    )
+    scenes = Scenes(TensorExamples(images), TensorLabels(labels[:, None], named(8)), (20, 20), frame="input")
     store, names = ActivationStore(progress=False), ("first.1", "third.1", "fields")
     protocol = Protocol(float((labels > 0).float().mean()) / 8)
     plain = Dissection(names, protocol=protocol, draws=19)(store, net, scenes)
@@ -173,9 +166,7 @@ def test_the_label_tests_tell_scores_apart_as_their_authors_do() -> None:
     assert all(float(v) == pytest.approx(1) for v in before.values())
     change = {name: (float(fewer[name]), float(more[name])) for name in before}
     assert change["iou"] == pytest.approx((0.5, 0.5))
-    assert change["label share of the unit"] == pytest.approx(
-        (0.5, 1)
-    )  # notices missing labels only
+    assert change["label share of the unit"] == pytest.approx((0.5, 1))  # notices missing labels only
     assert change["unit share of the label"] == pytest.approx((1, 0.5))  # notices extra labels only
     assert change["correlation"] == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)), abs=0.01)
 
@@ -194,8 +185,9 @@ def test_the_label_tests_run_on_every_score_of_a_result() -> None:
     found = dissected(scenes_of(maps[:, :6], as_planes(masks[:, :6]), named(6)))
     by_name = {test.score: test for test in found.label_tests}
     assert [name for name, test in by_name.items() if not test.passed][-2:] == [
-        "label share of the unit", "unit share of the label",
-    ]  # fmt: skip
+        "label share of the unit",
+        "unit share of the label",
+    ]
     assert by_name["iou"].passed
     assert by_name["correlation"].passed
     for fall in ("missing_falls", "extra_falls"):
@@ -211,12 +203,8 @@ def test_the_concept_chosen_on_one_half_is_judged_on_the_other() -> None:
     half = halves(ids, seed=0)
     planes = torch.zeros(4, 1, 4, 4, dtype=torch.long)
     for i in range(4):
-        planes[i, 0, 0, 0] = (
-            1 + half[i]
-        )  # in one half the unit lies on the first concept, in the other on the second
-    found = dissected(
-        scenes_of(maps, planes, named(2)), Dissection(("units",), protocol=Protocol(0.07), draws=0)
-    )
+        planes[i, 0, 0, 0] = 1 + half[i]  # in one half the unit lies on the first concept, in the other on the second
+    found = dissected(scenes_of(maps, planes, named(2)), Dissection(("units",), protocol=Protocol(0.07), draws=0))
     assert found.best_iou.item() == pytest.approx(0.5)
     assert found.held_out.item() == 0
     assert not found.same_choice.item()
@@ -258,9 +246,7 @@ def test_tokens_are_read_as_grids() -> None:
 
 
 def test_a_result_is_saved_and_its_method_rebuilt(tmp_path: Path) -> None:
-    method = Dissection(
-        ("units",), protocol=Protocol(0.1), rotation=Rotation(0.5, 2), draws=5, seed=3
-    )
+    method = Dissection(("units",), protocol=Protocol(0.1), rotation=Rotation(0.5, 2), draws=5, seed=3)
     found = dissected(mixed_scenes(), method)
     loaded = DissectionResult.load(found.save(tmp_path))
     assert torch.equal(loaded.iou, found.iou)
@@ -270,9 +256,7 @@ def test_a_result_is_saved_and_its_method_rebuilt(tmp_path: Path) -> None:
     assert list(table["unit"]) == [0, 1, 2, 3]
     assert table["iou"].tolist() == pytest.approx(found.best_iou.tolist())
     assert "<table" in found._repr_html_()
-    other = dissected(
-        scenes_of(mixed_scenes().examples.load(range(9)), torch.ones(9, 1, 12, 12).long(), named(1))
-    )
+    other = dissected(scenes_of(mixed_scenes().examples.load(range(9)), torch.ones(9, 1, 12, 12).long(), named(1)))
     assert other.provenance.examples != found.provenance.examples  # labels are data too
 
 
@@ -290,9 +274,7 @@ def test_every_parameter_changes_the_result() -> None:
             scenes,
             Dissection(**({"layers": ("units",), "protocol": Protocol(0.1), "draws": 9} | change)),
         )  # type: ignore[arg-type]
-        assert other.null.iou.shape != found.null.iou.shape or not torch.equal(
-            other.null.iou, found.null.iou
-        )
+        assert other.null.iou.shape != found.null.iou.shape or not torch.equal(other.null.iou, found.null.iou)
     assert dissected(scenes, Dissection(("units",), top=2)).top_images.shape == (4, 2)
     assert not torch.equal(
         dissected(scenes, Dissection(("units",), Protocol(0.1), min_iou=0.2)).detector,

@@ -59,16 +59,12 @@ def test_p_is_that_of_all_swaps_of_clusters_written_out() -> None:
     sizes = (signs @ d).abs()
     assert found.exact
     assert found.draws == 512
-    assert float(found.p) == pytest.approx(
-        float((sizes >= sizes[0] * (1 - 1e-9)).double().mean()), abs=1e-12
-    )
+    assert float(found.p) == pytest.approx(float((sizes >= sizes[0] * (1 - 1e-9)).double().mean()), abs=1e-12)
 
 
 def test_without_any_difference_a_unit_is_called_in_at_most_five_percent_of_data() -> None:
     trials = 300
-    called = sum(
-        bool((UnitContrasts()(rows(seed), [FIT], [JUDGE]).p < 0.05).any()) for seed in range(trials)
-    )
+    called = sum(bool((UnitContrasts()(rows(seed), [FIT], [JUDGE]).p < 0.05).any()) for seed in range(trials))
     assert called / trials <= 0.05 + 3 * sqrt(0.05 * 0.95 / trials)
     assert called > 0  # a test that never rejects would pass too
 

@@ -101,19 +101,11 @@ def test_tc_16_relabelling_keeps_its_level_under_the_null(kind: str) -> None:
         clusters = {"unmatched": 40, "pairs": 20, "clusters": 10}[kind]
         tones = 20 // clusters if kind == "clusters" else 1
         # One draw per cluster and side is shared by the cluster's examples: they are correlated.
-        own = normal(2, clusters, 1, 6, seed=seed) + 0.3 * normal(
-            2, clusters, tones, 6, seed=seed + 10_000
-        )
-        positive, negative = (
-            own.flatten(1, 2) if kind != "unmatched" else own.flatten(0, 2).split([20, 60])
-        )
+        own = normal(2, clusters, 1, 6, seed=seed) + 0.3 * normal(2, clusters, tones, 6, seed=seed + 10_000)
+        positive, negative = own.flatten(1, 2) if kind != "unmatched" else own.flatten(0, 2).split([20, 60])
         gradients = normal(1, 5, 6, seed=seed + 20_000)
         names = [f"{i // tones}" for i in range(len(positive))]
-        grouped = (
-            Clusters.none(20, 60, 5)
-            if kind == "unmatched"
-            else Clusters(names, names, list("vwxyz"))
-        )
+        grouped = Clusters.none(20, 60, 5) if kind == "unmatched" else Clusters(names, names, list("vwxyz"))
         for clusters_given in (grouped, Clusters.pairs(len(positive), 5)):
             if kind != "clusters" and clusters_given is not grouped:
                 continue
@@ -137,10 +129,12 @@ def test_tc_17_rescaling_a_layer_and_its_consumer_leaves_the_effect_unchanged() 
     torch.testing.assert_close(scaled.p, plain.p)
     # The derivative along the unit vector, which the classical scores use, shrinks with the rescaling.
     lengths = [
-        (store().activations(net, ["features"], TensorExamples(sides[0].float()))["features"].mean(0)
-         - store().activations(net, ["features"], TensorExamples(sides[1].float()))["features"].mean(0)).norm()
+        (
+            store().activations(net, ["features"], TensorExamples(sides[0].float()))["features"].mean(0)
+            - store().activations(net, ["features"], TensorExamples(sides[1].float()))["features"].mean(0)
+        ).norm()
         for net in (Quadratic(v).eval(), Quadratic(v, 8.0).eval())
-    ]  # fmt: skip
+    ]
     derivatives = [plain.effect / lengths[0], scaled.effect / lengths[1]]
     torch.testing.assert_close(derivatives[1] * 8, derivatives[0], atol=1e-5, rtol=1e-5)
 
@@ -160,9 +154,7 @@ def test_tc_18_the_pooled_effect_is_that_of_adding_delta_at_every_position() -> 
     for step in (1e-6, -1e-6):
         with edit(net, {"features.0": lambda m, x, y, step=step: y + step * delta}):
             outputs.append(net(inputs.double()).mean(0))
-    torch.testing.assert_close(
-        found.effect[0], (outputs[0] - outputs[1]) / 2e-6, atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(found.effect[0], (outputs[0] - outputs[1]) / 2e-6, atol=1e-6, rtol=1e-5)
 
 
 def test_each_input_meets_a_delta_from_other_clusters_only() -> None:
@@ -196,9 +188,7 @@ def test_the_interval_holds_the_true_effect_when_matched_clusters_are_few() -> N
     for seed in range(trials):
         base, shift = normal(8, 1, 6, seed=seed), direction + normal(8, 1, 6, seed=seed + 1000)
         noise = 0.3 * normal(2, 8, 3, 6, seed=seed + 2000)
-        features = torch.cat(
-            [(base + shift + noise[0]).flatten(0, 1), (base + noise[1]).flatten(0, 1)]
-        )
+        features = torch.cat([(base + shift + noise[0]).flatten(0, 1), (base + noise[1]).flatten(0, 1)])
         names = [f"role {i // 3}" for i in range(24)]
         gradients = gradient + 0.5 * normal(24, 6, seed=seed + 3000)
         design = Design.of(Clusters(names, names, names), draws=2, bootstraps=200, seed=seed)
@@ -208,9 +198,7 @@ def test_the_interval_holds_the_true_effect_when_matched_clusters_are_few() -> N
     assert held / trials >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_the_measured_swap_is_the_mean_difference_of_pairs_with_a_t_interval_over_clusters() -> (
-    None
-):
+def test_the_measured_swap_is_the_mean_difference_of_pairs_with_a_t_interval_over_clusters() -> None:
     positive, clusters = torch.arange(12) < 6, torch.tensor([0, 0, 1, 1, 2, 2] * 2)
     scores = normal(12, 2)
     found = measured_swap(scores, positive, clusters, 0.95)

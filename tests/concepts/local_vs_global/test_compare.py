@@ -72,19 +72,16 @@ def test_behind_a_linear_head_parts_are_coordinates_times_slopes(
     generator: torch.Generator,
 ) -> None:
     weight, directions, x, start = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((2, 5), (2, 5), (4, 5), (4, 5))
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5), (2, 5), (4, 5), (4, 5))
     )
-    found = ConceptGradients("0", steps=3)(Score(linear(weight), 1), x, directions, ("a", "b"), start)  # fmt: skip
+    found = ConceptGradients("0", steps=3)(Score(linear(weight), 1), x, directions, ("a", "b"), start)
     coordinates = torch.linalg.lstsq(directions.T, (x - start).T).solution.T
     torch.testing.assert_close(found.values, coordinates * (directions @ weight[1]))
     left = (x - start) - coordinates @ directions
     torch.testing.assert_close(found.remainder, left @ weight[1])
     torch.testing.assert_close(found.change, (x - start) @ weight[1])
     assert found.gap.abs().max() < 1e-12
-    torch.testing.assert_close(
-        found.explained, 1 - left.square().sum(1) / (x - start).square().sum(1)
-    )
+    torch.testing.assert_close(found.explained, 1 - left.square().sum(1) / (x - start).square().sum(1))
 
 
 def test_along_the_direction_that_a_square_bends_by_all_of_it_is_carried() -> None:
@@ -103,7 +100,7 @@ def test_parts_add_up_to_the_change_of_the_score_and_do_not_depend_on_lengths_or
 ) -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.Softplus(), nn.Flatten(), nn.Linear(80, 2)
-    ).double()  # fmt: skip
+    ).double()
     x, start = torch.randn(2, 3, 3, 8, 8, generator=generator, dtype=torch.float64)
     directions = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     score, method = Score(net.eval(), 1), ConceptGradients("1", steps=200)
@@ -150,7 +147,7 @@ def test_channels_may_come_last_and_tokens_are_places(generator: torch.Generator
     class Last(nn.Module):
         def __init__(self, *, tokens: bool) -> None:
             super().__init__()
-            self.turned, self.tokens = nn.Sequential(Turned(), nn.Flatten(1, 2)) if tokens else Turned(), tokens  # fmt: skip
+            self.turned, self.tokens = nn.Sequential(Turned(), nn.Flatten(1, 2)) if tokens else Turned(), tokens
             self.register_buffer("weight", weight)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -159,9 +156,7 @@ def test_channels_may_come_last_and_tokens_are_places(generator: torch.Generator
 
     directions = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     found = [
-        ConceptGradients("turned", channels_last=not tokens)(
-            Score(Last(tokens=tokens).eval(), 1), x, directions, ("a", "b")
-        )
+        ConceptGradients("turned", channels_last=not tokens)(Score(Last(tokens=tokens).eval(), 1), x, directions, ("a", "b"))
         for tokens in (False, True)
     ]
     coordinates = x.movedim(1, -1) @ torch.linalg.pinv(directions)
@@ -187,7 +182,7 @@ def test_directions_that_do_not_tell_parts_apart_are_refused(generator: torch.Ge
         method(score, x, torch.cat([one, torch.nan * one]), ("a", "b"))
     with pytest.raises(DirectionError, match="do not differ enough"):
         method(score, x, torch.randn(4, 3, generator=generator), ("a", "b", "c", "d"))
-    with pytest.raises(DirectionError, match=r"of 2 numbers do not fit layer '0', which returns \(3,\)"):  # fmt: skip
+    with pytest.raises(DirectionError, match=r"of 2 numbers do not fit layer '0', which returns \(3,\)"):
         method(score, x, one[:, :2], ("a",))
     with pytest.raises(DirectionError, match="1 directions have 2 names"):
         method(score, x, one, ("a", "b"))
@@ -234,9 +229,7 @@ def scenes(seed: int, n: int = 48) -> dict[str, MatchedConcept]:
         patched = base.clone()
         rows, columns = (slice(0, 8),) * 2 if name == "green" else (slice(2, 5), slice(3, 7))
         patched[:, channel, rows, columns] += 0.5 + 0.1 * torch.rand(n, 1, 1, generator=generator)
-        found[name] = MatchedConcept(
-            name, TensorExamples(patched), TensorExamples(base), clusters, units=(channel,)
-        )
+        found[name] = MatchedConcept(name, TensorExamples(patched), TensorExamples(base), clusters, units=(channel,))
     return found
 
 
@@ -247,8 +240,11 @@ def comparison() -> Comparison:
     method = Compare(
         "rectify",
         {"gxi": GradientTimesInput(), "gradcam": GradCAM("rectify")},
-        steps=4, explained=8, relabellings=999, pseudo_concepts=39,
-    )  # fmt: skip
+        steps=4,
+        explained=8,
+        relabellings=999,
+        pseudo_concepts=39,
+    )
     targets = {"zero": Score(net, 0), "one": Score(net, 1)}
     return method(ActivationStore(progress=False), targets, list(scenes(0).values()))
 
@@ -276,10 +272,7 @@ def test_a_planted_concept_is_found_by_every_measure_and_one_that_is_not_used_by
     for measure in ("concept attribution", "units (weight)", "units (ablation)", "effect"):
         ratio = of(comparison, measure, "red") / of(comparison, "swap", "red")
         assert ratio == pytest.approx(1, abs=0.35), measure
-    own, swap = (
-        comparison.by_pair[comparison.measures.index(m), 0, 0]
-        for m in ("concept attribution", "swap")
-    )
+    own, swap = (comparison.by_pair[comparison.measures.index(m), 0, 0] for m in ("concept attribution", "swap"))
     torch.testing.assert_close(own[~own.isnan()], swap[~own.isnan()], rtol=1e-4, atol=1e-6)
     assert abs(of(comparison, "swap", "blue")) < 1e-6
     assert of(comparison, "swap", "blue", "one") == pytest.approx(6 * patch * 0.55, rel=0.05)
@@ -333,7 +326,7 @@ def test_partings_follow_from_what_is_told(comparison: Comparison) -> None:
             changed[i[name], 0, 0] = 0.001
         value[i["gxi"], 0, 0] = sign
         found = replace(comparison, p_corrected=changed, value=value).partings()
-        return {x.kind for x in found if x.heat_map == "gxi" and (x.concept, x.target) == ("red", "zero")}  # fmt: skip
+        return {x.kind for x in found if x.heat_map == "gxi" and (x.concept, x.target) == ("red", "zero")}
 
     assert kinds(()) == set()
     assert kinds(("swap", "effect")) == {HIDDEN}
@@ -392,9 +385,7 @@ def test_silent_units_are_zero_everywhere_and_the_model_is_left_as_found() -> No
     named, silent = Score(net, tops), Score(net)
     assert torch.equal(*(silenced(s, "features", x, [0, 2]) for s in (named, silent)))
     with torch.no_grad():
-        torch.testing.assert_close(
-            silenced(Score(net, 0), "features", x, []), net(x)[:, 0].double()
-        )
+        torch.testing.assert_close(silenced(Score(net, 0), "features", x, []), net(x)[:, 0].double())
 
 
 def test_concepts_that_do_not_fit_are_refused() -> None:

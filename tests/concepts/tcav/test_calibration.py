@@ -96,9 +96,7 @@ def test_clusters_change_places_with_those_of_their_size_only() -> None:
         ([4, 2], [4, 2, 4, 2], 4),
     ],
 )
-def test_all_rows_are_kept_where_both_sides_have_clusters_of_a_size(
-    first: list[int], second: list[int], cap: int
-) -> None:
+def test_all_rows_are_kept_where_both_sides_have_clusters_of_a_size(first: list[int], second: list[int], cap: int) -> None:
     assert exchangeable_cap(np.array(first), np.array(second)) == cap
 
 
@@ -129,9 +127,7 @@ def test_as_many_pseudo_concepts_are_drawn_as_the_concepts_need() -> None:
         found = Relabelled().enough(tests, 0.95).sets
         assert isinstance(found, int)
         assert tests / (found + 1) <= 0.05 / 4 < tests / found
-    assert (
-        Relabelled(39).enough(40, 0.95).sets == 39
-    )  # asked for: a sentence says what it can't tell
+    assert Relabelled(39).enough(40, 0.95).sets == 39  # asked for: a sentence says what it can't tell
 
 
 def test_leave_one_out_takes_as_many_rows_of_every_cluster() -> None:

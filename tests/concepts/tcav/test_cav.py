@@ -48,9 +48,7 @@ def clouds(distance: float, features: int = 8, count: int = 200, seed: int = 0) 
 def draws(runs: int = 6, size: int = 40, count: int = 200, seed: int = 0) -> Tensor:
     """Random rows that are not of the concept."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack(
-        [40 + torch.randperm(count - 40, generator=generator)[:size] for _ in range(runs)]
-    )
+    return torch.stack([40 + torch.randperm(count - 40, generator=generator)[:size] for _ in range(runs)])
 
 
 def fitted(
@@ -61,9 +59,7 @@ def fitted(
     holdout: float = 1 / 3,
     groups: Sequence[str] = (),
 ) -> Cavs:
-    return fit_cavs(
-        SharedRows(rows), CONCEPT, draws(), estimator, seed=seed, holdout=holdout, groups=groups
-    )
+    return fit_cavs(SharedRows(rows), CONCEPT, draws(), estimator, seed=seed, holdout=holdout, groups=groups)
 
 
 def two_sets(first: Tensor, second: Tensor, estimator: Estimator) -> Tensor:
@@ -162,9 +158,7 @@ def test_accuracy_on_separable_data_is_1_where_captum_reports_a_half(estimator: 
 
 
 def test_accuracy_is_on_rows_that_no_fit_has_seen() -> None:
-    cavs = fitted(
-        clouds(0, features=300)
-    )  # more features than rows: every fit is perfect on its own
+    cavs = fitted(clouds(0, features=300))  # more features than rows: every fit is perfect on its own
     for run, (positive, negative) in enumerate(
         zip(cavs.held_out.positive.tolist(), cavs.held_out.negative.tolist(), strict=True)
     ):
@@ -181,18 +175,12 @@ def test_groups_are_held_out_whole_and_from_both_sides() -> None:
     rows = SharedRows(clouds(1))
     groups = [f"role {i % 20}" for i in range(200)]  # two rows of the concept in each
     cavs = fit_cavs(rows, CONCEPT, draws(), Ridge(), seed=0, groups=groups)
-    for index, positive, negative in zip(
-        cavs.fits.index, cavs.held_out.positive, cavs.held_out.negative, strict=True
-    ):
-        seen, judged = (
-            {groups[i] for i in side.tolist() if i >= 0}
-            for side in (index, torch.cat([positive, negative]))
-        )
+    for index, positive, negative in zip(cavs.fits.index, cavs.held_out.positive, cavs.held_out.negative, strict=True):
+        seen, judged = ({groups[i] for i in side.tolist() if i >= 0} for side in (index, torch.cat([positive, negative])))
         assert seen.isdisjoint(judged)
         assert 6 <= len(judged) <= 7
     ever = [
-        {groups[i] for i in side.flatten().tolist() if i >= 0}
-        for side in (cavs.held_out.positive, cavs.held_out.negative)
+        {groups[i] for i in side.flatten().tolist() if i >= 0} for side in (cavs.held_out.positive, cavs.held_out.negative)
     ]
     assert cavs.trials == 2 * min(map(len, ever))
 
@@ -208,9 +196,7 @@ def test_copies_of_few_examples_are_no_evidence_when_they_are_grouped() -> None:
 def test_the_larger_side_is_cut_by_a_draw_and_not_to_its_first_rows() -> None:
     rows = SharedRows(clouds(1))
     cavs = fit_cavs(rows, CONCEPT, draws(size=12), Ridge(), seed=0)
-    used = torch.cat(
-        [cavs.fits.index[:, : cavs.fits.index.shape[1] // 2], cavs.held_out.positive], 1
-    )
+    used = torch.cat([cavs.fits.index[:, : cavs.fits.index.shape[1] // 2], cavs.held_out.positive], 1)
     assert used.shape == (6, 12)
     assert used.max() > 30
     assert not torch.equal(used[0], used[1])
@@ -299,17 +285,17 @@ def test_sorting_puts_planted_examples_first_and_says_how_sure_it_is() -> None:
     assert set(sorting.order[:30].tolist()) <= set(range(40))
     assert (sorting.cosine[sorting.order].diff() <= 0).all()
     normals = fitted(clouds(6)).fits.normals()
-    expected = torch.nn.functional.cosine_similarity(
-        normals.unsqueeze(1), examples.unsqueeze(0), dim=2
-    )
+    expected = torch.nn.functional.cosine_similarity(normals.unsqueeze(1), examples.unsqueeze(0), dim=2)
     torch.testing.assert_close(sorting.cosine, expected.mean(0))
 
 
 def test_distance_is_from_the_border_in_units_of_activation() -> None:
     fits = fit_pairs(
         torch.tensor([[1.0, 0], [1, 1], [-1, 0], [-1, -1]]),
-        torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), Pattern(),
-    )  # fmt: skip
+        torch.tensor([[0, 1]]),
+        torch.tensor([[2, 3]]),
+        Pattern(),
+    )
     sorting = sort_by_concept(torch.tensor([[2.0, 1], [0, 0]]), fits)
     assert sorting.distance.tolist() == pytest.approx([math.sqrt(5), 0])
     assert sorting.cosine.tolist() == pytest.approx([1, 0])
@@ -333,9 +319,7 @@ def test_bad_input_is_refused_by_name() -> None:
     with pytest.raises(TooFewError, match="got 1 and 1 of the concept: give more rows or groups"):
         fit_cavs(rows, torch.tensor([0, 1]), draws(), Ridge(), seed=0)
     with pytest.raises(TooFewError, match="got 40 and 0 of the concept"):
-        fit_cavs(
-            rows, CONCEPT, draws(), Ridge(), seed=0, groups=["x"] * 40 + list(map(str, range(160)))
-        )
+        fit_cavs(rows, CONCEPT, draws(), Ridge(), seed=0, groups=["x"] * 40 + list(map(str, range(160))))
     with pytest.raises(IndexError, match="rows must be indices from 0 to 199, got 0 to 200"):
         fit_cavs(rows, torch.arange(201), draws(), Ridge(), seed=0)
     with pytest.raises(ValueError, match="groups must label each of the 200 rows, got 3"):

@@ -71,9 +71,7 @@ def line(count: int, side: float, seed: int = 0) -> Tensor:
 
 
 def test_tc_1_a_logit_along_against_or_across_the_cav_scores_one_zero_or_ties() -> None:
-    gradients = [
-        torch.tensor([g], dtype=torch.float64).expand(5, 2) for g in ([2.0, 0], [-1, 0], [0, 3])
-    ]
+    gradients = [torch.tensor([g], dtype=torch.float64).expand(5, 2) for g in ([2.0, 0], [-1, 0], [0, 3])]
     for estimator in (Ridge(), Logistic(), Pattern()):
         method = replace(QUICK, estimator=estimator)
         found = measure(method, {"c": line(12, 1)}, gradients, line(60, -1, seed=1))
@@ -114,9 +112,7 @@ def test_tc_5_logits_are_differentiated_not_a_loss() -> None:
     found = QUICK(ActivationStore(), targets, ["layer"], [concept], inputs, pool)
     assert found.mean.item() == 1
     h = torch.tensor([1.0, 200.0], dtype=torch.float64, requires_grad=True)
-    loss = nn.functional.cross_entropy(
-        net(h[:, None]).double(), torch.zeros(2, dtype=torch.long), reduction="sum"
-    )
+    loss = nn.functional.cross_entropy(net(h[:, None]).double(), torch.zeros(2, dtype=torch.long), reduction="sum")
     (slope,) = torch.autograd.grad(-loss, h)
     assert slope[0].item() == pytest.approx(-0.731, abs=1e-3)  # the opposite sign: TCAV 0
     saturated = h.detach().float().requires_grad_()
@@ -174,9 +170,7 @@ def uniform_distance(p: Tensor, draws: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("null", "runs", "pool"), [(Relabelled(39), 12, 60), (LeaveOneOut(), 19, 240)]
-)
+@pytest.mark.parametrize(("null", "runs", "pool"), [(Relabelled(39), 12, 60), (LeaveOneOut(), 19, 240)])
 def test_tc_8_the_permutation_test_keeps_its_level_and_the_t_tests_do_not(
     null: Relabelled | LeaveOneOut, runs: int, pool: int
 ) -> None:
@@ -214,24 +208,16 @@ def test_tc_10_editing_along_a_cav_moves_the_logit_by_its_sensitivity() -> None:
     store, layer = ActivationStore(precision=Precision("float64")), "features.0"
     steps = torch.tensor([-1e-5, 1e-5], dtype=torch.float64)
     for pool in ("mean", "none"):
-        sides = [
-            store.activations(net, [layer], x, pool=pool)[layer].flatten(1) for x in images[:2]
-        ]
-        fits = fit_pairs(
-            torch.cat(sides), torch.arange(12)[None], torch.arange(12, 24)[None], Ridge()
-        )
+        sides = [store.activations(net, [layer], x, pool=pool)[layer].flatten(1) for x in images[:2]]
+        fits = fit_pairs(torch.cat(sides), torch.arange(12)[None], torch.arange(12, 24)[None], Ridge())
         gradient = store.gradients(Score(net, 1), [layer], images[2], pool=pool)[layer]
         sensitivity = fits.project(gradient.flatten(1))[0]
-        changes = edit_along(
-            Score(net, 1), layer, fits.normals()[0], images[2].load(range(12)), steps
-        )
-        torch.testing.assert_close(
-            (changes[1] - changes[0]) / 2e-5, sensitivity, atol=1e-7, rtol=1e-5
-        )
+        changes = edit_along(Score(net, 1), layer, fits.normals()[0], images[2].load(range(12)), steps)
+        torch.testing.assert_close((changes[1] - changes[0]) / 2e-5, sensitivity, atol=1e-7, rtol=1e-5)
         assert sensitivity.abs().max() > 1e-3
     x, far = images[2].load(range(12)), torch.tensor([-9.0, 9.0], dtype=torch.float64)
     tops = net(x).argmax(1)
-    found, expected = (edit_along(s, layer, fits.normals()[0], x, far) for s in (Score(net), Score(net, tops)))  # fmt: skip
+    found, expected = (edit_along(s, layer, fits.normals()[0], x, far) for s in (Score(net), Score(net, tops)))
     assert torch.equal(found, expected)  # of the class before the edit
     with pytest.raises(ValueError, match=r"shape \(3,\) does not fit layer 'features.0'"):
         edit_along(Score(net, 1), layer, torch.ones(3), images[2].load([0]), steps)
@@ -243,9 +229,7 @@ def test_tc_12_products_of_gradients_and_cavs_are_the_directional_derivatives() 
     store = ActivationStore(precision=Precision("float64"))
     gradient = store.gradients(Score(net, 2), ["features.0"], TensorExamples(images))["features.0"]
     rows = normal(30, gradient[0].numel())
-    fits = fit_pairs(
-        SharedRows(rows), torch.arange(10)[None], torch.arange(10, 30)[None], Logistic()
-    )
+    fits = fit_pairs(SharedRows(rows), torch.arange(10)[None], torch.arange(10, 30)[None], Logistic())
     expected = oracles.directional_derivatives(net, "features.0", fits.normals()[0], images, 2)
     torch.testing.assert_close(fits.project(gradient.flatten(1))[0], expected)
 
@@ -267,10 +251,7 @@ def test_the_smooth_score_settles_with_more_examples_and_the_sign_does_not() -> 
                 temperature=temperature,
             )
             scores = [
-                measure(
-                    method, {"c": concept}, [gradient.expand(2, 8)], normal(size, 8, seed=s)
-                ).smooth
-                for s in range(30)
+                measure(method, {"c": concept}, [gradient.expand(2, 8)], normal(size, 8, seed=s)).smooth for s in range(30)
             ]
             spread[size, temperature] = float(torch.cat(scores).var())
     assert spread[960, 1.0] < spread[60, 1.0] / 8
@@ -290,10 +271,7 @@ def test_a_linear_tail_is_flagged_said_and_left_to_the_effect() -> None:
     assert "'body'" in said[0]
     assert (found.p[1] > 0.05).all()
     weights = net.head.weight.detach().double()
-    sides = [
-        ActivationStore().activations(net, ["body"], x)["body"].mean((2, 3))
-        for x in (concept.examples, pool)
-    ]
+    sides = [ActivationStore().activations(net, ["body"], x)["body"].mean((2, 3)) for x in (concept.examples, pool)]
     expected = weights @ (sides[0].mean(0) - sides[1].mean(0)).double()
     torch.testing.assert_close(found.effect[1, 0], expected, atol=1e-5, rtol=1e-4)
     assert (found.effect_p[1] <= 0.05).any()
@@ -316,20 +294,13 @@ def test_a_net_that_uses_one_concept_and_ignores_another_is_told_apart() -> None
     net = OneChannel().eval()
 
     def images(count: int, seed: int, channel: int | None = None) -> Tensor:
-        x = 0.3 * torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(seed)).expand(
-            -1, -1, 2, 2
-        )
+        x = 0.3 * torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(seed)).expand(-1, -1, 2, 2)
         return x if channel is None else x + torch.eye(2)[channel, :, None, None]
 
-    concepts = [
-        Concept(name, TensorExamples(images(30, i, i)))
-        for i, name in enumerate(("used", "ignored"))
-    ]
+    concepts = [Concept(name, TensorExamples(images(30, i, i))) for i, name in enumerate(("used", "ignored"))]
     inputs, pool = TensorExamples(images(40, 3, 0)), TensorExamples(images(150, 4))
     method = Tcav(Pattern(), Relabelled(199), runs=5, bootstraps=20, relabellings=999)
-    found = method(
-        ActivationStore(), {"class 0": Score(net, 0)}, ["features"], concepts, inputs, pool
-    )
+    found = method(ActivationStore(), {"class 0": Score(net, 0)}, ["features"], concepts, inputs, pool)
     assert found.exists.all()
     assert found.effect_significant.flatten().tolist() == [True, False]
     assert found.effect[0, 0, 0] > 0.5
@@ -361,9 +332,7 @@ def test_a_p_that_can_never_be_significant_is_said_beforehand() -> None:
     concepts, pool = {name: cloud(seed=i) for i, name in enumerate("abc")}, normal(80, 8, seed=9)
     found = measure(QUICK, concepts, [slopes()], pool)
     assert found.p.min() >= 1 / 40
-    said = [
-        s for s in found.sentences() if "none can be significant at 95%. 60 pseudo-concepts" in s
-    ]
+    said = [s for s in found.sentences() if "none can be significant at 95%. 60 pseudo-concepts" in s]
     assert len(said) == 1
     enough = measure(replace(QUICK, null=Relabelled(59)), concepts, [slopes()], pool)
     assert not any("can be significant" in s for s in enough.sentences())
@@ -384,15 +353,9 @@ def test_relative_tcav_keeps_its_level_when_concepts_are_alike(mode: str) -> Non
     for seed in range(trials):
         method = replace(LEVEL_ONLY, mode=mode, seed=seed)
         concepts = {name: normal(12, 6, seed=10 * seed + i) for i, name in enumerate("abc")}
-        found = measure(
-            method, concepts, [normal(6, seed=seed) / 2 + normal(30, 6, seed=seed + 5000)]
-        )
+        found = measure(method, concepts, [normal(6, seed=seed) / 2 + normal(30, 6, seed=seed + 5000)])
         p.append(found.p[0, 0, 0])
-    assert (
-        0.005
-        < (torch.stack(p) <= 0.05).double().mean()
-        <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
-    )
+    assert 0.005 < (torch.stack(p) <= 0.05).double().mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_relative_tcav_of_two_opposed_concepts_is_mirrored() -> None:
@@ -408,10 +371,7 @@ def test_relative_tcav_of_two_opposed_concepts_is_mirrored() -> None:
 
 def test_one_against_the_rest_differs_from_each_in_turn() -> None:
     concepts = {"c": cloud(20, 3), "near": cloud(20, 2, seed=1), "far": cloud(20, -9, seed=2)}
-    ovr, pairs = (
-        measure(replace(QUICK, mode=mode, runs=6), concepts, [slopes()])
-        for mode in ("ovr", "pairwise")
-    )
+    ovr, pairs = (measure(replace(QUICK, mode=mode, runs=6), concepts, [slopes()]) for mode in ("ovr", "pairwise"))
     # Against `near` alone, the first axis hardly tells: every second run does worse.
     assert pairs.accuracy[0, 0, ::2].mean() < pairs.accuracy[0, 0, 1::2].mean()
     assert pairs.accuracy[0, 0].std() > ovr.accuracy[0, 0].std()
@@ -437,9 +397,7 @@ def test_pseudo_concepts_are_drawn_by_cluster_where_examples_come_in_clusters() 
 
 
 def test_irrelevant_coherent_concepts_make_the_second_null() -> None:
-    controls = {
-        f"colour {i}": normal(20, 8, seed=10 + i) + 2 * normal(8, seed=30 + i) for i in range(9)
-    }
+    controls = {f"colour {i}": normal(20, 8, seed=10 + i) + 2 * normal(8, seed=30 + i) for i in range(9)}
     pool, gradient = normal(80, 8, seed=1), [slopes(along=4.0)]
     found = measure(QUICK, {"c": cloud(16, 9)}, gradient, pool, controls)
     assert found.controls == tuple(controls)
@@ -494,14 +452,22 @@ def test_every_hyperparameter_changes_the_result() -> None:
     plain = tensors(QUICK)
     assert all(torch.equal(a, b) for a, b in zip(plain, tensors(QUICK), strict=True))
     for change in (
-        {"estimator": Pattern()}, {"null": Relabelled(40)}, {"null": LeaveOneOut()}, {"runs": 3}, {"mode": "ovr"},
-        {"pool": "none"}, {"holdout": 0.5}, {"scaling": "layer"}, {"bootstraps": 21}, {"relabellings": 98},
-        {"temperature": 2.0}, {"level": 0.5}, {"seed": 1},
-    ):  # fmt: skip
+        {"estimator": Pattern()},
+        {"null": Relabelled(40)},
+        {"null": LeaveOneOut()},
+        {"runs": 3},
+        {"mode": "ovr"},
+        {"pool": "none"},
+        {"holdout": 0.5},
+        {"scaling": "layer"},
+        {"bootstraps": 21},
+        {"relabellings": 98},
+        {"temperature": 2.0},
+        {"level": 0.5},
+        {"seed": 1},
+    ):
         changed = tensors(replace(QUICK, **change))
-        assert not all(
-            a.shape == b.shape and torch.equal(a, b) for a, b in zip(plain, changed, strict=True)
-        ), change
+        assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(plain, changed, strict=True)), change
 
 
 def test_what_is_not_asked_for_is_nan_and_claims_nothing() -> None:
@@ -579,9 +545,7 @@ def test_sets_that_overlap_are_refused_unless_allowed() -> None:
     own = TensorExamples(nets.images(20, seed=1)[10:])
     alone = Concept("c", TensorExamples(nets.images(14, seed=1)))
     shared = TensorExamples(torch.cat([nets.images(5, seed=2), pool]))
-    with pytest.raises(
-        OverlapError, match="random pool shares 5 examples with the inputs of class 0"
-    ):
+    with pytest.raises(OverlapError, match="random pool shares 5 examples with the inputs of class 0"):
         QUICK(ActivationStore(), targets, layers, [alone], inputs, shared)
     with pytest.raises(OverlapError, match="the inputs of class 0"):
         QUICK(
@@ -605,9 +569,7 @@ def test_sets_that_are_too_small_or_missing_are_refused_by_name() -> None:
     with pytest.raises(TooFewError, match=r"holds 2 disjoint sets of 16, but 4 runs"):
         measure(replace(QUICK, null=LeaveOneOut()), {"c": cloud()}, gradient, normal(40, 8))
     with pytest.raises(ValueError, match="LeaveOneOut needs random counterparts"):
-        measure(
-            replace(QUICK, null=LeaveOneOut(), mode="ovr"), {"a": cloud(), "b": cloud()}, gradient
-        )
+        measure(replace(QUICK, null=LeaveOneOut(), mode="ovr"), {"a": cloud(), "b": cloud()}, gradient)
     net = nets.seeded(nets.ConvNet())
     concept = Concept("c", TensorExamples(nets.images(14, seed=1)))
     with pytest.raises(ValueError, match="give each target its inputs"):

@@ -75,9 +75,7 @@ def test_no_target_is_the_top_class_of_each_input(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["saliency", "lrp", "lime"])
-def test_examples_are_cast_for_the_top_class_and_for_probabilities(
-    name: str, dtype: torch.dtype
-) -> None:
+def test_examples_are_cast_for_the_top_class_and_for_probabilities(name: str, dtype: torch.dtype) -> None:
     model, x = nets.seeded(nets.ConvNet()).to(dtype), nets.images()
     tops = model(x.to(dtype)).argmax(1)
     for unit in ("logit", "probability"):
@@ -101,9 +99,7 @@ class Ends(nn.Module):
 
 @pytest.mark.parametrize("unit", ["probability", "logprob"])
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"cam"}))  # which takes logits only
-def test_probabilities_of_probabilities_are_refused_and_one_logit_s_is_its_sigmoid(
-    name: str, unit: Unit
-) -> None:
+def test_probabilities_of_probabilities_are_refused_and_one_logit_s_is_its_sigmoid(name: str, unit: Unit) -> None:
     x = batch()
     for end in (torch.sigmoid, lambda y: y.softmax(1), lambda y: y[:, :1].sigmoid()):
         with pytest.raises(OutputError, match="returns probabilities already"):
@@ -130,10 +126,7 @@ def test_float32_and_float64_agree(name: str) -> None:
 
 def state(model: nn.Module, inputs: Tensor) -> Iterator[object]:
     yield model_id(model)
-    yield [
-        (n, type(m), m.training, len(m._forward_hooks), vars(m).keys())
-        for n, m in model.named_modules()
-    ]
+    yield [(n, type(m), m.training, len(m._forward_hooks), vars(m).keys()) for n, m in model.named_modules()]
     for parameter in model.parameters():
         yield parameter.requires_grad
         yield parameter.grad is not None and parameter.grad.tolist()
@@ -243,9 +236,7 @@ def test_the_input_may_be_overwritten_by_the_model(name: str) -> None:
         ("mode", ModelModeError, "'features.1' of ConvNet is in training mode"),
     ],
 )
-def test_bad_input_is_refused_by_its_own_error(
-    name: str, bad: str, error: type[Exception], message: str
-) -> None:
+def test_bad_input_is_refused_by_its_own_error(name: str, bad: str, error: type[Exception], message: str) -> None:
     model, x, score = net(), batch(), None
     score = Score(model, {"range": 7, "negative": -1, "length": TARGETS[:3]}.get(bad, TARGETS))
     if bad == "mode":
@@ -288,9 +279,7 @@ def test_fault_15_errors_in_a_model_are_raised_and_leave_it_as_found(
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_examples_of_another_number_format_than_the_model_are_brought_to_it(
-    name: str, dtype: torch.dtype
-) -> None:
+def test_examples_of_another_number_format_than_the_model_are_brought_to_it(name: str, dtype: torch.dtype) -> None:
     model, x = nets.seeded(nets.ConvNet()).to(dtype), nets.images()
     given = x.float() if dtype == torch.float64 else x.double()
     made(name)(Score(model, TARGETS), x.to(dtype))  # the copy for these serves no others
@@ -322,9 +311,7 @@ class Centred(nets.ConvNet):
 
 @every_method
 @pytest.mark.parametrize("kind", [Noisy, Counting, Centred])
-def test_a_model_that_is_no_function_of_one_example_is_refused(
-    name: str, kind: type[nets.ConvNet]
-) -> None:
+def test_a_model_that_is_no_function_of_one_example_is_refused(name: str, kind: type[nets.ConvNet]) -> None:
     with pytest.raises(
         ProbingError,
         match=rf"^{kind.__name__} (in evaluation mode returns something else|draws random)",
@@ -366,9 +353,7 @@ class Paired(Named):
         ),
     ],
 )
-def test_outputs_of_several_parts_need_a_selector(
-    name: str, kind: type[Named], part: str | int, message: str
-) -> None:
+def test_outputs_of_several_parts_need_a_selector(name: str, kind: type[Named], part: str | int, message: str) -> None:
     model = nets.seeded(kind()).double()
     with pytest.raises(OutputError, match=message):
         made(name)(Score(model, TARGETS), batch())

@@ -63,9 +63,7 @@ def test_cam_2_the_map_adds_up_to_the_logit_without_its_bias() -> None:
     assert found.layer == "features"
     pooled = nets.seeded(SumPooled()).double()
     found = CAM()(Score(pooled, target), x)
-    torch.testing.assert_close(
-        found.values.sum((1, 2, 3)), found.score - pooled.head.bias[target].detach()
-    )  # type: ignore[index]
+    torch.testing.assert_close(found.values.sum((1, 2, 3)), found.score - pooled.head.bias[target].detach())  # type: ignore[index]
 
 
 class Headed(nn.Module):
@@ -124,16 +122,12 @@ def test_gc_3_moving_scale_from_weights_to_maps_changes_nothing() -> None:
             getattr(other.features[2], name)[1] *= 7  # type: ignore[index]
         other.head.weight[:, 1] /= 7  # type: ignore[union-attr, index, operator]
     x = nets.images().double()
-    torch.testing.assert_close(
-        GradCAM()(Score(one, 1), x).values, GradCAM()(Score(other, 1), x).values
-    )
+    torch.testing.assert_close(GradCAM()(Score(one, 1), x).values, GradCAM()(Score(other, 1), x).values)
 
 
 @pytest.mark.parametrize("method", LAYER_METHODS)
 @pytest.mark.parametrize("layer", ["features.2", None])
-def test_gc_4_a_relu_in_place_after_the_layer_changes_nothing(
-    method: type, layer: str | None
-) -> None:
+def test_gc_4_a_relu_in_place_after_the_layer_changes_nothing(method: type, layer: str | None) -> None:
     a, b = (nets.seeded(nets.ConvNet(inplace=inplace)).double() for inplace in (True, False))
     x = nets.images().double()
     found = [method(layer=layer)(Score(net, 2), x) for net in (a, b)]
@@ -209,9 +203,7 @@ def test_layer_maps_weigh_as_in_their_papers() -> None:
     a, g = slow_maps(net, x, 1)
     score = Score(net, 1)
     torch.testing.assert_close(HiResCAM("features")(score, x).values[:, 0], (g * a).sum(1))
-    torch.testing.assert_close(
-        LayerCAM("features")(score, x).values[:, 0], (g.relu() * a).sum(1).relu()
-    )
+    torch.testing.assert_close(LayerCAM("features")(score, x).values[:, 0], (g.relu() * a).sum(1).relu())
     expected = torch.zeros(4, 6, 6, dtype=torch.float64)
     for i in range(4):
         for k in range(5):
@@ -321,9 +313,7 @@ def test_grids_that_are_not_square_come_from_the_patches_or_are_given() -> None:
     registers = nets.seeded(TokenNet(prefixes=5))  # 17 tokens are no square of 4 by 4 here
     assert GradCAM("norm")(Score(registers, 0), x).values.shape == (1, 1, 4, 3)
     net, x = nets.seeded(Unfolded()), nets.images()
-    with pytest.raises(
-        RefusedError, match=r"layer 'embed' has 12 tokens.*give grid=\(rows, columns\)"
-    ):
+    with pytest.raises(RefusedError, match=r"layer 'embed' has 12 tokens.*give grid=\(rows, columns\)"):
         GradCAM("embed")(Score(net, 0), x)
     assert GradCAM("embed", grid=(4, 3))(Score(net, 0), x).values.shape == (4, 1, 4, 3)
     with pytest.raises(RefusedError, match="12 tokens, which a grid of 5 by 4 patches"):
@@ -440,9 +430,7 @@ def test_a_batch_size_and_the_chunk_do_not_change_maps() -> None:
     score, x = Score(conv_net(), torch.tensor([0, 1, 2, 0])), nets.images().double()
     for method in (*LAYER_METHODS, CAM):
         whole = method()(score, x).values
-        torch.testing.assert_close(
-            method(batch_size=3)(score, x).values, whole, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(method(batch_size=3)(score, x).values, whole, rtol=1e-9, atol=1e-12)
 
 
 def ramp(cells: int, size: int, start: float, stride: float) -> Attribution:
@@ -464,9 +452,7 @@ def test_upsampling_is_bilinear_between_the_centres_of_receptive_fields() -> Non
 def test_where_cells_tile_the_input_upsampling_is_the_usual_one() -> None:
     maps = nets.images(1, size=3).double()
     found = ramp(3, 12, 1.5, 4.0)
-    found = Attribution(
-        found.provenance, maps, found.score, (0,), "logit", 0, 0, geometry=found.geometry
-    )
+    found = Attribution(found.provenance, maps, found.score, (0,), "logit", 0, 0, geometry=found.geometry)
     usual = functional.interpolate(maps, (12, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found.upsampled(), usual)
 

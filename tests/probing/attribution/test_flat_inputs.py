@@ -48,9 +48,7 @@ def curved() -> Score:
     return Score(Squared().eval(), 0)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "baseline"), [(BLACK, Constant()), (GREY, HALF), (BLACK, Blurred(2.0))]
-)
+@pytest.mark.parametrize(("inputs", "baseline"), [(BLACK, Constant()), (GREY, HALF), (BLACK, Blurred(2.0))])
 @pytest.mark.parametrize("steps", [10, "auto"])
 def test_an_input_that_is_its_own_baseline_has_an_empty_map_and_says_so(
     inputs: Tensor, baseline: Constant | Blurred, steps: int
@@ -134,9 +132,7 @@ def test_curves_that_measure_nothing_are_counted(
     found = metric(Saliency(), curved(), inputs)
     assert len(found.sentences()) == len(said)
     for sentence, what in zip(found.sentences(), said, strict=True):
-        assert sentence == (
-            f"The score of 2 of 2 inputs never changes, whatever is {what}: their curves measure nothing."
-        )
+        assert sentence == (f"The score of 2 of 2 inputs never changes, whatever is {what}: their curves measure nothing.")
     assert metric(Saliency(), curved(), noise()).sentences() == ()
 
 

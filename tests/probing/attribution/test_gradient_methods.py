@@ -234,9 +234,7 @@ def test_sg_2_mean_and_variance_on_a_quadratic_score() -> None:
 def test_sg_3_a_kink_is_smoothed_to_the_normal_distribution(x: float, share: float) -> None:
     score, n = Score(Formula(functional.relu), 0), 5000
     found = {
-        s: SmoothGrad(samples=n, noise=0.5, unit="absolute", statistic=s)(
-            score, row(x)
-        ).values.item()  # type: ignore[arg-type]
+        s: SmoothGrad(samples=n, noise=0.5, unit="absolute", statistic=s)(score, row(x)).values.item()  # type: ignore[arg-type]
         for s in ("mean", "square", "variance")
     }
     error = math.sqrt(share * (1 - share) / n)
@@ -259,9 +257,7 @@ def test_sg_4_the_error_falls_with_the_root_of_the_samples() -> None:
 
 def test_sg_5_without_noise_it_is_the_method_itself() -> None:
     score, x = Score(nets.seeded(nets.ConvNet()).double(), 0), nets.images().double()
-    torch.testing.assert_close(
-        SmoothGrad(noise=0.0, samples=3)(score, x).values, Saliency()(score, x).values
-    )
+    torch.testing.assert_close(SmoothGrad(noise=0.0, samples=3)(score, x).values, Saliency()(score, x).values)
 
 
 def test_sg_6_it_is_the_gradient_of_the_blurred_score() -> None:
@@ -269,15 +265,9 @@ def test_sg_6_it_is_the_gradient_of_the_blurred_score() -> None:
 
     sigma, x = 0.4, 0.3
     points, weights = np.polynomial.hermite_e.hermegauss(60)
-    blurred = sum(
-        w * math.cos(x + sigma * p) for p, w in zip(points, weights, strict=True)
-    ) / math.sqrt(2 * math.pi)
-    found = SmoothGrad(samples=5000, noise=sigma, unit="absolute", batch_size=5000)(
-        Score(Formula(torch.sin), 0), row(x)
-    )
-    assert found.values.item() == pytest.approx(
-        blurred, abs=4 * found.diagnostics["standard_error"].item()
-    )
+    blurred = sum(w * math.cos(x + sigma * p) for p, w in zip(points, weights, strict=True)) / math.sqrt(2 * math.pi)
+    found = SmoothGrad(samples=5000, noise=sigma, unit="absolute", batch_size=5000)(Score(Formula(torch.sin), 0), row(x))
+    assert found.values.item() == pytest.approx(blurred, abs=4 * found.diagnostics["standard_error"].item())
 
 
 def test_noise_is_a_share_of_each_inputs_range() -> None:
@@ -314,16 +304,12 @@ def test_maps_do_not_depend_on_the_chunk(method: type) -> None:
     )
     whole = method()(score, x).values
     for size in (1, 3, 7):
-        torch.testing.assert_close(
-            method(batch_size=size)(score, x).values, whole, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(method(batch_size=size)(score, x).values, whole, rtol=1e-9, atol=1e-12)
 
 
 def test_the_spread_over_samples_does_not_depend_on_the_chunk() -> None:
     score, x = Score(nets.seeded(nets.ConvNet()).double(), 1), nets.images(1).double()
-    whole, parts = (
-        SmoothGrad(samples=9, statistic="variance", batch_size=b)(score, x).values for b in (9, 2)
-    )
+    whole, parts = (SmoothGrad(samples=9, statistic="variance", batch_size=b)(score, x).values for b in (9, 2))
     torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
     assert whole.any()
 

@@ -81,12 +81,8 @@ def test_lime_2_ridge_shrinks_by_two_thirds_on_all_masks_of_three_parts() -> Non
     torch.testing.assert_close(found.coefficients, c * 2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "coefficient", "intercept"), [(0.0, 0.9990, -0.9983), (1.0, 0.2006, 0.1977)]
-)
-def test_lime_3_a_conjunction_of_two_parts(
-    alpha: float, coefficient: float, intercept: float
-) -> None:
+@pytest.mark.parametrize(("alpha", "coefficient", "intercept"), [(0.0, 0.9990, -0.9983), (1.0, 0.2006, 0.1977)])
+def test_lime_3_a_conjunction_of_two_parts(alpha: float, coefficient: float, intercept: float) -> None:
     found = Local(coalitions="all", regression=Ridge(alpha))(both, 2)
     assert found.coefficients.tolist() == pytest.approx([coefficient] * 2, abs=5e-5)
     assert found.intercept == pytest.approx(intercept, abs=5e-5)
@@ -117,9 +113,7 @@ def test_standard_errors_match_the_spread_over_seeds() -> None:
         assert ratio.max() < 1.35, ratio
 
 
-def test_lime_5_the_whole_input_is_among_the_samples_and_scored_as_it_is(
-    conv_net: nn.Module, image_batch: Tensor
-) -> None:
+def test_lime_5_the_whole_input_is_among_the_samples_and_scored_as_it_is(conv_net: nn.Module, image_batch: Tensor) -> None:
     x = image_batch[:2]
     found = LIME(Grid(2, 2), surrogate=Local(50))(Score(conv_net, 1, "probability"), x)
     torch.testing.assert_close(found.score, Score(conv_net, 1, "probability")(x).detach())
@@ -131,10 +125,7 @@ def test_lime_6_equal_weights_without_penalty_give_the_mean_effect_of_a_part() -
         return z[:, 0] * z[:, 1] + z[:, 2] * (1 - z[:, 0])
 
     masks = every_coalition(3)
-    truth = [
-        float(value(masks[masks[:, j]]).mean() - value(masks[~masks[:, j]]).mean())
-        for j in range(3)
-    ]
+    truth = [float(value(masks[masks[:, j]]).mean() - value(masks[~masks[:, j]]).mean()) for j in range(3)]
     found = Local(20000, width=math.inf, regression=Ridge(0.0))(value, 3)
     miss = (found.coefficients - torch.tensor(truth, dtype=torch.float64)).abs()
     assert (miss < 4 * found.standard_error).all()
@@ -282,9 +273,7 @@ def test_a_linear_model_on_part_means_is_recovered_exactly(generator: torch.Gene
 
 
 @pytest.mark.parametrize("first", [0, 1, 7])
-def test_fault_10_every_superpixel_is_perturbed_the_last_one_too(
-    first: int, generator: torch.Generator
-) -> None:
+def test_fault_10_every_superpixel_is_perturbed_the_last_one_too(first: int, generator: torch.Generator) -> None:
     x = image(generator, 9).double() + 3
     labels = NINE(x)[:, 0] + first  # from one, as some segmentations count
     seen: list[Tensor] = []
@@ -348,12 +337,8 @@ def test_sampling_stops_early_once_the_ranking_is_stable(generator: torch.Genera
     assert torch.equal(prefix, Local(1000, stable=2.0)(noisy, 8).coefficients)
 
 
-@pytest.mark.parametrize(
-    "hidden", [Constant((0.5, 0.1, -1.0)), Blurred(2.0), Samples.of(torch.ones(1, 3, 9, 9) * 2)]
-)
-def test_hidden_parts_show_what_was_asked_for(
-    hidden: Constant | Blurred | Samples, generator: torch.Generator
-) -> None:
+@pytest.mark.parametrize("hidden", [Constant((0.5, 0.1, -1.0)), Blurred(2.0), Samples.of(torch.ones(1, 3, 9, 9) * 2)])
+def test_hidden_parts_show_what_was_asked_for(hidden: Constant | Blurred | Samples, generator: torch.Generator) -> None:
     x, seen = image(generator, 9), list[Tensor]()
     model = Formula(lambda x: seen.append(x.clone()) or x.sum((1, 2, 3)))
     LIME(NINE, hidden, ExactShapley(), precision=Precision("reference"))(Score(model, 0), x)
@@ -367,9 +352,7 @@ def test_hidden_parts_show_what_was_asked_for(
 def test_bfloat16_forwards_come_near(conv_net: nn.Module, image_batch: Tensor) -> None:
     surrogate, score = Local(100), Score(conv_net, 0)
     full = LIME(Grid(4, 4), surrogate=surrogate)(score, image_batch[:1])
-    fast = LIME(Grid(4, 4), surrogate=surrogate, precision=Precision("fast"))(
-        score, image_batch[:1]
-    )
+    fast = LIME(Grid(4, 4), surrogate=surrogate, precision=Precision("fast"))(score, image_batch[:1])
     assert torch.cosine_similarity(full.values.flatten(), fast.values.flatten(), 0) > 0.97
     assert not torch.equal(full.values, fast.values)
 
@@ -381,9 +364,7 @@ def test_features_can_be_parts_of_their_own() -> None:
     torch.testing.assert_close(found.values, torch.full_like(x, 3.0))
 
 
-def test_a_result_is_saved_and_its_method_rebuilt(
-    conv_net: nn.Module, image_batch: Tensor, tmp_path: Path
-) -> None:
+def test_a_result_is_saved_and_its_method_rebuilt(conv_net: nn.Module, image_batch: Tensor, tmp_path: Path) -> None:
     methods = [
         LIME(),
         LIME(Grid(2, 3), Blurred(), KernelShap(50), 4),
@@ -415,9 +396,7 @@ def test_a_result_is_saved_and_its_method_rebuilt(
         (LIME(batch_size=0), "batch_size"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(
-    method: LIME, message: str, generator: torch.Generator
-) -> None:
+def test_what_cannot_be_explained_is_refused(method: LIME, message: str, generator: torch.Generator) -> None:
     with pytest.raises(InputError, match=message):
         method(Score(PartMeans().eval(), 0), image(generator))
 
@@ -435,9 +414,7 @@ WEIGHTS = {"good": 2.0, "bad": -3.0, "film": 0.5, "very": 0.25, "not": -1.0}
 def bag(texts: list[str]) -> Tensor:
     """A linear logit of word counts."""
     counts = [[t.lower().split().count(w) for w in WEIGHTS] for t in texts]
-    logit = (
-        torch.tensor(counts, dtype=torch.float64) @ torch.tensor(list(WEIGHTS.values())).double()
-    )
+    logit = torch.tensor(counts, dtype=torch.float64) @ torch.tensor(list(WEIGHTS.values())).double()
     return torch.stack([-logit, logit], 1)
 
 
@@ -448,9 +425,7 @@ def test_lt_1_a_linear_bag_of_words_is_recovered_word_by_word_times_its_count() 
     surrogate = Local(500, "size", regression=Ridge(1e-12))
     found = TextLIME(surrogate=surrogate)(bag, TEXT, 1)
     truth = {"A": 0.0, "very": 0.5, "good": 2.0, "film": 0.5, "not": -1.0, "bad": -3.0}
-    assert dict(zip(found.parts, found.values.tolist(), strict=True)) == pytest.approx(
-        truth, abs=1e-8
-    )
+    assert dict(zip(found.parts, found.values.tolist(), strict=True)) == pytest.approx(truth, abs=1e-8)
     default = TextLIME()(bag, TEXT, 1)
     assert default.values.argsort().tolist()[:2] == [5, 4]
     assert default.values.argmax() == 2
@@ -473,9 +448,7 @@ def test_lt_3_a_repeated_word_is_one_part() -> None:
     assert TextLIME(surrogate=surrogate)(bag, "good film good GOOD").parts == ("good", "film")
     cased = TextLIME(Words(ignore_case=False), surrogate)(bag, "good film good GOOD")
     assert cased.parts == ("good", "film", "GOOD")
-    each = TextLIME(Occurrences(), Local(200, "size", regression=Ridge(1e-12)))(
-        bag, "good film good", 1
-    )
+    each = TextLIME(Occurrences(), Local(200, "size", regression=Ridge(1e-12)))(bag, "good film good", 1)
     assert each.parts == ("good", "film", "good")
     assert each.values.tolist() == pytest.approx([2.0, 0.5, 2.0])
 
@@ -496,9 +469,7 @@ def test_text_functions_may_return_tensors_arrays_or_lists(
     method = TextLIME(surrogate=Local(50, "size"))
     found = method(lambda texts: convert(bag(texts).softmax(1)), TEXT)
     assert found.target == 0
-    torch.testing.assert_close(
-        found.values, method(lambda t: bag(t).softmax(1), TEXT).values, rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(found.values, method(lambda t: bag(t).softmax(1), TEXT).values, rtol=1e-4, atol=1e-6)
 
 
 def test_batches_of_texts_do_not_change_the_result() -> None:
@@ -554,9 +525,7 @@ class Ink(nn.Module):
 
 def test_parts_of_one_colour_are_hidden_by_another() -> None:
     found = LIME(Grid(14, 14))(Score(Ink().eval(), 1), digit())
-    assert (
-        found.diagnostics["flat_parts"].item() == 14 * 14
-    )  # cells of 2 by 2 pixels end where the stroke does
+    assert found.diagnostics["flat_parts"].item() == 14 * 14  # cells of 2 by 2 pixels end where the stroke does
     assert found.diagnostics["unhidden_parts"].item() == 0
     ink = digit()[0, 0] > 0
     assert found.values[0, 0][ink].min() > 0
@@ -568,9 +537,7 @@ def test_a_part_of_the_mean_colour_is_hidden_by_the_farthest() -> None:
     image = torch.tensor([0.0, 2.0, 4.0]).repeat_interleave(3).expand(1, 1, 3, 9).clone()
     parts = TensorParts.of(image[0], Grid(1, 3)(image)[0], PartMean())
     assert (parts.flat, parts.unhidden) == (3, 0)
-    assert (
-        parts.hidden[0, 0].tolist() == [2.0] * 3 + [0.0] * 3 + [2.0] * 3
-    )  # of two as far, the lowest
+    assert parts.hidden[0, 0].tolist() == [2.0] * 3 + [0.0] * 3 + [2.0] * 3  # of two as far, the lowest
     noise = torch.arange(27.0).reshape(1, 3, 9)  # the control: no part has one colour
     assert TensorParts.of(noise, Grid(1, 3)(image)[0], PartMean()).flat == 0
 
@@ -586,9 +553,7 @@ def test_hiding_that_changes_nothing_is_refused_or_counted() -> None:
     assert "180 parts look the same hidden" in found.checks()[0]
 
 
-@pytest.mark.parametrize(
-    "surrogate", [Local(64), Local(coalitions="all"), KernelShap(), KernelShap(20)]
-)
+@pytest.mark.parametrize("surrogate", [Local(64), Local(coalitions="all"), KernelShap(), KernelShap(20)])
 def test_an_r2_of_nothing_is_none(surrogate: Local | KernelShap) -> None:
     found = surrogate(lambda masks: torch.full((len(masks),), 0.7), 6)
     assert math.isnan(found.r2)
@@ -655,12 +620,8 @@ def test_functions_that_give_no_class_scores_are_refused() -> None:
         ([0], r"must be a class index, got \[0\]"),
     ],
 )
-def test_targets_that_are_no_class_of_a_text_function_are_refused(
-    target: object, message: str
-) -> None:
-    call = getattr(
-        TextLIME.__call__, "__wrapped__", TextLIME.__call__
-    )  # as where types are not checked
+def test_targets_that_are_no_class_of_a_text_function_are_refused(target: object, message: str) -> None:
+    call = getattr(TextLIME.__call__, "__wrapped__", TextLIME.__call__)  # as where types are not checked
     with pytest.raises(TargetError, match=message):
         call(TextLIME(), bag, TEXT, target)
 
@@ -682,13 +643,9 @@ def test_coefficients_agree_with_the_reference_implementation(
     base = lime_base.LimeBase(lambda d: np.sqrt(np.exp(-(d**2) / 0.25**2)), random_state=0)
     for features in (3, 7, 8):
         labels = torch.stack([scores, scores], 1).numpy()
-        theirs = base.explain_instance_with_data(
-            masks.double().numpy(), labels, distance.numpy(), 0, features, "auto"
-        )
+        theirs = base.explain_instance_with_data(masks.double().numpy(), labels, distance.numpy(), 0, features, "auto")
         found: Contributions = Local(300, features=features, seed=1)(value, count)
-        assert dict(theirs[1]) == pytest.approx(
-            {j: float(c) for j, c in enumerate(found.coefficients) if c != 0}
-        )
+        assert dict(theirs[1]) == pytest.approx({j: float(c) for j, c in enumerate(found.coefficients) if c != 0})
         assert found.intercept == pytest.approx(theirs[0])
         assert found.r2 == pytest.approx(theirs[2])
         assert found.prediction == pytest.approx(float(theirs[3][0]))
@@ -699,22 +656,22 @@ def test_a_whole_explanation_agrees_with_the_reference_implementation() -> None:
     lime_image = pytest.importorskip("lime.lime_image")
     x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     segments = NINE(x)[0, 0].numpy()
-    net = Formula(
-        lambda x: (x[:, 0] * x[:, 1]).sin().flatten(1).sum(1) + 3 * x[:, 2, :4].sum((1, 2))
-    )
+    net = Formula(lambda x: (x[:, 0] * x[:, 1]).sin().flatten(1).sum(1) + 3 * x[:, 2, :4].sum((1, 2)))
 
     def predict(pictures: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         logit = net(torch.from_numpy(pictures).permute(0, 3, 1, 2))
         return torch.cat([logit, -logit], 1).numpy()
 
     theirs = lime_image.LimeImageExplainer(random_state=0).explain_instance(
-        x[0].permute(1, 2, 0).numpy(), predict, labels=(0,), top_labels=None, num_samples=1000,
+        x[0].permute(1, 2, 0).numpy(),
+        predict,
+        labels=(0,),
+        top_labels=None,
+        num_samples=1000,
         segmentation_fn=lambda _: segments,
-    )  # fmt: skip
-    found = LIME(NINE, precision=DOUBLE)(Score(net, 0), x)
-    ours, error = (
-        v[0, 0, ::4, ::4].flatten() for v in (found.values, found.diagnostics["standard_error"])
     )
+    found = LIME(NINE, precision=DOUBLE)(Score(net, 0), x)
+    ours, error = (v[0, 0, ::4, ::4].flatten() for v in (found.values, found.diagnostics["standard_error"]))
     expected = torch.tensor([dict(theirs.local_exp[0])[i] for i in range(9)], dtype=torch.float64)
     assert bool(((ours - expected).abs() < 4 * 2**0.5 * error).all())
     assert float((ours.abs() / error).max()) > 20

@@ -51,9 +51,7 @@ from probing.results.result import Result, describe, rebuild
 ABSORBED = ("absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")
 
 
-def explain(
-    net: nn.Module, x: Tensor, how: Composite | Rule, target: int = 0, **options: object
-) -> Attribution:
+def explain(net: nn.Module, x: Tensor, how: Composite | Rule, target: int = 0, **options: object) -> Attribution:
     """Explain a network by a composite, or by one rule for all layers."""
     composite = Uniform(how) if type(how).__module__.endswith(".rules") else how
     return replace(LRP(composite), **options)(Score(net.eval(), target), x)
@@ -161,9 +159,7 @@ def test_lrp_7_a_bias_takes_its_part() -> None:
 
 
 def test_lrp_8_relevance_of_the_hidden_layer_and_of_the_input() -> None:
-    net = nn.Sequential(
-        nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)
-    ).double()
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).double()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[2.0, -1], [3, -1], [-1, -1]]))
         net[2].weight.copy_(torch.tensor([[1.0, -1, 1]]))
@@ -175,9 +171,7 @@ def test_lrp_9_batchnorm_folds_into_the_layer_before_it() -> None:
     mean, variance = torch.tensor([0.5, -0.5]), torch.tensor([4.0, 0.25])
     scale = torch.tensor([2.0, 0.5]) / variance.sqrt()
     affine = Affine(scale, torch.tensor([0.1, 0.2]) - mean * scale)
-    weight, bias = affine.folded(
-        Dense(), torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([1.0, -1.0])
-    )
+    weight, bias = affine.folded(Dense(), torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([1.0, -1.0]))
     close(weight, torch.diag(torch.tensor([2.0, 1.0])))
     close(bias, torch.tensor([0.6, -0.3]))
 
@@ -302,9 +296,7 @@ LAYERS = {
 @pytest.mark.parametrize("signs", ["mixed", "positive"])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("name", RULES)
-def test_a_rule_equals_its_slow_form(
-    name: str, kind: str, signs: str, generator: torch.Generator
-) -> None:
+def test_a_rule_equals_its_slow_form(name: str, kind: str, signs: str, generator: torch.Generator) -> None:
     rule, oracle = RULES[name]
     map_, weight, shape = LAYERS[kind]()
     weight = weight.double()
@@ -330,9 +322,7 @@ def test_a_rule_equals_its_slow_form(
 
 
 def test_a_stack_of_dense_layers_equals_its_slow_form() -> None:
-    net = nets.seeded(
-        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    ).double()
+    net = nets.seeded(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))).double()
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = explain(net, x, Epsilon(0.1), target=1).values
     expected = [slow.epsilon_net(net, one, 1, 0.1) for one in x]
@@ -341,16 +331,12 @@ def test_a_stack_of_dense_layers_equals_its_slow_form() -> None:
 
 def test_extra_relevance_goes_on_below_rules_that_ignore_activations() -> None:
     """The flat rule gives relevance to units that are zero; the layers below must not lose it."""
-    net = nn.Sequential(
-        nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)
-    ).double()
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0, 1], [-1, -1]]))
         net[2].weight.copy_(torch.tensor([[2.0, 5]]))
     result = explain(net, row(1, 3), Flat())
-    close(
-        result.values, row(4, 4)
-    )  # z = 8: 4 to each hidden unit, the silent one too, then 2 + 2 to each pixel
+    close(result.values, row(4, 4))  # z = 8: 4 to each hidden unit, the silent one too, then 2 + 2 to each pixel
     close(explain(net, row(1, 3), PerLayer({"0": Epsilon(0.0)}, Uniform(Flat()))).values, row(2, 6))
 
 
@@ -366,9 +352,7 @@ def test_extra_relevance_of_a_sum_that_is_zero_is_in_the_ledger() -> None:
 
 def test_fault_7_a_functional_residual_conserves_relevance() -> None:
     body = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
-    net = nets.seeded(
-        Calls(lambda x, a, head: head(a(x) + x), body, nn.Linear(4, 2, bias=False))
-    ).double()
+    net = nets.seeded(Calls(lambda x, a, head: head(a(x) + x), body, nn.Linear(4, 2, bias=False))).double()
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     result = explain(net, x, Epsilon(0.0))
     close(result.values.sum(1), result.score, 1e-9)
@@ -386,9 +370,7 @@ def test_a_relu_called_as_a_function_equals_its_module(
     built = nn.Sequential(body, nn.ReLU(), nn.Flatten(), head)
     x = pictures()
     for composite in (EpsilonPlus(), EpsilonAlpha2Beta1(), EpsilonGammaBox(-4.0, 4.0)):
-        assert torch.equal(
-            explain(called, x, composite).values, explain(built, x, composite).values
-        )
+        assert torch.equal(explain(called, x, composite).values, explain(built, x, composite).values)
 
 
 def test_batchnorm_is_folded_for_rules_that_look_at_signs() -> None:
@@ -412,11 +394,7 @@ def test_batchnorm_is_folded_for_rules_that_look_at_signs() -> None:
 
 
 def test_batchnorm_before_a_layer_keeps_the_ledger_closed() -> None:
-    net = nets.seeded(
-        nn.Sequential(
-            nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 2)
-        )
-    )
+    net = nets.seeded(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 2)))
     result = explain(net, pictures().float(), EpsilonPlus())
     assert ledger_gap(result) < 1e-5
 
@@ -427,9 +405,7 @@ def test_a_batch_equals_one_at_a_time_and_any_batch_size() -> None:
     targets = torch.tensor([0, 2, 1, 1])
     whole = LRP()(Score(net, targets), x)
     for size in (1, 3):
-        assert torch.allclose(
-            whole.values, LRP(batch_size=size)(Score(net, targets), x).values, rtol=1e-12
-        )
+        assert torch.allclose(whole.values, LRP(batch_size=size)(Score(net, targets), x).values, rtol=1e-12)
     assert whole.target == (0, 2, 1, 1)
     assert (whole.n_forward, whole.n_backward) == (4, 4)
 
@@ -446,9 +422,7 @@ def test_attention_keeps_a_ledger_per_example(batch_first: bool) -> None:
         mixed = layer(tokens, tokens, tokens, need_weights=False)[0]
         return head((mixed if batch_first else mixed.transpose(0, 1)).flatten(1))
 
-    net = nets.seeded(
-        Calls(attend, nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.Linear(20, 3))
-    ).double()
+    net = nets.seeded(Calls(attend, nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.Linear(20, 3))).double()
     x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     together = explain(net, x, EpsilonPlus())
     assert passes == [3, 2, 1]  # not one at a time; then the check of the model
@@ -464,15 +438,11 @@ HIDDEN = torch.ones(5, 5).triu(1).bool()
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "a sum": lambda scores: scores + torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf),
     "a difference": lambda scores: scores - torch.zeros(5, 5).masked_fill(HIDDEN, torch.inf),
-    "a scaled sum": lambda scores: torch.add(
-        scores, torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf), alpha=2
-    ),
+    "a scaled sum": lambda scores: torch.add(scores, torch.zeros(5, 5).masked_fill(HIDDEN, -torch.inf), alpha=2),
     "a fill": lambda scores: scores.masked_fill(HIDDEN, -torch.inf),
     "a fill in place": lambda scores: scores.clone().masked_fill_(HIDDEN, -torch.inf),
     "a choice": lambda scores: torch.where(HIDDEN, -torch.inf, scores),
-    "columns put beside": lambda scores: torch.cat(
-        [scores, torch.full((len(scores), 5, 2), -torch.inf)], 2
-    ),
+    "columns put beside": lambda scores: torch.cat([scores, torch.full((len(scores), 5, 2), -torch.inf)], 2),
     "the lowest number": lambda scores: scores.masked_fill(HIDDEN, torch.finfo(torch.float32).min),
 }
 
@@ -527,9 +497,7 @@ def test_the_ledger_closes_for_a_causal_language_model(name: str) -> None:
             "max_position_embeddings": 32,
         },
     }[name]
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=50, bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes
-    )
+    config = getattr(transformers, f"{name}Config")(vocab_size=50, bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes)
     family = "GPT2LMHeadModel" if name == "GPT2" else "LlamaForCausalLM"
     model = nets.seeded(getattr(transformers, family)(config)).eval()
     read = lambda x, model: model(inputs_embeds=x, use_cache=False).logits[:, -1]  # noqa: E731 (a closure, one line)
@@ -580,9 +548,7 @@ def test_attention_products_follow_attnlrp() -> None:
 
 
 def test_a_gate_takes_no_relevance() -> None:
-    net = nets.seeded(
-        Calls(lambda x, a: (x * torch.sigmoid(a(x))).sum(1, keepdim=True), nn.Linear(4, 4))
-    ).double()
+    net = nets.seeded(Calls(lambda x, a: (x * torch.sigmoid(a(x))).sum(1, keepdim=True), nn.Linear(4, 4))).double()
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         expected = x * torch.sigmoid(net.layers[0](x))
@@ -618,15 +584,10 @@ def test_an_in_place_operation_equals_its_out_of_place_twin() -> None:
 
 
 def test_start_chooses_the_relevance_at_the_output() -> None:
-    net = nets.seeded(
-        nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
-    ).double()
+    net = nets.seeded(nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))).double()
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits = net(x).detach()
-    totals = {
-        start: explain(net, x, Epsilon(0.0), start=start).values.sum(1)
-        for start in ("score", "one", "contrast")
-    }
+    totals = {start: explain(net, x, Epsilon(0.0), start=start).values.sum(1) for start in ("score", "one", "contrast")}
     close(totals["score"], logits[:, 0], 1e-9)
     close(totals["one"], torch.ones(2))
     close(totals["contrast"], logits[:, 0] - logits[:, 1:].mean(1), 1e-9)
@@ -671,14 +632,10 @@ def test_a_part_of_the_output_can_be_explained() -> None:
         ),
     ],
 )
-def test_a_composite_is_its_rules_by_layer(
-    composite: Composite, rules: tuple[Rule, ...], conv_net: nn.Module
-) -> None:
+def test_a_composite_is_its_rules_by_layer(composite: Composite, rules: tuple[Rule, ...], conv_net: nn.Module) -> None:
     by_layer = PerLayer(dict(zip(("features.0", "features.2", "head"), rules, strict=True)))
     x = nets.images()
-    assert torch.equal(
-        explain(conv_net, x, composite).values, explain(conv_net, x, by_layer).values
-    )
+    assert torch.equal(explain(conv_net, x, composite).values, explain(conv_net, x, by_layer).values)
 
 
 def test_rules_are_found_by_path_glob_and_class_name(conv_net: nn.Module) -> None:
@@ -690,16 +647,12 @@ def test_rules_are_found_by_path_glob_and_class_name(conv_net: nn.Module) -> Non
 
 
 def test_a_rule_for_no_layer_is_an_error(conv_net: nn.Module) -> None:
-    with pytest.raises(
-        LayerNotFoundError, match=r"the rules for \['feature.0'\] fit no layer .*'features.0'"
-    ):
+    with pytest.raises(LayerNotFoundError, match=r"the rules for \['feature.0'\] fit no layer .*'features.0'"):
         explain(conv_net, nets.images(), PerLayer({"feature.0": ZPlus()}))
 
 
 def test_alpha_and_beta_must_differ_by_one() -> None:
-    with pytest.raises(
-        ValueError, match=r"alpha - beta must be 1 and alpha at least 1, got 2\.0 and 0\.0"
-    ):
+    with pytest.raises(ValueError, match=r"alpha - beta must be 1 and alpha at least 1, got 2\.0 and 0\.0"):
         AlphaBeta(2.0, 0.0)
 
 
@@ -714,19 +667,14 @@ def test_every_field_of_a_rule_changes_the_map() -> None:
     pairs: list[tuple[Rule, Rule]] = [
         (Epsilon(0.1), Epsilon(0.2)),
         (Gamma(0.1), Gamma(0.2)),
-        *(
-            (type(rule)(epsilon=0.5), rule)
-            for rule in (Gamma(), AlphaBeta(), ZPlus(), WSquare(), Flat())
-        ),
+        *((type(rule)(epsilon=0.5), rule) for rule in (Gamma(), AlphaBeta(), ZPlus(), WSquare(), Flat())),
         (ZBox(-3.0, 3.0), ZBox(-4.0, 3.0)),
         (ZBox(-3.0, 3.0), ZBox(-3.0, 4.0)),
         (ZBox(-3.0, 3.0), ZBox(-3.0, 3.0, 0.5)),
         (AlphaBeta(2.0, 1.0), AlphaBeta(3.0, 2.0)),
     ]
     for one, other in pairs:
-        assert not torch.allclose(explain(layer, x, one).values, explain(layer, x, other).values), (
-            one
-        )
+        assert not torch.allclose(explain(layer, x, one).values, explain(layer, x, other).values), one
 
 
 # Refusals and the state of the model.
@@ -799,9 +747,7 @@ def test_what_can_t_be_propagated_is_refused_by_name(name: str) -> None:
 
 def test_pass_needs_a_layer_that_keeps_the_shape() -> None:
     net = nets.seeded(nn.Sequential(nn.Linear(4, 3)))
-    with pytest.raises(
-        RefusedError, match=r"'0' \(Linear\).* maps \(1, 4\) to \(1, 3\), and the rule Pass"
-    ):
+    with pytest.raises(RefusedError, match=r"'0' \(Linear\).* maps \(1, 4\) to \(1, 3\), and the rule Pass"):
         explain(net, torch.ones(1, 4), Pass())
 
 
@@ -823,9 +769,7 @@ def test_the_model_is_left_as_found(fails: bool) -> None:
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert {name: set(vars(module)) for name, module in net.named_modules()} == attributes
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
-    assert not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules()
-    )
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.equal(x, kept)
 
@@ -844,9 +788,7 @@ COMPOSITES: list[Composite] = [
 
 
 @pytest.mark.parametrize("composite", COMPOSITES, ids=lambda c: type(c).__name__)
-def test_a_composite_survives_saving_and_rebuilding(
-    composite: Composite, conv_net: nn.Module, tmp_path: Path
-) -> None:
+def test_a_composite_survives_saving_and_rebuilding(composite: Composite, conv_net: nn.Module, tmp_path: Path) -> None:
     method = METHODS["lrp"](composite, start="one", attention="constant", batch_size=3)
     assert isinstance(method, AttributionMethod)
     assert rebuild(describe(method)) == method
@@ -859,22 +801,16 @@ def test_a_composite_survives_saving_and_rebuilding(
 def test_the_first_key_that_fits_decides_after_rebuilding_too(conv_net: nn.Module) -> None:
     flat, plus = ({"first": Flat(), "features.*": ZPlus()}, {"features.*": ZPlus()})
     orders = [PerLayer(flat), PerLayer(dict(reversed(flat.items()))), PerLayer(plus)]
-    a, b, c = (
-        rebuild(describe(LRP(o)))(Score(conv_net, 1), nets.images()).values for o in orders[:3]
-    )
+    a, b, c = (rebuild(describe(LRP(o)))(Score(conv_net, 1), nets.images()).values for o in orders[:3])
     assert not torch.equal(a, b)
     assert torch.equal(b, c)
 
 
-def test_a_result_can_be_saved(
-    tmp_path_factory: pytest.TempPathFactory, conv_net: nn.Module
-) -> None:
+def test_a_result_can_be_saved(tmp_path_factory: pytest.TempPathFactory, conv_net: nn.Module) -> None:
     result = explain(conv_net, nets.images(), EpsilonPlusFlat())
     loaded = Result.load(result.save(tmp_path_factory.mktemp("lrp")))
     assert isinstance(loaded, Attribution)
-    assert torch.equal(
-        loaded.diagnostics["absorbed_by_bias"], result.diagnostics["absorbed_by_bias"]
-    )
+    assert torch.equal(loaded.diagnostics["absorbed_by_bias"], result.diagnostics["absorbed_by_bias"])
 
 
 # Coverage.
@@ -965,9 +901,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_operation_s_relevance_closes_the_ledger(name: str) -> None:
-    net = nn.Sequential(
-        Calls(FUNCTIONS[name], nn.Linear(4, 4)), nn.Flatten(), nn.LazyLinear(3)
-    ).eval()
+    net = nn.Sequential(Calls(FUNCTIONS[name], nn.Linear(4, 4)), nn.Flatten(), nn.LazyLinear(3)).eval()
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         net(x)
@@ -1010,9 +944,7 @@ ZENNIT: dict[str, tuple[Composite, dict[str, object]]] = {
         {},
     ),
     "EpsilonAlpha2Beta1Flat": (
-        PerLayer(
-            {"first": Flat(), "Conv2d": AlphaBeta(2.0, 1.0, fallback=False)}, Uniform(Epsilon())
-        ),
+        PerLayer({"first": Flat(), "Conv2d": AlphaBeta(2.0, 1.0, fallback=False)}, Uniform(Epsilon())),
         {},
     ),
 }

@@ -103,9 +103,7 @@ def test_quickshift_is_that_of_scikit_image() -> None:
     assert labels.shape == (2, 1, 48, 48)
     assert len(labels[0].unique()) > 3
     assert torch.equal(labels[:1], Quickshift(max_dist=10.0)(scene(2)[:1]))
-    assert len(Quickshift(max_dist=10.0, kernel_size=1.0)(scene()).unique()) != len(
-        labels[0].unique()
-    )
+    assert len(Quickshift(max_dist=10.0, kernel_size=1.0)(scene()).unique()) != len(labels[0].unique())
 
 
 def test_quickshift_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,7 @@ def test_ig_2_the_rules_on_a_cube(rule: Quadrature, steps: int, expected: float)
     found = IntegratedGradients(rule=rule, steps=steps)(Score(CUBE, 0), row(2))
     assert found.values.item() == pytest.approx(expected, abs=1e-4)
     assert found.diagnostics["completeness_gap"].item() == pytest.approx(expected - 8, abs=1e-4)
-    assert found.diagnostics["relative_gap"].item() == pytest.approx(
-        abs(expected - 8) / 8, abs=1e-4
-    )
+    assert found.diagnostics["relative_gap"].item() == pytest.approx(abs(expected - 8) / 8, abs=1e-4)
     assert found.diagnostics["steps"].tolist() == [steps]
 
 
@@ -110,9 +108,7 @@ def test_ig_6_completeness_on_a_smooth_net() -> None:
     found = method(smooth(), nets.images().double())
     assert float(found.diagnostics["completeness_gap"].abs().max()) < 1e-6
     assert found.baseline_score is not None
-    torch.testing.assert_close(
-        found.values.flatten(1).sum(1), found.score - found.baseline_score, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(found.values.flatten(1).sum(1), found.score - found.baseline_score, rtol=0, atol=1e-6)
 
 
 def test_ig_7_an_input_that_is_not_read_gets_exactly_nothing() -> None:
@@ -134,9 +130,7 @@ def test_ig_9_random_points_are_right_on_average_and_say_how_far_off() -> None:
         error = found.diagnostics["standard_error"]
         assert bool(((found.values - row(3, 3)).abs() < 4 * error).all())
         torch.testing.assert_close(error, row(1, 1) * 6 / math.sqrt(12 * n), rtol=0.25, atol=0)
-    a, b = (
-        IntegratedGradients(rule="mc", seed=s)(Score(PROD, 0), row(2, 3)).values for s in (0, 1)
-    )
+    a, b = (IntegratedGradients(rule="mc", seed=s)(Score(PROD, 0), row(2, 3)).values for s in (0, 1))
     assert not torch.equal(a, b)
 
 
@@ -150,9 +144,7 @@ def test_ig_10_it_is_linear_in_the_score() -> None:
 
 def test_ig_11_two_forms_of_one_function_get_one_map() -> None:
     pair, plain = Formula(lambda x: functional.relu(x) - functional.relu(-x)), Formula(lambda x: x)
-    maps = [
-        IntegratedGradients(steps=9)(Score(net, 0), row(-2)).values.item() for net in (pair, plain)
-    ]
+    maps = [IntegratedGradients(steps=9)(Score(net, 0), row(-2)).values.item() for net in (pair, plain)]
     assert maps == pytest.approx([-2, -2])
 
 
@@ -166,9 +158,7 @@ def test_ig_12_swapping_input_and_baseline_negates() -> None:
 
 def test_random_weights_change_signed_integrated_gradients() -> None:
     x = nets.images(1).double()
-    a, b = (
-        IntegratedGradients()(Score(nets.seeded(Smooth(), s).double(), 0), x).values for s in (0, 1)
-    )
+    a, b = (IntegratedGradients()(Score(nets.seeded(Smooth(), s).double(), 0), x).values for s in (0, 1))
     assert not torch.allclose(a, b, rtol=0.1)
 
 
@@ -245,9 +235,7 @@ def test_the_blurred_baseline_keeps_constants_and_smooths_noise() -> None:
     point = torch.zeros(1, 1, 21, 21, dtype=torch.float64)
     point[..., 10, 10] = 1
     blurred = Blurred(1.5)(point)[0, 0, 0]
-    assert float(blurred[10, 12] / blurred[10, 10]) == pytest.approx(
-        math.exp(-0.5 * (2 / 1.5) ** 2)
-    )
+    assert float(blurred[10, 12] / blurred[10, 10]) == pytest.approx(math.exp(-0.5 * (2 / 1.5) ** 2))
 
 
 def test_uniform_baselines_fill_their_range_and_are_averaged() -> None:
@@ -260,10 +248,7 @@ def test_uniform_baselines_fill_their_range_and_are_averaged() -> None:
     assert torch.equal(noise[:, 0], noise[:, 1])  # an input's map does not depend on the batch
     score = Score(nets.seeded(Smooth()).double(), 0)
     found = IntegratedGradients(Uniform(draws=3), steps=5)(score, x)
-    parts = [
-        IntegratedGradients(Samples.of(draw, paired=True), steps=5)(score, x)
-        for draw in Uniform(draws=3)(x)
-    ]
+    parts = [IntegratedGradients(Samples.of(draw, paired=True), steps=5)(score, x) for draw in Uniform(draws=3)(x)]
     stacked = torch.stack([p.values for p in parts])
     torch.testing.assert_close(found.values, stacked.mean(0))
     torch.testing.assert_close(found.diagnostics["baseline_spread"], stacked.std(0))
@@ -278,9 +263,7 @@ def test_samples_and_their_mean_are_baselines() -> None:
     each = [IntegratedGradients(Samples.of(o[None]), steps=4)(score, x).values for o in others]
     torch.testing.assert_close(found, torch.stack(each).mean(0))
     mean = IntegratedGradients(Mean(samples), steps=4)(score, x).values
-    torch.testing.assert_close(
-        mean, IntegratedGradients(Samples.of(others.mean(0)[None]), steps=4)(score, x).values
-    )
+    torch.testing.assert_close(mean, IntegratedGradients(Samples.of(others.mean(0)[None]), steps=4)(score, x).values)
     assert not torch.allclose(mean, found)
 
 
@@ -343,21 +326,13 @@ def test_trapezoid_weights_are_not_short_of_one_as_they_are_elsewhere() -> None:
     attr = pytest.importorskip("captum.attr")
     x = torch.ones(1, 1, dtype=torch.float64) * 6
     net = Formula(lambda x: x)
-    theirs = attr.IntegratedGradients(net).attribute(
-        x, target=0, n_steps=4, method="riemann_trapezoid"
-    )
+    theirs = attr.IntegratedGradients(net).attribute(x, target=0, n_steps=4, method="riemann_trapezoid")
     assert theirs.item() == pytest.approx(4.5)
-    assert IntegratedGradients(rule="trapezoid", steps=4)(
-        Score(net, 0), x
-    ).values.item() == pytest.approx(6)
+    assert IntegratedGradients(rule="trapezoid", steps=4)(Score(net, 0), x).values.item() == pytest.approx(6)
 
 
 def test_layer_integrated_gradients_at_an_embedding_add_up_over_tokens() -> None:
-    net = nets.seeded(
-        nn.Sequential(
-            nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 2)
-        )
-    )
+    net = nets.seeded(nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 2)))
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     path = IntegratedGradients(rule="gauss_legendre", steps=32)
     method = LayerIntegratedGradients("0", path)
@@ -383,12 +358,8 @@ def test_layer_integrated_gradients_agree_with_captum_and_run_without_a_separate
     path = IntegratedGradients(Samples.of(start), steps=12)
     ours = LayerIntegratedGradients("features.0", path, space="input")
     torch.testing.assert_close(ours(Score(net, 1), x).values, theirs)
-    tokens = nets.seeded(
-        TokenNet()
-    ).double()  # its class token is of the batch's size: no tail alone
-    found = LayerIntegratedGradients("patches", IntegratedGradients(steps="auto"))(
-        Score(tokens, 1), x
-    )
+    tokens = nets.seeded(TokenNet()).double()  # its class token is of the batch's size: no tail alone
+    found = LayerIntegratedGradients("patches", IntegratedGradients(steps="auto"))(Score(tokens, 1), x)
     assert found.diagnostics["converged"].all()
 
 
@@ -419,21 +390,15 @@ def test_eg_2_it_is_not_the_path_from_the_mean() -> None:
 def test_eg_3_with_one_sample_it_is_the_path_from_there() -> None:
     start, x = nets.images(1, seed=6).double(), nets.images(2).double()
     score = Score(nets.seeded(Smooth()).double(), 1)
-    expected = IntegratedGradients(Samples.of(start), rule="gauss_legendre", steps=40)(
-        score, x
-    ).values
+    expected = IntegratedGradients(Samples.of(start), rule="gauss_legendre", steps=40)(score, x).values
     found = ExpectedGradients(Samples.of(start), samples=200, stratified=True)(score, x)
     torch.testing.assert_close(found.values, expected, rtol=0.02, atol=2e-3)
 
 
 def test_eg_4_the_standard_error_falls_with_the_root_of_the_samples() -> None:
-    samples = Samples.of(
-        torch.rand(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    )
+    samples = Samples.of(torch.rand(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     errors = [
-        ExpectedGradients(samples, samples=n)(Score(PROD, 0), row(2, 3))
-        .diagnostics["standard_error"]
-        .mean()
+        ExpectedGradients(samples, samples=n)(Score(PROD, 0), row(2, 3)).diagnostics["standard_error"].mean()
         for n in (50, 5000)
     ]
     assert float(errors[0] / errors[1]) == pytest.approx(10, rel=0.2)
@@ -442,12 +407,16 @@ def test_eg_4_the_standard_error_falls_with_the_root_of_the_samples() -> None:
 def test_strata_lower_the_error() -> None:
     samples = Samples.of(torch.zeros(1, 2, dtype=torch.float64))
     errors = [
-        torch.stack([
-            ExpectedGradients(samples, 20, stratified=s, seed=seed)(Score(PROD, 0), row(2, 3)).values - row(3, 3)
-            for seed in range(10)
-        ]).square().mean()
+        torch.stack(
+            [
+                ExpectedGradients(samples, 20, stratified=s, seed=seed)(Score(PROD, 0), row(2, 3)).values - row(3, 3)
+                for seed in range(10)
+            ]
+        )
+        .square()
+        .mean()
         for s in (False, True)
-    ]  # fmt: skip
+    ]
     assert errors[1] < 0.05 * errors[0]
 
 
@@ -482,9 +451,7 @@ def test_eg_6_the_prior_is_differentiable_by_the_weights(prior: str) -> None:
         moved = lambda values: torch.func.functional_call(net, {"head.weight": w}, (values,))  # noqa: E731
         return attribution_prior(Score(Formula2(moved), 0), x, x, prior, seed=0)  # type: ignore[arg-type]
 
-    assert torch.autograd.gradcheck(
-        loss, (weight[:, :8].detach().repeat(1, 4).requires_grad_(),), atol=1e-5
-    )
+    assert torch.autograd.gradcheck(loss, (weight[:, :8].detach().repeat(1, 4).requires_grad_(),), atol=1e-5)
 
 
 class Formula2(nn.Module):
@@ -512,9 +479,7 @@ def trained(penalty: float) -> tuple[nn.Module, Tensor, Tensor]:
     x[:, 0] = (2.0 * y - 1) * 2
     x[:, 1] += 4.0 * y - 2
     mask = torch.eye(6)[0]
-    net = nets.seeded(
-        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    ).train()
+    net = nets.seeded(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))).train()
     optimizer = torch.optim.Adam(net.parameters(), 0.03)
     for step in range(120):
         loss = functional.cross_entropy(net(x), y)
@@ -548,9 +513,7 @@ def test_a_smoothness_prior_makes_maps_smoother() -> None:
     x = x + (y[:, None, None, None] * 2.0 - 1) * 0.6
     variations = []
     for penalty in (0.0, 0.1):
-        net = nets.seeded(
-            nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Softplus(), nn.Linear(8, 2))
-        ).train()
+        net = nets.seeded(nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Softplus(), nn.Linear(8, 2))).train()
         optimizer = torch.optim.Adam(net.parameters(), 0.02)
         for step in range(80):
             prior = attribution_prior(Score(net, y), x, x, "total_variation", seed=step)
@@ -566,9 +529,7 @@ def test_a_smoothness_prior_makes_maps_smoother() -> None:
 
 
 def test_the_prior_leaves_the_mode_and_batchnorms_averages_alone() -> None:
-    net = nets.seeded(
-        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
-    ).train()
+    net = nets.seeded(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     x, state = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.get_rng_state()
     a, b, c = (attribution_prior(Score(net, 0), x, x, "gini", seed=s) for s in (1, 1, 2))
@@ -576,7 +537,7 @@ def test_the_prior_leaves_the_mode_and_batchnorms_averages_alone() -> None:
     assert a != c
     tops = net.eval()(x).argmax(1)
     net.train()
-    named, unnamed = (attribution_prior(s, x, x, "gini", seed=1) for s in (Score(net, tops), Score(net)))  # fmt: skip
+    named, unnamed = (attribution_prior(s, x, x, "gini", seed=1) for s in (Score(net, tops), Score(net)))
     assert named == unnamed
     assert all(module.training for module in net.modules())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

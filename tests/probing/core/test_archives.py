@@ -85,9 +85,7 @@ class _Shell:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_that_asks_for_another_name_is_refused_and_does_not_run(
-    tmp_path, monkeypatch, protocol
-):
+def test_a_pickle_that_asks_for_another_name_is_refused_and_does_not_run(tmp_path, monkeypatch, protocol):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArchiveError, match=r"asks for \w+\.system"):
         unpickle(pickle.dumps(_Shell(), protocol), _KNOWN)

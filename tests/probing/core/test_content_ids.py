@@ -102,9 +102,7 @@ CHANGES: dict[str, Callable[[Everything], object]] = {
     "a new attribute": lambda net: setattr(net, "new", None),
     "an attribute named like hooks": lambda net: setattr(net, "extra_hooks", 4),
     "an attribute named like a graph's": lambda net: net.meta.update(a=2),
-    "a partial's keyword": lambda net: setattr(
-        net, "norm_layer", functools.partial(nn.LayerNorm, eps=1e-5)
-    ),
+    "a partial's keyword": lambda net: setattr(net, "norm_layer", functools.partial(nn.LayerNorm, eps=1e-5)),
     "a function attribute": lambda net: setattr(net, "function", functional.gelu),
     "a class attribute": lambda net: setattr(net, "block_type", nn.Bilinear),
     "an enum": lambda net: setattr(net, "kind", Kind.SECOND),
@@ -116,9 +114,7 @@ CHANGES: dict[str, Callable[[Everything], object]] = {
     "a submodule less": lambda net: delattr(net, "act"),
     "a bias where none was": lambda net: setattr(net.conv, "bias", nn.Parameter(torch.zeros(2))),
     "another precision": lambda net: net.conv.double(),
-    "another shape": lambda net: setattr(
-        net.conv, "weight", nn.Parameter(net.conv.weight.detach().reshape(2, 1, 9, 1))
-    ),
+    "another shape": lambda net: setattr(net.conv, "weight", nn.Parameter(net.conv.weight.detach().reshape(2, 1, 9, 1))),
 }
 
 
@@ -175,9 +171,7 @@ def test_the_order_and_the_names_of_submodules_are_content() -> None:
 
     ids = {model_id(sequence(*names)) for names in [("a", "b"), ("b", "a"), ("a", "c"), ("a",)]}
     assert len(ids) == 4
-    assert model_id(nn.Sequential(nn.ReLU(), nn.GELU())) != model_id(
-        nn.Sequential(nn.GELU(), nn.ReLU())
-    )
+    assert model_id(nn.Sequential(nn.ReLU(), nn.GELU())) != model_id(nn.Sequential(nn.GELU(), nn.ReLU()))
 
 
 def test_a_module_used_twice_differs_from_two_equal_modules() -> None:
@@ -252,9 +246,7 @@ def test_classes_of_one_name_and_other_source_have_other_ids(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("cls", [Everything, nn.ReLU])
-def test_a_forward_replaced_on_the_class_is_seen(
-    cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forward_replaced_on_the_class_is_seen(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     net = everything()
     before = model_id(net)
     monkeypatch.setattr(cls, "forward", lambda self, x: x)
@@ -284,9 +276,7 @@ def test_a_base_class_is_part_of_the_class() -> None:
 
 HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "forward hook": lambda m: m.register_forward_hook(lambda *_: None),
-    "forward hook with keywords": lambda m: m.register_forward_hook(
-        lambda *_: None, with_kwargs=True
-    ),
+    "forward hook with keywords": lambda m: m.register_forward_hook(lambda *_: None, with_kwargs=True),
     "forward pre hook": lambda m: m.register_forward_pre_hook(lambda *_: None),
     "backward hook": lambda m: m.register_full_backward_hook(lambda *_: None),
     "backward pre hook": lambda m: m.register_full_backward_pre_hook(lambda *_: None),
@@ -337,9 +327,7 @@ def test_a_forward_patched_onto_an_instance_is_refused(*, bound: bool) -> None:
     net = seeded(ConvNet())
     patch = types.MethodType(forward, net.head) if bound else lambda x: x
     net.head.forward = patch
-    with pytest.raises(
-        ForeignHookError, match=r"'head' \(Linear\) has the method 'forward' replaced"
-    ):
+    with pytest.raises(ForeignHookError, match=r"'head' \(Linear\) has the method 'forward' replaced"):
         model_id(net)
 
 
@@ -598,9 +586,7 @@ DISTINCT: dict[str, list[object]] = {
 @pytest.mark.parametrize("values", DISTINCT.values(), ids=DISTINCT)
 def test_settings_that_differ_have_ids_that_differ(values: Sequence[object]) -> None:
     ids = [content_id(value) for value in values]
-    same = [
-        (a, b) for i, a in enumerate(values) for j, b in enumerate(values[:i]) if ids[i] == ids[j]
-    ]
+    same = [(a, b) for i, a in enumerate(values) for j, b in enumerate(values[:i]) if ids[i] == ids[j]]
     assert not same
     assert all(re.fullmatch("[0-9a-f]{32}", name) for name in ids)
     assert [content_id(value) for value in values] == ids
@@ -709,9 +695,7 @@ def test_a_module_with_an_attribute_of_no_stable_content_is_refused() -> None:
 def test_bytes_are_named_by_their_content() -> None:
     # XXH3-128 of nothing, as the algorithm's own test vectors give it.
     assert bytes_id(b"") == "99aa06d3014798d86001c324468d497f"
-    assert (
-        bytes_id(b"a") == bytes_id(bytearray(b"a")) == bytes_id(memoryview(b"a")) != bytes_id(b"b")
-    )
+    assert bytes_id(b"a") == bytes_id(bytearray(b"a")) == bytes_id(memoryview(b"a")) != bytes_id(b"b")
 
 
 def test_one_changed_value_changes_a_tensor_id() -> None:

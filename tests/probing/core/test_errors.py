@@ -25,9 +25,7 @@ from probing.models.scores import Score
 
 SOURCES = sorted(p for name in ("probing", "concepts") for p in (ROOT / name).rglob("*.py"))
 BUILTINS = {
-    name: found
-    for name, found in vars(builtins).items()
-    if isinstance(found, type) and issubclass(found, BaseException)
+    name: found for name, found in vars(builtins).items() if isinstance(found, type) and issubclass(found, BaseException)
 }
 # What is raised that is no error of the suite, and why.
 OTHERS = {
@@ -98,10 +96,7 @@ def test_an_error_of_keys_is_told_without_quotes() -> None:
 
 def test_mends_follow_a_colon_or_stand_beside_other_ways() -> None:
     mends = [Mend("do this", "a=1"), Mend("do that", "b=…")]
-    assert (
-        str(ProbingError("it broke:", mends=mends))
-        == "it broke: do this by a=1, or do that by b=…."
-    )
+    assert str(ProbingError("it broke:", mends=mends)) == "it broke: do this by a=1, or do that by b=…."
     error = ProbingError("it broke; stop", mends=mends)
     assert str(error) == "it broke; stop, or do this by a=1, or do that by b=…."
     assert error.worded(lambda mend: "") == "it broke; stop."
@@ -202,9 +197,7 @@ class OwnMethod:
 def test_an_error_in_a_users_own_method_is_told_in_its_row_of_the_axioms() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2)).eval()
-    table = axiom_table(
-        {"own": OwnMethod(), "saliency": Saliency()}, Score(net, 0), torch.ones(2, 3)
-    )
+    table = axiom_table({"own": OwnMethod(), "saliency": Saliency()}, Score(net, 0), torch.ones(2, 3))
     assert all("no such thing" in said and "test_errors.py:" in said for said in table.outcomes[0])
     assert {"holds", "fails"} & set(table.outcomes[1])
 

@@ -34,9 +34,14 @@ def store() -> ActivationStore:
 
 def bert(**settings: object) -> nn.Module:
     config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_labels=3,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=3,
         **settings,
-    )  # fmt: skip
+    )
     return nets.seeded(BertForSequenceClassification(config))
 
 
@@ -119,9 +124,7 @@ def accelerate(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 
 @pytest.mark.parametrize("how", ["plain", "aligning", "sequential", "dispatched"])
-def test_accelerates_hooks_that_only_move_change_nothing(
-    how: str, accelerate: types.SimpleNamespace
-) -> None:
+def test_accelerates_hooks_that_only_move_change_nothing(how: str, accelerate: types.SimpleNamespace) -> None:
     net = nets.seeded(nets.BatchNormNet())
     before, maps = model_id(net), Saliency()(Score(net, 1), X).values
     rows = store().activations(net, ["conv1"], X)["conv1"]
@@ -214,10 +217,12 @@ OTHERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     ),
     "changing": (lambda m: m.register_forward_hook(double), "'double' of test_foreign"),
     "partial": (
-        lambda m: m.register_forward_hook(functools.partial(keep)), "a forward hook, 'keep' of test_foreign",
+        lambda m: m.register_forward_hook(functools.partial(keep)),
+        "a forward hook, 'keep' of test_foreign",
     ),
     "changing inputs": (
-        lambda m: m.register_forward_pre_hook(lambda _, args: args), "a forward pre hook, .*<lambda>",
+        lambda m: m.register_forward_pre_hook(lambda _, args: args),
+        "a forward pre hook, .*<lambda>",
     ),
     "backward": (lambda m: m.register_full_backward_hook(lambda *_: None), "a backward hook"),
     "pruning": (
@@ -226,7 +231,7 @@ OTHERS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     ),
     "old weight norm": (weight_norm, r"remove_weight_norm, or use torch\.nn\.utils\.parametrizations\.weight_norm"),
     "old spectral norm": (spectral_norm, r"remove_spectral_norm, or use .*parametrizations\.spectral_norm"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -275,16 +280,14 @@ def test_parametrized_weights_are_read_as_they_are(kind: str) -> None:
     if kind == "own":
         parametrize.register_parametrization(net[0], "weight", Symmetric())
     else:
-        norm = {"weight norm": parametrizations.weight_norm, "spectral norm": parametrizations.spectral_norm}  # fmt: skip
+        norm = {"weight norm": parametrizations.weight_norm, "spectral norm": parametrizations.spectral_norm}
         norm[kind](net[0])
     net.eval()
     inputs = X.flatten()[:20].reshape(5, 4)
     leaf = inputs.clone().requires_grad_()
     (slope,) = torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)
     torch.testing.assert_close(Saliency()(Score(net, 1), inputs).values, slope)
-    torch.testing.assert_close(
-        store().activations(net, ["0"], inputs)["0"], net[0](inputs).detach()
-    )
+    torch.testing.assert_close(store().activations(net, ["0"], inputs)["0"], net[0](inputs).detach())
     before = model_id(net)
     assert before != plain
     with torch.no_grad():

@@ -47,14 +47,15 @@ NOT_ONE: dict[str, tuple[object, str]] = {
     "tuple": ((X, X + 1), r"a tuple of 2 tensors: for a model of several inputs wrap it.*self\.second"),
     "list of equal tensors": ([X[0], X[1]], r"a list of 2 tensors: torch\.stack or torch\.cat"),
     "list of tensors of different sizes": (
-        [X[0], X[0, :, :3]], r"bring them to one size and stack them.*\(1, 6, 6\), \(1, 3, 6\)",
+        [X[0], X[0, :, :3]],
+        r"bring them to one size and stack them.*\(1, 6, 6\), \(1, 3, 6\)",
     ),
     "array": (X.numpy(), r"got ndarray: as_examples\(…\)\.load\(range\(n\)\)"),
     "picture": (Image.new("RGB", (6, 6)), r"got Image: as_examples"),
     "data set": (TensorDataset(X), r"got TensorDataset: as_examples"),
     "examples": (TensorExamples(X), r"got TensorExamples: as_examples"),
     "nothing": (None, r"got NoneType: as_examples"),
-}  # fmt: skip
+}
 every_kind = pytest.mark.parametrize("kind", NOT_ONE)
 
 _MAPS = torch.zeros(4, 1, 6, 6)
@@ -70,29 +71,37 @@ TAKERS: dict[str, Callable[[Score, Tensor], object]] = {
     **{
         f"{type(metric).__name__} of {what}": lambda score, inputs, m=metric, e=explained: m(e, score, inputs)
         for metric in (
-            complexity.Gini(), curves.Deletion(), robustness.Infidelity(), robustness.SensitivityN(),
+            complexity.Gini(),
+            curves.Deletion(),
+            robustness.Infidelity(),
+            robustness.SensitivityN(),
         )
         for what, explained in (("a method", Saliency()), ("maps", _MAPS))
     },
     **{
         type(metric).__name__: lambda score, inputs, m=metric: m(Saliency(), score, inputs)
         for metric in (
-            axioms.Completeness(), axioms.SensitivityA(), axioms.InputShift(), axioms.Linearity(), axioms.Dummy(), axioms.Symmetry(),
+            axioms.Completeness(),
+            axioms.SensitivityA(),
+            axioms.InputShift(),
+            axioms.Linearity(),
+            axioms.Dummy(),
+            axioms.Symmetry(),
             axioms.ImplementationInvariance(),
-            robustness.MaxSensitivity(), robustness.SeedStability(),
-            randomisation.CascadingRandomisation(), randomisation.IndependentRandomisation(),
+            robustness.MaxSensitivity(),
+            robustness.SeedStability(),
+            randomisation.CascadingRandomisation(),
+            randomisation.IndependentRandomisation(),
         )
     },
     "pointing game": lambda score, inputs: localisation.PointingGame()(_MAPS, score, inputs, _MASKS),
     "top class": lambda score, inputs: Score(score.model, None).named(inputs),
     "scorecard": lambda score, inputs: Scoring()({"saliency": Saliency(), "ig": IntegratedGradients()}, score, inputs),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAKERS)
-def test_whatever_takes_inputs_refuses_what_is_not_one_tensor(
-    name: str, conv_net: nn.Module
-) -> None:
+def test_whatever_takes_inputs_refuses_what_is_not_one_tensor(name: str, conv_net: nn.Module) -> None:
     for given, message in NOT_ONE.values():
         with pytest.raises(InputError, match=f"^inputs must be one tensor .*{message}"):
             TAKERS[name](Score(conv_net, 1), cast("Tensor", given))
@@ -101,7 +110,7 @@ def test_whatever_takes_inputs_refuses_what_is_not_one_tensor(
 def _classifier() -> nn.Module:
     config = BertConfig(
         vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
-    )  # fmt: skip
+    )
     return nets.seeded(BertForSequenceClassification(config))
 
 
@@ -159,9 +168,7 @@ def test_examples_that_give_mappings_are_refused_with_the_way_out() -> None:
 
 def test_layer_ig_reads_a_layer_that_is_given_its_inputs_by_name() -> None:
     bert = _classifier()
-    found = LayerIntegratedGradients("bert.embeddings", IntegratedGradients(steps=3))(
-        Score(bert, 1, output="logits"), IDS
-    )
+    found = LayerIntegratedGradients("bert.embeddings", IntegratedGradients(steps=3))(Score(bert, 1, output="logits"), IDS)
     ends = bert.bert.embeddings(input_ids=IDS).detach()
     total = torch.zeros_like(ends)
     for share in (1 / 6, 3 / 6, 5 / 6):

@@ -43,11 +43,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.2, "about 5 s"), (12.3, "about 10 s"), (57, "about 55 s"), (58, "about 1 min"),
-        (200, "about 3 min"), (569, "about 9 min"), (571, "about 10 min"), (2000, "about 35 min"),
-        (3500, "about 1 h"), (9000, "about 2.5 h"), (40_000, "about 11 h"), (300_000, "about 3 days"),
+        (0.2, "about 5 s"),
+        (12.3, "about 10 s"),
+        (57, "about 55 s"),
+        (58, "about 1 min"),
+        (200, "about 3 min"),
+        (569, "about 9 min"),
+        (571, "about 10 min"),
+        (2000, "about 35 min"),
+        (3500, "about 1 h"),
+        (9000, "about 2.5 h"),
+        (40_000, "about 11 h"),
+        (300_000, "about 3 days"),
     ],
-)  # fmt: skip
+)
 def test_an_estimate_claims_no_precision_that_it_has_not(seconds: float, said: str) -> None:
     assert about(float(seconds)) == said
 
@@ -73,9 +82,7 @@ def test_short_work_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
-def test_what_was_stored_does_not_make_the_rest_look_quick(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_stored_does_not_make_the_rest_look_quick(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with talking(), Progress(1000, "rows") as meter:
         meter.advance(900, computed=False)
         clock.now += 5
@@ -98,9 +105,7 @@ def test_a_part_of_work_whose_cost_was_said_says_nothing_of_its_own(
     assert capsys.readouterr().err == "evaluate: 3 methods, about 1 min.\n"
 
 
-def test_python_stays_silent_in_a_log_unless_asked(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_python_stays_silent_in_a_log_unless_asked(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     for show, said in ((None, ""), (False, ""), (True, "work: 10 examples, about 50 s.\n")):
         with Progress(10, "work", show) as meter:
             clock.now += 5
@@ -164,9 +169,7 @@ def test_a_bar_goes_when_work_is_interrupted(monkeypatch: pytest.MonkeyPatch) ->
     ],
     ids=lambda v: type(v).__name__ if not isinstance(v, str) else v,
 )
-def test_methods_of_many_passes_count_them(
-    method: object, unit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_methods_of_many_passes_count_them(method: object, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress] = []
 
     def note(meter: Progress) -> None:
@@ -192,15 +195,20 @@ sys.exit(main())
 
 def started(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {
-        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}", "PROBING_CACHE": str(folder / "cache"),
-        "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}",
+        "PROBING_CACHE": str(folder / "cache"),
+        "TMPDIR": str(folder / "tmp"),
+        "PYTHONUNBUFFERED": "1",
+    }
     (folder / "tmp").mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - as a terminal does
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow
@@ -224,9 +232,7 @@ def test_a_stopped_command_says_one_line_and_leaves_what_it_saved_and_nothing_ha
     assert (process.returncode, out) == (status, "")
     assert err.splitlines()[-1] == "Interrupted; what was stored is kept."
     assert "Traceback" not in err
-    kept = {
-        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()
-    }
+    kept = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert kept == {"a/saliency/result.json", "a/saliency/tensors.safetensors"}
     assert list((tmp_path / "tmp").rglob("*.tmp")) == []
 

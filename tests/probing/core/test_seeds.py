@@ -55,9 +55,7 @@ def test_images_do_not_change_with_docstrings_moved_classes_renamed_modules_or_h
     code = DRAW.format(package=str(tmp_path), tests=str(SUPPORT))
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == drawn()
     assert done.stdout != drawn(unit=2)

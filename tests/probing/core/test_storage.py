@@ -101,15 +101,11 @@ def check_store(root: str, net: nn.Module, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_on_s3_holds_the_bytes_of_one_on_disk(
-    s3: str, net: nn.Module, tmp_path: Path
-) -> None:
+def test_a_store_on_s3_holds_the_bytes_of_one_on_disk(s3: str, net: nn.Module, tmp_path: Path) -> None:
     check_store(f"{s3}/cache", net, tmp_path)
 
 
-def test_a_store_in_any_file_system_holds_the_bytes_of_one_on_disk(
-    root: str, net: nn.Module, tmp_path: Path
-) -> None:
+def test_a_store_in_any_file_system_holds_the_bytes_of_one_on_disk(root: str, net: nn.Module, tmp_path: Path) -> None:
     check_store(root, net, tmp_path)
 
 
@@ -126,9 +122,7 @@ def test_a_folder_elsewhere_is_listed_once_for_a_whole_job(
     assert len(listings) == 2 * len(LAYERS)
 
 
-def test_two_workers_on_one_share_without_locks_leave_the_bytes_of_one(
-    root: str, net: nn.Module, tmp_path: Path
-) -> None:
+def test_two_workers_on_one_share_without_locks_leave_the_bytes_of_one(root: str, net: nn.Module, tmp_path: Path) -> None:
     ActivationStore(tmp_path).activations(net, LAYERS, IMAGES)
     stores = [ActivationStore(root) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
@@ -145,14 +139,10 @@ def test_a_budget_holds_where_no_disk_tells_its_room(root: str, net: nn.Module) 
     with pytest.raises(StoreFullError, match=r"memory://.* of a budget of"):
         store.fill([Request(net, LAYERS, more)], Share(0, 1))
     assert store.stats.forward_rows == 0
-    ActivationStore(root, disk_budget_bytes=3 * held).fill(
-        [Request(net, LAYERS, more)], Share(0, 1)
-    )
+    ActivationStore(root, disk_budget_bytes=3 * held).fill([Request(net, LAYERS, more)], Share(0, 1))
 
 
-def test_commands_take_an_address(
-    root: str, net: nn.Module, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_take_an_address(root: str, net: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     ActivationStore(root).activations(net, LAYERS, IMAGES)
     assert main(["cache", "info", "--cache", root]) == 0
     assert f"{root}: 320 rows" in capsys.readouterr().out
@@ -160,16 +150,12 @@ def test_commands_take_an_address(
     assert "'nowhere' is no protocol that fsspec knows" in capsys.readouterr().err
 
 
-def test_an_address_that_cannot_be_reached_is_told_by_name(
-    net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_cannot_be_reached_is_told_by_name(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ConnectionAbortedError
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", broken)
-    with pytest.raises(
-        PlaceError, match=r"'memory://away/.*' can't be reached \(ConnectionAbortedError\)"
-    ):
+    with pytest.raises(PlaceError, match=r"'memory://away/.*' can't be reached \(ConnectionAbortedError\)"):
         ActivationStore("memory://away").activations(net, LAYERS, IMAGES)
 
 
@@ -180,9 +166,7 @@ def test_a_protocol_whose_package_is_missing_names_its_extra(
         raise ImportError(protocol)
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(
-        PackageMissingError, match=r"gs:// needs .* pip install 'probing-concepts\[gs\]'"
-    ):
+    with pytest.raises(PackageMissingError, match=r"gs:// needs .* pip install 'probing-concepts\[gs\]'"):
         located("gs://bucket/x")
 
 

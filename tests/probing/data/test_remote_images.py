@@ -63,9 +63,7 @@ def same(found: ImageExamples, expected: ImageExamples) -> None:
     assert torch.equal(found.load(order), expected.load(order))
 
 
-def test_files_at_an_address_are_those_on_disk(
-    folder: Path, on_disk: ImageExamples, bucket: str
-) -> None:
+def test_files_at_an_address_are_those_on_disk(folder: Path, on_disk: ImageExamples, bucket: str) -> None:
     for path in folder.iterdir():
         write_whole(located(f"{bucket}/photos/{path.name}"), path.read_bytes())
     found = ImageExamples(PlacedImages.under(f"{bucket}/photos"), PREPROCESS)
@@ -113,9 +111,7 @@ def test_a_tar_that_cannot_be_read_so_is_refused(
         TarImages.of([tmp_path / "a.tar"])
 
 
-def test_a_streamed_data_set_is_kept_as_it_comes_by(
-    folder: Path, on_disk: ImageExamples, tmp_path: Path
-) -> None:
+def test_a_streamed_data_set_is_kept_as_it_comes_by(folder: Path, on_disk: ImageExamples, tmp_path: Path) -> None:
     from datasets import Dataset, Features, Image as ImageFeature
 
     paths = sorted(str(p) for p in folder.glob("*.png"))

@@ -56,9 +56,11 @@ def test_a_drawing_may_refer_to_its_own_parts():
 def _listed(folder: Path, **changes: object) -> Path:
     (folder / "red.svg").write_bytes(RED)
     images = {
-        "kind": "files", "columns": ["file", "sha256"], "render": 16,
+        "kind": "files",
+        "columns": ["file", "sha256"],
+        "render": 16,
         "rows": [["red.svg", hashlib.sha256(RED).hexdigest()]],
-    }  # fmt: skip
+    }
     path = folder / "data.yaml"
     parts = {"name": "d", "licence": "none", "source": "a test", "images": images | changes}
     path.write_text(yaml.safe_dump(parts))
@@ -76,9 +78,7 @@ def test_checksums_are_of_the_drawing_and_not_of_the_picture(tmp_path):
 
 
 def test_drawings_need_a_size_and_pictures_take_none(tmp_path):
-    with pytest.raises(
-        ManifestError, match=r"'red\.svg' is a drawing without a size: give 'render'"
-    ):
+    with pytest.raises(ManifestError, match=r"'red\.svg' is a drawing without a size: give 'render'"):
         Manifest.load(_listed(tmp_path, render=None))
     (tmp_path / "a.png").write_bytes(rendered(RED, 8))
     rows = [["a.png", hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()]]

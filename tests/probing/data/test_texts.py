@@ -65,10 +65,7 @@ def test_the_lstm_equals_a_loop_over_texts_steps_and_gates(generator):
         weight.data = 2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
     x = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
     weights = list(zip(layer.kernel, layer.recurrent, layer.bias, strict=True))
-    slow = [
-        torch.cat([_one_way(t, *weights[0]), _one_way(t.flip(0), *weights[1]).flip(0)], 1)
-        for t in x
-    ]
+    slow = [torch.cat([_one_way(t, *weights[0]), _one_way(t.flip(0), *weights[1]).flip(0)], 1) for t in x]
     torch.testing.assert_close(layer(x), torch.stack(slow), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(layer, (x[:1, :3].clone().requires_grad_(),))
 
@@ -154,9 +151,7 @@ def test_how_letters_are_composed_does_not_move_words(text: str) -> None:
 def test_words_lie_in_their_text_in_order(text: str) -> None:
     spans = words(text)
     ends = [0, *(end for _, end in spans)]
-    assert all(
-        last <= start < end <= len(text) for last, (start, end) in zip(ends, spans, strict=False)
-    )
+    assert all(last <= start < end <= len(text) for last, (start, end) in zip(ends, spans, strict=False))
 
 
 def test_a_tokeniser_gives_strings_or_spans() -> None:
@@ -179,8 +174,6 @@ def test_a_tokeniser_gives_strings_or_spans() -> None:
         ([(0, 1, 2)], r"got \(0, 1, 2\)"),
     ],
 )
-def test_a_tokeniser_whose_words_are_not_in_the_text_is_refused(
-    tokens: list[object], said: str
-) -> None:
+def test_a_tokeniser_whose_words_are_not_in_the_text_is_refused(tokens: list[object], said: str) -> None:
     with pytest.raises(TokeniserError, match=said):
         words("a b", lambda _: tokens)

@@ -74,12 +74,10 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_method_has_the_properties_that_are_said_of_it_and_no_other(
-    name: str, table: AxiomTable
-) -> None:
+def test_each_method_has_the_properties_that_are_said_of_it_and_no_other(name: str, table: AxiomTable) -> None:
     signs = {True: "+", False: "-", None: "o"}
     found = "".join(signs[table.holds(name, axiom)] for axiom in table.axioms)
-    assert found == EXPECTED[name], dict(zip(table.axioms, table.worst[table.methods.index(name)].tolist(), strict=True))  # fmt: skip
+    assert found == EXPECTED[name], dict(zip(table.axioms, table.worst[table.methods.index(name)].tolist(), strict=True))
 
 
 def test_what_cannot_be_asked_says_why(table: AxiomTable) -> None:
@@ -105,7 +103,15 @@ class Saturating(nn.Module):
         return self.head(self.pool(self.features(x)).flatten(1))
 
 
-SEES_WHAT_SATURATED = {"ig": True, "expected_gradients": True, "lime": True, "saliency": False, "gradient_times_input": False, "guided_backprop": False, "gradcam": False}  # fmt: skip
+SEES_WHAT_SATURATED = {
+    "ig": True,
+    "expected_gradients": True,
+    "lime": True,
+    "saliency": False,
+    "gradient_times_input": False,
+    "guided_backprop": False,
+    "gradcam": False,
+}
 
 
 @pytest.mark.parametrize("name", SEES_WHAT_SATURATED)
@@ -132,8 +138,15 @@ def test_a_value_that_the_score_does_not_read_says_nothing_about_sensitivity() -
 
 @pytest.mark.parametrize(
     ("name", "complete"),
-    [("gradient_times_input", True), ("ig", True), ("lrp", True), ("saliency", False), ("guided_backprop", False), ("gradcam", False)],
-)  # fmt: skip
+    [
+        ("gradient_times_input", True),
+        ("ig", True),
+        ("lrp", True),
+        ("saliency", False),
+        ("guided_backprop", False),
+        ("gradcam", False),
+    ],
+)
 def test_maps_of_a_homogeneous_network_are_complete_or_are_not(name: str, complete: bool) -> None:
     model = nets.seeded(attribution_nets.Homogeneous()).double()
     found = Completeness()(method(name), Score(model, 1), nets.images(3).double())
@@ -154,9 +167,7 @@ class Exact(IntegratedGradients):
         return GradientTimesInput()(score, inputs)
 
 
-def test_fault_12_exactly_complete_maps_are_found_complete_and_others_by_how_much_they_are_not() -> (
-    None
-):
+def test_fault_12_exactly_complete_maps_are_found_complete_and_others_by_how_much_they_are_not() -> None:
     model = nn.Linear(300, 1, bias=False).eval()
     x = nets.images(6, size=300)[:, 0, 0]
     found = Completeness()(Exact(), Score(model, 0), x)
@@ -222,9 +233,7 @@ class Undefined:
         return replace(found, **{self.what: values})
 
 
-@pytest.mark.parametrize(
-    "undefined", [Undefined(what) for what in ("values", "score", "baseline_score")]
-)
+@pytest.mark.parametrize("undefined", [Undefined(what) for what in ("values", "score", "baseline_score")])
 @pytest.mark.parametrize("axiom", AXIOMS)
 def test_a_map_of_nan_is_no_trial_that_says_nothing(axiom: str, undefined: Undefined) -> None:
     score, x = Score(nets.seeded(nets.ConvNet()).double(), 0), nets.images(2).double()

@@ -100,7 +100,7 @@ def test_ties_are_broken_by_a_key_not_by_position() -> None:
     assert float(metric(half, score, x[:1]).tied[0]) == 1
     other = replace(metric, seed=1)(half, score, x[:1])
     assert not torch.equal(other.values, metric(half, score, x[:1]).values)
-    assert other.values[0, 0, 0, 6] == pytest.approx(float(metric(half, score, x[:1]).values[0, 0, 0, 6]))  # fmt: skip
+    assert other.values[0, 0, 0, 6] == pytest.approx(float(metric(half, score, x[:1]).values[0, 0, 0, 6]))
 
 
 def test_rm_5_the_last_point_is_the_score_of_the_substrate() -> None:
@@ -118,13 +118,13 @@ def test_rm_5_the_last_point_is_the_score_of_the_substrate() -> None:
 def test_rm_6_only_the_order_of_values_counts() -> None:
     model, x = nets.seeded(nets.ConvNet()).double(), nets.images().double()
     maps, score = nets.images(4, seed=3).double(), Score(model, 1)
-    same = [
-        Deletion(steps=9)(m, score, x).values for m in (maps, maps**3, maps.exp(), 5 * maps - 2)
-    ]
+    same = [Deletion(steps=9)(m, score, x).values for m in (maps, maps**3, maps.exp(), 5 * maps - 2)]
     assert all(torch.equal(same[0], other) for other in same[1:])
 
 
-@pytest.mark.parametrize("metric", [Deletion(steps=7), Insertion(steps=7), Road(steps=3), PixelFlipping(patch=2, random_orders=2)])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric", [Deletion(steps=7), Insertion(steps=7), Road(steps=3), PixelFlipping(patch=2, random_orders=2)]
+)
 def test_rm_7_a_batch_equals_one_at_a_time_and_chunks_do_not_matter(metric: Deletion) -> None:
     model, x = nets.seeded(nets.ConvNet()).double(), nets.images().double()
     targets = torch.tensor([0, 1, 2, 1])
@@ -137,9 +137,7 @@ def test_rm_7_a_batch_equals_one_at_a_time_and_chunks_do_not_matter(metric: Dele
         torch.testing.assert_close(one.values[:, :, 0], whole.values[:, :, i])
 
 
-def test_fault_14_an_order_of_an_image_takes_one_pass_more_than_steps_whatever_the_channels() -> (
-    None
-):
+def test_fault_14_an_order_of_an_image_takes_one_pass_more_than_steps_whatever_the_channels() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
     x = nets.images(2, channels=3, size=32).double()
     maps = nets.images(2, channels=3, size=32, seed=1).double()
@@ -173,9 +171,7 @@ def test_draws_of_noise_and_random_orders_are_averaged() -> None:
     noise = Uniform((-1.0,), (1.0,), draws=3)
     found = Deletion(baselines=(noise,))(WEIGHTS, score, x)
     draws = noise(x)
-    assert float(found.values[0, 0, 0, -1]) == pytest.approx(
-        float(score(draws[:, 0]).detach().mean())
-    )
+    assert float(found.values[0, 0, 0, -1]) == pytest.approx(float(score(draws[:, 0]).detach().mean()))
     random = Deletion(orders=("random",), random_orders=400)(WEIGHTS, score, x)
     assert float(random.areas[0, 0, 0]) == pytest.approx(5.0, abs=0.15)
     assert random.values[0, 0, 0, 2] == pytest.approx(5.0, abs=0.35)

@@ -25,8 +25,17 @@ from probing.evaluation.localisation import (
 from probing.evaluation.robustness import Infidelity, MaxSensitivity, SeedStability, SensitivityN
 from probing.models.scores import Score
 
-LOCAL = (PointingGame(0.0), EnergyShare(), RelevanceRank(), MaskIou(), InsideAuroc(), WeakLocalisation())  # fmt: skip
-OTHERS = (MaxSensitivity(), Infidelity(), SensitivityN(), SeedStability(), EffectivePlaces(), ExplanationLength(), Gini(), PictureBytes())  # fmt: skip
+LOCAL = (PointingGame(0.0), EnergyShare(), RelevanceRank(), MaskIou(), InsideAuroc(), WeakLocalisation())
+OTHERS = (
+    MaxSensitivity(),
+    Infidelity(),
+    SensitivityN(),
+    SeedStability(),
+    EffectivePlaces(),
+    ExplanationLength(),
+    Gini(),
+    PictureBytes(),
+)
 
 
 def scene() -> tuple[Score, Tensor, Tensor]:
@@ -170,7 +179,7 @@ def test_metrics_of_perturbation_tell_good_maps_from_bad_ones() -> None:
     assert small < large
 
 
-@pytest.mark.parametrize("metric", [MaxSensitivity(draws=2), Infidelity(draws=3), SensitivityN(draws=4)])  # fmt: skip
+@pytest.mark.parametrize("metric", [MaxSensitivity(draws=2), Infidelity(draws=3), SensitivityN(draws=4)])
 def test_a_batch_equals_one_at_a_time(metric: MaxSensitivity) -> None:
     score, x, _ = scene()
     whole = metric(GradientTimesInput(), score, x).values
@@ -215,7 +224,7 @@ def test_settings_are_refused_with_their_value(metric: MaxSensitivity, message: 
 
 def test_the_number_of_places_is_that_of_the_entropy() -> None:
     score = Score(attribution_nets.lin(), 0)
-    maps = torch.tensor([[0.5, -0.25, 0.125, 0.125], [0, 0, 7, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).double()  # fmt: skip
+    maps = torch.tensor([[0.5, -0.25, 0.125, 0.125], [0, 0, 7, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).double()
     x = torch.ones(4, 4).double()
     found = EffectivePlaces()(maps, score, x)
     assert found.values[:3].tolist() == pytest.approx([3.3636, 1, 4], abs=1e-4)
@@ -236,9 +245,7 @@ def test_a_noisy_map_is_a_larger_picture() -> None:
 
 
 @pytest.mark.parametrize("metric", [*LOCAL, *OTHERS], ids=lambda m: type(m).__name__)
-def test_a_metric_says_which_way_it_counts_what_it_ranges_over_and_what_it_costs(
-    metric: Metric, tmp_path: object
-) -> None:
+def test_a_metric_says_which_way_it_counts_what_it_ranges_over_and_what_it_costs(metric: Metric, tmp_path: object) -> None:
     assert isinstance(metric, Metric)
     assert metric.better in {"higher", "lower"}
     assert metric.cost

@@ -73,9 +73,7 @@ def test_sc_5_ssim_equals_an_independent_implementation() -> None:
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for range_ in (1.0, 2.0):
         expected = [
-            metrics.structural_similarity(
-                x.double().numpy(), y.double().numpy(), data_range=range_, **settings
-            )
+            metrics.structural_similarity(x.double().numpy(), y.double().numpy(), data_range=range_, **settings)
             for x, y in zip(a, b, strict=True)
         ]
         torch.testing.assert_close(ssim(a, b, range_), torch.tensor(expected), rtol=0, atol=1e-6)
@@ -106,9 +104,7 @@ def test_ranks_equal_an_independent_implementation(dtype: torch.dtype) -> None:
     maps[1:3] = maps[1:3].round(decimals=1)  # ties, zeros of both signs among them
     maps[3] = 2.0
     maps = maps.to(dtype)
-    torch.testing.assert_close(
-        _ranks(maps), torch.from_numpy(stats.rankdata(maps.double(), axis=1))
-    )
+    torch.testing.assert_close(_ranks(maps), torch.from_numpy(stats.rankdata(maps.double(), axis=1)))
     maps[4, 7] = torch.nan
     assert _ranks(maps)[4].isnan().all()
     assert not _ranks(maps)[5].isnan().any()
@@ -235,9 +231,7 @@ def test_layers_are_drawn_from_the_output_to_the_input() -> None:
 def test_a_tensor_that_did_not_change_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(2, 2)).eval()
     frozen = Block("(model)", ("",), ("0.weight",))
-    assert not torch.equal(
-        randomised(model, [frozen], 0).get_parameter("0.weight"), model.get_parameter("0.weight")
-    )
+    assert not torch.equal(randomised(model, [frozen], 0).get_parameter("0.weight"), model.get_parameter("0.weight"))
 
     monkeypatch.setattr("probing.evaluation.reinitialise._draw", lambda *_: None)
     with pytest.raises(UnchangedError, match=r"the first '0\.weight'"):
@@ -293,12 +287,8 @@ def test_sc_4_the_model_is_left_as_found_and_a_cascade_builds_on_its_steps() -> 
 
 
 def checked(method: object, **settings: object) -> Randomisation:
-    metric = CascadingRandomisation(
-        **({"seeds": 2, "measures": ("spearman", "spearman_abs")} | settings)
-    )  # type: ignore[arg-type]
-    return metric(
-        method, Score(conv(), torch.tensor([0, 1, 2, 1])), nets.images(4, size=12).double()
-    )  # type: ignore[arg-type]
+    metric = CascadingRandomisation(**({"seeds": 2, "measures": ("spearman", "spearman_abs")} | settings))  # type: ignore[arg-type]
+    return metric(method, Score(conv(), torch.tensor([0, 1, 2, 1])), nets.images(4, size=12).double())  # type: ignore[arg-type]
 
 
 def test_sc_2_an_edge_detector_does_not_care() -> None:
@@ -387,9 +377,7 @@ def test_independent_steps_change_one_layer_each() -> None:
     metric = IndependentRandomisation(seeds=2, measures=("spearman",))
     model, x = conv(), nets.images(4, size=12).double()
     found = metric(Saliency(), Score(model, 1), x)
-    cascade = CascadingRandomisation(seeds=2, measures=("spearman",))(
-        Saliency(), Score(model, 1), x
-    )
+    cascade = CascadingRandomisation(seeds=2, measures=("spearman",))(Saliency(), Score(model, 1), x)
     assert found.layers == cascade.layers == ("head", "features.2", "features.0")
     torch.testing.assert_close(found.values[:, 0], cascade.values[:, 0])
     assert not torch.equal(found.values[:, 1], cascade.values[:, 1])
@@ -433,14 +421,26 @@ def trained_on_bars() -> tuple[nn.Module, Tensor]:
     y = torch.arange(240) % 3
     for i in range(240):
         r, c = torch.randint(2, 9, (2,), generator=generator).tolist()
-        part = {0: (slice(r, r + 6), slice(c, c + 2)), 1: (slice(r, r + 2), slice(c, c + 6)), 2: (slice(r, r + 4), slice(c, c + 4))}  # fmt: skip
+        part = {
+            0: (slice(r, r + 6), slice(c, c + 2)),
+            1: (slice(r, r + 2), slice(c, c + 6)),
+            2: (slice(r, r + 4), slice(c, c + 4)),
+        }
         x[i, 0][part[i % 3]] += 1.0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 3),
-        )  # fmt: skip
+            nn.Conv2d(1, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(12, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 32),
+            nn.ReLU(),
+            nn.Linear(32, 3),
+        )
         optimiser = torch.optim.Adam(net.parameters(), 3e-3)
         for _ in range(40):
             for part in torch.randperm(200).split(50):

@@ -34,9 +34,7 @@ def make() -> nn.Module:
 
 
 def ranking(order: list[int], data: Data) -> Tensor:
-    return (
-        torch.tensor(order, dtype=torch.float32).expand(len(data.train) + len(data.test), 4).clone()
-    )
+    return torch.tensor(order, dtype=torch.float32).expand(len(data.train) + len(data.test), 4).clone()
 
 
 def roar(data: Data, rankings: dict[str, object], **settings: object) -> Retrained:
@@ -58,21 +56,14 @@ def test_ro_1_only_the_place_that_holds_the_class_matters() -> None:
 @pytest.mark.kernels
 def test_ro_2_of_two_places_that_say_the_same_either_can_go() -> None:
     data = signs(copied=True)
-    found = roar(
-        data, {"first": ranking([4, 3, 2, 1], data), "second": ranking([3, 4, 2, 1], data)}
-    )
+    found = roar(data, {"first": ranking([4, 3, 2, 1], data), "second": ranking([3, 4, 2, 1], data)})
     assert (found.summary[0][:2, 1] > 0.95).all()
 
 
-def test_ro_3_with_nothing_gone_all_is_as_it_was_and_with_all_gone_only_the_frequent_class_is_left() -> (
-    None
-):
+def test_ro_3_with_nothing_gone_all_is_as_it_was_and_with_all_gone_only_the_frequent_class_is_left() -> None:
     data = signs()
     found = roar(data, {"right": ranking([4, 3, 2, 1], data)}, fractions=(0.0, 1.0))
-    plain = [
-        accuracy(QUICK(make, data.train, data.train_labels, s), data.test, data.test_labels)
-        for s in range(2)
-    ]
+    plain = [accuracy(QUICK(make, data.train, data.train_labels, s), data.test, data.test_labels) for s in range(2)]
     assert found.values[0, 0].tolist() == pytest.approx(plain)
     share = float((data.test_labels == data.train_labels.bincount().argmax()).double().mean())
     assert found.values[0, 1].tolist() == pytest.approx([share] * 2)

@@ -124,8 +124,14 @@ def test_one_method_can_t_be_ranked() -> None:
 
 def test_thirds_and_where_they_part_from_the_lecture() -> None:
     assert [third(s) for s in (0.0, 1 / 3, 0.34, 0.66, 2 / 3, 1.0, math.nan)] == [
-        "-", "-", "0", "0", "+", "+", None,
-    ]  # fmt: skip
+        "-",
+        "-",
+        "0",
+        "0",
+        "+",
+        "+",
+        None,
+    ]
     mixed = [1.0, -1.0, 1.0, -1.0]
     found = card(
         ("good", values(abpc=[5.0, 6.0, 7.0, 8.0], passes=1.0)),
@@ -134,9 +140,11 @@ def test_thirds_and_where_they_part_from_the_lecture() -> None:
     ).disagreements
     # The lecture says + of backpropagation in both columns: "good" agrees.
     assert {(d.method, d.desideratum, d.measured, d.certain) for d in found} == {
-        ("one", "fidelity", "-", True), ("other", "fidelity", "-", True),
-        ("one", "efficiency", "0", True), ("other", "efficiency", "-", True),
-    }  # fmt: skip
+        ("one", "fidelity", "-", True),
+        ("other", "fidelity", "-", True),
+        ("one", "efficiency", "0", True),
+        ("other", "efficiency", "-", True),
+    }
     assert str(found[-1]) == "other, efficiency: measured \N{MINUS SIGN}, the lecture says +."
     near = card(("a", values(abpc=mixed)), ("b", values(abpc=[-x for x in mixed]))).disagreements
     assert "reaches the lecture's third" in str(near[0])
@@ -145,9 +153,7 @@ def test_thirds_and_where_they_part_from_the_lecture() -> None:
 # Quantities
 
 
-def test_all_that_is_measured_belongs_to_a_desideratum_and_every_method_says_what_it_answers() -> (
-    None
-):
+def test_all_that_is_measured_belongs_to_a_desideratum_and_every_method_says_what_it_answers() -> None:
     assert {q.desideratum for q in QUANTITIES.values()} == set(DESIDERATA)
     for kind in (*METHODS.values(), Tcav, Dissection):
         assert set(kind.answers) <= set(range(1, len(QUESTIONS) + 1)), kind
@@ -155,16 +161,12 @@ def test_all_that_is_measured_belongs_to_a_desideratum_and_every_method_says_wha
     assert all(kind.family in {"backprop", "local"} for kind in METHODS.values())
 
 
-def test_a_method_that_does_not_say_what_it_demands_is_refused_and_one_without_gradients_is_so_counted() -> (
-    None
-):
+def test_a_method_that_does_not_say_what_it_demands_is_refused_and_one_without_gradients_is_so_counted() -> None:
     class Flat(LocalMethod):
         def explain(self, score: Score, inputs: Tensor) -> Attribution:
             raise AssertionError
 
-    with pytest.raises(
-        ValueError, match="can't place Flat: let the class say family, answers, demands"
-    ):
+    with pytest.raises(ValueError, match="can't place Flat: let the class say family, answers, demands"):
         declared(Flat())
     Flat.family, Flat.answers, Flat.demands = "local", (1, 2, 3), ()
     assert declared(Flat()) == ("local", (1, 2, 3), ())
@@ -173,25 +175,23 @@ def test_a_method_that_does_not_say_what_it_demands_is_refused_and_one_without_g
 
 
 def test_parts_to_read_are_the_exponential_of_the_entropy() -> None:
-    assert float(effective_number(torch.tensor([[0.5, -0.25, 0.125, 0.125]]))) == pytest.approx(3.3636, abs=1e-4)  # fmt: skip
-    assert effective_number(torch.tensor([[0.0, 7.0], [2.0, 2.0], [0.0, 0.0]])).nan_to_num(-1).tolist() == [1, 2, -1]  # fmt: skip
+    assert float(effective_number(torch.tensor([[0.5, -0.25, 0.125, 0.125]]))) == pytest.approx(3.3636, abs=1e-4)
+    assert effective_number(torch.tensor([[0.0, 7.0], [2.0, 2.0], [0.0, 0.0]])).nan_to_num(-1).tolist() == [1, 2, -1]
 
 
 def test_parts_are_pixels_cells_of_a_layer_or_segments() -> None:
-    model, x = seeded(nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))), picture()  # fmt: skip
+    model, x = seeded(nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))), picture()
     score = Score(model, 0)
     assert 20 < float(parts_to_read(Saliency()(score, x))) <= 64
     assert float(parts_to_read(GradCAM("0")(score, x))) <= 16
     found = LIME(parts=Grid(2), surrogate=Local(samples=40))(score, x)
-    by_part = dict(zip(found.diagnostics["parts"].flatten().tolist(), found.values.flatten().tolist(), strict=True))  # fmt: skip
+    by_part = dict(zip(found.diagnostics["parts"].flatten().tolist(), found.values.flatten().tolist(), strict=True))
     assert 1 < len(by_part) <= 16
     expected = effective_number(torch.tensor([list(by_part.values())]))
     torch.testing.assert_close(parts_to_read(found), expected)
 
 
-def test_sums_over_segments_count_each_coefficient_once_and_lime_is_held_to_its_own_prediction() -> (
-    None
-):
+def test_sums_over_segments_count_each_coefficient_once_and_lime_is_held_to_its_own_prediction() -> None:
     model, x = seeded(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))), picture(2)
     method = LIME(parts=Grid(2), hidden=Constant((0.0,)), surrogate=Local(samples=200))
     score = Score(model, 0)
@@ -249,9 +249,7 @@ class Backwards(LocalMethod):
 
     def explain(self, score: Score, inputs: Tensor) -> Attribution:
         found = GradientTimesInput()(score, inputs)
-        return attribution(
-            self, score, inputs, -found.values, found.score, n_forward=1, n_backward=1
-        )
+        return attribution(self, score, inputs, -found.values, found.score, n_forward=1, n_backward=1)
 
 
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.Sigmoid()])
@@ -364,9 +362,14 @@ TRANSFORM = Preprocess(size=16, resize=None, channels="grey", mean=(0.4,), std=(
 
 def pictured() -> LoadedModel:
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
     return LoadedModel(seeded(net), TRANSFORM, ("ant", "bee", "cat"))
 
 
@@ -501,7 +504,7 @@ def test_rows_of_whole_networks_stand_beside_those_of_maps_and_are_kept(
             score, colours, COLOUR, material, folder=tmp_path, done=lambda *d: told.append(d)
         )
     assert [computed for _, computed in told] == [True, True, False, False]
-    found = QUICK.card((*QUICK.rows({"saliency": Saliency()}, score, colours), *rows), score, colours)  # fmt: skip
+    found = QUICK.card((*QUICK.rows({"saliency": Saliency()}, score, colours), *rows), score, colours)
     efficiency, fidelity = DESIDERATA.index("efficiency"), DESIDERATA.index("fidelity")
     assert found.mark(0, efficiency) == "+"
     assert found.mark(1, efficiency) == "-"
@@ -509,9 +512,7 @@ def test_rows_of_whole_networks_stand_beside_those_of_maps_and_are_kept(
     assert "it has no fidelity here" in scorecard_page(found, "a net").html()
 
 
-def test_a_network_without_places_has_no_dissection_and_says_so(
-    material: Material, colours: Tensor
-) -> None:
+def test_a_network_without_places_has_no_dissection_and_says_so(material: Material, colours: Tensor) -> None:
     net = seeded(nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3, 4), nn.Linear(4, 2)))
     row = NetworkRows("2", scenes=8, draws=9)(Score(net, 0), colours, COLOUR, material)[1]
     assert "returns shape (1, 4), no map" in row.refused

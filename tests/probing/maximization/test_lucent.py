@@ -83,9 +83,7 @@ def test_lucents_images_are_climbed_on_and_the_random_state_is_left(net: nn.Modu
     assert (found.trace[:, -1] > found.trace[:, 0]).all()
     with pytest.raises(ImageOptionError, match="read from a saved result"):
         rebuild(found.provenance.method)(net, goals, space=SPACE)  # type: ignore[operator]
-    with pytest.raises(
-        ImageOptionError, match=r"shape \(2, 3, 16, 16\), asked for are 1 of 16 x 16"
-    ):
+    with pytest.raises(ImageOptionError, match=r"shape \(2, 3, 16, 16\), asked for are 1 of 16 x 16"):
         settings(net, goals[0], space=SPACE)
 
 
@@ -104,7 +102,12 @@ def test_fault_16_lucent_leaves_hooks_and_goes_on_after_errors_where_ours_does_n
     net: nn.Module,
 ) -> None:
     render.render_vis(
-        net, "body_2:3", lambda: param.image(16), thresholds=(1,), show_image=False, progress=False,
+        net,
+        "body_2:3",
+        lambda: param.image(16),
+        thresholds=(1,),
+        show_image=False,
+        progress=False,
         transforms=[transform.jitter(2)],
-    )  # fmt: skip
+    )
     assert hooks(net) > 0

@@ -91,9 +91,7 @@ class Linear(nn.Module):
         return (x * self.weight).flatten(1).sum(1, keepdim=True)
 
 
-def climbed(
-    weight: Tensor, *regularizers: object, steps: int, rate: float = 1.0, noise: float = 0.0
-) -> Maximization:
+def climbed(weight: Tensor, *regularizers: object, steps: int, rate: float = 1.0, noise: float = 0.0) -> Maximization:
     """Maximise a linear unit in raw levels, without random views."""
     settings = Maximize(
         image=Pixels(noise=noise),
@@ -156,9 +154,7 @@ def test_am_6_progress_raises_a_linear_unit_by_the_same_gain_each_step() -> None
     settings = Maximize(Pixels(), (), (), Progress(7.0), steps=12, size=8)
     found = settings(Linear(weight).eval(), Logit(0), space=RAW)
     assert torch.allclose(found.trace.diff(dim=1), torch.tensor(7.0), atol=1e-3)
-    slower = replace(settings, ascent=Progress(7.0, 1e-3))(
-        Linear(weight).eval(), Logit(0), space=RAW
-    )
+    slower = replace(settings, ascent=Progress(7.0, 1e-3))(Linear(weight).eval(), Logit(0), space=RAW)
     expected = 1e-3 * weight.square().sum()
     assert torch.allclose(slower.trace.diff(dim=1), expected, atol=1e-3)
 
@@ -282,9 +278,7 @@ def small(kind: str) -> tuple[nn.Module, Space, int, list[object]]:
         net = timm.create_model("tf_efficientnet_lite0")
         return net, Space(), 40, [Channel("blocks.2", 3), Logit(7)]
     if kind == "timm ViT":
-        net = timm.create_model(
-            "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3
-        )
+        net = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3)
         return net, Space(size=64), 52, [Channel("blocks.0", 3), Logit(7)]
     if kind == "torchvision ViT":
         net = torchvision.models.VisionTransformer(64, 16, 2, 3, 48, 96, num_classes=10)
@@ -293,9 +287,7 @@ def small(kind: str) -> tuple[nn.Module, Space, int, list[object]]:
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize(
-    "kind", ["torchvision CNN", "timm CNN", "timm ViT", "torchvision ViT", "grey"]
-)
+@pytest.mark.parametrize("kind", ["torchvision CNN", "timm CNN", "timm ViT", "torchvision ViT", "grey"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_networks_of_all_kinds_are_maximised_and_left_as_found(kind: str) -> None:
     net, space, size, goals = small(kind)
@@ -316,13 +308,13 @@ def test_networks_of_all_kinds_are_maximised_and_left_as_found(kind: str) -> Non
 def convs() -> nn.Module:
     layers = OrderedDict(
         first=nn.Conv2d(3, 8, 3, padding=1), act=nn.ReLU(inplace=True), second=nn.Conv2d(8, 40, 3), end=nn.ReLU()
-    )  # fmt: skip
+    )
     return nets.seeded(nn.Sequential(layers))
 
 
 @pytest.mark.kernels
 def test_the_same_call_gives_the_same_bits_and_another_seed_another_image() -> None:
-    a, b, c = (maximize(convs(), Channel("second", 3), space=Space(), size=16, steps=8, seed=s) for s in (0, 0, 1))  # fmt: skip
+    a, b, c = (maximize(convs(), Channel("second", 3), space=Space(), size=16, steps=8, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.images, b.images)
     assert torch.equal(a.trace, b.trace)
     assert not torch.allclose(a.images, c.images, atol=0.1)
@@ -343,9 +335,7 @@ def test_one_unit_alone_equals_the_same_unit_in_a_batch_of_32() -> None:
 @pytest.mark.kernels
 def test_batches_do_not_change_images() -> None:
     goals = [Channel("second", k) for k in range(5)]
-    whole, parts = (
-        Maximize(steps=8, size=16, batch=b)(convs(), goals, space=Space()) for b in (32, 2)
-    )
+    whole, parts = (Maximize(steps=8, size=16, batch=b)(convs(), goals, space=Space()) for b in (32, 2))
     assert (whole.batch, parts.batch) == (5, 2)
     assert torch.allclose(whole.images, parts.images, atol=1e-3)
 
@@ -400,9 +390,7 @@ def test_objectives_are_what_their_formulas_say(generator: torch.Generator) -> N
     assert torch.allclose(Direction("a", v)(seen(flat)), flat @ v, atol=1e-6)
     last = Direction("a", v, last=True)(seen(maps.movedim(1, -1)))
     assert torch.allclose(last, Direction("a", v)(seen(maps)), atol=1e-6)
-    assert torch.allclose(
-        Channel("a", 2, last=True)(seen(maps.movedim(1, -1))), maps[:, 2].mean((1, 2))
-    )
+    assert torch.allclose(Channel("a", 2, last=True)(seen(maps.movedim(1, -1))), maps[:, 2].mean((1, 2)))
     assert torch.allclose(Neuron("a", 1)(seen(maps)), maps[:, 1, 2, 2])
     assert torch.allclose(Neuron("a", 1, (0, 4))(seen(maps)), maps[:, 1, 0, 4])
     assert torch.allclose(Layer("a")(seen(maps)), maps.square().mean((1, 2, 3)))
@@ -411,9 +399,7 @@ def test_objectives_are_what_their_formulas_say(generator: torch.Generator) -> N
     cosine = plain / (maps.norm(dim=1) * v.norm())
     expected = (plain * cosine.clamp(min=0.1) ** 2).mean((1, 2))
     assert torch.allclose(Direction("a", v, 2.0)(seen(maps)), expected, atol=1e-6)
-    assert torch.allclose(
-        TensorDirection("a", v_map)(seen(maps)), (maps * v_map).sum((1, 2, 3)), atol=1e-5
-    )
+    assert torch.allclose(TensorDirection("a", v_map)(seen(maps)), (maps * v_map).sum((1, 2, 3)), atol=1e-5)
     assert Logit(1)(Seen({"": maps[:, :, 0, 0]})).tolist() == maps[:, 1, 0, 0].tolist()
 
 
@@ -448,8 +434,7 @@ def test_images_of_one_objective_differ_and_diversity_drives_them_apart() -> Non
 @pytest.mark.kernels
 def test_minus_an_objective_is_minimised() -> None:
     up, down = (
-        maximize(convs(), goal, space=Space(), size=16, steps=20)
-        for goal in (Channel("second", 5), -Channel("second", 5))
+        maximize(convs(), goal, space=Space(), size=16, steps=20) for goal in (Channel("second", 5), -Channel("second", 5))
     )
     assert float(up.activation[0]) > 0.3 - float(down.activation[0])
 
@@ -478,27 +463,21 @@ def test_a_caricature_exceeds_its_picture_in_its_own_direction(
     margin = Pad(12).padded(picture[None], Space())
     own = convs().get_submodule("first")(margin).square().sum(1).mean()
     assert float(found.activation[0]) > float(own.detach())
-    with pytest.raises(
-        ImageOptionError, match=r"shape \(3, 16, 16\), the images have \(3, 20, 20\)"
-    ):
+    with pytest.raises(ImageOptionError, match=r"shape \(3, 16, 16\), the images have \(3, 20, 20\)"):
         maximize(convs(), goal, space=Space(), size=20, steps=2)
 
 
 def test_dreams_start_from_the_picture_given(generator: torch.Generator) -> None:
     start = torch.rand(1, 3, 16, 16, generator=generator) * 0.9 + 0.05
     for image in (Pixels(), Fourier()):
-        found = maximize(
-            convs(), Layer("second"), image=image, space=Space(), size=16, steps=1, start=start
-        )
+        found = maximize(convs(), Layer("second"), image=image, space=Space(), size=16, steps=1, start=start)
         assert torch.allclose(found.pixels, start, atol=1e-4)
 
 
 def test_maco_changes_phases_only() -> None:
     maco = Maco().begin(plan(16))
     with torch.no_grad():
-        maco.parameters[0].add_(
-            torch.randn(1, 1, 16, 9, generator=torch.Generator().manual_seed(1))
-        )
+        maco.parameters[0].add_(torch.randn(1, 1, 16, 9, generator=torch.Generator().manual_seed(1)))
     planes = maco.render().detach().logit()
     power = torch.fft.rfft2(planes, norm="ortho").abs()[0, 0]
     own = Maco().begin(plan(16)).render().detach().logit()
@@ -713,15 +692,11 @@ def test_bad_units_positions_and_directions_are_named() -> None:
     def bad(goal: object) -> None:
         maximize(convs(), goal, space=Space(), size=16, steps=2)  # type: ignore[arg-type]
 
-    with pytest.raises(
-        UnitError, match=r"unit 40 is out of range: layer 'second' has 40 units, 0 to 39"
-    ):
+    with pytest.raises(UnitError, match=r"unit 40 is out of range: layer 'second' has 40 units, 0 to 39"):
         bad(Channel("second", 40))
     with pytest.raises(UnitError, match="unit -1 is out of range"):
         bad(Channel("second", -1))
-    with pytest.raises(
-        UnitError, match=r"position \(99, 0\) is outside the maps of layer 'second'"
-    ):
+    with pytest.raises(UnitError, match=r"position \(99, 0\) is outside the maps of layer 'second'"):
         bad(Neuron("second", 0, (99, 0)))
     with pytest.raises(UnitError, match="has 3 components, layer 'second' has 40 units"):
         bad(Direction("second", torch.ones(3)))
@@ -791,9 +766,7 @@ class Hungry(nn.Module):
         return y
 
 
-def test_fault_16_out_of_memory_halves_the_batch_and_says_so_instead_of_going_on_with_stale_features() -> (
-    None
-):
+def test_fault_16_out_of_memory_halves_the_batch_and_says_so_instead_of_going_on_with_stale_features() -> None:
     goals = [Channel("inner.second", k) for k in range(5)]
     settings = Maximize(steps=6, size=16)
     found = settings(Hungry().eval(), goals, space=Space())
@@ -826,9 +799,7 @@ def test_fault_16_an_error_of_the_network_ends_the_run_and_leaves_no_hook() -> N
 
 
 def test_results_are_saved_loaded_and_their_method_rebuilt(tmp_path: object) -> None:
-    settings = Maximize(
-        Pixels(3.0), (Decay(0.1), Box()), (Jitter(2),), Normalized(2.0), steps=3, size=12
-    )
+    settings = Maximize(Pixels(3.0), (Decay(0.1), Box()), (Jitter(2),), Normalized(2.0), steps=3, size=12)
     found = settings(convs(), Channel("second", 3), space=Space())
     loaded = Maximization.load(found.save(tmp_path))  # type: ignore[arg-type]
     assert torch.equal(loaded.images, found.images)
@@ -842,13 +813,9 @@ def test_images_are_placed_among_data() -> None:
     pixels = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     data = TensorExamples(Space().encode(pixels))
     goals = [Channel("second", 3), -Channel("second", 3), Together((Channel("second", 1),) * 2)]
-    found = maximize(
-        net, goals, space=Space(), size=16, steps=30, transforms=(), store=ActivationStore(), examples=data
-    )  # fmt: skip
+    found = maximize(net, goals, space=Space(), size=16, steps=30, transforms=(), store=ActivationStore(), examples=data)
     assert found.beside is not None
-    values = net.get_submodule("second")(
-        net.get_submodule("act")(net.get_submodule("first")(data.load(range(20))))
-    )
+    values = net.get_submodule("second")(net.get_submodule("act")(net.get_submodule("first")(data.load(range(20)))))
     channel = values[:, 3].mean((1, 2))
     percentile = 100 * float((channel < found.activation[0]).float().mean())
     assert float(found.beside.percentile[0]) == pytest.approx(percentile)
@@ -881,18 +848,12 @@ def test_spaces_are_read_off_other_libraries_preprocessing() -> None:
     assert space.mean == pytest.approx((0.485, 0.456, 0.406), abs=1e-4)
     assert space.std == pytest.approx((0.229, 0.224, 0.225), abs=1e-4)
     assert (space.order, space.size) == ("rgb", 224)
-    grey = transforms.Compose(
-        [transforms.Grayscale(), transforms.Resize((28, 28)), transforms.ToTensor()]
-    )
+    grey = transforms.Compose([transforms.Grayscale(), transforms.Resize((28, 28)), transforms.ToTensor()])
     assert Space.of(grey) == Space((0.0,), (1.0,), "grey", 1, 28)
-    flipped = transforms.Compose(
-        [transforms.Resize((8, 8)), transforms.ToTensor(), lambda x: x.flip(0)]
-    )
+    flipped = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor(), lambda x: x.flip(0)])
     assert Space.of(flipped).order == "bgr"
     with pytest.raises(SpaceError, match="no scaling of each channel"):
-        Space.of(
-            transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor(), torch.square])
-        )
+        Space.of(transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor(), torch.square]))
 
 
 def test_a_preprocessing_that_gives_nan_is_no_scaling() -> None:

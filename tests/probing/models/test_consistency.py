@@ -78,9 +78,7 @@ class MovingAverage(nn.Module):
 class RandomCrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         row, column = torch.randint(0, 97, (2,)).tolist()
-        return functional.interpolate(x, size=102, mode="bilinear")[
-            :, :, row : row + 3, column : column + 3
-        ]
+        return functional.interpolate(x, size=102, mode="bilinear")[:, :, row : row + 3, column : column + 3]
 
 
 def swaps_in_place(x: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ PLANTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a counter kept on the module": (Counts, "hangs on earlier calls"),
     "a cache that returns the first answer": (Caches, "hangs on earlier calls"),
     "statistics updated in evaluation mode": (MovingAverage, "hangs on earlier calls"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("make", "what"), PLANTED.values(), ids=PLANTED)
@@ -131,9 +129,7 @@ def test_a_planted_misbehaviour_is_refused_by_name_by_all_that_read_a_model(
         lambda: Saliency()(Score(net, 1), x),
         lambda: ActivationStore().activations(net, ["relu"], TensorExamples(x)),
         lambda: ActivationStore().gradients(Score(net, 1), ["relu"], TensorExamples(x)),
-        lambda: maximize(
-            net, Channel("relu", 0), size=6, steps=1, transforms=(), space=Space.plain()
-        ),
+        lambda: maximize(net, Channel("relu", 0), size=6, steps=1, transforms=(), space=Space.plain()),
     ]
     for read in readers:
         with pytest.raises(InconsistentModelError, match=message):
@@ -143,7 +139,7 @@ def test_a_planted_misbehaviour_is_refused_by_name_by_all_that_read_a_model(
 
 
 def test_the_inputs_are_left_as_they_are_by_a_model_that_overwrites_them() -> None:
-    net, x = seeded(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 2))), images(size=6)  # fmt: skip
+    net, x = seeded(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 2))), images(size=6)
     before = x.clone()
     refuse_inconsistent(net, x, CPU)
     assert torch.equal(x, before)
@@ -205,9 +201,7 @@ def test_a_batch_that_is_mixed_after_the_last_layer_is_told_of_the_model(
         refuse_inconsistent(seeded(Scores(wrap)), x, CPU)
 
 
-def test_a_model_that_takes_no_example_alone_is_refused_and_one_that_takes_only_one_is_not() -> (
-    None
-):
+def test_a_model_that_takes_no_example_alone_is_refused_and_one_that_takes_only_one_is_not() -> None:
     single = seeded(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False)))
     with pytest.raises(InconsistentModelError, match=r"takes no example alone .*more than 1 value"):
         refuse_inconsistent(single, images(size=6), CPU)

@@ -22,9 +22,7 @@ from probing.store.store import ActivationStore
 class Body(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-        )
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -211,13 +209,9 @@ def test_examples_are_cast_to_what_the_control_takes(dtype: torch.dtype) -> None
 
 def test_what_is_shared_is_named_with_the_way_out() -> None:
     model = made(OnlyItsHead)
-    with pytest.raises(
-        SharedWeightsError, match=r"'head\.weight' of the model itself.*make that a method"
-    ):
+    with pytest.raises(SharedWeightsError, match=r"'head\.weight' of the model itself.*make that a method"):
         prove_own_weights(copy.deepcopy(model), model, X[:1])
-    with pytest.raises(
-        SharedWeightsError, match=r"'steps' of OnlyItsHead holds on to a OnlyItsHead"
-    ):
+    with pytest.raises(SharedWeightsError, match=r"'steps' of OnlyItsHead holds on to a OnlyItsHead"):
         untrained_copy(model)
 
 

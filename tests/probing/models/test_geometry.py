@@ -94,9 +94,7 @@ class Heads(nn.Module):
 
 
 @pytest.mark.parametrize(("shape", "mixed"), [((3, 5, 7), True), ((4, 4, 4), True)])
-def test_what_is_no_map_is_refused_or_read_as_is_said(
-    shape: tuple[int, int, int], *, mixed: bool
-) -> None:
+def test_what_is_no_map_is_refused_or_read_as_is_said(shape: tuple[int, int, int], *, mixed: bool) -> None:
     net = nn.Sequential(Heads(shape=shape, mixed=mixed), nn.Flatten(), nn.LazyLinear(2)).eval()
     x = nets.images(2, 3, 8)
     net(x)
@@ -124,7 +122,7 @@ def test_every_analysis_reads_units_where_they_are(channels: int) -> None:
     slopes = store.gradients(score, ["first", "last"], examples, pool="mean")
     torch.testing.assert_close(slopes["last"], slopes["first"])
     for position in (False, True):
-        atlas = [Atlas(n, Pca(), least=1, position=position)(store, net, examples) for n in ("first", "last")]  # fmt: skip
+        atlas = [Atlas(n, Pca(), least=1, position=position)(store, net, examples) for n in ("first", "last")]
         torch.testing.assert_close(atlas[0].means, atlas[1].means, equal_nan=True)
 
     for reduction in (GlobalAverage(), ProbeGrid(2)):
@@ -136,19 +134,19 @@ def test_every_analysis_reads_units_where_they_are(channels: int) -> None:
 
     labels = torch.zeros(4, 1, 8, 8, dtype=torch.long)
     labels[:, :, :4] = 1
-    scenes = Scenes(examples, TensorLabels(labels, Vocabulary(("a",), ("object",))), size=(8, 8), frame="input")  # fmt: skip
+    scenes = Scenes(examples, TensorLabels(labels, Vocabulary(("a",), ("object",))), size=(8, 8), frame="input")
     found = Dissection(("first", "last"), draws=0)(store, net, scenes)
     assert len(found.unit) == 2 * channels
     torch.testing.assert_close(*(found.iou[found.rows_of(n)] for n in ("first", "last")))
 
     order = torch.arange(channels)
-    ablated = [Ablation(n, counts=(1,))(net, examples, torch.zeros(4).long(), order) for n in ("first", "last")]  # fmt: skip
+    ablated = [Ablation(n, counts=(1,))(net, examples, torch.zeros(4).long(), order) for n in ("first", "last")]
     torch.testing.assert_close(ablated[0].score_without, ablated[1].score_without)
     torch.testing.assert_close(silenced(score, "first", x, [1]), silenced(score, "last", x, [1]))
     way = torch.arange(channels).double()
     moved = [edit_along(score, n, way, x, torch.ones(1)) for n in ("first", "last")]
     torch.testing.assert_close(*moved)
-    parts = [ConceptGradients(n)(score, x, torch.eye(channels)[:2], ("a", "b")).values for n in ("first", "last")]  # fmt: skip
+    parts = [ConceptGradients(n)(score, x, torch.eye(channels)[:2], ("a", "b")).values for n in ("first", "last")]
     torch.testing.assert_close(*parts)
 
 
@@ -158,7 +156,7 @@ def test_units_of_synthetic_images_are_read_where_they_are(channels: int) -> Non
     values = [
         Reader.of(net, [kind(n) for kind in (_channel, _neuron)], Precision("float64"), torch.device("cpu")).values(x[:2])
         for n in ("first", "last")
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(*values)
     found = Maximize(steps=2, size=8, transforms=())(
         net.float(),
@@ -232,14 +230,21 @@ def densenet() -> nn.Module:
 
 
 def vit(**settings: object) -> nn.Module:
-    return timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2, embed_dim=24, num_heads=2, **settings)  # fmt: skip
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2, embed_dim=24, num_heads=2, **settings
+    )
 
 
 def swin() -> nn.Module:
     return timm.create_model(
-        "swin_tiny_patch4_window7_224", num_classes=5, img_size=64, window_size=2,
-        depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 3, 4),
-    )  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        num_classes=5,
+        img_size=64,
+        window_size=2,
+        depths=(1, 1, 1, 1),
+        embed_dim=24,
+        num_heads=(1, 2, 3, 4),
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,10 +258,15 @@ def swin() -> nn.Module:
         (densenet, 64, "features.norm5", "2 x 2 cells, maps [n, c, h, w]"),
         (vit, 32, "blocks.1.norm1", "2 x 2 cells, tokens"),
         (lambda: vit(global_pool="avg", class_token=False), 32, "norm", "2 x 2 cells, tokens"),
-        (lambda: timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)), 64, "norm_pre", "2 x 2 cells, maps [n, c, h, w]"),
+        (
+            lambda: timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)),
+            64,
+            "norm_pre",
+            "2 x 2 cells, maps [n, c, h, w]",
+        ),
     ],
     ids=["swin", "mixer", "auxiliary", "one place", "stages", "densenet", "class token", "mean of tokens", "convnext"],
-)  # fmt: skip
+)
 def test_a_class_activation_map_is_read_at_the_last_stage(
     make: Callable[[], nn.Module], side: int, layer: str, cells: str
 ) -> None:

@@ -46,9 +46,7 @@ def test_no_target_is_the_top_class_of_each_input() -> None:
     x[1] += torch.tensor([0.0, 9.0]).view(2, 1, 1)
     tops = net(x).argmax(1)
     assert tops[:2].tolist() == [0, 1]
-    for found, expected in zip(
-        input_gradient(Score(net), x), input_gradient(Score(net, tops), x), strict=True
-    ):
+    for found, expected in zip(input_gradient(Score(net), x), input_gradient(Score(net, tops), x), strict=True):
         assert torch.equal(found, expected)
     weights = torch.tensor([[1.0, 0, -1, 0], [0, 2, 0, -2]], dtype=torch.float64)[tops]
     found = layer_gradients(Score(net), x, ["pool"])["pool"][1]
@@ -96,9 +94,7 @@ def test_a_layer_gradient_is_the_finite_difference_of_the_score(unit: str, layer
             handle = net.get_submodule(layer).register_forward_hook(shift)
             values.append(score(x).item())
             handle.remove()
-        torch.testing.assert_close(
-            slope.view(-1)[index].item(), (values[0] - values[1]) / 2e-6, rtol=1e-6, atol=1e-8
-        )
+        torch.testing.assert_close(slope.view(-1)[index].item(), (values[0] - values[1]) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
 def test_an_in_place_net_has_the_gradients_of_the_net_that_copies() -> None:
@@ -107,14 +103,10 @@ def test_an_in_place_net_has_the_gradients_of_the_net_that_copies() -> None:
     found, expected = (layer_gradients(score, images(), layers) for score in (inplace, apart))
     assert (expected["features.0"][0] < 0).any()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(
-        input_gradient(inplace, images()), input_gradient(apart, images()), rtol=0, atol=0
-    )
+    torch.testing.assert_close(input_gradient(inplace, images()), input_gradient(apart, images()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "net", [ConvNet(), LinearTailNet(), BatchNormNet()], ids=lambda n: type(n).__name__
-)
+@pytest.mark.parametrize("net", [ConvNet(), LinearTailNet(), BatchNormNet()], ids=lambda n: type(n).__name__)
 def test_a_batch_has_the_gradients_of_its_examples_one_at_a_time(net: nn.Module) -> None:
     score, layers = Score(seeded(net).double(), 2), [n for n, _ in net.named_children()]
     whole = layer_gradients(score, images().double(), layers)
@@ -348,9 +340,7 @@ def test_several_scores_share_one_forward_pass() -> None:
     scores = [Score(net, k, unit=unit) for k in range(3) for unit in ("logit", "probability")]
     with frozen_parameters(net), capture(net, ["features.2", "features"], graph=True) as kept:
         output = net(images())
-    found = score_gradients(
-        scores, output, [kept["features.2"], kept["features"]], ["features.2", "features"]
-    )
+    found = score_gradients(scores, output, [kept["features.2"], kept["features"]], ["features.2", "features"])
     assert calls == [1]
     for score, (at_conv, at_features) in zip(scores, found, strict=True):
         alone = layer_gradients(score, images(), ["features.2", "features"])

@@ -128,9 +128,7 @@ def test_a_graph_leads_from_each_layer_to_the_score_in_one_pass() -> None:
     )
     with capture(net, layers, graph=True) as kept:
         output = net(images())
-    slopes = dict(
-        zip(layers, torch.autograd.grad(output[:, 2].sum(), [kept[n] for n in layers]), strict=True)
-    )
+    slopes = dict(zip(layers, torch.autograd.grad(output[:, 2].sum(), [kept[n] for n in layers]), strict=True))
     assert torch.equal(slopes["head"], slopes[""])
     assert slopes[""].tolist() == [[0, 0, 1]] * 4
     row = net.head.weight[2][None, :, None, None] / 36
@@ -162,13 +160,9 @@ class Skip(nn.Module):
         return 2 * self.identity(x) + 3 * x
 
 
-@pytest.mark.parametrize(
-    "identity", [nn.Identity(), nn.Dropout(), nn.Flatten(), nn.Sequential(), First()]
-)
+@pytest.mark.parametrize("identity", [nn.Identity(), nn.Dropout(), nn.Flatten(), nn.Sequential(), First()])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_gradient_at_a_layer_that_hands_on_its_input_is_along_its_own_path(
-    identity: nn.Module, *, frozen: bool
-) -> None:
+def test_the_gradient_at_a_layer_that_hands_on_its_input_is_along_its_own_path(identity: nn.Module, *, frozen: bool) -> None:
     net = seeded(Skip(identity)).requires_grad_(not frozen)
     with capture(net, ["identity", "first"], graph=True) as kept:
         output = net(torch.ones(1, 2))
@@ -314,9 +308,7 @@ def test_a_wrong_second_name_sets_no_hook() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("stop", [False, True])
-def test_an_error_inside_the_block_passes_through_and_leaves_no_hook(
-    error: type[BaseException], *, stop: bool
-) -> None:
+def test_an_error_inside_the_block_passes_through_and_leaves_no_hook(error: type[BaseException], *, stop: bool) -> None:
     net = seeded(ConvNet())
     with (
         left_as_found(net),
@@ -329,9 +321,7 @@ def test_an_error_inside_the_block_passes_through_and_leaves_no_hook(
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("graph", [False, True])
-def test_an_error_inside_the_model_passes_through_and_leaves_no_hook(
-    error: type[BaseException], *, graph: bool
-) -> None:
+def test_an_error_inside_the_model_passes_through_and_leaves_no_hook(error: type[BaseException], *, graph: bool) -> None:
     def fail(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
         raise error
 
@@ -356,9 +346,7 @@ def test_a_failed_pass_may_be_followed_by_another_in_the_block() -> None:
 
 @pytest.mark.parametrize("stop", [False, True])
 @pytest.mark.parametrize("graph", [False, True])
-def test_a_layer_that_runs_twice_is_refused_by_its_plain_name_every_time(
-    *, stop: bool, graph: bool
-) -> None:
+def test_a_layer_that_runs_twice_is_refused_by_its_plain_name_every_time(*, stop: bool, graph: bool) -> None:
     net = seeded(SharedReluNet())
     for _ in range(3):
         with (

@@ -34,9 +34,7 @@ def test_the_empty_path_is_the_model_itself() -> None:
 
 
 def test_an_unknown_path_names_the_model_the_path_and_its_near_names() -> None:
-    with pytest.raises(
-        LayerNotFoundError, match=r"ConvNet has no layer 'featres\.2'.*'features\.2'"
-    ) as caught:
+    with pytest.raises(LayerNotFoundError, match=r"ConvNet has no layer 'featres\.2'.*'features\.2'") as caught:
         resolve(ConvNet(), "featres.2")
     assert isinstance(caught.value, LookupError)
     assert caught.value.__suppress_context__
@@ -176,9 +174,7 @@ class Stages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         block = lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1), nn.Tanh()])  # noqa: E731
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(block(), block()) for _ in range(4)
-        )
+        self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Sequential(block(), block()) for _ in range(4))
         self.relu, self.fc = nn.ReLU(), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +196,7 @@ def test_every_analysis_reads_the_layers_that_a_glob_names(pattern: str, listed:
     assert tuple(store.activations(net, layers, examples, pool="mean")) == wanted
     assert tuple(store.gradients(Score(net, 1), layers, examples, pool="mean")) == wanted
     assert tuple(store.batches(net, layers, examples).__next__()[1]) == wanted
-    probes = LayerProbes(pattern, RidgeProbe((1.0,)), inputs=False, controls=0, untrained=False, description_length=False)  # fmt: skip
+    probes = LayerProbes(pattern, RidgeProbe((1.0,)), inputs=False, controls=0, untrained=False, description_length=False)
     assert probes(store, net, examples, labels).layers == wanted
     [*requests] = probes.requests(net, examples)
     assert tuple(layer for request in requests for layer in request.layers) == wanted
@@ -214,16 +210,13 @@ def test_every_analysis_reads_the_layers_that_a_glob_names(pattern: str, listed:
         labelled[:, :, :4] = 1
         words = Vocabulary(("a",), ("object",))
         scenes = Scenes(examples, TensorLabels(labelled, words), size=(8, 8), frame="input")
-        assert (
-            Dissection(tuple(layers) if listed else pattern, draws=0)(store, net, scenes).layers
-            == wanted
-        )
+        assert Dissection(tuple(layers) if listed else pattern, draws=0)(store, net, scenes).layers == wanted
 
 
 def test_by_default_probes_read_the_layers_without_layers_inside() -> None:
     net = seeded(Stages())
     examples, labels = TensorExamples(images(12, 3, 8)), [i % 2 for i in range(12)]
-    method = LayerProbes(probe=RidgeProbe((1.0,)), inputs=False, controls=0, untrained=False, description_length=False)  # fmt: skip
+    method = LayerProbes(probe=RidgeProbe((1.0,)), inputs=False, controls=0, untrained=False, description_length=False)
     found = method(ActivationStore(), net, examples, labels).layers
     inside = [f"layer{i}.{j}.{k}" for i in range(1, 5) for j in range(2) for k in range(2)]
     assert found == (*inside, "fc")

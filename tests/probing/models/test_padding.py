@@ -100,7 +100,7 @@ class Encoder(Reader):
 
 
 def encoder() -> nn.Module:
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False)  # fmt: skip
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False)
 
 
 class Attended(Reader):
@@ -173,12 +173,18 @@ def test_analyses_of_texts_do_not_depend_on_padding() -> None:
         store = ActivationStore(precision=DOUBLE)
         wide = torch.nn.functional.pad(ids, (0, width - 5))
         examples = TensorExamples(wide)
-        probes = LayerProbes("first", RidgeProbe((1.0,)), inputs=False, untrained=False, controls=0, description_length=False)  # fmt: skip
+        probes = LayerProbes(
+            "first", RidgeProbe((1.0,)), inputs=False, untrained=False, controls=0, description_length=False
+        )
         atlas = Atlas("first", Pca(), least=1)(store, net, examples)
         tcav = Tcav(null=None, runs=2, relabellings=9)(
-            store, {"one": Score(net, 1)}, ["first"], [Concept("c", TensorExamples(wide[:10]))],
-            TensorExamples(wide[10:20]), TensorExamples(wide[20:]),
-        )  # fmt: skip
+            store,
+            {"one": Score(net, 1)},
+            ["first"],
+            [Concept("c", TensorExamples(wide[:10]))],
+            TensorExamples(wide[10:20]),
+            TensorExamples(wide[20:]),
+        )
         return [probes(store, net, examples, labels).error, atlas.means, tcav.accuracy, tcav.effect]
 
     torch.testing.assert_close(measured(5), measured(9), equal_nan=True)
@@ -229,9 +235,7 @@ class Differing(Reader):
     ],
     ids=["no known name", "another number of tokens", "two masks"],
 )
-def test_padding_that_cannot_be_told_is_refused(
-    make: Callable[[], Reader], layer: str, reason: str
-) -> None:
+def test_padding_that_cannot_be_told_is_refused(make: Callable[[], Reader], layer: str, reason: str) -> None:
     net, examples = nets.seeded(make()).double(), TensorExamples(texts(7))
     store = ActivationStore(precision=DOUBLE)
     with pytest.raises(MaskError, match=reason):

@@ -66,11 +66,7 @@ def real(name: str) -> nn.Module:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            made = (
-                timm.create_model(name)
-                if name[:3] == "tf_"
-                else torchvision.models.get_model(name, weights=None)
-            )
+            made = timm.create_model(name) if name[:3] == "tf_" else torchvision.models.get_model(name, weights=None)
         _MADE[name] = shaken(made)
     return _MADE[name]
 
@@ -94,9 +90,7 @@ def addresses(net: nn.Module, x: Tensor) -> list[str]:
     """Return the address of the first call of every layer that returns a tensor."""
     found: list[str] = []
     handles = [
-        module.register_forward_hook(
-            lambda _, a, out, n=name: found.append(f"{n}:0") if isinstance(out, Tensor) else None
-        )
+        module.register_forward_hook(lambda _, a, out, n=name: found.append(f"{n}:0") if isinstance(out, Tensor) else None)
         for name, module in net.named_modules()
         if name
     ]
@@ -124,9 +118,7 @@ def test_every_layer_that_is_read_returns_what_it_returned(name: str) -> None:
     assert MODELS[name] >= folded[0] > folded[1] > 0
 
 
-@pytest.mark.parametrize(
-    "layer", ["conv1", "bn1", "layer1.0", "layer2.0.downsample", "layer2.0.downsample.0", "layer3"]
-)
+@pytest.mark.parametrize("layer", ["conv1", "bn1", "layer1.0", "layer2.0.downsample", "layer2.0.downsample.0", "layer3"])
 def test_one_layer_read_of_a_residual_network_costs_at_most_its_own_fold(layer: str) -> None:
     net = frozen_copy(real("resnet18"))
     reads_convolution = isinstance(net.get_submodule(layer), nn.Conv2d)
@@ -179,9 +171,7 @@ class Pair(nn.Module):
         (["tail", "stem"], 0),
     ],
 )
-def test_a_pair_is_folded_unless_something_that_ends_between_is_read(
-    read: list[str], folded: int
-) -> None:
+def test_a_pair_is_folded_unless_something_that_ends_between_is_read(read: list[str], folded: int) -> None:
     net = shaken(seeded(Pair()).double())
     expected = outputs(net, images().double(), read)
     copy = frozen_copy(net)
@@ -194,9 +184,7 @@ def test_a_block_that_holds_the_pair_may_be_read() -> None:
     net = shaken(seeded(nn.Sequential(Pair(), nn.Flatten())).double())
     copy = frozen_copy(net)
     assert fold_batchnorm(copy, ["0"]) == 1
-    torch.testing.assert_close(
-        outputs(copy, images().double(), ["0"]), outputs(net, images().double(), ["0"])
-    )
+    torch.testing.assert_close(outputs(copy, images().double(), ["0"]), outputs(net, images().double(), ["0"]))
 
 
 def test_an_unknown_layer_is_refused() -> None:
@@ -247,9 +235,7 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
     "with a bias": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4)),
     "without a bias": lambda: make(plain, conv=conv(bias=False), norm=nn.BatchNorm2d(4)),
     "norm without weights": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4, affine=False)),
-    "padded in a circle": lambda: make(
-        plain, conv=conv(padding_mode="circular"), norm=nn.BatchNorm2d(4)
-    ),
+    "padded in a circle": lambda: make(plain, conv=conv(padding_mode="circular"), norm=nn.BatchNorm2d(4)),
     "large epsilon": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4, eps=0.5)),
     "in groups": lambda: make(
         lambda net, x: net.norm(net.conv(x.repeat(1, 2, 1, 1))),
@@ -266,9 +252,7 @@ FOLDED: dict[str, Callable[[], nn.Module]] = {
         conv=nn.Conv3d(1, 4, 1),
         norm=nn.BatchNorm3d(4),
     ),
-    "given by keyword": lambda: make(
-        lambda net, x: net.norm(net.conv(input=x)), conv=conv(), norm=nn.BatchNorm2d(4)
-    ),
+    "given by keyword": lambda: make(lambda net, x: net.norm(net.conv(input=x)), conv=conv(), norm=nn.BatchNorm2d(4)),
     "the norm read by several": lambda: make(
         lambda net, x: (y := net.norm(net.conv(x))) + y.relu(), conv=conv(), norm=nn.BatchNorm2d(4)
     ),
@@ -300,12 +284,8 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
         conv=conv(),
         norm=nn.BatchNorm2d(4),
     ),
-    "something lies between": lambda: make(
-        lambda net, x: net.norm(net.conv(x).relu()), conv=conv(), norm=nn.BatchNorm2d(4)
-    ),
-    "the norm comes first": lambda: make(
-        lambda net, x: net.conv(net.norm(x)), conv=conv(), norm=nn.BatchNorm2d(1)
-    ),
+    "something lies between": lambda: make(lambda net, x: net.norm(net.conv(x).relu()), conv=conv(), norm=nn.BatchNorm2d(4)),
+    "the norm comes first": lambda: make(lambda net, x: net.conv(net.norm(x)), conv=conv(), norm=nn.BatchNorm2d(1)),
     "its weight is used elsewhere": lambda: make(
         lambda net, x: net.norm(net.conv(x)) + functional.conv2d(x, net.conv.weight, padding=1),
         conv=conv(),
@@ -317,18 +297,12 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
         norm=nn.BatchNorm2d(4),
     ),
     "the norm has two names": _shared_norm,
-    "no running statistics": lambda: make(
-        plain, conv=conv(), norm=nn.BatchNorm2d(4, track_running_stats=False)
-    ),
+    "no running statistics": lambda: make(plain, conv=conv(), norm=nn.BatchNorm2d(4, track_running_stats=False)),
     "the norm is in training mode": _in_training,
     "another norm": lambda: make(plain, conv=conv(), norm=nn.GroupNorm(2, 4)),
     "another convolution": lambda: make(plain, conv=Shifted(1, 4, 3), norm=nn.BatchNorm2d(4)),
-    "a transposed convolution": lambda: make(
-        plain, conv=nn.ConvTranspose2d(1, 4, 3), norm=nn.BatchNorm2d(4)
-    ),
-    "a parametrized convolution": lambda: make(
-        plain, conv=parametrizations.weight_norm(conv()), norm=nn.BatchNorm2d(4)
-    ),
+    "a transposed convolution": lambda: make(plain, conv=nn.ConvTranspose2d(1, 4, 3), norm=nn.BatchNorm2d(4)),
+    "a parametrized convolution": lambda: make(plain, conv=parametrizations.weight_norm(conv()), norm=nn.BatchNorm2d(4)),
     "a branch on values": lambda: make(
         lambda net, x: net.norm(net.conv(x)) if x.sum() > 0 else net.conv(x),
         conv=conv(),
@@ -373,9 +347,7 @@ def test_a_copy_that_tracing_led_astray_is_replaced_by_one_with_nothing_folded()
     assert prepared.how == "as given"
 
 
-def test_a_proof_draws_no_random_numbers_and_where_there_is_nothing_to_prove_no_pass_is_run() -> (
-    None
-):
+def test_a_proof_draws_no_random_numbers_and_where_there_is_nothing_to_prove_no_pass_is_run() -> None:
     net, state = shaken(seeded(Pair())), torch.get_rng_state()
     assert Precision().prepare(net, [], CPU, images()).how == "channels_last, 1 BatchNorm folded"
     assert torch.equal(torch.get_rng_state(), state)
@@ -435,9 +407,7 @@ def test_the_layout_is_one_that_the_model_runs_in_with_its_own_output(
     strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     torch.testing.assert_close(prepared.output(strided), net(x))
     plain = shaken(seeded(Flattens(flatten, norm=False)))
-    assert Precision().prepare(plain, [], CPU, x).how == (
-        "channels_last" if "channels_last" in how else "as given"
-    )
+    assert Precision().prepare(plain, [], CPU, x).how == ("channels_last" if "channels_last" in how else "as given")
 
 
 @pytest.mark.parametrize(
@@ -459,9 +429,7 @@ def test_examples_are_brought_to_the_number_format_of_the_model_where_it_takes_n
     prepared = Precision(kind).prepare(given, [], CPU, x)
     expected = given(x.to(dtype)).double()
     found = prepared.output(x)
-    assert float((found.double() - expected).abs().max()) <= 8 * torch.finfo(dtype).eps * float(
-        expected.abs().max()
-    )
+    assert float((found.double() - expected).abs().max()) <= 8 * torch.finfo(dtype).eps * float(expected.abs().max())
     assert f"examples cast to {str(dtype)[6:]}" in prepared.how
     assert "cast" not in Precision(kind).prepare(given, [], CPU, x.to(dtype)).how
 

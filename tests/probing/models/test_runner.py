@@ -21,9 +21,7 @@ from probing.models.scores import Score
 CPU = torch.device("cpu")
 
 
-def runner(
-    net: nn.Module, layers: list[str], kind: str = "reference", example: Tensor | None = None
-) -> Runner:
+def runner(net: nn.Module, layers: list[str], kind: str = "reference", example: Tensor | None = None) -> Runner:
     return Runner.of(net, layers, Precision(kind), CPU, images() if example is None else example)
 
 
@@ -79,9 +77,7 @@ def test_the_pooled_gradient_is_the_derivative_by_the_mean_when_all_positions_mo
             handle = net.body.register_forward_hook(shift)
             values.append(net(x)[:, 0].detach())
             handle.remove()
-        torch.testing.assert_close(
-            slopes["body"][:, unit], (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-6
-        )
+        torch.testing.assert_close(slopes["body"][:, unit], (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
 def test_an_unpooled_pass_equals_the_model_bit_for_bit() -> None:
@@ -104,9 +100,7 @@ def test_several_scores_share_a_pass_and_equal_their_own(kind: str) -> None:
     for score, found in zip(scores, slopes, strict=True):
         for layer, (activation, slope) in layer_gradients(score, images(), layers).items():
             torch.testing.assert_close(found[layer], slope, check_dtype=False, rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(
-                outputs[layer], activation, check_dtype=False, rtol=1e-4, atol=1e-6
-            )
+            torch.testing.assert_close(outputs[layer], activation, check_dtype=False, rtol=1e-4, atol=1e-6)
             assert found[layer].dtype == (torch.float64 if kind == "float64" else torch.float32)
 
 
@@ -166,9 +160,7 @@ def test_rows_do_not_depend_on_the_mode_of_the_caller(mode: Callable[[], torch.n
         [alone] = runner(net, layers).run(images(), layers, "mean")
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(alone, expected[0], rtol=0, atol=0)
-    assert not any(
-        v.is_inference() or v.requires_grad for rows in (*found, alone) for v in rows.values()
-    )
+    assert not any(v.is_inference() or v.requires_grad for rows in (*found, alone) for v in rows.values())
 
 
 def test_fast_rows_are_pooled_in_float32_and_gradients_are_exact() -> None:
@@ -198,9 +190,7 @@ def test_pooling_leaves_features_without_positions_as_they_are() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (2, 1, 1, 1, 1, 1)])
 def test_an_output_without_positions_to_pool_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        PoolError, match=r"pool='mean' needs an output with positions.*use pool='none'"
-    ):
+    with pytest.raises(PoolError, match=r"pool='mean' needs an output with positions.*use pool='none'"):
         pooled(torch.ones(shape), "mean")
     assert pooled(torch.ones(shape), "none").shape == shape
 
@@ -241,9 +231,7 @@ class Spoiled(nn.Module):
 @pytest.mark.parametrize("pool", ["none", "mean"])
 def test_an_output_that_is_not_finite_is_named_with_its_layer_and_row(kind: str, pool: str) -> None:
     net = seeded(Spoiled(kind))
-    with pytest.raises(
-        NonFiniteError, match=r"output of layer 'second' is not finite .* row 2 of the batch"
-    ):
+    with pytest.raises(NonFiniteError, match=r"output of layer 'second' is not finite .* row 2 of the batch"):
         runner(net, ["first", "second"]).run(images(), ["first", "second"], pool)
     runner(net, ["first"]).run(images(), ["first"], pool)
 
@@ -283,14 +271,10 @@ def test_huge_but_finite_outputs_are_served() -> None:
 
 def test_layers_that_can_not_be_read_are_refused_as_in_capture() -> None:
     with pytest.raises(LayerCallError, match="'split' returns a tuple"):
-        runner(seeded(TupleNet()), ["split"], example=torch.ones(1, 4)).run(
-            torch.ones(1, 4), ["split"], "none"
-        )
+        runner(seeded(TupleNet()), ["split"], example=torch.ones(1, 4)).run(torch.ones(1, 4), ["split"], "none")
     for _ in range(2):
         with pytest.raises(LayerCallError, match="'relu' runs more than once"):
-            runner(seeded(SharedReluNet()), ["relu"], example=torch.ones(1, 4)).run(
-                torch.ones(1, 4), ["relu"], "none"
-            )
+            runner(seeded(SharedReluNet()), ["relu"], example=torch.ones(1, 4)).run(torch.ones(1, 4), ["relu"], "none")
     [outputs] = runner(seeded(SharedReluNet()), ["relu:1"], example=torch.ones(1, 4)).run(
         torch.ones(1, 4), ["relu:1"], "none"
     )
@@ -330,9 +314,7 @@ class Expert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
         chosen = flat[:, 0] > 0
-        return torch.zeros(len(x), 3).index_add(
-            0, chosen.nonzero()[:, 0], self.inside(flat[chosen])
-        )
+        return torch.zeros(len(x), 3).index_add(0, chosen.nonzero()[:, 0], self.inside(flat[chosen]))
 
 
 class Table(nn.Module):
@@ -421,9 +403,7 @@ class Hungry(nn.Module):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_a_batch_that_memory_has_no_room_for_is_halved(count: int, *, gradients: bool) -> None:
     def net(room: int) -> nn.Module:
-        return seeded(
-            nn.Sequential(Hungry(room), *ConvNet().features, nn.Flatten(), nn.Linear(180, 3))
-        )
+        return seeded(nn.Sequential(Hungry(room), *ConvNet().features, nn.Flatten(), nn.Linear(180, 3)))
 
     x, small, large = images(n=count), net(2), net(100)
     scores = [[Score(n, 0), Score(n, 2)] if gradients else [] for n in (small, large)]

@@ -19,9 +19,7 @@ from probing.models.scores import (
     refuse_training,
 )
 
-LOGITS = torch.tensor(
-    [[1.0, 3.0, 2.0], [0.5, -1.0, 0.5], [-200.0, 0.0, 200.0]], dtype=torch.float64
-)
+LOGITS = torch.tensor([[1.0, 3.0, 2.0], [0.5, -1.0, 0.5], [-200.0, 0.0, 200.0]], dtype=torch.float64)
 
 
 class Same(nn.Module):
@@ -57,9 +55,7 @@ def test_each_unit_is_its_formula(unit: str, target: int) -> None:
     logits = torch.cat([LOGITS, LOGITS - 300])
     expected = [_expected(unit, row, target) for row in logits.tolist()]
     found = Score(NET, target, unit=unit)(logits)
-    torch.testing.assert_close(
-        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-300
-    )
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-300)
 
 
 def test_the_default_is_the_logit() -> None:
@@ -112,10 +108,7 @@ def test_whatever_is_a_whole_number_is_a_class(target: object) -> None:
         list(torch.tensor([1, 0, 2])),
         np.array([1, 0, 2], dtype=np.uint16),
         np.broadcast_to(np.array([1, 0, 2]), 3),  # can't be written to
-        *(
-            torch.tensor([1, 0, 2], dtype=d)
-            for d in (torch.uint8, torch.int16, torch.int32, torch.int64)
-        ),
+        *(torch.tensor([1, 0, 2], dtype=d) for d in (torch.uint8, torch.int16, torch.int32, torch.int64)),
     ],
     ids=repr,
 )
@@ -129,9 +122,7 @@ def test_no_target_is_the_top_class_of_each_input() -> None:
     assert Score(NET)(LOGITS).tolist() == [3, 0.5, 200]
     named = Score(NET, unit="margin").named(LOGITS)
     assert named.target.tolist() == [1, 0, 2]
-    assert (
-        named(LOGITS.flip(0)).tolist() == Score(NET, [1, 0, 2], "margin")(LOGITS.flip(0)).tolist()
-    )
+    assert named(LOGITS.flip(0)).tolist() == Score(NET, [1, 0, 2], "margin")(LOGITS.flip(0)).tolist()
     assert Score(NET, 2).named(LOGITS).target == 2
 
 
@@ -151,9 +142,7 @@ def test_one_class_score_is_the_logit_of_a_binary_classifier(unit: str) -> None:
     found = Score(NET, 0, unit)(logit)
     torch.testing.assert_close(found, Score(NET, 1, unit)(both), rtol=1e-12, atol=1e-15)
     assert torch.autograd.gradcheck(Score(NET, 0, unit), logit[1:4].clone().requires_grad_())
-    with pytest.raises(
-        TargetError, match="one class score, class 0, which is the logit of label 1"
-    ):
+    with pytest.raises(TargetError, match="one class score, class 0, which is the logit of label 1"):
         Score(NET, 1, unit)(logit)
 
 
@@ -272,9 +261,7 @@ def test_a_loaded_model_is_a_model_whose_classes_have_names() -> None:
 def test_a_part_in_training_mode_is_named() -> None:
     net = seeded(ConvNet())
     net.features[1].train()
-    with pytest.raises(
-        ModelModeError, match=r"'features\.1' of ConvNet is in training mode: call model\.eval\(\)"
-    ):
+    with pytest.raises(ModelModeError, match=r"'features\.1' of ConvNet is in training mode: call model\.eval\(\)"):
         Score(net, 0)(images())
     net.train()
     with pytest.raises(ModelModeError, match=r"^ConvNet is in training mode") as caught:
@@ -338,9 +325,7 @@ def test_class_scores_inside_an_output_are_named(wrap: object, part: str | int) 
         (LOGITS.long(), None, r"must be real numbers .* got torch\.int64"),
     ],
 )
-def test_an_output_without_class_scores_is_refused(
-    output: object, part: str | int | None, message: str
-) -> None:
+def test_an_output_without_class_scores_is_refused(output: object, part: str | int | None, message: str) -> None:
     with pytest.raises(OutputError, match=message) as caught:
         class_scores(output, part)
     assert isinstance(caught.value, TypeError)

@@ -40,9 +40,7 @@ from probing.statistics.clustered import clustered_share
 from probing.statistics.row_products import DegenerateRowsError
 from probing.store.store import ActivationStore
 
-QUICK = LayerProbes(
-    probe=SoftmaxProbe((1e-3, 1e-1), tolerance=1e-5), untrained=False, description_length=False
-)
+QUICK = LayerProbes(probe=SoftmaxProbe((1e-3, 1e-1), tolerance=1e-5), untrained=False, description_length=False)
 
 
 def store() -> ActivationStore:
@@ -114,9 +112,13 @@ def small_cnn() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
 
     net = nn.Sequential(
-        block(1, 12), block(12, 16), block(16, 24), nn.Flatten(),
-        nn.Sequential(nn.Linear(24 * 16, 32), nn.ReLU()), nn.Linear(32, 4),
-    )  # fmt: skip
+        block(1, 12),
+        block(12, 16),
+        block(16, 24),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(24 * 16, 32), nn.ReLU()),
+        nn.Linear(32, 4),
+    )
     return untrained_copy(net, seed=1)  # type: ignore[return-value]
 
 
@@ -129,7 +131,7 @@ def test_me_2_probe_error_falls_with_depth_in_a_trained_net_and_rises_at_random_
     drawn, probed = shapes(1200, seed=0), shapes(900, seed=1)
     net = small_cnn()
     train(net, drawn.images, drawn.labels, below=0.04)
-    method = LayerProbes(BLOCKS, SoftmaxProbe((1e-4, 1e-3, 1e-2), 1e-5), controls=0, description_length=False)  # fmt: skip
+    method = LayerProbes(BLOCKS, SoftmaxProbe((1e-4, 1e-3, 1e-2), 1e-5), controls=0, description_length=False)
     found = method(store(), net, TensorExamples(probed.images), probed.labels)
     error, random = found.error, found.untrained_error
     assert bool((found.step_p_holm[:2] < 1e-3).all())  # from the input to the second block
@@ -149,7 +151,7 @@ def test_pr_6_the_model_and_the_random_state_are_left_as_found() -> None:
     before = copy.deepcopy(net.state_dict())
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     LayerProbes()(store(), net, examples, labels)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert not any(m._forward_hooks for m in net.modules())
@@ -184,9 +186,7 @@ def test_rows_that_exceed_memory_are_streamed_with_the_same_result(
     for other in (streamed, by_layer):
         assert torch.equal(other.error, whole.error)
         assert torch.equal(other.penalty, whole.penalty)
-        torch.testing.assert_close(
-            other.cross_entropy, whole.cross_entropy, rtol=1e-3, atol=1e-5, equal_nan=True
-        )
+        torch.testing.assert_close(other.cross_entropy, whole.cross_entropy, rtol=1e-3, atol=1e-5, equal_nan=True)
         torch.testing.assert_close(other.bits, whole.bits, rtol=1e-3, atol=1e-2, equal_nan=True)
 
 
@@ -285,15 +285,31 @@ def test_each_setting_changes_the_result() -> None:
 
     def numbers(method: LayerProbes) -> list[object]:
         found = method(store(), net, examples, noisy)
-        cells = (found.error, found.low, found.penalty, found.control_error, found.bits, found.features, found.untrained_error)  # fmt: skip
+        cells = (
+            found.error,
+            found.low,
+            found.penalty,
+            found.control_error,
+            found.bits,
+            found.features,
+            found.untrained_error,
+        )
         return [found.layers, found.examples, *(c.nan_to_num(-1).tolist() for c in cells)]
 
     base = replace(QUICK, reduction=Grid(2))
     changes: dict[str, object] = {
-        "layers": "keep", "probe": SoftmaxProbe((1.0,)), "reduction": GlobalAverage(),
-        "inputs": False, "validation": 0.3, "test": 0.2, "controls": 0, "untrained": True,
-        "description_length": True, "level": 0.5, "seed": 1,
-    }  # fmt: skip
+        "layers": "keep",
+        "probe": SoftmaxProbe((1.0,)),
+        "reduction": GlobalAverage(),
+        "inputs": False,
+        "validation": 0.3,
+        "test": 0.2,
+        "controls": 0,
+        "untrained": True,
+        "description_length": True,
+        "level": 0.5,
+        "seed": 1,
+    }
     plain = numbers(base)
     for name, value in changes.items():
         assert numbers(replace(base, **{name: value})) != plain, name
@@ -303,7 +319,7 @@ def test_each_setting_changes_the_result() -> None:
 
 def test_reductions_give_as_many_features_as_they_say() -> None:
     outputs = {3: torch.randn(2, 7, 5), 4: torch.randn(2, 6, 5, 3), 2: torch.randn(2, 9)}
-    for reduction in (GlobalAverage(), Grid(1), Grid(2), Flat(), RandomSubset(8), RandomProjection(8)):  # fmt: skip
+    for reduction in (GlobalAverage(), Grid(1), Grid(2), Flat(), RandomSubset(8), RandomProjection(8)):
         for values in outputs.values():
             found = reduction(values)
             assert found.shape == (2, reduction.size(tuple(values.shape[1:])))
@@ -357,9 +373,7 @@ def test_random_weights_replace_every_weight_and_leave_the_model() -> None:
 def test_snapshots_are_probed_while_a_network_trains(tmp_path: Path) -> None:
     drawn = shapes(240, seed=0)
     net = small_cnn().train()
-    probes = TrainingProbes(
-        replace(QUICK, layers=BLOCKS, controls=0), store(), TensorExamples(drawn.images), drawn.labels
-    )  # fmt: skip
+    probes = TrainingProbes(replace(QUICK, layers=BLOCKS, controls=0), store(), TensorExamples(drawn.images), drawn.labels)
     for moment, loss in enumerate((1.2, 0.7)):  # chance is a loss of 1.39
         probes(net, moment)
         assert net.training

@@ -31,14 +31,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def problem(n: int = 300, features: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:  # fmt: skip
+def problem(n: int = 300, features: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Correlated features with classes that overlap."""
     rows = normal(n, features, seed=seed) @ normal(features, features, seed=seed + 1)
     scores = rows @ normal(features, classes, seed=seed + 2) / 4 + normal(n, classes, seed=seed + 3)
     return rows, scores.argmax(1)
 
 
-def objective(rows: Tensor, labels: Tensor, weights: Tensor, intercepts: Tensor, penalty: float) -> Tensor:  # fmt: skip
+def objective(rows: Tensor, labels: Tensor, weights: Tensor, intercepts: Tensor, penalty: float) -> Tensor:
     loss = cross_entropy(rows @ weights.mT + intercepts, labels)
     return loss + penalty / 2 * weights.square().sum()
 
@@ -55,7 +55,7 @@ def error(model: SoftmaxClassifier, rows: Tensor, labels: Tensor) -> float:
     return 1 - float(model.score(rows.numpy(), labels.numpy()))
 
 
-def test_pr_1_two_normal_clouds_at_distance_one_are_told_apart_with_error_phi_of_minus_one() -> None:  # fmt: skip
+def test_pr_1_two_normal_clouds_at_distance_one_are_told_apart_with_error_phi_of_minus_one() -> None:
     model = SoftmaxClassifier(1e-4).fit(*(t.numpy() for t in two_clouds(20_000, 3, 1, 0)))
     n = 20_000
     expected = float(norm.cdf(-1))
@@ -99,8 +99,7 @@ def test_pr_5_an_invertible_affine_map_of_features_leaves_the_optimal_loss() -> 
     rows, labels = problem()
     mapped = rows @ normal(12, 12, seed=9) + normal(12, seed=10)
     losses = [
-        fit_softmax(TableRows.of(r), labels[None], 4, [1e-12], tolerance=1e-9, max_steps=2000).loss
-        for r in (rows, mapped)
+        fit_softmax(TableRows.of(r), labels[None], 4, [1e-12], tolerance=1e-9, max_steps=2000).loss for r in (rows, mapped)
     ]
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-6)
 
@@ -129,9 +128,7 @@ def test_a_fit_is_the_optimum_that_scikit_learn_finds(penalty: float) -> None:
     assert float(fits.certificate) <= slope
     # By Newton's method, which ends at a slope of 1e-16: L-BFGS ends at 1e-7 whatever `tol` says, and where weights are
     # penalised by 1e-5 that may be 1e-2 from the optimum, another distance by each kernel.
-    peer = linear.LogisticRegression(
-        C=1 / (penalty * len(rows)), solver="newton-cholesky", tol=1e-12, max_iter=1000
-    )
+    peer = linear.LogisticRegression(C=1 / (penalty * len(rows)), solver="newton-cholesky", tol=1e-12, max_iter=1000)
     peer.fit(table.table.numpy(), labels.numpy())
     weights, intercepts = torch.from_numpy(peer.coef_), torch.from_numpy(peer.intercept_)
     theirs = objective(table.table, labels, weights, intercepts, penalty)
@@ -169,9 +166,7 @@ def test_fits_together_are_fits_alone_and_warm_starts_change_nothing(
     for task in range(2):
         for i, penalty in enumerate(path):
             alone = fit_softmax(table, tasks[task, None], 4, [penalty], tolerance=1e-9)
-            torch.testing.assert_close(
-                alone.weights[0, 0], together.weights[task, i], rtol=1e-4, atol=1e-6
-            )
+            torch.testing.assert_close(alone.weights[0, 0], together.weights[task, i], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.kernels
@@ -204,9 +199,9 @@ def test_a_fit_in_the_space_of_rows_is_the_fit(probe: SoftmaxProbe | RidgeProbe)
     if isinstance(probe, RidgeProbe):
         statistics = RidgeStatistics(4)
         statistics.add(table.table, labels[None])
-        torch.testing.assert_close(wide.weights, statistics.fit(probe.penalties).weights, rtol=1e-6, atol=1e-8)  # fmt: skip
+        torch.testing.assert_close(wide.weights, statistics.fit(probe.penalties).weights, rtol=1e-6, atol=1e-8)
     else:
-        plain = fit_softmax(table, labels[None], 4, probe.penalties, tolerance=1e-10, max_steps=3000)  # fmt: skip
+        plain = fit_softmax(table, labels[None], 4, probe.penalties, tolerance=1e-10, max_steps=3000)
         torch.testing.assert_close(wide.weights, plain.weights, rtol=1e-3, atol=1e-5)
 
 
@@ -274,7 +269,7 @@ def test_features_are_scaled_by_training_rows_and_constant_ones_count_for_nothin
     scaler = Scaler.of(_moments(rows))
     scaled = scaler(rows)
     assert scaled[:, 1].abs().max() == 0
-    torch.testing.assert_close(scaled[:, 0].std(correction=0), torch.tensor(1.0).double(), rtol=1e-5, atol=0)  # fmt: skip
+    torch.testing.assert_close(scaled[:, 0].std(correction=0), torch.tensor(1.0).double(), rtol=1e-5, atol=0)
     weights = normal(2, 3, seed=1)
     own, shift = scaler.unscaled(weights, torch.zeros(2).double())
     torch.testing.assert_close(rows @ own.mT + shift, scaled @ weights.mT)
@@ -330,9 +325,7 @@ def test_labels_that_features_do_not_tell_cost_no_less_than_a_uniform_code() -> 
     features = normal(300, 5)
     labels = torch.randint(3, (300,), generator=torch.Generator().manual_seed(3))
     blocks = CodeBlocks.draw(labels, torch.arange(300), 3, seed=0)
-    bits = code_length(
-        MemoryTable(features), torch.arange(300), labels, 3, SoftmaxProbe((1e-1,)), blocks
-    )
+    bits = code_length(MemoryTable(features), torch.arange(300), labels, 3, SoftmaxProbe((1e-1,)), blocks)
     assert bits > uniform_length(300, 3)
 
 

@@ -39,9 +39,7 @@ def test_labels_are_spread_in_their_order_with_room_between_them() -> None:
     for _ in range(20):
         wanted = rng.normal(0, 0.3, 9).tolist()
         placed = spread(wanted, 0.2, -1.0, 1.0)
-        assert (
-            np.argsort(placed, kind="stable").tolist() == np.argsort(wanted, kind="stable").tolist()
-        )
+        assert np.argsort(placed, kind="stable").tolist() == np.argsort(wanted, kind="stable").tolist()
         assert np.diff(sorted(placed)).min() >= 0.2 - 1e-9
         assert -1 <= min(placed) <= max(placed) <= 1
 
@@ -144,11 +142,7 @@ def test_the_first_figure_shows_each_target_once_in_every_panel_at_its_swap() ->
     panels = drawn.axes
     assert [axes.get_title("left") for axes in panels] == list(results.layers)
     for axes, layer in zip(panels, results.layers, strict=True):
-        points = {
-            (line.get_xdata()[0], line.get_ydata()[0])
-            for line in axes.lines
-            if line.get_marker() in {"o", "s"}
-        }
+        points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() in {"o", "s"}}
         expected = {
             (cell.effect, results.swap(name, cell.target).swap)
             for cell in results.cells
@@ -159,9 +153,7 @@ def test_the_first_figure_shows_each_target_once_in_every_panel_at_its_swap() ->
 
 def test_predictions_are_drawn_for_trusted_layers_alone() -> None:
     results = audits.results()
-    trusting = replace(
-        results, layer_rows=tuple(replace(r, trusted=False) for r in results.layer_rows)
-    )
+    trusting = replace(results, layer_rows=tuple(replace(r, trusted=False) for r in results.layer_rows))
     marks = [line.get_marker() for line in figures.changes(results).axes[0].lines]
     none = [line.get_marker() for line in figures.changes(trusting).axes[0].lines]
     assert "x" in marks

@@ -35,8 +35,7 @@ from probing.results.heatmaps import (
 )
 
 PIXEL = torch.tensor([3.0, -4.0, 0.0]).view(1, 3, 1, 1)
-BLUE, WHITE, RED = (torch.tensor([int(c[i : i + 2], 16) for i in (0, 2, 4)]) / 255
-                    for c in ("053061", "ffffff", "67001f"))  # fmt: skip
+BLUE, WHITE, RED = (torch.tensor([int(c[i : i + 2], 16) for i in (0, 2, 4)]) / 255 for c in ("053061", "ffffff", "67001f"))
 
 
 def explained(name: str = "saliency", **settings: object) -> Attribution:
@@ -47,9 +46,7 @@ def explained(name: str = "saliency", **settings: object) -> Attribution:
 # Channels
 
 
-@pytest.mark.parametrize(
-    ("how", "value"), [("sum", -1.0), ("maxabs", 4.0), ("sumabs", 7.0), ("l2", 5.0)]
-)
+@pytest.mark.parametrize(("how", "value"), [("sum", -1.0), ("maxabs", 4.0), ("sumabs", 7.0), ("l2", 5.0)])
 def test_three_channels_become_one_value(how: Channels, value: float) -> None:
     assert reduce_channels(PIXEL, how).flatten().tolist() == pytest.approx([value])
 
@@ -152,9 +149,7 @@ def test_inputs_of_other_channels_are_no_pictures() -> None:
 def test_an_overlay_is_a_share_of_heat_and_the_rest_of_grey() -> None:
     images = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     heat = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
-    assert overlay(images, heat, 0.75).flatten().tolist() == pytest.approx(
-        [0.25 * 0.299, 0.25 * 0.299, 0.75 + 0.25 * 0.299]
-    )
+    assert overlay(images, heat, 0.75).flatten().tolist() == pytest.approx([0.25 * 0.299, 0.25 * 0.299, 0.75 + 0.25 * 0.299])
     torch.testing.assert_close(overlay(images, heat, 1.0), heat)
     torch.testing.assert_close(overlay(images, heat, 0.0), torch.full((1, 3, 1, 1), 0.299))
 
@@ -185,9 +180,7 @@ def test_edges_are_the_slope_of_the_grey_values() -> None:
 def test_a_figure_holds_every_picture_with_its_scale_and_notes() -> None:
     images = torch.rand(2, 3, 8, 8)
     maps = torch.stack([torch.full((8, 8), 0.25), torch.zeros(8, 8)])
-    figure = side_by_side(
-        [Column("ours", maps, ("first", "second")), edge_control(images)], images, names=("a", "b")
-    )
+    figure = side_by_side([Column("ours", maps, ("first", "second")), edge_control(images)], images, names=("a", "b"))
     axes = figure.axes[0]
     assert len(axes.images) == 2 * 3 + 2  # the maps, and two colour scales
     said = [t.get_text() for t in axes.texts]
@@ -221,10 +214,7 @@ def test_the_percentile_changes_the_picture_and_is_printed() -> None:
     half = side_by_side([Column("m", maps)], percentile=50.0).axes[0]
     assert "50th percentile" in half.texts[-1].get_text()
     assert any("50" in t.get_text() for t in half.texts[:-1])
-    assert (
-        "largest size"
-        in side_by_side([Column("m", maps)], percentile=100.0).axes[0].texts[-1].get_text()
-    )
+    assert "largest size" in side_by_side([Column("m", maps)], percentile=100.0).axes[0].texts[-1].get_text()
 
 
 @pytest.mark.parametrize(
@@ -237,10 +227,8 @@ def test_the_percentile_changes_the_picture_and_is_printed() -> None:
         ([Column("m", torch.ones(1, 2, 2), alpha=0.5)], {}, "an overlay needs the images"),
         ([Column("m", torch.ones(1, 2, 2))], {"per_line": 1}, "per_line must be at least 2, got 1"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_together_is_refused(
-    columns: list[Column], given: dict[str, object], said: str
-) -> None:
+)
+def test_what_does_not_fit_together_is_refused(columns: list[Column], given: dict[str, object], said: str) -> None:
     with pytest.raises(RenderError, match=said):
         side_by_side(columns, **given)  # type: ignore[arg-type]
 
@@ -280,9 +268,14 @@ def test_plotting_needs_no_inputs_and_leaves_overlays_out_where_asked() -> None:
 def test_channels_of_a_plot_are_reduced_as_asked() -> None:
     found = explained()
     wide = Attribution(
-        found.provenance, found.values * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1), found.score,
-        found.target, found.unit, 1, 1,
-    )  # fmt: skip
+        found.provenance,
+        found.values * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1),
+        found.score,
+        found.target,
+        found.unit,
+        1,
+        1,
+    )
     assert not wide.column("m", channels="sum").maps.any()
     assert wide.column("m", channels="maxabs").maps.any()
     assert not wide.column("m", channels="l2").signed
@@ -297,9 +290,7 @@ def test_channels_that_hold_the_same_are_not_added_up() -> None:
 def test_what_is_no_image_is_not_drawn_but_still_shown() -> None:
     net = nn.Linear(4, 2).eval()
     found = METHODS["ig"]()(Score(net, 0), torch.rand(2, 4))
-    with pytest.raises(
-        RenderError, match=r"heat maps need values \[n, c, h, w\], got shape \(2, 4\)"
-    ):
+    with pytest.raises(RenderError, match=r"heat maps need values \[n, c, h, w\], got shape \(2, 4\)"):
         found.plot()
     page = found._repr_html_()
     assert "<img" not in page
@@ -317,9 +308,7 @@ def test_a_notebook_shows_the_first_inputs_and_fetches_nothing() -> None:
 
 def test_what_a_notebook_shows_is_escaped() -> None:
     found = explained("gradcam")
-    odd = Attribution(
-        found.provenance, found.values, found.score, found.target, "<b>&", 1, 1, layer="<script>"
-    )
+    odd = Attribution(found.provenance, found.values, found.score, found.target, "<b>&", 1, 1, layer="<script>")
     page = odd._repr_html_()
     assert "<script>" not in page
     assert "&lt;b&gt;&amp;" in page
@@ -334,9 +323,7 @@ def test_what_a_notebook_shows_is_escaped() -> None:
         ("saliency", {}, "^$"),
     ],
 )
-def test_each_map_comes_with_what_checks_it(
-    name: str, settings: dict[str, object], said: str
-) -> None:
+def test_each_map_comes_with_what_checks_it(name: str, settings: dict[str, object], said: str) -> None:
     found = explained(name, **settings).checks()
     assert len(found) == 4
     assert all(re.match(said, line) for line in found)
@@ -366,17 +353,21 @@ def test_lrp_prints_its_ledger_and_lime_its_fit() -> None:
     )
     lime = LIME(Grid(3, 3), surrogate=Local(30))(score, nets.images())
     fit, given = (float(lime.diagnostics[name][0]) for name in ("r2", "prediction"))
-    assert lime.checks()[0] == (
-        f"R\N{SUPERSCRIPT TWO} {fit:.2f}, gives {given:+.3g} of {float(lime.score[0]):+.3g}"
-    )
+    assert lime.checks()[0] == (f"R\N{SUPERSCRIPT TWO} {fit:.2f}, gives {given:+.3g} of {float(lime.score[0]):+.3g}")
 
 
 def test_a_map_with_nothing_positive_says_so() -> None:
     found = explained("gradcam")
     dark = Attribution(
-        found.provenance, torch.zeros_like(found.values), found.score, found.target, "logit", 1, 1,
+        found.provenance,
+        torch.zeros_like(found.values),
+        found.score,
+        found.target,
+        "logit",
+        1,
+        1,
         diagnostics={"nothing_positive": torch.ones(4, dtype=torch.bool)},
-    )  # fmt: skip
+    )
     assert dark.checks() == ("empty: nothing raises the score",) * 4
     texts = [t.get_text() for t in dark.plot().axes[0].texts]
     assert any(t.startswith("zero everywhere") for t in texts)

@@ -84,8 +84,11 @@ def test_the_page_lets_its_own_script_run_and_forbids_others_and_connections() -
 
 def test_a_link_leads_to_a_place_of_the_page_or_there_is_no_page() -> None:
     table = DataTable("numbers", "all", ("name", "value"), (("a", 0.5), ("b", None)))
-    blocks = Paragraph(words("see ", Link("0.5", table.at("a")))), Table("t", ("n", "v"), (linked(("a", "0.5"), table.at("a")),))  # fmt: skip
-    report = Report("t", "s", "q", (Finding("c", see="A section"),), (), (Section("A section", blocks),), data=(table,))  # fmt: skip
+    blocks = (
+        Paragraph(words("see ", Link("0.5", table.at("a")))),
+        Table("t", ("n", "v"), (linked(("a", "0.5"), table.at("a")),)),
+    )
+    report = Report("t", "s", "q", (Finding("c", see="A section"),), (), (Section("A section", blocks),), data=(table,))
     assert report.html().count('href="#numbers-2"') == 2
     with pytest.raises(ReportError, match="leads to 'numbers-2', which the page does not have"):
         replace(report, data=()).html()
@@ -114,8 +117,11 @@ def test_the_verdict_comes_before_its_limits_and_these_before_the_sections() -> 
 def test_figures_and_tables_are_numbered_apart() -> None:
     html = page()
     assert re.findall(r"<b>(Figure|Table) (\d)\.</b>", html) == [
-        ("Figure", "1"), ("Table", "1"), ("Table", "2"), ("Figure", "2")
-    ]  # fmt: skip
+        ("Figure", "1"),
+        ("Table", "1"),
+        ("Table", "2"),
+        ("Figure", "2"),
+    ]
     assert "For print: figures/a.png and .pdf." in html
 
 
@@ -151,9 +157,7 @@ def test_numbers_are_set_as_in_print(said: str, expected: str) -> None:
 def report_of(results: AuditResults, folder: Path) -> str:
     audits.save_pictures(folder / "images")
     results.save(folder)
-    write_report(
-        folder, {"created": "today", "command": ["probing", HOSTILE], "versions": {"torch": "1"}}
-    )
+    write_report(folder, {"created": "today", "command": ["probing", HOSTILE], "versions": {"torch": "1"}})
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -179,10 +183,7 @@ def test_an_audits_report_holds_every_section_and_figure(hostile_report: str) ->
     assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 9
     titles = re.findall(r'<h2 id="s-[^"]*">([^<]*)</h2>', hostile_report)
     assert titles[:2] == ["Concepts by class and layer", "What a swap does to each class"]
-    assert (
-        'aria-label="Images like woman against man: most like woman among neutral figures are'
-        in hostile_report
-    )
+    assert 'aria-label="Images like woman against man: most like woman among neutral figures are' in hostile_report
     assert titles[-3:-1] == ["How it was done", "Where the model and the images come from"]
 
 
@@ -191,9 +192,7 @@ def test_results_that_are_missing_or_damaged_are_refused_by_name(tmp_path: Path)
         write_report(tmp_path, {})
     audits.results().save(tmp_path)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
-    (tmp_path / "results.json").write_text(
-        text.replace('"level": 0.95', '"level": "high"'), encoding="utf-8"
-    )
+    (tmp_path / "results.json").write_text(text.replace('"level": 0.95', '"level": "high"'), encoding="utf-8")
     with pytest.raises(ResultsError, match=r"can't be read: .* at 'level'"):
         AuditResults.load(tmp_path)
 

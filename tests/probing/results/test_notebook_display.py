@@ -27,7 +27,7 @@ NEVER_EMPTY = {"Attribution", "AtlasResult", "AttributeAtlases", "ConceptDreams"
 
 def test_the_contract_is_of_all_results() -> None:
     assert len(CLASSES) >= 26
-    assert {"Attribution", "TcavResult", "Scorecard", "AttributeProbes"} <= {c.__name__ for c in CLASSES}  # fmt: skip
+    assert {"Attribution", "TcavResult", "Scorecard", "AttributeProbes"} <= {c.__name__ for c in CLASSES}
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -101,11 +101,7 @@ class Foreign:
 def same(a: object, b: object) -> bool:
     """Compare all the way down, with NaN equal to itself."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return (
-            a.dtype == b.dtype
-            and a.shape == b.shape
-            and torch.allclose(a.double(), b.double(), 0, 0, equal_nan=True)
-        )
+        return a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a.double(), b.double(), 0, 0, equal_nan=True)
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
         return math.isnan(b)
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -151,14 +147,10 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     assert same(Result.load(str(tmp_path / "deep" / "folder")), result)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_tensors_of_every_kind_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
     tensor = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype)
-    result = found(
-        more={"plain": tensor, "turned": tensor.t(), "sliced": tensor[:, ::2], "again": tensor}
-    )
+    result = found(more={"plain": tensor, "turned": tensor.t(), "sliced": tensor[:, ::2], "again": tensor})
     result.save(tmp_path)
     loaded = Found.load(tmp_path)
     assert same(loaded, result)
@@ -274,9 +266,7 @@ DAMAGE: dict[str, Callable[[dict[str, object]], object]] = {
 
 
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_document_is_refused(
-    change: Callable[[dict[str, object]], object], tmp_path: Path
-) -> None:
+def test_a_damaged_document_is_refused(change: Callable[[dict[str, object]], object], tmp_path: Path) -> None:
     found().save(tmp_path)
     document = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     (tmp_path / "result.json").write_text(json.dumps(change(document)), encoding="utf-8")

@@ -23,9 +23,7 @@ FOLDERS = sorted(path.parent for path in SAVED.glob("*/*/result.json"))
 METHODS = json.loads((SAVED / "0.1.0" / "methods.json").read_text(encoding="utf-8"))
 
 
-def differences(
-    found: object, said: object, tensors: dict[str, Tensor], where: str = ""
-) -> Iterator[str]:
+def differences(found: object, said: object, tensors: dict[str, Tensor], where: str = "") -> Iterator[str]:
     """Yield where an object is not what a document says, read here by rules of its own."""
     if isinstance(said, dict) and ("map" in said or "class" in said):
         if "class" in said and type(found) is class_of(said["class"]):

@@ -30,9 +30,7 @@ SPANS = (((0, 4), (10, 14)), ((6, 9),))
 
 def test_a_text_is_cut_where_parts_begin_and_end() -> None:
     found = pieces(TEXT, SPANS, [2.0, -1.0])
-    assert found == [
-        Piece("good", 2.0), Piece(", "), Piece("bad", -1.0), Piece(" "), Piece("good", 2.0)
-    ]  # fmt: skip
+    assert found == [Piece("good", 2.0), Piece(", "), Piece("bad", -1.0), Piece(" "), Piece("good", 2.0)]
     assert "".join(p.text for p in found) == TEXT
     assert pieces("ab cd", [[(0, 2)]], [1.0])[-1] == Piece(" cd")
 
@@ -190,7 +188,7 @@ def test_each_paragraph_of_a_figure_begins_where_its_own_script_does() -> None:
     assert boxes["hello"][0].x0 / inch == pytest.approx(0.08, abs=0.05)
     assert boxes["hello"][0].x1 < first[1].x0
     grounds = sorted(p.get_x() for p in figure.axes[0].patches)
-    shown = sorted(t.get_position()[0] for t in figure.axes[0].texts if t.get_text() in {SHALOM, SEFER, KITAB, "hello"})  # fmt: skip
+    shown = sorted(t.get_position()[0] for t in figure.axes[0].texts if t.get_text() in {SHALOM, SEFER, KITAB, "hello"})
     assert grounds == pytest.approx(shown)
 
 
@@ -224,9 +222,7 @@ def test_letters_that_no_font_has_are_said(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_installed_font_draws_what_the_own_one_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     letters = {"dev.ttf": frozenset("\u0928\u092e"), "han.otf": frozenset("\u7535a")}
     own = figures._letters_of
-    monkeypatch.setattr(
-        figures, "_installed_fonts", lambda: (("Dev", "dev.ttf"), ("Han", "han.otf"))
-    )
+    monkeypatch.setattr(figures, "_installed_fonts", lambda: (("Dev", "dev.ttf"), ("Han", "han.otf")))
     monkeypatch.setattr(figures, "_letters_of", lambda path: letters.get(path) or own(path))
     assert figures.fonts_of("a \u0928") == (["DejaVu Sans", "Dev"], set())
     assert figures.fonts_of("\u7535 \u0928 \u0e2a") == (["DejaVu Sans", "Dev", "Han"], {"\u0e2a"})

@@ -203,9 +203,7 @@ def test_a_correlation_carries_fishers_interval_and_says_when_pairs_are_few() ->
     y = x + normal(12, seed=1)
     peer = stats.pearsonr(x.numpy(), y.numpy())
     found = pearson(x, y, 0.9)
-    assert (found.r, found.low, found.high) == pytest.approx(
-        (peer.statistic, *peer.confidence_interval(0.9))
-    )
+    assert (found.r, found.low, found.high) == pytest.approx((peer.statistic, *peer.confidence_interval(0.9)))
     assert "few" not in str(found)
     assert "n = 5, few for a correlation" in str(pearson(x[:5], y[:5]))
     assert (pearson(x[:3], y[:3]).low, pearson(x[:3], y[:3]).high) == (-1, 1)

@@ -83,25 +83,21 @@ def reference(kind: str, rows: Tensor, signs: Tensor, strength: float) -> tuple[
 @pytest.mark.parametrize("features", [WIDE, NARROW])
 @pytest.mark.parametrize("kind", ["logistic", "ridge", "lda", "hinge"])
 @pytest.mark.parametrize("negatives", [SIDE, 9])
-def test_classifiers_are_those_of_scikit_learn(
-    negatives: int, kind: str, features: int, strength: float
-) -> None:
+def test_classifiers_are_those_of_scikit_learn(negatives: int, kind: str, features: int, strength: float) -> None:
     problem_rows, signs, rows, scale = problem(features, negatives)
     weights, intercept = reference(kind, problem_rows, signs, strength)
     positive, negative = pairs()
     fits = fit_pairs(table(features), positive, negative[:, :negatives], ESTIMATORS[kind](strength))
     assert cosine(fits.normals()[0], weights / scale) > 1 - 1e-9
-    torch.testing.assert_close(
-        fits.decision(table(features))[0], rows @ weights + intercept, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(fits.decision(table(features))[0], rows @ weights + intercept, rtol=1e-4, atol=1e-4)
 
 
 def test_the_hinge_direction_is_that_of_a_linear_svc_whose_intercept_is_hardly_penalised() -> None:
     svm = pytest.importorskip("sklearn.svm")
     rows, signs, _, scale = problem(NARROW)
-    model = svm.LinearSVC(
-        loss="hinge", C=1 / (0.3 * len(rows)), intercept_scaling=30, tol=1e-8, max_iter=1_000_000
-    ).fit(rows.numpy(), signs.numpy())
+    model = svm.LinearSVC(loss="hinge", C=1 / (0.3 * len(rows)), intercept_scaling=30, tol=1e-8, max_iter=1_000_000).fit(
+        rows.numpy(), signs.numpy()
+    )
     fits = fit_pairs(table(NARROW), *pairs(), Hinge(0.3))
     assert cosine(fits.normals()[0], torch.from_numpy(model.coef_[0]) / scale) > 0.9999
 
@@ -137,19 +133,12 @@ def test_the_pattern_is_the_mean_difference_with_its_length_and_a_border_half_wa
     fits = fit_pairs(rows, positive, negative, Pattern())
     means = rows[positive].mean(1), rows[negative].mean(1)
     torch.testing.assert_close(fits.normals() * fits.norms.unsqueeze(1), means[0] - means[1])
-    middle = torch.stack(
-        [
-            fits.decision((a + b).unsqueeze(0) / 2)[i]
-            for i, (a, b) in enumerate(zip(*means, strict=True))
-        ]
-    )
+    middle = torch.stack([fits.decision((a + b).unsqueeze(0) / 2)[i] for i, (a, b) in enumerate(zip(*means, strict=True))])
     torch.testing.assert_close(middle, torch.zeros(FITS, 1).double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("estimator", [*CLASSIFIERS, Hinge(1e-4), Ridge(1e-5), Lda(1e-3)])
-def test_rows_and_features_give_the_same_answer(
-    estimator: Estimator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_and_features_give_the_same_answer(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = []
     for threshold in (0.0, 1e9):
         monkeypatch.setattr(probing.statistics.linear_classifiers, "ROWS_PER_FEATURE", threshold)
@@ -181,35 +170,27 @@ def test_results_do_not_depend_on_what_is_worked_on_at_a_time(
     whole = fit_pairs(table(features), *pairs(), estimator).project(vectors)
     monkeypatch.setattr(probing.statistics.row_products, "BLOCK", 1)
     monkeypatch.setattr(probing.statistics.linear_classifiers, "BLOCK", 1)
-    torch.testing.assert_close(
-        fit_pairs(table(features), *pairs(), estimator).project(vectors), whole
-    )
+    torch.testing.assert_close(fit_pairs(table(features), *pairs(), estimator).project(vectors), whole)
 
 
 @pytest.mark.parametrize("estimator", [*CLASSIFIERS, Pattern()])
 def test_a_batch_of_fits_equals_one_at_a_time(estimator: Estimator) -> None:
     rows, (positive, negative) = SharedRows(table(WIDE)), pairs()
     together = fit_pairs(rows, positive, negative, estimator).normals()
-    alone = [
-        fit_pairs(rows, positive[[i]], negative[[i]], estimator).normals() for i in range(FITS)
-    ]
+    alone = [fit_pairs(rows, positive[[i]], negative[[i]], estimator).normals() for i in range(FITS)]
     torch.testing.assert_close(torch.cat(alone), together)
 
 
 @pytest.mark.parametrize("fits", [2, 60])
 @pytest.mark.parametrize("features", [WIDE, 200, NARROW])
 @pytest.mark.parametrize("estimator", [*CLASSIFIERS, Pattern()])
-def test_projections_are_products_with_the_normals(
-    estimator: Estimator, features: int, fits: int
-) -> None:
+def test_projections_are_products_with_the_normals(estimator: Estimator, features: int, fits: int) -> None:
     fitted = fit_pairs(table(features), *pairs(fits=fits), estimator)
     vectors = table(features, seed=1)[:7]
     normals = fitted.normals()
     torch.testing.assert_close(torch.linalg.vector_norm(normals, dim=1), torch.ones(fits).double())
     torch.testing.assert_close(fitted.project(vectors), normals @ vectors.T)
-    torch.testing.assert_close(
-        fitted.project(RowProducts(fitted.rows, vectors)), normals @ vectors.T
-    )
+    torch.testing.assert_close(fitted.project(RowProducts(fitted.rows, vectors)), normals @ vectors.T)
     expected = (normals @ normals.T)[~torch.eye(fits, dtype=torch.bool)].mean()
     assert fitted.mean_cosine() == pytest.approx(float(expected), abs=1e-9)
 
@@ -336,9 +317,7 @@ def test_rows_of_lower_precision_lose_nothing_more(dtype: torch.dtype, closeness
     found = fit_pairs(SharedRows(rows, "layer"), *pairs(), Logistic())
     exact = fit_pairs(SharedRows(rows.double(), "layer"), *pairs(), Logistic())
     vectors = table(WIDE, seed=1)[:5]
-    torch.testing.assert_close(
-        found.project(vectors), exact.project(vectors), rtol=1e-3, atol=closeness
-    )
+    torch.testing.assert_close(found.project(vectors), exact.project(vectors), rtol=1e-3, atol=closeness)
     assert found.normals().dtype == dtype
 
 
@@ -354,9 +333,7 @@ def test_the_certificate_is_the_gradient_that_autograd_finds() -> None:
 
 
 @pytest.mark.parametrize("estimator", [Logistic(), Hinge()])
-def test_an_optimum_that_is_not_reached_is_an_error(
-    estimator: Estimator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_optimum_that_is_not_reached_is_an_error(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing.statistics.estimators, "MAX_STEPS", 2)
     with pytest.raises(ConvergenceError, match=r"5 of 5 fits of \w+\(penalty=0.01\) stopped short"):
         fit_pairs(table(WIDE), *pairs(), estimator)

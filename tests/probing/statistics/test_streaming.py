@@ -31,9 +31,7 @@ rows, units, workers = st.integers(1, 40), st.integers(1, 4), st.integers(1, 5)
 seeds = st.integers(0, 2**16)
 
 
-def streamed(
-    make: Callable[[], A], feed: Callable[[A, Tensor], None], n: int, parts: int, seed: int
-) -> A:
+def streamed(make: Callable[[], A], feed: Callable[[A, Tensor], None], n: int, parts: int, seed: int) -> A:
     """Deal rows to workers in random chunks, some empty; then merge the workers in random order."""
     chance = random.Random(seed)
     order = list(range(n))
@@ -112,15 +110,11 @@ def whole_quantile(values: Tensor, q: Fraction) -> tuple[Tensor, Tensor]:
 
 
 @given(rows, units, workers, seeds, st.sampled_from(["0.005", "0.1", "0.29", "0.5", "0.9"]))
-def test_nd_3_a_streamed_quantile_equals_the_sorted_one(
-    n: int, k: int, parts: int, seed: int, q: str
-) -> None:
+def test_nd_3_a_streamed_quantile_equals_the_sorted_one(n: int, k: int, parts: int, seed: int, q: str) -> None:
     values = with_ties(n, k, 2, 2, seed=seed)
     flat = values.transpose(0, 1).flatten(1).T
     threshold, above = whole_quantile(flat, Fraction(q))
-    value = streamed(
-        lambda: UpperQuantile(float(q), total=n * 4), lambda u, i: u.add(values[i]), n, parts, seed
-    ).value()
+    value = streamed(lambda: UpperQuantile(float(q), total=n * 4), lambda u, i: u.add(values[i]), n, parts, seed).value()
     assert torch.equal(value.threshold, threshold)
     assert torch.equal(value.above, above)
     assert (value.above <= values_above(float(q), n * 4)).all()
@@ -140,9 +134,7 @@ def test_nd_3_a_counted_quantile_equals_the_sorted_one(
     values = normal(n, k, 2, 2, seed=seed, dtype=dtype)
     flat = values.transpose(0, 1).flatten(1).T
     threshold, above = whole_quantile(flat, Fraction(q))
-    value = streamed(
-        lambda: CountedQuantile(float(q), dtype), lambda u, i: u.add(values[i]), n, parts, seed
-    ).value()
+    value = streamed(lambda: CountedQuantile(float(q), dtype), lambda u, i: u.add(values[i]), n, parts, seed).value()
     assert value.total == n * 4
     assert value.threshold.dtype == dtype
     assert torch.equal(value.threshold, threshold)
@@ -150,9 +142,7 @@ def test_nd_3_a_counted_quantile_equals_the_sorted_one(
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 200, 1000])
-def test_nd_3_a_permutation_of_1000_has_threshold_994_and_5_values_above(
-    chunk: int, generator: torch.Generator
-) -> None:
+def test_nd_3_a_permutation_of_1000_has_threshold_994_and_5_values_above(chunk: int, generator: torch.Generator) -> None:
     values = torch.randperm(1000, generator=generator).float()[:, None]
     known, counted = UpperQuantile(0.005, total=1000), CountedQuantile(0.005, torch.float16)
     for part in values.split(chunk):
@@ -252,9 +242,7 @@ def whole_top(values: Tensor, k: int) -> tuple[list[list[float]], list[list[int]
 
 
 @given(rows, units, workers, seeds, st.integers(1, 6))
-def test_streamed_top_examples_equal_the_sorted_ones_ties_included(
-    n: int, m: int, parts: int, seed: int, k: int
-) -> None:
+def test_streamed_top_examples_equal_the_sorted_ones_ties_included(n: int, m: int, parts: int, seed: int, k: int) -> None:
     values = with_ties(n, m, seed=seed)
     top = streamed(lambda: TopK(k), lambda t, i: t.add(values[i], i), n, parts, seed).value()
     expected_values, expected_indices = whole_top(values, k)
@@ -308,14 +296,10 @@ def whole_iou(a: Tensor, b: Tensor, counted: Tensor) -> list[list[float]]:
 
 
 @given(rows, units, workers, seeds)
-def test_nd_8_streamed_iou_equals_that_of_the_whole_exactly(
-    n: int, k: int, parts: int, seed: int
-) -> None:
+def test_nd_8_streamed_iou_equals_that_of_the_whole_exactly(n: int, k: int, parts: int, seed: int) -> None:
     a, b = masks(n, k, seed), masks(n, 3, seed + 1)
     counted = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) < 0.7
-    pairs = streamed(
-        PairwiseIou, lambda p, i: p.add(a[i], b[i], counted[i]), n, parts, seed
-    ).value()
+    pairs = streamed(PairwiseIou, lambda p, i: p.add(a[i], b[i], counted[i]), n, parts, seed).value()
     assert pairs.iou.tolist() == whole_iou(a, b, counted)
 
 
@@ -338,9 +322,7 @@ def test_nd_5_images_that_do_not_count_change_nothing() -> None:
 
 
 def test_nd_10_the_worked_example_by_the_images_that_count() -> None:
-    activations = torch.tensor(
-        [[[9.0, 1], [2, 3]], [[4, 5], [6, 8]], [[0, 0], [0, 7]]], dtype=torch.float64
-    )[:, None]
+    activations = torch.tensor([[[9.0, 1], [2, 3]], [[4, 5], [6, 8]], [[0, 0], [0, 7]]], dtype=torch.float64)[:, None]
     quantile = UpperQuantile(0.25, total=12)
     quantile.add(activations)
     assert quantile.value().threshold.tolist() == [6]

@@ -61,9 +61,7 @@ def test_a_whole_shard_written_again_would_fail_the_trial(tmp_path: Path, ground
         trial._untouched(whole)
 
 
-def test_a_damaged_header_is_found_though_no_row_is_touched(
-    tmp_path: Path, grounds: Grounds
-) -> None:
+def test_a_damaged_header_is_found_though_no_row_is_touched(tmp_path: Path, grounds: Grounds) -> None:
     read(tmp_path)
     victim = sorted(tmp_path.rglob("*.safetensors"))[0]
     data = bytearray(victim.read_bytes())

@@ -21,9 +21,7 @@ WORKER = str(SUPPORT / "engine_worker.py")
 
 def files(root: Path) -> dict[str, bytes]:
     return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in sorted(root.rglob("*"))
-        if p.is_file() and p.parent.name != "locks"
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and p.parent.name != "locks"
     }
 
 
@@ -36,17 +34,13 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def run(repository: Path, *command: str) -> None:
     """Run a worker without what another engine's environment may have left in this one."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "SLURM_", "RAY_"))}  # fmt: skip
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "SLURM_", "RAY_"))}
     kept["PYTHONPATH"] = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
-    done = subprocess.run(
-        [sys.executable, *command], env=kept, capture_output=True, text=True, timeout=540, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, *command], env=kept, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_shares_filled_in_any_order_leave_the_bytes_of_one_process(
-    tmp_path: Path, single: dict[str, bytes]
-) -> None:
+def test_shares_filled_in_any_order_leave_the_bytes_of_one_process(tmp_path: Path, single: dict[str, bytes]) -> None:
     for index in (2, 0, 1, 0):
         filler(tmp_path, TensorExamples(PIXELS))(Share(index, 3))
     assert files(tmp_path) == single
@@ -124,7 +118,7 @@ def test_processes_of_a_step_share_their_tasks_share() -> None:
         (Torchrun(), r"no share of the job: RANK and WORLD_SIZE are '' and ''; start it by `torchrun"),
         (SlurmArray(), r"SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT are '' and ''; submit it"),
     ],
-)  # fmt: skip
+)
 def test_an_engine_outside_of_its_place_says_how_to_start_it(
     engine: Engine, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,9 +130,7 @@ def test_an_engine_outside_of_its_place_says_how_to_start_it(
 
 def test_an_array_with_holes_is_refused() -> None:
     array = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "2"}
-    with pytest.raises(
-        ShareError, match=r"task 9 is none of the 2 tasks .* must follow each other"
-    ):
+    with pytest.raises(ShareError, match=r"task 9 is none of the 2 tasks .* must follow each other"):
         array_share(array)
     with pytest.raises(ShareError, match=r"0 … count - 1, got 2 of 2"):
         Share(2, 2)
@@ -156,9 +148,7 @@ def test_every_engine_is_listed_and_the_local_one_does_all() -> None:
 def test_a_job_over_its_budget_is_refused_before_it_starts(tmp_path: Path) -> None:
     work = filler(tmp_path, TensorExamples(PIXELS))
     work.disk_budget_bytes = 640 * 4 * 4
-    with pytest.raises(
-        StoreFullError, match=r"writes .* GB .* of a budget of .* GB; pool the rows"
-    ):
+    with pytest.raises(StoreFullError, match=r"writes .* GB .* of a budget of .* GB; pool the rows"):
         work(Share(0, 2))
     assert work._store is not None
     assert work._store.stats.forward_rows == 0

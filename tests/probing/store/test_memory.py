@@ -58,9 +58,7 @@ def held() -> float:
     gc.collect()
     # Tensors without memory are left out: those on the meta device, and those that tracing by other tests left.
     tensors = [
-        t
-        for t in gc.get_objects()
-        if issubclass(type(t), Tensor) and not t.is_meta and not isinstance(t, FakeTensor)
+        t for t in gc.get_objects() if issubclass(type(t), Tensor) and not t.is_meta and not isinstance(t, FakeTensor)
     ]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()) / 1e6
@@ -77,9 +75,7 @@ def handles() -> tuple[int, int]:
     return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
 
-def grown(
-    work: Callable[[], object], rounds: int, measure: Callable[[], float] = resident
-) -> float:
+def grown(work: Callable[[], object], rounds: int, measure: Callable[[], float] = resident) -> float:
     """Return by how many megabytes memory grows in some rounds."""
     before = measure()
     for _ in range(rounds):
@@ -131,24 +127,30 @@ def test_fifty_stores_leave_nothing_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_audits_leave_no_model_no_tensor_and_no_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        auditing, "write_report", lambda out, _: AuditResults.load(out)
-    )  # slow to draw
-    file = audits.audit_file(tmp_path, {
-        "model": {"reference": "audits:planted", "layers": ["mix"]},
-        "contrasts": [{"positive": "dark", "negative": "light", "vary": "tone", "swaps": [["light", "dark"]]}],
-        "concepts": [{"kind": "synthetic", "name": "red", "pattern": "red"}],
-        "targets": [{"name": "purse", "group": "control", "reason": "planted"}],
-        "statistics": {"relabellings": 99, "bootstraps": 100, "pseudo_concepts": 39, "runs": 2, "divisions": 2, "picked": 0},
-    })  # fmt: skip
+def test_audits_leave_no_model_no_tensor_and_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditing, "write_report", lambda out, _: AuditResults.load(out))  # slow to draw
+    file = audits.audit_file(
+        tmp_path,
+        {
+            "model": {"reference": "audits:planted", "layers": ["mix"]},
+            "contrasts": [{"positive": "dark", "negative": "light", "vary": "tone", "swaps": [["light", "dark"]]}],
+            "concepts": [{"kind": "synthetic", "name": "red", "pattern": "red"}],
+            "targets": [{"name": "purse", "group": "control", "reason": "planted"}],
+            "statistics": {
+                "relabellings": 99,
+                "bootstraps": 100,
+                "pseudo_concepts": 39,
+                "runs": 2,
+                "divisions": 2,
+                "picked": 0,
+            },
+        },
+    )
     rounds = iter(range(100))
 
     def run() -> None:
         place = tmp_path / str(next(rounds))
-        audit(file, place / "out", store_root=place / "rows", progress=False, say=lambda _: None)  # fmt: skip
+        audit(file, place / "out", store_root=place / "rows", progress=False, say=lambda _: None)
 
     def left() -> tuple[int, ...]:
         return living(nn.Module), living(Tensor), living(Engine), *handles()

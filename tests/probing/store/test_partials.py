@@ -79,7 +79,7 @@ def test_two_ranks_merge_by_files_and_in_a_process_group(tmp_path: Path, reposit
         capture_output=True,
         timeout=300,
     )
-    left = [(tmp_path / f"{how}-{rank}").read_bytes() for how in ("first", "second", "group") for rank in range(2)]  # fmt: skip
+    left = [(tmp_path / f"{how}-{rank}").read_bytes() for how in ("first", "second", "group") for rank in range(2)]
     assert len(set(left)) == 1
     check(unpacked(left[0], make))  # type: ignore[arg-type]
 
@@ -87,7 +87,7 @@ def test_two_ranks_merge_by_files_and_in_a_process_group(tmp_path: Path, reposit
 def test_lists_numbers_and_empty_accumulators_survive_the_way() -> None:
     quantile = UpperQuantile(Fraction(1, 10), total=len(VALUES))
     quantile.add(VALUES[:30])  # waits to be sorted in
-    again = unpacked(packed({"q": quantile}), lambda: {"q": UpperQuantile(Fraction(1, 10), len(VALUES))})["q"]  # fmt: skip
+    again = unpacked(packed({"q": quantile}), lambda: {"q": UpperQuantile(Fraction(1, 10), len(VALUES))})["q"]
     for one in (quantile, again):
         one.add(VALUES[30:])
     assert torch.equal(quantile.value().threshold, again.value().threshold)
@@ -104,9 +104,7 @@ def test_lists_numbers_and_empty_accumulators_survive_the_way() -> None:
         (lambda p: unpacked(packed({"a": TopK(3)}), make), "does not hold the accumulators moments"),
         (lambda p: all_merged({"m": Moments()}, lambda: {"m": Moments()}), "no process group"),
     ],
-)  # fmt: skip
-def test_what_is_no_whole_is_refused(
-    break_: Callable[[Parts], object], told: str, tmp_path: Path
-) -> None:
+)
+def test_what_is_no_whole_is_refused(break_: Callable[[Parts], object], told: str, tmp_path: Path) -> None:
     with pytest.raises(PartError, match=told):
         break_(Parts(tmp_path, "key"))

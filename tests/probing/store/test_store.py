@@ -43,9 +43,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
-    }
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def direct(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +54,7 @@ def direct(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_rows_are_what_the_layers_return(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path, on_disk: bool
-) -> None:
+def test_rows_are_what_the_layers_return(net: nn.Module, pictures: TensorExamples, tmp_path: Path, on_disk: bool) -> None:
     store = ActivationStore(tmp_path if on_disk else None)
     rows = store.activations(net, LAYERS, pictures)
     for layer, expected in zip(LAYERS, direct(net, nets.images(40)), strict=True):
@@ -75,34 +71,22 @@ def test_the_empty_path_holds_the_logits(net: nn.Module, pictures: TensorExample
     torch.testing.assert_close(logits, net(nets.images(40)).detach())
 
 
-def test_gradients_of_several_scores_come_from_one_forward_pass(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_gradients_of_several_scores_come_from_one_forward_pass(net: nn.Module, pictures: TensorExamples) -> None:
     store = ActivationStore()
-    per_class = store.gradients_of(
-        [Score(net, 0), Score(net, 2)], ["features.3"], pictures, pool="mean"
-    )
+    per_class = store.gradients_of([Score(net, 0), Score(net, 2)], ["features.3"], pictures, pool="mean")
     assert store.stats.forward_rows == 40
     assert store.stats.backward_rows == 80
     for k, by_layer in zip((0, 2), per_class, strict=True):
-        torch.testing.assert_close(
-            by_layer["features.3"], net.head.weight[k].detach().expand(40, 5)
-        )
+        torch.testing.assert_close(by_layer["features.3"], net.head.weight[k].detach().expand(40, 5))
 
 
-def test_a_target_per_example_gives_each_example_its_own_gradient(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_a_target_per_example_gives_each_example_its_own_gradient(net: nn.Module, pictures: TensorExamples) -> None:
     target = torch.arange(40) % 3
-    rows = ActivationStore().gradients(Score(net, target), ["features.3"], pictures, pool="mean")[
-        "features.3"
-    ]
+    rows = ActivationStore().gradients(Score(net, target), ["features.3"], pictures, pool="mean")["features.3"]
     torch.testing.assert_close(rows, net.head.weight[target].detach())
 
 
-def test_no_target_gives_each_example_the_gradient_of_its_top_class(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_no_target_gives_each_example_the_gradient_of_its_top_class(net: nn.Module, pictures: TensorExamples) -> None:
     tops = net(nets.images(40)).argmax(1)
     assert len(set(tops.tolist())) > 1
     rows = ActivationStore().gradients(Score(net), ["features.3"], pictures, pool="mean")
@@ -118,9 +102,7 @@ def test_no_target_gives_each_example_the_gradient_of_its_top_class(
         ActivationStore().gradients_of([Score(net)], ["features.3"], pictures)
 
 
-def test_read_returns_activations_and_gradients_from_one_pass(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_read_returns_activations_and_gradients_from_one_pass(net: nn.Module, pictures: TensorExamples) -> None:
     store = ActivationStore()
     rows = store.read([Score(net, 1)], LAYERS, pictures, pool="mean")
     assert store.stats.forward_rows == 40
@@ -141,13 +123,9 @@ def test_read_returns_activations_and_gradients_from_one_pass(
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
-def test_rows_do_not_depend_on_the_batch_size(
-    net: nn.Module, pictures: TensorExamples, batch: int
-) -> None:
+def test_rows_do_not_depend_on_the_batch_size(net: nn.Module, pictures: TensorExamples, batch: int) -> None:
     rows = ActivationStore(batch_size=batch).activations(net, LAYERS, pictures)
-    torch.testing.assert_close(
-        rows["features.2"], direct(net, nets.images(40))[1], rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(rows["features.2"], direct(net, nets.images(40))[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
@@ -226,16 +204,12 @@ def test_another_layer_pooling_or_precision_has_rows_of_its_own(
     assert double.stats.forward_rows == 40
 
 
-def test_fast_precision_keeps_gradients_in_float32(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_fast_precision_keeps_gradients_in_float32(net: nn.Module, pictures: TensorExamples) -> None:
     fast = ActivationStore(precision=Precision("fast"))
     exact = ActivationStore()
     assert fast.activations(net, ["features.2"], pictures)["features.2"].dtype == torch.bfloat16
     gradients = fast.gradients(Score(net, 0), ["features.0"], pictures)["features.0"]
-    torch.testing.assert_close(
-        gradients, exact.gradients(Score(net, 0), ["features.0"], pictures)["features.0"]
-    )
+    torch.testing.assert_close(gradients, exact.gradients(Score(net, 0), ["features.0"], pictures)["features.0"])
 
 
 def test_fault_1_a_second_store_on_the_same_root_passes_only_canaries(
@@ -268,9 +242,7 @@ def test_stored_rows_of_nan_are_no_match_for_what_is_computed(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "probing.models.runner._checked", lambda layer, what, values: values * torch.nan
-        )
+        patched.setattr("probing.models.runner._checked", lambda layer, what, values: values * torch.nan)
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
     with pytest.raises(StaleRowsError, match="relative difference nan"):
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
@@ -307,9 +279,7 @@ def test_the_model_is_left_as_found(net: nn.Module, pictures: TensorExamples) ->
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_the_memory_tier_stays_within_its_budget(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path
-) -> None:
+def test_the_memory_tier_stays_within_its_budget(net: nn.Module, pictures: TensorExamples, tmp_path: Path) -> None:
     row = 5 * 6 * 6 * 4
     store = ActivationStore(tmp_path, budget_bytes=10 * row, batch_size=4)
     rows = store.activations(net, ["features.2"], pictures)["features.2"]
@@ -319,18 +289,14 @@ def test_the_memory_tier_stays_within_its_budget(
     assert store.stats.forward_rows == 40  # what left memory is read from disk
 
 
-def test_rows_kept_in_memory_only_are_computed_again_once_they_left_it(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_rows_kept_in_memory_only_are_computed_again_once_they_left_it(net: nn.Module, pictures: TensorExamples) -> None:
     store = ActivationStore(budget_bytes=10 * 5 * 6 * 6 * 4, batch_size=4)
     first = store.activations(net, ["features.2"], pictures)["features.2"]
     assert torch.equal(first, store.activations(net, ["features.2"], pictures)["features.2"])
     assert store.stats.forward_rows > 40
 
 
-def test_what_a_caller_does_to_rows_does_not_reach_the_store(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_what_a_caller_does_to_rows_does_not_reach_the_store(net: nn.Module, pictures: TensorExamples) -> None:
     store = ActivationStore()
     expected = store.activations(net, ["features.2"], pictures)["features.2"].clone()
     for _, rows in store.batches(net, ["features.2"], pictures):
@@ -351,9 +317,7 @@ def test_batches_cover_every_position_once(net: nn.Module, tmp_path: Path) -> No
     torch.testing.assert_close(rows, direct(net, images)[1])
 
 
-def test_a_consumer_that_stops_early_leaves_no_half_shard(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path
-) -> None:
+def test_a_consumer_that_stops_early_leaves_no_half_shard(net: nn.Module, pictures: TensorExamples, tmp_path: Path) -> None:
     for _ in ActivationStore(tmp_path, batch_size=3).batches(net, ["features.2"], pictures):
         break
     assert not list(tmp_path.rglob("*.tmp"))
@@ -364,9 +328,7 @@ def test_a_consumer_that_stops_early_leaves_no_half_shard(
     )
 
 
-def test_the_estimate_is_the_size_of_what_is_written(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path
-) -> None:
+def test_the_estimate_is_the_size_of_what_is_written(net: nn.Module, pictures: TensorExamples, tmp_path: Path) -> None:
     store = ActivationStore(tmp_path)
     estimate = store.estimate(net, LAYERS, pictures, scores=[Score(net, 0)])
     assert (estimate.missing, estimate.examples) == (40, 40)
@@ -501,17 +463,13 @@ def test_an_empty_example_set_is_refused(net: nn.Module, pictures: TensorExample
         ActivationStore().activations(net, LAYERS, Subset(pictures, []))
 
 
-def test_scores_of_two_models_in_one_call_are_refused(
-    net: nn.Module, pictures: TensorExamples
-) -> None:
+def test_scores_of_two_models_in_one_call_are_refused(net: nn.Module, pictures: TensorExamples) -> None:
     other = nets.seeded(nets.ConvNet(), seed=1)
     with pytest.raises(ValueError, match="same model"):
         ActivationStore().gradients_of([Score(net, 0), Score(other, 0)], LAYERS, pictures)
 
 
-def test_clearing_the_cache_removes_rows_and_nothing_else(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path
-) -> None:
+def test_clearing_the_cache_removes_rows_and_nothing_else(net: nn.Module, pictures: TensorExamples, tmp_path: Path) -> None:
     ActivationStore(tmp_path).activations(net, LAYERS, pictures)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "rows-v1" / "notes.txt").write_text("mine too")
@@ -522,9 +480,7 @@ def test_clearing_the_cache_removes_rows_and_nothing_else(
     assert cache_info(tmp_path) == []
 
 
-def test_shards_open_with_the_safetensors_library(
-    net: nn.Module, pictures: TensorExamples, tmp_path: Path
-) -> None:
+def test_shards_open_with_the_safetensors_library(net: nn.Module, pictures: TensorExamples, tmp_path: Path) -> None:
     from safetensors import safe_open
 
     rows = ActivationStore(tmp_path).activations(net, ["features.2"], pictures)["features.2"]

@@ -23,9 +23,7 @@ Start = Callable[..., BaseProcess]
 
 def files(root: Path) -> dict[str, bytes]:
     return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in sorted(root.rglob("*"))
-        if p.is_file() and p.parent.name != "locks"
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and p.parent.name != "locks"
     }
 
 
@@ -38,9 +36,7 @@ def start(repository: Path) -> Start:
     """
     context = multiprocessing.get_context("forkserver")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(map(str, (repository / "tests" / "support", repository)))
-        )
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (repository / "tests" / "support", repository))))
         context.set_forkserver_preload(["store_worker"])
         forkserver.ensure_running()
 
@@ -94,17 +90,13 @@ def test_a_run_killed_at_a_random_moment_is_completed_to_the_same_bytes(
     check(tmp_path / "store", undisturbed)
 
 
-def test_a_run_killed_many_times_over_still_ends(
-    tmp_path: Path, undisturbed: dict[str, bytes], start: Start
-) -> None:
+def test_a_run_killed_many_times_over_still_ends(tmp_path: Path, undisturbed: dict[str, bytes], start: Start) -> None:
     for step in (50, 90, 90, 90):
         start(fill_dying_at, tmp_path, PIXELS, step).join()
     check(tmp_path, undisturbed)
 
 
-def test_two_processes_on_one_root_share_the_work(
-    tmp_path: Path, undisturbed: dict[str, bytes], start: Start
-) -> None:
+def test_two_processes_on_one_root_share_the_work(tmp_path: Path, undisturbed: dict[str, bytes], start: Start) -> None:
     counts = [tmp_path / name for name in "ab"]
     children = [start(fill_and_count, tmp_path / "store", PIXELS, count) for count in counts]
     for child in children:

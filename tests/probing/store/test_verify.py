@@ -47,9 +47,7 @@ def read(root: Path, net: nn.Module) -> tuple[dict[str, Tensor], ActivationStore
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
-    }
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -87,9 +85,7 @@ def test_a_sound_store_is_read_to_the_last_byte_and_left_alone(filled: Path) -> 
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_change_of_any_file_is_found_named_dropped_and_mended(
-    seed: int, filled: Path, net: nn.Module
-) -> None:
+def test_any_change_of_any_file_is_found_named_dropped_and_mended(seed: int, filled: Path, net: nn.Module) -> None:
     rng, before = random.Random(seed), files(filled)
     victim = filled / rng.choice([n for n in before if "locks" not in n])
     victim.write_bytes(mutate(before[str(victim.relative_to(filled))], rng))
@@ -136,7 +132,7 @@ def test_a_store_copied_half_way_serves_what_is_whole_and_computes_the_rest(
     found = verify_cache(copy)
     assert found.shards == complete
     alone = sum(n.endswith(".safetensors") for n in names) - complete
-    assert len(found.unfinished) + sum(d.file[:-5] + ".safetensors" in names for d in found.damaged) == alone  # fmt: skip
+    assert len(found.unfinished) + sum(d.file[:-5] + ".safetensors" in names for d in found.damaged) == alone
     expected, _ = read(filled, net)
     rows, _ = read(copy, net)
     assert all(torch.equal(rows[layer], expected[layer]) for layer in LAYERS)
@@ -184,9 +180,7 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(
     assert files(filled) == before
 
 
-def test_a_bad_sector_is_damage(
-    filled: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_sector_is_damage(filled: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     before, broken = files(filled), sorted(filled.rglob("*.safetensors"))[0]
     whole = shards.read_pieces
 
@@ -204,9 +198,7 @@ def test_a_bad_sector_is_damage(
     assert files(filled) == before
 
 
-def test_a_shard_written_anew_while_it_is_looked_at_is_not_dropped(
-    filled: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_written_anew_while_it_is_looked_at_is_not_dropped(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, victim = files(filled), sorted(filled.rglob("*.safetensors"))[0]
     good = victim.read_bytes()
     victim.write_bytes(good[:-1] + b"?")
@@ -223,14 +215,10 @@ def test_a_shard_written_anew_while_it_is_looked_at_is_not_dropped(
     assert files(filled) == before
 
 
-def test_the_command_says_what_it_dropped_and_ends_with_1(
-    filled: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_it_dropped_and_ends_with_1(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["cache", "verify", "--cache", str(filled)]
     assert app.main(arguments) == 0
-    assert (
-        f"{filled}: 8 shards are what was written (64 rows, 0.1 MB).\n" == capsys.readouterr().out
-    )
+    assert f"{filled}: 8 shards are what was written (64 rows, 0.1 MB).\n" == capsys.readouterr().out
     victim = sorted(filled.rglob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     victim.with_name("left.tmp").write_bytes(b"123")
@@ -344,8 +332,9 @@ def probe(folder: Path, model: str, count: int = 6) -> list[str]:
 def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     environment = os.environ | {
-        "PROBING_CACHE": str(cache), "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}",
-    }  # fmt: skip
+        "PROBING_CACHE": str(cache),
+        "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}",
+    }
     code = (
         "import signal, sys; from concepts.cli.app import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # shells let jobs in the background ignore it
@@ -353,8 +342,11 @@ def test_ctrl_c_is_one_line_and_the_next_run_computes_the_rest_only(tmp_path: Pa
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *probe(tmp_path, "nets_of_verify:slow", 300)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     end = time.monotonic() + 120
     while not list(cache.rglob("*.json")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -374,7 +366,5 @@ examples = ImageExamples(ImageFiles.in_folder({str(tmp_path / "pictures")!r}), n
 store, net = ActivationStore(Path({str(cache)!r})), nets_of_verify.slow().model
 print(store.estimate(net, ["features.0"], examples, pool="mean").missing)
 """  # in a process of its own: the checks of tests change the code that names examples
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 300 - kept.rows

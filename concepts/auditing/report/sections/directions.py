@@ -28,10 +28,10 @@ _TOLD = 3
 def scores_section(results: AuditResults, folder: Path) -> Section:
     """Return the TCAV scores and predicted effects of all cells, as a figure and as heat maps that can be read."""
     text = (
-        "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where "
-        "gradients hardly vary over inputs, any direction scores near 0 or 1, random ones too. So each score is compared "
-        "with those along directions fitted to the same images under other labels. The predicted effect is in logits: by how "
-        "much the class should change, to first order, if the layer moved from one set's mean to the other's."
+        "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where"
+        " gradients hardly vary over inputs, any direction scores near 0 or 1, random ones too. So each score is compared"
+        " with those along directions fitted to the same images under other labels. The predicted effect is in logits: by"
+        " how much the class should change, to first order, if the layer moved from one set's mean to the other's."
     )
     marked = sum(used(results, c) for c in results.cells)
     caption = (
@@ -44,12 +44,13 @@ def scores_section(results: AuditResults, folder: Path) -> Section:
     linear = (
         Paragraph(
             "From these layers on the model is linear, so that the score is 0 or 1 by construction: "
-            + "; ".join(tails) + "."
+            + "; ".join(tails)
+            + "."
         ),
-    )  # fmt: skip
+    )
     legend = Paragraph(
-        f"The same by concept, and the predicted effects: below each number its {results.level:.0%} interval, a star where the "
-        f"corrected p is below {results.alpha:g}."
+        f"The same by concept, and the predicted effects: below each number its {results.level:.0%} interval, a star where"
+        f" the corrected p is below {results.alpha:g}."
     )
     blocks = (Paragraph(text), shown, *(linear if tails else ()), legend, *_heat_maps(results))
     return Section(SCORES, blocks)
@@ -69,7 +70,7 @@ def _heat_maps(results: AuditResults) -> Iterator[Heat]:
                     tuple(square(results, results.cell(concept.name, layer, target.name)) for layer in results.layers),
                 )
                 for target in results.targets
-            )  # fmt: skip
+            )
             yield Heat(what, "class", results.layers, rows, folded)
 
 
@@ -133,9 +134,9 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
     for i, contrast in enumerate(results.contrasts):
         layer = results.shown_layer(contrast.name)
         caption = (
-            f"Images most like “{contrast.positive}” as against “{contrast.negative}”, and the reverse, at {layer}, by the "
-            "cosine below each: activation, less the mean, with the direction. None of them was used to find it. Where they do "
-            "not show the concept to the eye, the direction stands for something else there."
+            f"Images most like “{contrast.positive}” as against “{contrast.negative}”, and the reverse, at {layer}, by the"
+            " cosine below each: activation, less the mean, with the direction. None of them was used to find it. Where"
+            " they do not show the concept to the eye, the direction stands for something else there."
         )
         draw = partial(figures.likeness, results, contrast.name, pictures)
         label = f"Images like {contrast.name}: {_seen(results, contrast)}"
@@ -143,9 +144,9 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
     if len(results.concepts) > len(results.contrasts):
         kind = "controls" if results.contrasts else "concepts"
         caption = (
-            f"{'Controls: images' if results.contrasts else 'Images'} most like each concept that is given as one set, among "
-            "images not used to find it, at the first layer where it is told best. Where these do not show the concept to the "
-            "eye, its scores mean something else."
+            f"{'Controls: images' if results.contrasts else 'Images'} most like each concept that is given as one set, among"
+            " images not used to find it, at the first layer where it is told best. Where these do not show the concept to"
+            " the eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, pictures)
         seen = [_seen(results, c) for c in results.concepts if not c.matched]
@@ -171,9 +172,9 @@ def _positions(results: AuditResults, folder: Path) -> list[Block]:
     blocks: list[Block] = []
     for i, contrast in enumerate(results.of(name) for name in placed):
         caption = (
-            f"Where {results.inputs} lie at {results.shown_layer(contrast.name)} between the drawings of "
-            f"“{contrast.negative}” and “{contrast.positive}” of the same {results.cluster_by}. Dots are images, ticks their "
-            f"mean; these {results.clusters} were not used to find the direction."
+            f"Where {results.inputs} lie at {results.shown_layer(contrast.name)} between the drawings of"
+            f" “{contrast.negative}” and “{contrast.positive}” of the same {results.cluster_by}. Dots are images, ticks"
+            f" their mean; these {results.clusters} were not used to find the direction."
         )
         draw = partial(figures.positions, results, contrast.name)
         label = f"Positions along {contrast.name}"

@@ -32,11 +32,11 @@ def agreement_section(results: AuditResults, folder: Path) -> Section:
     ]
     for i, contrast in enumerate(results.contrasts):
         caption = (
-            f"Predicted effect against measured swap, from {contrast.negative} to {contrast.positive}, "
-            f"{len(results.targets)} classes, one panel per layer; bars are {results.level:.0%} intervals. Points use all "
-            f"{contrast.clusters} {results.clusters}, so that both their coordinates hold what is peculiar to these drawings. r "
-            f"does not: the effect comes from one half of the {results.clusters} and the swap from the other, median over "
-            f"{results.divisions} divisions, with its {results.level:.0%} interval."
+            f"Predicted effect against measured swap, from {contrast.negative} to {contrast.positive},"
+            f" {len(results.targets)} classes, one panel per layer; bars are {results.level:.0%} intervals. Points use all"
+            f" {contrast.clusters} {results.clusters}, so that both their coordinates hold what is peculiar to these"
+            f" drawings. r does not: the effect comes from one half of the {results.clusters} and the swap from the other,"
+            f" median over {results.divisions} divisions, with its {results.level:.0%} interval."
         )
         label = f"Predicted effects against measured swaps of {contrast.name}"
         draw = partial(figures.agreement, results, contrast.name)
@@ -105,15 +105,14 @@ def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
         )
         named = (target.name, target.group, target.expected.get(contrast.name, NONE))
         measured = (
-            number(row.swap, sign=True), interval(row.low, row.high), p_value(row.p_corrected), f"{row.larger:.0%}",
-        )  # fmt: skip
-        foretold = (number(cell.effect, sign=True), p_value(cell.effect_p_corrected), reading(results, cell))  # fmt: skip
-        rows.append(
-            (*named, *linked(measured, results.at(row), 0), *linked(foretold, results.at(cell), 0))
+            number(row.swap, sign=True),
+            interval(row.low, row.high),
+            p_value(row.p_corrected),
+            f"{row.larger:.0%}",
         )
-    header = (
-        "class", "group", "expected", "swap", "interval", "p", "classes that move more", "predicted", "p", "reading"
-    )  # fmt: skip
+        foretold = (number(cell.effect, sign=True), p_value(cell.effect_p_corrected), reading(results, cell))
+        rows.append((*named, *linked(measured, results.at(row), 0), *linked(foretold, results.at(cell), 0)))
+    header = ("class", "group", "expected", "swap", "interval", "p", "classes that move more", "predicted", "p", "reading")
     caption = (
         f"From {contrast.negative} to {contrast.positive}, in logits, largest rise first; predictions at {layer}. p is "
         "corrected over contrasts and classes (swap: Holm) or contrasts, layers and classes (predicted: step-down maximum "
@@ -143,21 +142,21 @@ def picked_section(results: AuditResults) -> Section | None:
     )
     header = ("class", "contrast", "when picked", "judged", "interval", "p")
     text = (
-        f"These classes were picked by the data: of all the model's classes, they change most on the "
+        "These classes were picked by the data: of all the model's classes, they change most on the "
         f"{len(results.fitted_on)} {results.clusters} of one part. That number is too large by "
         "the picking; what counts is the change on the others."
     )
     caption = "Classes picked on one part of the data and judged on the other, in logits; p is corrected (Holm)."
-    return Section(
-        "Which classes move most", (Paragraph(text), Table(caption, header, rows, text_columns=2))
-    )
+    return Section("Which classes move most", (Paragraph(text), Table(caption, header, rows, text_columns=2)))
 
 
 def disagreements_section(results: AuditResults) -> Section:
     """Return where predicted and measured effects part."""
     found = disagreements(results)
     if not found:
-        text = "Nowhere does TCAV or a predicted effect say, after correction, what the measured swap denies, or the reverse."
+        text = (
+            "Nowhere does TCAV or a predicted effect say, after correction, what the measured swap denies, or the reverse."
+        )
         return Section("Where the measures disagree", (Paragraph(text),))
     text = (
         "What a direction inside the network predicts and what an exchange of images does are two measurements. Where one "

@@ -23,15 +23,24 @@ def targets_section(results: AuditResults) -> Section:
 def _unmatched(results: AuditResults) -> tuple[str, ...]:
     told_from = results.concepts[0].negative
     return (
-        f"Each concept's {results.clusters} were divided at random. Directions were fitted on {len(results.fitted_on)} "
-        f"{results.clusters}; scores and effects were read at {results.judged_inputs} images of the other "
-        f"{len(results.judged_on)}: {results.inputs}.",
-        f"Each run fits a direction that tells two thirds of a concept's images from as many of {told_from}, and is judged "
-        "on the third held out.",
-        "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations, averaged "
-        "over positions.",
-        f"Tests: the same runs with {results.pseudo_concepts} pseudo-concepts, drawn from the concept's images and {told_from}; "
-        "p-values are corrected over layers and classes by the step-down maximum and over concepts by Bonferroni.",
+        (
+            f"Each concept's {results.clusters} were divided at random. Directions were fitted on {len(results.fitted_on)} "
+            f"{results.clusters}; scores and effects were read at {results.judged_inputs} images of the other "
+            f"{len(results.judged_on)}: {results.inputs}."
+        ),
+        (
+            f"Each run fits a direction that tells two thirds of a concept's images from as many of {told_from}, and is"
+            " judged on the third held out."
+        ),
+        (
+            "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations,"
+            " averaged over positions."
+        ),
+        (
+            f"Tests: the same runs with {results.pseudo_concepts} pseudo-concepts, drawn from the concept's images and"
+            f" {told_from}; p-values are corrected over layers and classes by the step-down maximum and over concepts by"
+            " Bonferroni."
+        ),
         "No images are matched, so nothing was exchanged and no predicted effect was checked.",
     )
 
@@ -39,15 +48,22 @@ def _unmatched(results: AuditResults) -> tuple[str, ...]:
 def _matched(results: AuditResults) -> tuple[str, ...]:
     first = results.contrasts[0]
     return (
-        "Measured swap: the difference of the logits of matched images, averaged over all pairs; its interval is a t interval "
-        f"over {results.clusters}. Nothing is fitted, so nothing need be held out.",
-        "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations, averaged "
-        f"over positions. For inputs of one of the {results.clusters} the difference comes from all others. Its test swaps the "
-        f"two labels within {results.clusters} ({first.relabellings:,} ways{', all there are' if first.exact else ''}).",
+        (
+            "Measured swap: the difference of the logits of matched images, averaged over all pairs; its interval is a t"
+            f" interval over {results.clusters}. Nothing is fitted, so nothing need be held out."
+        ),
+        (
+            "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations,"
+            f" averaged over positions. For inputs of one of the {results.clusters} the difference comes from all others."
+            f" Its test swaps the two labels within {results.clusters} ({first.relabellings:,}"
+            f" ways{', all there are' if first.exact else ''})."
+        ),
         f"Inputs are {results.inputs}: {results.input_count} images.",
-        f"TCAV scores, accuracies and picked classes: the {results.clusters} were divided at random. Directions were fitted on "
-        f"{', '.join(results.fitted_on)}; they were read and judged on {', '.join(results.judged_on)} "
-        f"({results.judged_inputs} inputs).",
+        (
+            f"TCAV scores, accuracies and picked classes: the {results.clusters} were divided at random. Directions were"
+            f" fitted on {', '.join(results.fitted_on)}; they were read and judged on {', '.join(results.judged_on)}"
+            f" ({results.judged_inputs} inputs)."
+        ),
         "Concepts given as one set are told from random images and serve as controls: there is nothing to swap.",
         "p-values are corrected over contrasts, layers and classes; concepts given as one set are corrected apart.",
     )
@@ -87,24 +103,39 @@ def limits(results: AuditResults) -> tuple[str, ...]:
         return _limits_unmatched(results)
     contrasts = " or ".join(f"“{c.negative}” and “{c.positive}”" for c in results.contrasts)
     return (
-        f"A swap changes everything that was drawn differently between {contrasts}; which of these differences moved a "
-        "logit is not known.",
+        (
+            f"A swap changes everything that was drawn differently between {contrasts}; which of these differences moved a "
+            "logit is not known."
+        ),
         "A logit that moves need not change a decision, and a change that all classes share changes none.",
-        f"Intervals and tests take the {len(results.fitted_on) + len(results.judged_on)} {results.clusters} as independent and "
-        "as a sample of others like them.",
-        f"Correlations over {len(results.targets)} classes take these as independent, and they were chosen, not drawn at "
-        "random.",
-        "A predicted effect is a first-order statement about one layer; where it does not follow the measured swap it "
-        "says nothing about the model.",
+        (
+            f"Intervals and tests take the {len(results.fitted_on) + len(results.judged_on)} {results.clusters} as"
+            " independent and as a sample of others like them."
+        ),
+        (
+            f"Correlations over {len(results.targets)} classes take these as independent, and they were chosen, not drawn at"
+            " random."
+        ),
+        (
+            "A predicted effect is a first-order statement about one layer; where it does not follow the measured swap it "
+            "says nothing about the model."
+        ),
     )
 
 
 def _limits_unmatched(results: AuditResults) -> tuple[str, ...]:
     return (
-        "What sets one folder of pictures apart from others is all that differs between them, such as light, place, camera "
-        "or who took them; a direction called by the concept's name may stand for any of it.",
-        "A logit that rises along a direction need not change a decision, and no picture was changed to see whether it does.",
-        f"Intervals and tests take the {len(results.fitted_on) + len(results.judged_on)} {results.clusters} as independent and "
-        "as a sample of others like them.",
+        (
+            "What sets one folder of pictures apart from others is all that differs between them, such as light, place,"
+            " camera or who took them; a direction called by the concept's name may stand for any of it."
+        ),
+        (
+            "A logit that rises along a direction need not change a decision, and no picture was changed to see whether it"
+            " does."
+        ),
+        (
+            f"Intervals and tests take the {len(results.fitted_on) + len(results.judged_on)} {results.clusters} as"
+            " independent and as a sample of others like them."
+        ),
         "A predicted effect is a first-order statement about one layer at these pictures.",
     )

@@ -68,7 +68,7 @@ def reproduction_section(results: AuditResults, made: Made, folder: Path) -> Sec
         f"Of the rows that it rests on: {made.get('rows', NONE)}",
         "The report alone is made again from what was saved, without the model, by: probing report "
         + shlex.quote(folder.name),
-    )  # fmt: skip
+    )
     blocks = (
         Code("\n".join(lines)),
         Points(points),
