@@ -18,7 +18,7 @@ from probing.models.precision import Precision, device_of
 from probing.models.runner import Runner
 from probing.store.memory import MemoryTier, Place, gather
 from probing.store.prefetch import LoadAhead, WriteBehind
-from probing.store.requests import Job, Rows, StoreStats
+from probing.store.requests import Estimate, Job, RequestError, Rows, StoreStats
 from probing.store.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
 from probing.store.shares import Share
 
@@ -87,8 +87,42 @@ class Engine:
                         chunks.append(chunk)
                 self._mend(job, chunk, loader)
 
-    def fill(self, job: Job, share: Share, covered: Covered) -> None:
-        """Compute and commit a share's chunks, but for rows that are stored or that an earlier request writes."""
+    def fill(self, jobs: Sequence[Job], share: Share) -> None:
+        """Compute and commit a share of some jobs' rows, of which a row that several ask for is written once.
+
+        Raises:
+            RequestError: without a disk.
+            StoreFullError: before anything is computed, if all shares' rows would exceed the disk or the budget.
+        """
+        if self.disk is None:
+            raise RequestError("rows can be filled on disk only: give the store a root.")
+        earlier: list[Covered] = []
+        covered: dict[Space, frozenset[str]] = {}
+        size = 0
+        for job in jobs:
+            earlier.append(dict(covered))
+            size += self.estimate(job, covered).bytes
+            for space in job.spaces:
+                covered[space] = covered.get(space, frozenset()).union(job.positions)
+        self.disk.refuse_beyond(size)
+        for job, written in zip(jobs, earlier, strict=True):
+            self._fill(job, share, written)
+
+    def estimate(self, job: Job, covered: Covered | None = None) -> Estimate:
+        """Return what a job would cost beyond rows that earlier ones write; one example is passed if any is missing."""
+        lacking = self._lacking(job, list(job.positions))
+        missing = set[str]().union(*(set(ids) - (covered or {}).get(s, frozenset()) for s, ids in lacking.items()))
+        if not missing:
+            return Estimate(0, len(job.positions), 0)
+        example = job.load([e for e in job.positions if e in missing][:1])
+        [outputs] = self._runner(job, self.precision, example).run(example, job.layers, job.pools)
+        self.stats.estimate_rows += 1
+        one = sum(out.numel() * out.element_size() for out in outputs.values())
+        size = one * (bool(job.outputs) + len(job.scores))
+        return Estimate(len(missing), len(job.positions), size * len(missing))
+
+    def _fill(self, job: Job, share: Share, covered: Covered) -> None:
+        """Compute and commit a share's chunks, but for rows that are stored or that an earlier job writes."""
         self._check_canaries(job)
         own = share.of(split(list(job.positions), _SHARD_ROWS))
         chunks = deque(chunk for chunk in own if self._unwritten(job, chunk, covered))
@@ -126,7 +160,7 @@ class Engine:
                 writers.append(names, found, self._input_ids)
             writers.commit()
 
-    def lacking(self, job: Job, ids: Sequence[str]) -> _Lacking:
+    def _lacking(self, job: Job, ids: Sequence[str]) -> _Lacking:
         """Return, per space, those examples whose rows are neither in memory nor on disk."""
         found: _Lacking = {}
         for space in job.spaces:
@@ -136,7 +170,7 @@ class Engine:
                 found[space] = rest
         return found
 
-    def runner(self, job: Job, precision: Precision, inputs: Tensor) -> Runner:
+    def _runner(self, job: Job, precision: Precision, inputs: Tensor) -> Runner:
         """Return the prepared model for a job, made once, of a batch's first examples, and kept while the model lives."""
         device = self.device or device_of(job.model)
         # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
@@ -185,7 +219,7 @@ class Engine:
 
     def _chunk(self, job: Job, chunk: list[str], loader: LoadAhead) -> Iterator[tuple[Rows, bool]]:
         """Yield a chunk's rows batch by batch, and whether any were computed; commit those that were unwritten."""
-        lacking = self.lacking(job, chunk)
+        lacking = self._lacking(job, chunk)
         batches = split(chunk, self._batch_rows(job) if lacking else len(chunk))
         members = set().union(*lacking.values())
         wanted = [[e for e in ids if e in members] for ids in batches]
@@ -223,7 +257,7 @@ class Engine:
         scores = [i for i, by_layer in enumerate(job.slopes) if any(s in lacking for s in by_layer.values())]
         found: dict[Space, Tensor] = {}
         if scores:
-            runner = self.runner(job, self.precision.gradients, inputs)
+            runner = self._runner(job, self.precision.gradients, inputs)
             outputs, *gradients = runner.run(inputs, layers, job.pools, [job.scores[i] for i in scores])
             self.stats.backward_rows += len(names) * len(scores)
             for i, by_layer in zip(scores, gradients, strict=True):
@@ -231,7 +265,7 @@ class Engine:
             if self.precision.gradients == self.precision and job.outputs:
                 found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         if rest := [n for n in layers if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found]:
-            [outputs] = self.runner(job, self.precision, inputs).run(inputs, rest, job.pools)
+            [outputs] = self._runner(job, self.precision, inputs).run(inputs, rest, job.pools)
             found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         return {space: rows for space, rows in found.items() if space in lacking}
 

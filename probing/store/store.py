@@ -19,7 +19,7 @@ from probing.models.loading import Model
 from probing.models.precision import Precision
 from probing.models.runner import Pool
 from probing.models.scores import Score, class_scores
-from probing.store.extraction import Covered, Engine
+from probing.store.extraction import Engine
 from probing.store.memory import MemoryTier
 from probing.store.requests import Estimate, Job, Request, RequestError, Rows, StoreStats, model_of
 from probing.store.shards import Disk
@@ -176,7 +176,7 @@ class ActivationStore:
         scores: Sequence[Score] = (),
     ) -> Estimate:
         """Return what a request would cost; passes one example forward if anything is missing."""
-        return self._estimate(self._job(model, layers, examples, pool, scores), {})
+        return self._engine.estimate(self._job(model, layers, examples, pool, scores))
 
     def fill(self, requests: Sequence[Request], share: Share) -> None:
         """Compute and store what is missing of a share of some requests' rows; nothing is kept in memory.
@@ -191,35 +191,8 @@ class ActivationStore:
         Example:
             >>> store.fill([Request(net, ("layer4",), images, "mean")], Share(0, 8))
         """
-        if self._engine.disk is None:
-            raise RequestError("rows can be filled on disk only: give the store a root.")
-        jobs: list[tuple[Job, Covered]] = []
-        covered: Covered = {}
-        size = 0
-        for request in requests:
-            job = self._job(request.model, request.layers, request.examples, request.pool, request.scores)
-            job = replace(job, outputs={}) if request.scores else job
-            size += self._estimate(job, covered).bytes
-            jobs.append((job, covered))
-            covered = dict(covered)
-            for space in job.spaces:
-                covered[space] = covered.get(space, frozenset()).union(job.positions)
-        self._engine.disk.refuse_beyond(size)
-        for job, others in jobs:
-            self._engine.fill(job, share, others)
-
-    def _estimate(self, job: Job, covered: Covered) -> Estimate:
-        lacking = self._engine.lacking(job, list(job.positions))
-        missing = set[str]().union(*(set(ids) - covered.get(s, frozenset()) for s, ids in lacking.items()))
-        if not missing:
-            return Estimate(0, len(job.positions), 0)
-        example = job.load([e for e in job.positions if e in missing][:1])
-        runner = self._engine.runner(job, self.precision, example)
-        [outputs] = runner.run(example, job.layers, job.pools)
-        self.stats.estimate_rows += 1
-        one = sum(out.numel() * out.element_size() for out in outputs.values())
-        size = one * (bool(job.outputs) + len(job.scores))
-        return Estimate(len(missing), len(job.positions), size * len(missing))
+        jobs = [self._job(r.model, r.layers, r.examples, r.pool, r.scores) for r in requests]
+        self._engine.fill([replace(job, outputs={}) if job.scores else job for job in jobs], share)
 
     def _job(
         self,
