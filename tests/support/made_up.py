@@ -5,14 +5,18 @@ import pkgutil
 import types
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import audits
 import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
 import concepts
 import probing
+from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.model_comparison.compare import Difference, Side, SideBySide
 from probing.results.result import Provenance, Result
 
 SIZES = {
@@ -86,6 +90,18 @@ def result(cls: type, *, empty: bool = False) -> Any:
         cls: which one.
         empty: all tensors of fractions are NaN, as where nothing was asked for.
     """
+    if cls is AuditResults:  # whose rows belong together
+        return audits.results()
+    if cls is SideBySide:
+        one, other = (Side(Path(name), audits.results(), {"model": name}) for name in ("old", "new"))
+        targets = tuple(t.name for t in one.results.targets)
+        contrasts = tuple(c.name for c in one.results.contrasts)
+        rows = tuple(
+            Difference(c, t, 0.1, 0.0, 0.2, 0.5, 0.4, 0.6, 0.4, 0.3, 0.5, 0.01, 0.02, False, True, 0.1, 0.2)
+            for c in contrasts
+            for t in targets
+        )
+        return SideBySide(Provenance.collect(), one, other, contrasts, targets, rows)
     generator = torch.Generator().manual_seed(0)
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls) if f.init]

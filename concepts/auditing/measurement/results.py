@@ -6,13 +6,19 @@ are two-sided, and `p_corrected` counts all tests of its kind in the audit.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from probing.core.errors import ProbingError
+from probing.results.figures import FULL_WIDTH, INK, PALETTE, new_figure, style
+from probing.results.result import Provenance, Result
 from probing.results.tables import anchor
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 Direction = Literal["up", "down"]
 
@@ -201,10 +207,12 @@ TABLES: Mapping[str, tuple[str, str]] = {
 """The rows of results that are CSV files too: the file's name, and what a row is."""
 
 
-@dataclass(frozen=True)
-class AuditResults:
-    """All an audit found. Equal audits of equal data give equal results, byte for byte."""
+@dataclass(frozen=True, kw_only=True)
+class AuditResults(Result):
+    """All an audit found. Equal audits of equal data give equal results, byte for byte, whatever made them."""
 
+    provenance: Provenance = field(default_factory=Provenance.collect, compare=False)
+    """What made them: saved beside them, in `provenance.json`."""
     name: str
     title: str
     question: str
@@ -292,14 +300,57 @@ class AuditResults:
         """Return the layer at which a concept is shown."""
         return shown_layer(concept, self.layer_rows)
 
-    def save(self, folder: Path) -> None:
-        """Write `results.json`."""
+    def sentences(self) -> tuple[str, ...]:
+        """Return what the audit's author wants said about the data."""
+        return self.limits
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per concept, layer and class: TCAV score and predicted effect, with intervals and tests."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(cell) for cell in self.cells])
+
+    def plot(self) -> "Figure":
+        """Return what exchanging matched images does to each class's logit; without any, each class's TCAV scores.
+
+        A panel for each contrast or concept, with intervals at `level`; scores are of the layer that a concept is shown at.
+        """
+        names = [c.name for c in self.contrasts] or [c.name for c in self.concepts]
+        targets = [t.name for t in self.targets]
+        with style():
+            figure = new_figure(FULL_WIDTH, 0.75 + 0.19 * len(targets))
+            panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+            for panel, name in zip(panels, names, strict=True):
+                rows = [self._bar(name, target) for target in targets]
+                panel.axvline(0.0 if self.contrasts else 0.5, color=INK, lw=0.5)
+                for y, (value, low, high) in enumerate(rows):
+                    if low is not None and high is not None:
+                        panel.plot([low, high], [y, y], color=PALETTE[0], lw=1.2)
+                    if value is not None:
+                        panel.plot(value, y, "o", color=PALETTE[0], ms=4)
+                panel.set(title=name, xlabel="change of the logit" if self.contrasts else "TCAV score")
+            panels[0].set_yticks(range(len(targets)), targets)
+            panels[0].invert_yaxis()
+        return figure
+
+    def _bar(self, concept: str, target: str) -> tuple[float | None, float | None, float | None]:
+        if self.contrasts:
+            swap = self.swap(concept, target)
+            return swap.swap, swap.low, swap.high
+        cell = self.cell(concept, self.shown_layer(concept), target)
+        return cell.tcav, cell.tcav_low, cell.tcav_high
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `results.json`, without what made them: that stands in `provenance.json`, which the audit writes."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        document = {name: value for name, value in asdict(self).items() if name != "provenance"}
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        return folder
 
     @classmethod
-    def load(cls, folder: Path) -> "AuditResults":
+    def load(cls, folder: str | Path) -> "AuditResults":
         """Read results back.
 
         Raises:
@@ -307,15 +358,33 @@ class AuditResults:
         """
         from pydantic import TypeAdapter, ValidationError
 
-        path = folder / "results.json"
+        path = Path(folder) / "results.json"
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            found: AuditResults = TypeAdapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError:
             raise ResultsError(f"{str(folder)!r} holds no results.json: run the audit first.") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ResultsError(f"{str(path)!r} can't be read: {first['msg']} at {where!r}.") from None
+        return replace(found, provenance=_maker(Path(folder)))
+
+
+def _maker(folder: Path) -> Provenance:
+    """Return the provenance of saved results; without one nothing is known of it."""
+    try:
+        made = made_of(folder)
+    except ResultsError:
+        made = {}
+    command, versions = made.get("command"), made.get("versions")
+    return Provenance(
+        created=str(made.get("created", "")),
+        command=tuple(map(str, command)) if isinstance(command, list) else (),
+        versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
+        machine=str(made.get("machine", "")),
+        model=str(made.get("model", "")),
+        examples=str(made.get("examples", "")),
+    )
 
 
 def shown_layer(concept: str, rows: Sequence[LayerRow]) -> str:

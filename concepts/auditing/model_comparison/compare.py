@@ -5,16 +5,25 @@ one model less that of the other is taken cluster by cluster. That one change is
 nothing of their difference (Gelman & Stern 2006), which has a test of its own here.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from concepts.auditing.measurement.results import AuditResults, SwapRow, made_of
+from concepts.auditing.measurement.results import AuditResults, ResultsError, SwapRow, made_of
 from probing.core.errors import ProbingError
+from probing.results.figures import FULL_WIDTH, INK, MARKERS, PALETTE, PAPER, new_figure, style
+from probing.results.result import Provenance, Result
 from probing.results.tables import known
 from probing.statistics.hypothesis_tests import clustered_mean, holm
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class SideBySideError(ProbingError, ValueError):
@@ -80,7 +89,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(Result):
     """Two audits and the differences of what exchanges do in them."""
 
     first: Side
@@ -104,6 +113,86 @@ class SideBySide:
         """Whether a difference is told from none, after correction."""
         return row.p_corrected is not None and row.p_corrected < self.first.results.alpha
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per contrast and class: both changes and their difference, with intervals and tests."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.differences])
+
+    def plot(self) -> "Figure":
+        """Draw each class's change in both models with intervals, a panel for each contrast; starred where they differ."""
+        with style():
+            figure = new_figure(FULL_WIDTH, 0.8 + 0.24 * len(self.targets))
+            first = None
+            for i, contrast in enumerate(self.contrasts):
+                axes = figure.add_subplot(1, len(self.contrasts), i + 1, sharex=first, sharey=first)
+                first = first or axes
+                rows = {d.target: d for d in self.differences if d.contrast == contrast}
+                _panel(axes, self, rows)
+                axes.set_title(contrast, loc="left", fontweight="bold")
+                axes.tick_params(labelleft=i == 0, left=False)
+            _legend(figure, self)
+        return figure
+
+    def save(self, folder: str | Path) -> Path:
+        """Write both audits' results, each into a folder of its own, and how the two are called; the rest follows."""
+        folder = Path(folder)
+        for name, side in (("first", self.first), ("second", self.second)):
+            side.results.save(folder / name)
+            made = json.dumps(dict(side.made), indent=1, ensure_ascii=False)
+            (folder / name / "provenance.json").write_text(made + "\n", encoding="utf-8")
+        names = {"first": self.first.folder.name, "second": self.second.folder.name}
+        (folder / _NAMES).write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SideBySide":
+        """Read a comparison back.
+
+        Raises:
+            concepts.auditing.measurement.results.ResultsError: if the folder holds none, or a damaged one.
+        """
+        folder = Path(folder)
+        try:
+            names = json.loads((folder / _NAMES).read_text(encoding="utf-8"))
+            first, second = str(names["first"]), str(names["second"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{str(folder)!r} holds no comparison of audits: {error}.") from None
+        found = side_by_side(folder / "first", folder / "second")
+        sides = (replace(found.first, folder=Path(first)), replace(found.second, folder=Path(second)))
+        return replace(found, first=sides[0], second=sides[1])
+
+
+_NAMES = "side_by_side.json"
+
+
+def _panel(axes: "Axes", found: SideBySide, rows: dict[str, Difference]) -> None:
+    axes.axvline(0, color=INK, lw=0.5, zorder=1)
+    for y, target in enumerate(found.targets):
+        d = rows[target]
+        sides = ((d.first, d.first_low, d.first_high), (d.second, d.second_low, d.second_high))
+        for k, (value, low, high) in enumerate(sides):
+            at = y + 0.32 * k - 0.16
+            if low is not None and high is not None:
+                axes.plot([low, high], [at, at], color=PALETTE[k], lw=1.1, zorder=2)
+            axes.plot(value, at, MARKERS[k], color=PALETTE[k], mec=PAPER, mew=0.5, ms=4.5, zorder=3)
+        if found.told(d):
+            axes.text(1.005, y, "*", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    axes.set_yticks(range(len(found.targets)), found.targets)
+    axes.set(ylim=(len(found.targets) - 0.4, -0.6), xlabel="change of the logit")
+    axes.spines["left"].set_visible(False)
+
+
+def _legend(figure: "Figure", found: SideBySide) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker=MARKERS[k], color=PALETTE[k], lw=1.1, ms=4.5, label=label)
+        for k, label in enumerate(found.labels)
+    ]
+    handles.append(Line2D([], [], marker="*", color=INK, ls="none", mew=0, ms=5.5, label="differ for sure"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+
 
 def side_by_side(first: Path, second: Path) -> SideBySide:
     """Compare two audits of the same images from what was saved.
@@ -118,7 +207,8 @@ def side_by_side(first: Path, second: Path) -> SideBySide:
     a, b = (side.results for side in sides)
     contrasts = tuple(c.name for c in a.contrasts if c.name in {d.name for d in b.contrasts})
     targets = tuple(t.name for t in a.targets if t.name in {u.name for u in b.targets})
-    return SideBySide(*sides, contrasts, targets, _differences(a, b, contrasts, targets))
+    rows = _differences(a, b, contrasts, targets)
+    return SideBySide(Provenance.collect(), *sides, contrasts, targets, rows)
 
 
 def _fault(a: Side, b: Side) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, LayerRow
 from concepts.auditing.model_comparison.compare import Difference, Side, SideBySide, side_by_side
-from concepts.auditing.model_comparison.figures import both
 from concepts.auditing.report.verdict import verdict
 from probing import __version__
 from probing.results.figures import inline_svg
@@ -146,7 +145,7 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
         "star marks classes for which the difference of the two is told from none."
     )
     label = f"Changes of logits in {a} and in {b}"
-    yield Plate(inline_svg(both(found), label), caption, data="differences")
+    yield Plate(inline_svg(found.plot(), label), caption, data="differences")
     for contrast in found.contrasts:
         rows = tuple(
             linked(_line(found, d), numbers.at(d.contrast, d.target)) for d in found.differences if d.contrast == contrast

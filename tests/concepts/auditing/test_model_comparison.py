@@ -13,8 +13,8 @@ from scipy import stats
 from torch import nn
 
 from concepts.auditing.measurement import setup
-from concepts.auditing.measurement.results import AuditResults, ClusterRow, SwapRow
-from concepts.auditing.model_comparison.compare import SideBySideError, side_by_side
+from concepts.auditing.measurement.results import AuditResults, ClusterRow, ResultsError, SwapRow
+from concepts.auditing.model_comparison.compare import SideBySide, SideBySideError, side_by_side
 from concepts.auditing.model_comparison.page import side_by_side_page
 from concepts.cli.app import main
 from probing.results import plates
@@ -68,6 +68,17 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
         saved(tmp_path / "old", audit(0.05, 0.0, 1), made("m1")),
         saved(tmp_path / "new", audit(0.05, 0.6, 2), made("m2")),
     )
+
+
+def test_a_comparison_is_a_result_that_is_saved_loaded_tabled_and_drawn(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    found = side_by_side(*pair)
+    again = SideBySide.load(found.save(tmp_path / "kept"))
+    assert replace(again, provenance=found.provenance) == replace(found, first=again.first, second=again.second)
+    assert again.first.results == found.first.results
+    assert again.labels == found.labels == ("old", "new")
+    assert len(found.to_pandas()) == len(found.differences)
+    with pytest.raises(ResultsError, match="holds no comparison"):
+        SideBySide.load(tmp_path)
 
 
 def test_differences_are_paired_t_tests_over_clusters_and_corrected_over_all(

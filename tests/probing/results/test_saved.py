@@ -68,7 +68,7 @@ def test_a_saved_result_loads_with_every_value(folder: Path, tmp_path: Path) -> 
 
 
 def test_there_is_a_file_of_every_kind_of_result() -> None:
-    kinds = {cls.__name__ for cls in made_up.result_classes()}
+    kinds = {cls.__name__ for cls in made_up.result_classes()} - {"AuditResults", "SideBySide"}  # of files of their own
     assert {f.name for f in FOLDERS if f.parent.name == "0.1.0"} == kinds
 
 
