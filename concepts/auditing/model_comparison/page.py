@@ -1,6 +1,7 @@
 """The page that sets two audits side by side, made of their saved results alone."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, LayerRow
@@ -8,7 +9,6 @@ from concepts.auditing.model_comparison.compare import Difference, Side, SideByS
 from concepts.auditing.model_comparison.figures import both
 from concepts.auditing.report.verdict import verdict
 from probing import __version__
-from probing.results.figures import inline_svg
 from probing.results.html_report import (
     NONE,
     Finding,
@@ -35,14 +35,14 @@ CHANGES = "What the same exchanges do in both"
 
 
 def write_side_by_side(first: Path, second: Path, out: Path) -> tuple[str, ...]:
-    """Write the page on two audits, and return its findings and where it is, a line each.
+    """Write the page on two audits, one file, and return its findings and where it is, a line each.
 
     Raises:
         concepts.auditing.model_comparison.compare.SideBySideError: if they can't be compared, and why.
         concepts.auditing.measurement.results.ResultsError: if a folder holds no readable audit.
     """
     page = side_by_side_page(side_by_side(first, second))
-    page.save(out)
+    page.save(out, alone=True)
     return (*(f"  {i}. {f.claim}" for i, f in enumerate(page.findings, 1)), f"Comparison: {out}")
 
 
@@ -146,7 +146,7 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
         "star marks classes for which the difference of the two is told from none."
     )
     label = f"Changes of logits in {a} and in {b}"
-    yield Plate(inline_svg(both(found), label), caption, data="differences")
+    yield Plate(partial(both, found), label, caption, data="differences")
     for contrast in found.contrasts:
         rows = tuple(
             linked(_line(found, d), numbers.at(d.contrast, d.target)) for d in found.differences if d.contrast == contrast
