@@ -91,13 +91,11 @@ def test_no_section_is_told_where_it_will_lie() -> None:
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
-    """Yield the functions that a module defines, and the methods of its classes."""
-    for _, one in inspect.getmembers(module):
-        if getattr(one, "__module__", "") == module.__name__:
-            if inspect.isfunction(one):
-                yield one
-            elif inspect.isclass(one):
-                yield from (method for _, method in inspect.getmembers(one, inspect.isfunction))
+    """Yield the functions that a module defines, and the methods that its classes do."""
+    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__]
+    for one in (*own, *(part for kind in own if inspect.isclass(kind) for part in vars(kind).values())):
+        if inspect.isfunction(one):
+            yield one
 
 
 def test_probes_read_the_attributes_that_contrasts_vary_and_pass_only_the_untrained_net(

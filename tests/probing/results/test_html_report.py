@@ -43,10 +43,10 @@ EXTERNAL = re.compile(
 )
 
 
-def small() -> Figure:
+def small(text: str = "a") -> Figure:
     with style():
-        figure = new_figure(1, 1)
-        figure.text(0, 0, HOSTILE)
+        figure = new_figure(1.0, 1.0)
+        figure.text(0, 0, text)
     return figure
 
 
@@ -54,7 +54,7 @@ def page(text: str = "some text") -> str:
     blocks = (
         Paragraph(text),
         Points((text,)),
-        Plate(small, text, text, "figures/a"),
+        Plate(partial(small, text), text, text, "figures/a"),
         Table(text, (text, "b"), ((text, "1"),)),
         Table("more", ("a", "b"), ((text, "1"),), folded=True),
         Section(text + " below", (Code(text), Code(text, text))),
