@@ -109,7 +109,7 @@ class Plate:
     """A figure with its caption.
 
     Attributes:
-        draw: the figure.
+        draw: returns the figure, drawn anew at each call.
         label: what it shows, in a few words, for readers that do not see it.
         caption: what is shown, and how to read it.
         stem: path of the figure's PNG and PDF from the page's folder, without the ending; without one it stands on the
@@ -274,6 +274,7 @@ class Report:
         return [*_ids(self.sections), *(i for table in self.data for i in _table_ids(table))]
 
     def _check(self) -> None:
+        """Raise a `ReportError` if two places or two figures have one name."""
         if repeats := _repeated(self._places()):
             raise ReportError(f"two places of the page are called {repeats[0]!r}.")
         if repeats := _repeated([plate.stem for plate in _plates(self.sections) if plate.stem]):
