@@ -163,9 +163,7 @@ def _write_pages(
         with_dreams,
     )
     from probing.maximization import Channel, maximize
-    from probing.results.figures import save_figure
 
-    save_figure(result.plot(), out / "detectors")
     overview(result, subject).save(out / "index.html")
     for lens in method.lenses(loaded.model, scenes):
         rows = highest(result, lens.layer, units)

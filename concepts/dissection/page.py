@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from concepts.data.segmentation.labels import Scenes, present
 from concepts.dissection.layer_units import Lens
 from probing.data.examples import Subset
 from probing.maximization import Maximization
-from probing.results.figures import Strip, inline_svg, montage
+from probing.results.figures import Strip, montage
 from probing.results.html_report import (
     Finding,
     Plate,
@@ -46,14 +47,14 @@ def overview(result: "DissectionResult", subject: str) -> Report:
         result: of the dissection.
         subject: what was dissected, in a line.
     """
-    bars = inline_svg(result.plot(), "Concepts with a detector, by category and layer.")
+    label = "Concepts with a detector, by category and layer."
     caption = (
         f"Concepts that have a detector (IoU > {result.min_iou:g}), by category. Grey: the same rule where units look at "
         "other images than the labels do, the mean over shuffles: as many are to be expected of chance."
     )
     pages = [f"The units of {layer!r} are in {unit_file(layer)}." for layer in result.layers]
     sections = (
-        Section("Detectors by category", (Plate(bars, caption, "detectors"), _layer_table(result))),
+        Section("Detectors by category", (Plate(result.plot, label, caption, "detectors"), _layer_table(result))),
         Section("How far to trust the scores", (_test_table(result),)),
         Section("What stands beside the numbers", (Points((*result.sentences(), *pages)),)),
     )
@@ -202,7 +203,7 @@ def _plate(result: "DissectionResult", row: int, strip: Strip) -> Plate:
         f"p {_p(float(result.p[row]))}, corrected {_p(float(result.p_fdr[row]))}. "
         "The images that move the unit most, dark where it is not active."
     )
-    return Plate(inline_svg(montage([strip], columns=len(strip.images), width=5.0), strip.title), caption)
+    return Plate(partial(montage, [strip], columns=len(strip.images), width=5.0), strip.title, caption)
 
 
 def _findings(result: "DissectionResult") -> Iterator[Finding]:

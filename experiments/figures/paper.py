@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults, saved_picture
 from concepts.auditing.report import figures
 from probing.results.figures import COLUMN_WIDTH, FULL_WIDTH, figure_of, for_print, save_figure
 from probing.results.result import Result
@@ -68,16 +68,16 @@ def _audit(name: str, folder: Path) -> Iterator[Plate]:
         "tcav": (FULL_WIDTH, partial(figures.scores, results)),
         "accuracy": (COLUMN_WIDTH, partial(figures.accuracy, results)),
     }
-    images = folder / "images"
+    picture = partial(saved_picture, folder)
     if results.contrasts:
         drawings["changes"] = FULL_WIDTH, partial(figures.changes, results)
     if len(results.concepts) > len(results.contrasts):
-        drawings["controls"] = FULL_WIDTH, partial(figures.controls, results, images)
+        drawings["controls"] = FULL_WIDTH, partial(figures.controls, results, picture)
     for i, contrast in enumerate(results.contrasts, 1):
         drawings[f"agreement_{i}"] = FULL_WIDTH, partial(figures.agreement, results, contrast.name)
         drawings[f"likeness_{i}"] = (
             FULL_WIDTH,
-            partial(figures.likeness, results, contrast.name, images),
+            partial(figures.likeness, results, contrast.name, picture),
         )
         if any(row.concept == contrast.name for row in results.positions):
             drawings[f"positions_{i}"] = (

@@ -1,25 +1,33 @@
 """One self-contained HTML page from results: text, tables and figures as data, laid out by one template.
 
+Parts of a report are values: whoever composes one writes nothing. `Report.save` alone draws the figures and writes them,
+the tables and the page.
+
 The page needs no network and no file beside it, follows the reader's light or dark setting, and prints. All of it can be
 read without scripts; the one script that it carries sorts tables and enlarges figures, and nothing else may run.
-Everything in it is escaped; only figures drawn by `probing.results.figures` enter as markup.
+Everything in it is escaped; only figures, by `probing.results.figures`, enter as markup.
 """
 
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from probing.core.errors import ProbingError
+from probing.results.figures import inline_svg, save_figure
 from probing.results.tables import DataTable, anchor
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from matplotlib.figure import Figure
 
+Draw = Callable[[], "Figure"]
+"""What draws a figure anew, so that a report holds no drawn one and draws them one after the other."""
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -101,21 +109,22 @@ class Plate:
     """A figure with its caption.
 
     Attributes:
-        svg: an `svg` element by `probing.results.figures.inline_svg`, the only markup that a report takes as it is.
+        draw: returns the figure, drawn anew at each call.
+        label: what it shows, in a few words, for readers that do not see it.
         caption: what is shown, and how to read it.
-        stem: name of the figure's PNG and PDF beside the page.
+        stem: path of the figure's PNG and PDF from the page's folder, without the ending; without one it stands on the
+            page alone.
         data: name of the table with its numbers.
+        written: whether `Report.save` writes the files under the stem; if not, something else does.
     """
 
     kind: ClassVar[str] = "plate"
-    svg: str
+    draw: Draw
+    label: str
     caption: str
     stem: str = ""
     data: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.svg.startswith("<svg ") or not self.svg.rstrip().endswith("</svg>"):
-            raise ReportError(f"a plate holds one svg element, got {self.svg[:30]!r}.")
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -227,35 +236,90 @@ class Report:
     data: tuple[DataTable, ...] = ()
 
     def html(self) -> str:
-        """Return the page.
+        """Return the page, its figures drawn; nothing is written.
 
         Raises:
             ReportError: if two places have one name, or a link leads nowhere.
         """
-        ids = [*_ids(self.sections), *(i for table in self.data for i in _table_ids(table))]
-        if repeats := {i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else ():
-            raise ReportError(f"two places of the page are called {sorted(repeats)[0]!r}.")
+        self._check()
+        return self._page([_drawn(plate, None) for plate in _plates(self.sections)])
+
+    def save(self, path: Path, *, alone: bool = False) -> Path:
+        """Write the page and what belongs beside it: `tables/NAME.csv` of its data, and figures as PNG and PDF.
+
+        Figures are drawn one after the other, in the order of the page, and each is let go before the next.
+
+        Args:
+            path: of the page; the rest is written into its folder, made if missing.
+            alone: write the page and nothing beside it.
+
+        Returns:
+            The path.
+
+        Raises:
+            ReportError: if two places or two figures have one name, before anything is written, or a link leads nowhere.
+            OSError: if something can't be written.
+        """
+        self._check()
+        folder = path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for table in () if alone else self.data:
+            table.write(folder / "tables")
+        drawn = [_drawn(plate, None if alone else folder) for plate in _plates(self.sections)]
+        path.write_text(self._page(drawn), encoding="utf-8", errors="backslashreplace")
+        return path
+
+    def _places(self) -> list[str]:
+        """Return the ids that links may lead to."""
+        return [*_ids(self.sections), *(i for table in self.data for i in _table_ids(table))]
+
+    def _check(self) -> None:
+        """Raise a `ReportError` if two places or two figures have one name."""
+        if repeats := _repeated(self._places()):
+            raise ReportError(f"two places of the page are called {repeats[0]!r}.")
+        if repeats := _repeated([plate.stem for plate in _plates(self.sections) if plate.stem]):
+            raise ReportError(f"two figures of the page are called {repeats[0]!r}.")
+
+    def _page(self, drawn: Sequence[str]) -> str:
+        """Return the page with the `svg` elements of its figures, in their order."""
         environment = _environment()
         page = environment.get_template("report.html.j2").render(
             report=self,
             sections=_numbered(self.sections, {"plate": 0, "table": 0}),
+            drawn=drawn,
             script_hash=_script_hash(environment),
             short=_short,
             anchor=anchor,
             as_url=_as_url,
         )
-        if lost := set(re.findall(r'<a [^>]*href="#([^"]+)"', page)) - {*ids, *_FIXED}:
+        if lost := set(re.findall(r'<a [^>]*href="#([^"]+)"', page)) - {*self._places(), *_FIXED}:
             raise ReportError(f"a link leads to {sorted(lost)[0]!r}, which the page does not have.")
         return page
 
-    def save(self, path: Path) -> Path:
-        """Write the page."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
-        return path
-
 
 _FIXED = ("verdict", "limits", "contents", "data")  # ids that every page has
+
+
+def _drawn(plate: Plate, folder: Path | None) -> str:
+    """Return a figure as an `svg` element, its files for print written into a folder, if one is given."""
+    figure = plate.draw()
+    if folder is not None and plate.stem and plate.written:
+        save_figure(figure, folder / plate.stem)
+    return inline_svg(figure, plate.label)
+
+
+def _plates(sections: Sequence[Section]) -> Iterator[Plate]:
+    """Yield the figures of sections in the order in which they are numbered."""
+    for block in (block for section in sections for block in section.blocks):
+        if isinstance(block, Section):
+            yield from _plates([block])
+        elif isinstance(block, Plate):
+            yield block
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that stand more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def _ids(sections: Sequence[Section]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +21,13 @@ from probing.results.html_report import (
     Block,
     Finding,
     Paragraph,
+    Plate,
     Section,
     Table,
     interval,
     linked,
     number,
 )
-from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.statistics.hypothesis_tests import ClusteredMean, clustered_mean
@@ -138,7 +137,7 @@ class Atlases:
         assert isinstance(found, AttributeAtlases)
         return (_numbers(found),)
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+    def section(self, audit: AuditResults, found: Result) -> Section:
         """Return planes coloured by each attribute, one with pictures, and the table of neighbours."""
         assert isinstance(found, AttributeAtlases)
         kept = ", ".join(f"{a.layer} {a.trustworthiness:.2f}" for a in found.atlases)
@@ -152,11 +151,11 @@ class Atlases:
         caption = f"All {found.labels.shape[1]} images at each layer, coloured by {' and by '.join(varied)}."
         blocks: list[Block] = [
             Paragraph(text),
-            plate(folder, "atlas", draw, f"Activations by {' and by '.join(varied)}", caption),
+            Plate(draw, f"Activations by {' and by '.join(varied)}", caption, "figures/atlas"),
         ]
         caption = f"The plane of {found.atlases[-1].layer}; in each cell, the image nearest to its centre."
         label = "Images in the places of their activations"
-        blocks.append(plate(folder, "atlas_pictures", partial(_pictured, found), label, caption))
+        blocks.append(Plate(partial(_pictured, found), label, caption, "figures/atlas_pictures"))
         return Section("What the layers group the images by", (*blocks, _table(found, audit.clusters)))
 
 

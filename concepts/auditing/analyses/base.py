@@ -1,6 +1,5 @@
 """What every analysis of an audit does: measure once, and speak from what was saved."""
 
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from concepts.auditing.measurement.results import AuditResults
@@ -32,6 +31,6 @@ class Analysis(Protocol):
         """Return all numbers, for CSV files and for the numbers of the report to lead to."""
         ...
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
-        """Return the report's section, its figures saved for print in the folder; no model is run."""
+    def section(self, audit: AuditResults, found: Result) -> Section:
+        """Return the report's section, its figures yet to be drawn; no model is run and nothing is written."""
         ...

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +23,7 @@ from probing.results.html_report import (
     Finding,
     Link,
     Paragraph,
+    Plate,
     Points,
     Section,
     Table,
@@ -33,7 +33,6 @@ from probing.results.html_report import (
     p_value,
     words,
 )
-from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.store.requests import Request
@@ -161,7 +160,7 @@ class Units:
         assert isinstance(found, AttributeUnits)
         return (_numbers(audit, found),)
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+    def section(self, audit: AuditResults, found: Result) -> Section:
         """Return the figure of all units, and tables of the strongest."""
         assert isinstance(found, AttributeUnits)
         swaps = "all" if found.shifts.exact else f"{found.shifts.draws:,} random"
@@ -182,7 +181,7 @@ class Units:
         draw = partial(figures.units, *parts, alpha=audit.alpha)
         blocks: list[Block] = [
             Paragraph(text),
-            plate(folder, "units", draw, "Units that differ between matched images", caption, "units"),
+            Plate(draw, "Units that differ between matched images", caption, "figures/units", "units"),
             *(_table(audit, found, k, _numbers(audit, found)) for k in range(len(found.contrasts))),
         ]
         if found.names is not None:

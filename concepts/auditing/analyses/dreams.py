@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +16,7 @@ from probing.data.examples import TensorExamples
 from probing.maximization import Maximization, Maximize
 from probing.maximization.presets import FOURIER
 from probing.results.figures import Strip, montage
-from probing.results.html_report import Block, Finding, Paragraph, Points, Section
-from probing.results.plates import plate
+from probing.results.html_report import Block, Finding, Paragraph, Plate, Points, Section
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.statistics.estimators import Ridge
@@ -122,7 +120,7 @@ class Dreams:
         columns = ("contrast", "layer", "direction", "reach", "without_gradient")
         return (DataTable("dreams", "how far each dream lies along its direction", columns, rows, 3),)
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+    def section(self, audit: AuditResults, found: Result) -> Section:
         """Return a figure for each contrast."""
         assert isinstance(found, ConceptDreams)
         text = (
@@ -139,7 +137,7 @@ class Dreams:
                 " images that the direction was fitted on, from their mean."
             )
             draw = partial(_figure, audit, found, i)
-            blocks.append(plate(folder, f"dreams_{i + 1}", draw, f"Dreams of {name}", caption, "dreams"))
+            blocks.append(Plate(draw, f"Dreams of {name}", caption, f"figures/dreams_{i + 1}", "dreams"))
         notes = found.sentences()
         return Section("What the directions point at", (*blocks, *([Points(notes)] if notes else [])))
 

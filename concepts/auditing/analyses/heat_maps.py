@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +43,7 @@ from probing.results.html_report import (
     Finding,
     Link,
     Paragraph,
+    Plate,
     Points,
     Section,
     Words,
@@ -52,7 +52,6 @@ from probing.results.html_report import (
     number,
     words,
 )
-from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.store.requests import Request
@@ -164,7 +163,7 @@ class HeatMaps:
         assert isinstance(found, HeatMapComparison)
         return (readings(found.comparison), agreements(found.comparison))
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+    def section(self, audit: AuditResults, found: Result) -> Section:
         """Return the agreement of all readings, where they part, and the images that show it."""
         assert isinstance(found, HeatMapComparison)
         c = found.comparison
@@ -183,7 +182,7 @@ class HeatMaps:
         )
         blocks: list[Block] = [
             Paragraph(text),
-            plate(folder, "readings_agreement", partial(_agreement, c), label, caption, "readings"),
+            Plate(partial(_agreement, c), label, caption, "figures/readings_agreement", "readings"),
             Points(_parted(c)),
         ]
         if found.shown:
@@ -192,7 +191,7 @@ class HeatMaps:
                 " of the image after it (red raises the logit, blue lowers it)."
             )
             draw = partial(_montage, c, found.shown)
-            blocks.append(plate(folder, "readings_part", draw, "Pairs that show it", caption))
+            blocks.append(Plate(draw, "Pairs that show it", caption, "figures/readings_part"))
         refused = tuple(f"{name} is left out: {reason}" for name, reason in found.refused)
         blocks += [Points(refused)] if refused else []
         return Section(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concepts.auditing.measurement.results import AuditResults
@@ -14,6 +13,7 @@ from probing.results.html_report import (
     Finding,
     Link,
     Paragraph,
+    Plate,
     Points,
     Section,
     Table,
@@ -22,7 +22,6 @@ from probing.results.html_report import (
     number,
     words,
 )
-from probing.results.plates import plate
 from probing.results.result import Provenance, Result
 from probing.results.tables import DataTable, known
 from probing.store.requests import Request
@@ -112,7 +111,7 @@ class Probes:
         assert isinstance(found, AttributeProbes)
         return (_numbers(found),)
 
-    def section(self, audit: AuditResults, found: Result, folder: Path) -> Section:
+    def section(self, audit: AuditResults, found: Result) -> Section:
         """Return curves and tables of all attributes."""
         assert isinstance(found, AttributeProbes)
         text = (
@@ -131,7 +130,7 @@ class Probes:
             )
             label = f"Probes of {name} by layer"
             blocks += [
-                plate(folder, f"probes_{i + 1}", partial(_curve, probe), label, caption, "probes"),
+                Plate(partial(_curve, probe), label, caption, f"figures/probes_{i + 1}", "probes"),
                 _table(name, probe, _numbers(found)),
             ]
         notes = found.sentences()

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from PIL import Image
+
 from probing.core.errors import ProbingError
 from probing.results.figures import FULL_WIDTH, INK, PALETTE, new_figure, style
 from probing.results.result import Provenance, Result
@@ -409,3 +411,14 @@ def made_of(folder: Path) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ResultsError(f"{str(path)!r} can't be read: it holds a {type(found).__name__}.")
     return found
+
+
+def saved_picture(folder: Path, name: str) -> Image.Image:
+    """Return one of the pictures that lie beside the results in a folder, by `LikenessRow.image`.
+
+    Raises:
+        OSError: if there is none, or it can't be read.
+    """
+    with Image.open(folder / "images" / name) as image:
+        image.load()
+        return image

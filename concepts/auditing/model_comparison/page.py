@@ -7,7 +7,6 @@ from concepts.auditing.measurement.results import AuditResults, CellRow, LayerRo
 from concepts.auditing.model_comparison.compare import Difference, Side, SideBySide, side_by_side
 from concepts.auditing.report.verdict import verdict
 from probing import __version__
-from probing.results.figures import inline_svg
 from probing.results.html_report import (
     NONE,
     Finding,
@@ -34,14 +33,14 @@ CHANGES = "What the same exchanges do in both"
 
 
 def write_side_by_side(first: Path, second: Path, out: Path) -> tuple[str, ...]:
-    """Write the page on two audits, and return its findings and where it is, a line each.
+    """Write the page on two audits, one file, and return its findings and where it is, a line each.
 
     Raises:
         concepts.auditing.model_comparison.compare.SideBySideError: if they can't be compared, and why.
         concepts.auditing.measurement.results.ResultsError: if a folder holds no readable audit.
     """
     page = side_by_side_page(side_by_side(first, second))
-    page.save(out)
+    page.save(out, alone=True)
     return (*(f"  {i}. {f.claim}" for i, f in enumerate(page.findings, 1)), f"Comparison: {out}")
 
 
@@ -145,7 +144,7 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
         "star marks classes for which the difference of the two is told from none."
     )
     label = f"Changes of logits in {a} and in {b}"
-    yield Plate(inline_svg(found.plot(), label), caption, data="differences")
+    yield Plate(found.plot, label, caption, data="differences")
     for contrast in found.contrasts:
         rows = tuple(
             linked(_line(found, d), numbers.at(d.contrast, d.target)) for d in found.differences if d.contrast == contrast

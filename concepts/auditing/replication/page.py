@@ -1,7 +1,6 @@
 """The page that says whether an audit's findings replicate, made of its saved result alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from concepts.auditing.replication.replicate import (
     BOTH,
@@ -11,10 +10,6 @@ from concepts.auditing.replication.replicate import (
     SECOND,
     Replication,
     correlation_in_words,
-)
-from probing.results.figures import (
-    inline_svg,
-    save_figure,
 )
 from probing.results.html_report import (
     Block,
@@ -30,30 +25,31 @@ from probing.results.html_report import (
 )
 from probing.results.tables import DataTable
 
-if TYPE_CHECKING:
-    pass
-
 _LAYERS = "Effects predicted in the layers"
 OUTCOMES = (BOTH, OPPOSITE, FIRST, SECOND, NEITHER)
 
 
 def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) -> Report:
     """Write table, figure and `report.html` of the replication saved in a folder; no model is run."""
-    found = Replication.load(folder)
+    page = replication_page(Replication.load(folder), title, limits)
+    page.save(folder / "report.html")
+    return page
+
+
+def replication_page(found: Replication, title: str, limits: tuple[str, ...] = ()) -> Report:
+    """Return the page on a replication, its figure yet to be drawn."""
     data = DataTable.of_frame("replication", "each logit's change on both sets", found.to_pandas(), 2)
-    data.write(folder / "tables")
-    figure = found.plot()
-    save_figure(figure, folder / "figures" / "replication")
     a, b = found.sets
     plate = Plate(
-        inline_svg(figure, f"Changes of logits on {a} and on {b}"),
+        found.plot,
+        f"Changes of logits on {a} and on {b}",
         f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled:"
         f" told from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on"
         " both, by class.",
         "figures/replication",
         data.name,
     )
-    page = Report(
+    return Report(
         title=title,
         subject=f"The same audit of one model on {a} and on {b}",
         question=f"Does what was found on {a} hold on images of the same things by other hands, {b}?",
@@ -77,8 +73,6 @@ def write_replication(folder: Path, title: str, limits: tuple[str, ...] = ()) ->
             ("Content of model and images", f"{found.provenance.model}, {found.provenance.examples}"),
         ),
     )
-    page.save(folder / "report.html")
-    return page
 
 
 def findings(found: Replication, contrast: str) -> list[Finding]:

@@ -1,7 +1,6 @@
 """Figures of an audit, drawn from its saved results."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -347,8 +346,12 @@ LINE = 8
 """Images in a line of a montage."""
 
 
-def likeness(results: AuditResults, concept: str, folder: Path) -> "Figure":
-    """Draw the images most and least like a concept, from the pictures saved in a folder."""
+Picture = Callable[[str], Image.Image]
+"""What returns the picture that an audit saved under a name, as `results.saved_picture` does of a folder."""
+
+
+def likeness(results: AuditResults, concept: str, picture: Picture) -> "Figure":
+    """Draw the images most and least like a concept."""
     rows = [r for r in results.likeness if r.concept == concept]
     contrast = results.of(concept)
     names = {"most": contrast.positive, "least": contrast.negative}
@@ -356,20 +359,20 @@ def likeness(results: AuditResults, concept: str, folder: Path) -> "Figure":
     for among in dict.fromkeys(r.among for r in rows):
         for side, name in names.items():
             chosen = [r for r in rows if r.among == among and r.side == side]
-            strips.append(_strip(f"{among}: most like {name}", chosen, folder))
+            strips.append(_strip(f"{among}: most like {name}", chosen, picture))
     return montage(strips, columns=LINE)
 
 
-def controls(results: AuditResults, folder: Path) -> "Figure":
+def controls(results: AuditResults, picture: Picture) -> "Figure":
     """Draw the images most like each concept that is given as one set."""
     strips = []
     for concept in (c for c in results.concepts if not c.matched):
         rows = [r for r in results.likeness if r.concept == concept.name and r.side == "most"]
-        strips.append(_strip(f"{rows[0].among}: most like {concept.name}", rows, folder))
+        strips.append(_strip(f"{rows[0].among}: most like {concept.name}", rows, picture))
     return montage(strips, columns=LINE)
 
 
-def _strip(title: str, rows: Sequence[LikenessRow], folder: Path) -> Strip:
-    images = [Image.open(folder / row.image) for row in rows]
+def _strip(title: str, rows: Sequence[LikenessRow], picture: Picture) -> Strip:
+    images = [picture(row.image) for row in rows]
     captions = [f"{fill(row.caption, 17)}\n{number(row.cosine, sign=True)}" for row in rows]
     return Strip(title, images, captions)

@@ -1,10 +1,12 @@
 """The report of an audit and its CSV files, made of its saved results alone."""
 
+import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from concepts.auditing.analyses import ANALYSES
-from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults, saved_picture
 from concepts.auditing.report.sections.data import audit_tables
 from concepts.auditing.report.sections.directions import (
     directions_section,
@@ -27,12 +29,12 @@ from probing.results.html_report import Paragraph, Report, Section
 from probing.results.result import Result
 
 
-def _swapped(results: AuditResults, folder: Path) -> tuple[Section | None, ...]:
+def _swapped(results: AuditResults) -> tuple[Section | None, ...]:
     """Return the sections on what exchanging matched images does."""
     return (
-        changes_section(results, folder),
+        changes_section(results),
         picked_section(results),
-        agreement_section(results, folder),
+        agreement_section(results),
         disagreements_section(results),
     )
 
@@ -57,6 +59,12 @@ def _scorecard(folder: Path, provenance: Mapping[str, object]) -> Section | None
     return Section(title, (said, *scorecard_sections(card)))
 
 
+def _files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that the report is made of, by its path in the folder."""
+    paths = [folder / "results.json", *sorted((folder / "analyses").rglob("*.safetensors"))]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
 def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults:
     """Draw all figures and write tables and the report of the results saved in a folder; no model is run.
 
@@ -66,30 +74,41 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
 
     Raises:
         concepts.auditing.measurement.results.ResultsError: if there are no readable results.
+        probing.results.result.SavedResultError: if those of an analysis can't be read.
+        OSError: if a picture is missing, or something can't be written.
     """
     results = AuditResults.load(folder)
+    audit_page(results, folder, provenance).save(folder / "report.html")
+    return results
+
+
+def audit_page(results: AuditResults, folder: Path, provenance: Mapping[str, object]) -> Report:
+    """Return the report of an audit, its figures yet to be drawn; the folder is read, and nothing is written.
+
+    Args:
+        results: of the audit.
+        folder: that they were loaded from, with those of its analyses, and the pictures that figures show.
+        provenance: what made the results, as saved beside them.
+
+    Raises:
+        probing.results.result.SavedResultError: if the results of an analysis can't be read.
+    """
     found = {name: Result.load(folder / "analyses" / name) for name in results.analyses}
-    data = (
-        *audit_tables(results),
-        *(t for name, result in found.items() for t in ANALYSES[name].tables(results, result)),
-    )
-    for table in data:
-        table.write(folder / "tables")
-    analysed = {n: ANALYSES[n].section(results, r, folder) for n, r in found.items()}
+    analysed = {n: ANALYSES[n].section(results, r) for n, r in found.items()}
     sections = [
-        scores_section(results, folder),
-        *(_swapped(results, folder) if results.contrasts else ()),
-        directions_section(results, folder),
+        scores_section(results),
+        *(_swapped(results) if results.contrasts else ()),
+        directions_section(results),
         *(analysed.pop(name) for name in _NUMBERS if name in analysed),
-        likeness_section(results, folder),
+        likeness_section(results, partial(saved_picture, folder)),
         *analysed.values(),
         _scorecard(folder, provenance),
         targets_section(results),
         method_section(results),
         origin_section(results, provenance),
-        reproduction_section(results, provenance, folder),
+        reproduction_section(results, provenance, folder.name, _files(folder)),
     ]
-    page = Report(
+    return Report(
         title=results.title,
         subject=f"Audit “{results.name}” of {results.model}",
         question=results.question,
@@ -97,10 +116,11 @@ def write_report(folder: Path, provenance: Mapping[str, object]) -> AuditResults
             *verdict(results),
             *(f for name, result in found.items() for f in ANALYSES[name].findings(results, result)),
         ),
-        data=data,
+        data=(
+            *audit_tables(results),
+            *(t for name, result in found.items() for t in ANALYSES[name].tables(results, result)),
+        ),
         limits=(*results.limits, *limits(results)),
         sections=tuple(s for s in sections if s is not None),
         colophon=(("Made", f"{provenance.get('created', '')} by probing-concepts {__version__}"),),
     )
-    page.save(folder / "report.html")
-    return results

@@ -1,6 +1,7 @@
 """The report of an audit of words, made of its saved results alone."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,7 @@ from concepts.auditing.word_swaps.result import (
 from concepts.auditing.word_swaps.templates import WordingFile
 from concepts.tcav.result import TcavResult
 from probing.probes import ProbeResult
-from probing.results.figures import (
-    inline_svg,
-    save_figure,
-    style,
-)
+from probing.results.figures import figure_of, style
 from probing.results.html_report import (
     Block,
     Finding,
@@ -59,14 +56,27 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
     """
     words = WordResult.load(folder / "words")
     tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
+    page = word_page(words, tcav, probes, file, model)
+    page.save(folder / "report.html")
+    return page
+
+
+def word_page(words: WordResult, tcav: TcavResult, probes: ProbeResult, file: WordingFile, model: str) -> Report:
+    """Return the page on an audit of words, its figures yet to be drawn.
+
+    Args:
+        words: what each word changes.
+        tcav: of each word, in the hidden layers.
+        probes: of the hidden layers.
+        file: what was asked.
+        model: the classifier, in words.
+    """
     data = (
         DataTable.of_frame("words", "each word's change, measured and predicted", words.to_pandas()),
         DataTable.of_frame("tcav", "TCAV of each word at each layer", tcav.to_pandas(), 3),
         DataTable.of_frame("probes", "probes of each layer", probes.to_pandas()),
     )
-    for table in data:
-        table.write(folder / "tables")
-    page = Report(
+    return Report(
         title=file.title,
         subject=f"Audit “{file.name}” of {model}",
         question=file.question,
@@ -77,9 +87,9 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
         ),
         limits=(*file.limits, *_limits(words)),
         sections=(
-            Section(_SWAPS, tuple(_swap_blocks(words, folder, data[0]))),
-            Section(_PARTED, tuple(_relation_blocks(words, folder, data[0]))),
-            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, folder, data[1]))),
+            Section(_SWAPS, tuple(_swap_blocks(words, data[0]))),
+            Section(_PARTED, tuple(_relation_blocks(words, data[0]))),
+            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, data[1]))),
             Section("Words and templates", tuple(_material_blocks(words))),
         ),
         data=data,
@@ -90,8 +100,6 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
             ("Content of model and sentences", f"{words.provenance.model}, {words.provenance.examples}"),
         ),
     )
-    page.save(folder / "report.html")
-    return page
 
 
 def _swap_findings(words: WordResult) -> list[Finding]:
@@ -183,8 +191,7 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
     )
 
 
-def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
-    svg = inline_svg(_kept(words.plot(), folder / "figures" / "words"), "Changes of the logit by word")
+def _swap_blocks(words: WordResult, data: DataTable) -> list[Block]:
     order = ranked(words.value[0])
     rows = tuple(
         linked(
@@ -206,7 +213,8 @@ def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block
     kinds = ", ".join(f"{kind} {number(size)}" for kind, size in words.by_kind().items())
     return [
         Plate(
-            svg,
+            words.plot,
+            "Changes of the logit by word",
             "Change of the logit against the reference adjectives, measured (left) and as each method predicts it; grey "
             "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
             "Filled: told from no change after correction.",
@@ -223,11 +231,7 @@ def _swap_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block
     ]
 
 
-def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[Block]:
-    svg = inline_svg(
-        _kept(words.plot_agreement(), folder / "figures" / "agreement"),
-        "Predicted and measured changes",
-    )
+def _relation_blocks(words: WordResult, data: DataTable) -> list[Block]:
     rows = []
     for m, method in enumerate(words.methods):
         if method == SWAP:
@@ -259,7 +263,8 @@ def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[B
             "predicted change."
         ),
         Plate(
-            svg,
+            words.plot_agreement,
+            "Predicted and measured changes",
             "Predicted against measured change, a point a word; on the line the two are equal.",
             "figures/agreement",
             data.name,
@@ -275,12 +280,7 @@ def _relation_blocks(words: WordResult, folder: Path, data: DataTable) -> list[B
     ]
 
 
-def _layer_blocks(tcav: TcavResult, probes: ProbeResult, folder: Path, data: DataTable) -> list[Block]:
-    with style():
-        axes = probes.plot()
-    figure = axes.get_figure()
-    assert figure is not None
-    svg = inline_svg(_kept(figure, folder / "figures" / "probes"), "Probe error by layer")  # type: ignore[arg-type]
+def _layer_blocks(tcav: TcavResult, probes: ProbeResult, data: DataTable) -> list[Block]:
     rows = tuple(
         linked(
             (
@@ -316,7 +316,13 @@ def _layer_blocks(tcav: TcavResult, probes: ProbeResult, folder: Path, data: Dat
             f"words that no probe was fitted on. Error: {errors}; naming the larger class errs in "
             f"{number(probes.majority_error)}. It says what a layer holds, not what the score uses."
         ),
-        Plate(svg, "Error of the probes by layer, beside random weights and a control task.", "figures/probes", "probes"),
+        Plate(
+            partial(_errors, probes),
+            "Probe error by layer",
+            "Error of the probes by layer, beside random weights and a control task.",
+            "figures/probes",
+            "probes",
+        ),
         *([Points(said)] if said else []),
         Table(
             "TCAV of each word in each layer",
@@ -393,6 +399,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
-def _kept(figure: "Figure", stem: Path) -> "Figure":
-    save_figure(figure, stem)
-    return figure
+def _errors(probes: ProbeResult) -> "Figure":
+    with style():
+        return figure_of(probes.plot())

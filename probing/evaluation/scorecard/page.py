@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES, QUESTIONS
 from probing.evaluation.scorecard.scorecard import Record, Scorecard, sign
-from probing.results.figures import inline_svg
 from probing.results.html_report import (
     NONE,
     Block,
@@ -58,7 +57,10 @@ def _finding(card: Scorecard, desideratum: int) -> Finding:
 
 
 def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
-    """Return the parts of a report that show the table, where it parts from the lecture, and the evidence."""
+    """Return the parts of a report that show the table, where it parts from the lecture, and the evidence.
+
+    The files of their figures are those that `Scorecard.write` writes.
+    """
     evidence = card.evidence()
     return (
         Section("The table, measured", tuple(_table(card))),
@@ -68,7 +70,7 @@ def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
 
 
 def _table(card: Scorecard) -> list[Block]:
-    blocks: list[Block] = [Plate(inline_svg(card.plot(), "methods against desiderata"), _TABLE, "scorecard")]
+    blocks: list[Block] = [Plate(card.plot, "methods against desiderata", _TABLE, "scorecard", written=False)]
     open_ = [str(d) for d in card.disagreements if not d.certain]
     refused = [f"{row.name} refused: {row.refused}" for row in card.rows if row.refused]
     notes = [f"{row.name}: {note}" for row in card.rows for note in row.notes]
@@ -78,7 +80,7 @@ def _table(card: Scorecard) -> list[Block]:
 
 
 def _plate(card: Scorecard) -> Plate:
-    return Plate(inline_svg(card.plot_evidence(), "all quantities"), _EVIDENCE, "evidence")
+    return Plate(card.plot_evidence, "all quantities", _EVIDENCE, "evidence", written=False)
 
 
 def _behind(card: Scorecard, desideratum: str, evidence: Sequence[Record]) -> list[Block]:

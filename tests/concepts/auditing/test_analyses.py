@@ -1,13 +1,20 @@
 """What an audit looks at besides swaps and TCAV: measured on the audit's own rows, saved, and told from what was saved."""
 
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import get_args
 
 import audits
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from concepts.auditing import analyses
 from concepts.auditing.analyses import ANALYSES, Analysis
 from concepts.auditing.analyses.atlas import Atlases, AttributeAtlases, chance, neighbours
 from concepts.auditing.analyses.dissection import AttributeUnits, Units
@@ -16,6 +23,8 @@ from concepts.auditing.analyses.probes import AttributeProbes, Probes
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material
 from concepts.auditing.measurement.spec import AnalysisName, read_audit
+from concepts.auditing.report import sections
+from concepts.auditing.report.page import audit_page
 from concepts.auditing.run import audit, rebuild
 from concepts.data.manifest import Pairs
 from concepts.data.yaml_schema import SchemaError
@@ -53,6 +62,40 @@ def test_analyses_are_told_in_the_report_from_what_was_saved(folder: Path) -> No
     assert (folder / "out" / "figures" / "dreams_2.pdf").exists()
     rebuild(folder / "out")
     assert (folder / "out" / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_whoever_composes_a_report_draws_and_writes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def files() -> dict[Path, tuple[bytes, int]]:
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+    monkeypatch.setattr(Figure, "__init__", lambda *_, **__: pytest.fail("a figure was drawn"))
+    before = files()
+    page = audit_page(AuditResults.load(folder / "out"), folder / "out", {})
+    assert {s.title for s in page.sections} >= {"Where the attributes are readable", "What the directions point at"}
+    assert files() == before
+
+
+def test_no_section_is_told_where_it_will_lie() -> None:
+    found = [
+        function
+        for package in (sections, analyses)
+        for part in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        for function in _functions(importlib.import_module(part.name))
+    ]
+    named = {function.__name__ for function in found}
+    assert named >= {"section", "scores_section", "changes_section", "likeness_section", "reproduction_section"}
+    for function in found:
+        taken = inspect.signature(function).parameters
+        assert "folder" not in taken, function.__qualname__
+        assert not any("Path" in str(p.annotation) for p in taken.values()), function.__qualname__
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Yield the functions that a module defines, and the methods that its classes do."""
+    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__]
+    for one in (*own, *(part for kind in own if inspect.isclass(kind) for part in vars(kind).values())):
+        if inspect.isfunction(one):
+            yield one
 
 
 def test_probes_read_the_attributes_that_contrasts_vary_and_pass_only_the_untrained_net(
@@ -194,7 +237,7 @@ def test_units_of_noise_make_no_finding(folder: Path) -> None:
     assert finding.claim.startswith("0 of 6 units")
     assert "No p could be below 0.062: there are 5 roles to swap" in plain(finding.evidence)
     assert "Largest" not in plain(finding.evidence)
-    section = Units().section(results, replace(idle, names=None), folder / "drawn")
+    section = Units().section(results, replace(idle, names=None))
     assert len(section.blocks) == 4  # no points on scenes
 
 

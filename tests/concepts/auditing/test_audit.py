@@ -26,7 +26,7 @@ from concepts.auditing.run import audit, rebuild
 from concepts.data.yaml_schema import SchemaError
 from concepts.effects.agreement import agreement
 from concepts.tcav.sign_test import SignTest
-from probing.results import plates
+from probing.results import html_report
 from probing.results.result import Provenance, Result
 from probing.statistics.estimators import Pattern, Ridge
 from probing.statistics.hypothesis_tests import TooFewError
@@ -209,7 +209,7 @@ def test_the_report_is_made_again_from_what_was_saved_without_a_model(first: Run
     for path in made:
         path.unlink()
     monkeypatch.setattr(setup.loading, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(plates, "save_figure", lambda *_: None)  # equal figures are equal files: tested there
+    monkeypatch.setattr(html_report, "save_figure", lambda *_: None)  # equal figures are equal files: tested there
     assert rebuild(first.folder) == first.results
     assert [path.read_bytes() for path in made] == before
 

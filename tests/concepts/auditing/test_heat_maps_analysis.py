@@ -110,7 +110,7 @@ def test_the_report_says_what_is_hidden_and_shows_it_from_what_was_saved(folder:
     [finding] = HeatMaps().findings(results, found)
     assert finding.claim.startswith("Heat maps (gxi) show 3 of ")
     assert "vase (dark against light)" in finding.evidence
-    section = HeatMaps().section(results, found, folder / "out")
+    section = HeatMaps().section(results, found)
     texts = [line for block in section.blocks if isinstance(block, Points) for line in map(plain, block.items)]
     assert any(line.startswith("vase, dark against light: found by") for line in texts)
     assert any(line.startswith("Dark against light changes 100% of the pixels") for line in texts)

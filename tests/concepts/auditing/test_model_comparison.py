@@ -17,7 +17,7 @@ from concepts.auditing.measurement.results import AuditResults, ClusterRow, Resu
 from concepts.auditing.model_comparison.compare import SideBySide, SideBySideError, side_by_side
 from concepts.auditing.model_comparison.page import side_by_side_page
 from concepts.cli.app import main
-from probing.results import plates
+from probing.results import html_report
 from probing.results.html_report import plain
 from probing.statistics.hypothesis_tests import holm
 
@@ -169,7 +169,7 @@ def test_the_command_rebuilds_one_report_and_says_what_it_found(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _no_model(monkeypatch)
-    monkeypatch.setattr(plates, "save_figure", lambda *_: None)  # the page does not need them
+    monkeypatch.setattr(html_report, "save_figure", lambda *_: None)  # the page does not need them
     audits.save_pictures(pair[0] / "images")
     assert main(["report", str(pair[0])]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -13,7 +13,7 @@ import torch
 from concepts.auditing.report.page import SCORECARD, _scorecard, write_report
 from probing.evaluation.scorecard.cost import Cost
 from probing.evaluation.scorecard.scorecard import Row, Scorecard
-from probing.results import plates
+from probing.results import html_report
 from probing.results.html_report import Finding, Paragraph, Report, Section, Table
 from probing.results.result import Provenance
 
@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": "audited",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plates, "save_figure", lambda *_: None)  # the page does not need them
+        patch.setattr(html_report, "save_figure", lambda *_: None)  # the page does not need them
         write_report(folder, about)
     return folder / "report.html"
 

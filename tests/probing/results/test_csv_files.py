@@ -54,4 +54,4 @@ def test_a_table_comes_back_from_disk(tmp_path: Path) -> None:
 def test_every_table_is_written_by_the_one_guard(repository: Path) -> None:
     sources = [p for package in ("probing", "concepts") for p in (repository / package).rglob("*.py")]
     writers = [p.name for p in sources if re.search(r"csv\.(Dict)?[wW]riter|\.to_csv\(", p.read_text(encoding="utf-8"))]
-    assert writers == ["csvs.py"]
+    assert writers == ["csv_files.py"]

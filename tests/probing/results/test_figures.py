@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import audits
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concepts.auditing.measurement.results import AuditResults
+from concepts.auditing.measurement.results import AuditResults, saved_picture
 from concepts.auditing.report import figures
 from probing.results.figures import (
     Strip,
@@ -123,14 +124,14 @@ DRAW: dict[str, Callable[[AuditResults, Path], Figure]] = {
     "scores": lambda r, _: figures.scores(r),
     "accuracy": lambda r, _: figures.accuracy(r),
     "positions": lambda r, _: figures.positions(r, r.contrasts[0].name),
-    "likeness": lambda r, folder: figures.likeness(r, r.contrasts[0].name, folder),
-    "controls": figures.controls,
+    "likeness": lambda r, folder: figures.likeness(r, r.contrasts[0].name, partial(saved_picture, folder)),
+    "controls": lambda r, folder: figures.controls(r, partial(saved_picture, folder)),
 }
 
 
 @pytest.mark.parametrize("name", DRAW)
 def test_a_figure_of_an_audit_draws_many_targets_and_one(name: str, tmp_path: Path) -> None:
-    audits.save_pictures(tmp_path)
+    audits.save_pictures(tmp_path / "images")
     for results in (audits.results(), audits.results(targets=("bikini",))):
         DRAW[name](results, tmp_path).draw_without_rendering()
 

@@ -1,17 +1,22 @@
 """The page: self-contained, escaped, numbered; and the report of an audit."""
 
 import base64
+import gc
 import hashlib
 import re
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import audits
 import pytest
+from matplotlib.figure import Figure
 
 from concepts.auditing.measurement.results import AuditResults, ResultsError
 from concepts.auditing.report.page import write_report
-from probing.results import plates
+from probing.results import html_report
+from probing.results.figures import new_figure, style
 from probing.results.html_report import (
     Code,
     Finding,
@@ -38,15 +43,22 @@ EXTERNAL = re.compile(
 )
 
 
+def small(text: str = "a") -> Figure:
+    with style():
+        figure = new_figure(1.0, 1.0)
+        figure.text(0, 0, text)
+    return figure
+
+
 def page(text: str = "some text") -> str:
     blocks = (
         Paragraph(text),
         Points((text,)),
-        Plate("<svg ></svg>", text, "figures/a"),
+        Plate(partial(small, text), text, text, "figures/a"),
         Table(text, (text, "b"), ((text, "1"),)),
         Table("more", ("a", "b"), ((text, "1"),), folded=True),
         Section(text + " below", (Code(text), Code(text, text))),
-        Plate("<svg ></svg>", "second"),
+        Plate(small, "another", "second"),
     )
     report = Report(
         title=text,
@@ -125,10 +137,50 @@ def test_figures_and_tables_are_numbered_apart() -> None:
     assert "For print: figures/a.png and .pdf." in html
 
 
-def test_only_one_svg_element_is_taken_as_markup() -> None:
-    for markup in ("<p>text</p>", "<svg ></svg><script></script>", "text <svg ></svg>"):
-        with pytest.raises(ReportError, match="one svg element"):
-            Plate(markup, "caption")
+def reported(*plates: Plate) -> Report:
+    table = DataTable("numbers", "all", ("name", "value"), (("a", 0.5),))
+    return Report("t", "s", "q", (Finding("c"),), (), (Section("A section", plates),), data=(table,))
+
+
+def test_saving_writes_figures_and_tables_beside_the_page_that_is_the_same_without_them(tmp_path: Path) -> None:
+    report = reported(
+        Plate(small, "one", "printed", "figures/one", "numbers"),
+        Plate(small, "two", "on the page alone"),
+        Plate(small, "three", "printed by another", "three", written=False),
+    )
+    path = report.save(tmp_path / "made" / "page.html")
+    made = {p.relative_to(path.parent).as_posix() for p in path.parent.rglob("*") if p.is_file()}
+    assert made == {"page.html", "tables/numbers.csv", "figures/one.png", "figures/one.pdf"}
+    alone = report.save(tmp_path / "alone" / "page.html", alone=True)
+    assert list(alone.parent.iterdir()) == [alone]
+    assert path.read_text(encoding="utf-8") == alone.read_text(encoding="utf-8") == report.html()
+
+
+def test_figures_are_drawn_when_a_report_is_saved_in_their_order_and_let_go_one_after_the_other(tmp_path: Path) -> None:
+    drawn: list[str] = []
+    alive: list[weakref.ref[Figure]] = []
+
+    def draw(name: str) -> Figure:
+        gc.collect()
+        assert all(figure() is None for figure in alive)
+        drawn.append(name)
+        figure = small()
+        alive.append(weakref.ref(figure))
+        return figure
+
+    names = ["a", "b", "c", "d"]
+    first, *rest = (Plate(partial(draw, name), name, name) for name in names)
+    report = replace(reported(), sections=(Section("A section", (Section("Below", (first,)), *rest)),))
+    assert not drawn
+    report.save(tmp_path / "page.html")
+    assert drawn == names
+
+
+def test_two_figures_of_one_name_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    plate = Plate(small, "one", "one", "figures/one")
+    with pytest.raises(ReportError, match="two figures of the page are called 'figures/one'"):
+        reported(plate, replace(plate, label="two")).save(tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_with_a_ragged_row_is_refused() -> None:
@@ -165,7 +217,7 @@ def report_of(results: AuditResults, folder: Path) -> str:
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> str:
     made_up = audits.results(targets=("bikini", HOSTILE, "$a_1$", "purse"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plates, "save_figure", lambda *_: None)  # the page does not need them
+        patch.setattr(html_report, "save_figure", lambda *_: None)  # the page does not need them
         return report_of(replace(made_up, title=HOSTILE), tmp_path_factory.mktemp("hostile"))
 
 

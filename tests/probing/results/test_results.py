@@ -290,8 +290,8 @@ FOREIGN = [
     ":",
     "Nothing",
     "tests.Nothing",
-    "test_provenance:Foreign",
-    "test_provenance:Part",  # has a name, under which alone it is loaded
+    "test_results:Foreign",
+    "test_results:Part",  # has a name, under which alone it is loaded
     "probing.nowhere:Found",
     "probing.results.result:SavedResultError",
     "probing.results.result:Result",
@@ -331,11 +331,11 @@ def test_a_class_without_a_name_is_described_but_not_saved(tmp_path: Path) -> No
     with pytest.raises(UnsavableError) as caught:
         found(more={"x": Foreign()}).save(tmp_path)
     assert str(caught.value) == (
-        "test_provenance:Foreign has no name in saved files: give it one by @saved_as('mylab.Foreign') of "
+        "test_results:Foreign has no name in saved files: give it one by @saved_as('mylab.Foreign') of "
         "probing.results.saved_names."
     )
     assert not list(tmp_path.iterdir())
-    assert describe(Foreign()) == {"class": "test_provenance:Foreign", "fields": {}}
+    assert describe(Foreign()) == {"class": "test_results:Foreign", "fields": {}}
 
 
 def test_a_name_that_is_not_registered_here_is_told_in_one_sentence(tmp_path: Path) -> None:
@@ -365,13 +365,13 @@ def test_what_was_saved_loads_after_its_class_was_moved_and_renamed(
 
 @pytest.mark.parametrize("name", ["Found", "GradCAM", "", "tests:Found.a"])
 def test_names_without_a_dot_are_the_suites(name: str) -> None:
-    with pytest.raises(SavedNameError, match="give test_provenance:Foreign a name with a dot"):
+    with pytest.raises(SavedNameError, match="give test_results:Foreign a name with a dot"):
         saved_as(name)(Foreign)
 
 
 def test_a_name_stands_for_one_class() -> None:
     assert saved_as("tests.Part")(Part) is Part
-    with pytest.raises(SavedNameError, match=r"'tests\.Part' stands for test_provenance:Part"):
+    with pytest.raises(SavedNameError, match=r"'tests\.Part' stands for test_results:Part"):
         saved_as("tests.Part")(Foreign)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, ConceptInfo
 from concepts.auditing.report import figures
@@ -11,6 +10,7 @@ from probing.results.html_report import (
     Block,
     Heat,
     Paragraph,
+    Plate,
     Section,
     Square,
     Table,
@@ -19,13 +19,12 @@ from probing.results.html_report import (
     number,
     p_value,
 )
-from probing.results.plates import plate
 
 _TOLD = 3
 """Images of a row named to readers that do not see it."""
 
 
-def scores_section(results: AuditResults, folder: Path) -> Section:
+def scores_section(results: AuditResults) -> Section:
     """Return the TCAV scores and predicted effects of all cells, as a figure and as heat maps that can be read."""
     text = (
         "The TCAV score is the share of inputs whose logit rises along a concept's direction. It counts signs: where"
@@ -39,7 +38,7 @@ def scores_section(results: AuditResults, folder: Path) -> Section:
         f"{results.alpha:g}: {marked} of {len(results.cells)}. {floor(results)}"
     )
     draw = partial(figures.scores, results)
-    shown = plate(folder, "tcav", draw, "TCAV scores", caption, "classes_by_layer")
+    shown = Plate(draw, "TCAV scores", caption, "figures/tcav", "classes_by_layer")
     tails = [f"{r.concept} at {r.layer}" for r in results.layer_rows if r.linear_tail]
     linear = (
         Paragraph(
@@ -91,7 +90,7 @@ def _effect(results: AuditResults, concept: str) -> Callable[[AuditResults, Cell
     return square
 
 
-def directions_section(results: AuditResults, folder: Path) -> Section:
+def directions_section(results: AuditResults) -> Section:
     """Return how well each concept's direction tells images it was not fitted on."""
     never_seen = f": for contrasts, those of {len(results.judged_on)} {results.clusters} never seen"
     text = (
@@ -100,7 +99,7 @@ def directions_section(results: AuditResults, folder: Path) -> Section:
     )
     caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
     draw = partial(figures.accuracy, results)
-    shown = plate(folder, "accuracy", draw, "Accuracy by layer", caption, "layers")
+    shown = Plate(draw, "Accuracy by layer", caption, "figures/accuracy", "layers")
     rows = tuple(
         linked(
             (
@@ -127,10 +126,14 @@ def directions_section(results: AuditResults, folder: Path) -> Section:
     )
 
 
-def likeness_section(results: AuditResults, folder: Path) -> Section:
-    """Return the images most and least along each direction."""
+def likeness_section(results: AuditResults, picture: figures.Picture) -> Section:
+    """Return the images most and least along each direction.
+
+    Args:
+        results: of the audit.
+        picture: returns the picture saved under a name; called when a figure is drawn.
+    """
     blocks: list[Block] = []
-    pictures = folder / "images"
     for i, contrast in enumerate(results.contrasts):
         layer = results.shown_layer(contrast.name)
         caption = (
@@ -138,9 +141,9 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             " cosine below each: activation, less the mean, with the direction. None of them was used to find it. Where"
             " they do not show the concept to the eye, the direction stands for something else there."
         )
-        draw = partial(figures.likeness, results, contrast.name, pictures)
+        draw = partial(figures.likeness, results, contrast.name, picture)
         label = f"Images like {contrast.name}: {_seen(results, contrast)}"
-        blocks.append(plate(folder, f"likeness_{i + 1}", draw, label, caption, "likeness"))
+        blocks.append(Plate(draw, label, caption, f"figures/likeness_{i + 1}", "likeness"))
     if len(results.concepts) > len(results.contrasts):
         kind = "controls" if results.contrasts else "concepts"
         caption = (
@@ -148,11 +151,11 @@ def likeness_section(results: AuditResults, folder: Path) -> Section:
             " images not used to find it, at the first layer where it is told best. Where these do not show the concept to"
             " the eye, its scores mean something else."
         )
-        draw = partial(figures.controls, results, pictures)
+        draw = partial(figures.controls, results, picture)
         seen = [_seen(results, c) for c in results.concepts if not c.matched]
         label = f"Images like the {kind}: {'; '.join(seen)}"
-        blocks.append(plate(folder, kind, draw, label, caption, "likeness"))
-    return Section("Which images are like the concepts", (*blocks, *_positions(results, folder)))
+        blocks.append(Plate(draw, label, caption, f"figures/{kind}", "likeness"))
+    return Section("Which images are like the concepts", (*blocks, *_positions(results)))
 
 
 def _seen(results: AuditResults, concept: ConceptInfo) -> str:
@@ -167,7 +170,7 @@ def _seen(results: AuditResults, concept: ConceptInfo) -> str:
     )
 
 
-def _positions(results: AuditResults, folder: Path) -> list[Block]:
+def _positions(results: AuditResults) -> list[Block]:
     placed = dict.fromkeys(r.concept for r in results.positions)
     blocks: list[Block] = []
     for i, contrast in enumerate(results.of(name) for name in placed):
@@ -178,5 +181,5 @@ def _positions(results: AuditResults, folder: Path) -> list[Block]:
         )
         draw = partial(figures.positions, results, contrast.name)
         label = f"Positions along {contrast.name}"
-        blocks.append(plate(folder, f"positions_{i + 1}", draw, label, caption, "positions"))
+        blocks.append(Plate(draw, label, caption, f"figures/positions_{i + 1}", "positions"))
     return blocks

@@ -1,7 +1,6 @@
 """What the model really does when images are exchanged, and which layers foretell it."""
 
 from functools import partial
-from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults, ConceptInfo
 from concepts.auditing.report import figures
@@ -11,6 +10,7 @@ from probing.results.html_report import (
     Block,
     Link,
     Paragraph,
+    Plate,
     Section,
     Table,
     interval,
@@ -18,10 +18,9 @@ from probing.results.html_report import (
     number,
     p_value,
 )
-from probing.results.plates import plate
 
 
-def agreement_section(results: AuditResults, folder: Path) -> Section:
+def agreement_section(results: AuditResults) -> Section:
     """Return predicted effects against measured swaps, layer by layer."""
     blocks: list[Block] = [
         Paragraph(
@@ -40,7 +39,7 @@ def agreement_section(results: AuditResults, folder: Path) -> Section:
         )
         label = f"Predicted effects against measured swaps of {contrast.name}"
         draw = partial(figures.agreement, results, contrast.name)
-        blocks.append(plate(folder, f"agreement_{i + 1}", draw, label, caption, "classes_by_layer"))
+        blocks.append(Plate(draw, label, caption, f"figures/agreement_{i + 1}", "classes_by_layer"))
     return Section(TRUST, (*blocks, _layer_table(results)))
 
 
@@ -81,7 +80,7 @@ def _layer_table(results: AuditResults) -> Table:
     return Table(caption, header, rows, text_columns=2)
 
 
-def changes_section(results: AuditResults, folder: Path) -> Section:
+def changes_section(results: AuditResults) -> Section:
     """Return what exchanging matched images does to each class."""
     caption = (
         "Change of each class's logit when matched images are exchanged, with "
@@ -90,7 +89,7 @@ def changes_section(results: AuditResults, folder: Path) -> Section:
         "classes do that nobody asked about."
     )
     draw = partial(figures.changes, results)
-    shown = plate(folder, "changes", draw, "Change of logits by class", caption, "swaps")
+    shown = Plate(draw, "Change of logits by class", caption, "figures/changes", "swaps")
     tables = tuple(_swap_table(results, contrast) for contrast in results.contrasts)
     return Section(SWAPS, (shown, *tables))
 

@@ -1,9 +1,7 @@
 """Where an audit's model and images come from, and how to get the same numbers again."""
 
-import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults
 from probing.results.html_report import NONE, Code, Paragraph, Points, Section, Table
@@ -42,8 +40,15 @@ def origin_section(results: AuditResults, made: Made) -> Section:
     )
 
 
-def reproduction_section(results: AuditResults, made: Made, folder: Path) -> Section:
-    """Return the command, versions, seeds and hashes with which the same numbers come out again."""
+def reproduction_section(results: AuditResults, made: Made, kept_in: str, files: Mapping[str, str]) -> Section:
+    """Return the command, versions, seeds and hashes with which the same numbers come out again.
+
+    Args:
+        results: of the audit.
+        made: what made them.
+        kept_in: name of the folder that holds them.
+        files: SHA-256 of each file that the report is made of, by its path in that folder.
+    """
     versions = _mapping(made.get("versions"))
     audit = _mapping(made.get("audit"))
     packages = [f"{name}=={version}" for name, version in versions.items() if name != "python"]
@@ -54,7 +59,7 @@ def reproduction_section(results: AuditResults, made: Made, folder: Path) -> Sec
         f"probing audit {shlex.quote(str(file.get('name', f'{results.name}.yaml')))} --out again",
         "sha256sum again/results.json",
     ]
-    hashes = [(name, _sha256(path)) for name, path in _made_of(folder)]
+    hashes = list(files.items())
     if file:
         hashes.insert(0, (str(file["name"]), str(file["sha256"])))
     statistics = _mapping(audit.get("statistics"))
@@ -66,8 +71,7 @@ def reproduction_section(results: AuditResults, made: Made, folder: Path) -> Sec
         f"{seed}On one machine, with these versions, results.json comes out the same byte for byte; on another, last digits "
         "may differ.",
         f"Of the rows that it rests on: {made.get('rows', NONE)}",
-        "The report alone is made again from what was saved, without the model, by: probing report "
-        + shlex.quote(folder.name),
+        "The report alone is made again from what was saved, without the model, by: probing report " + shlex.quote(kept_in),
     )
     blocks = (
         Code("\n".join(lines)),
@@ -82,17 +86,6 @@ def _audit_file(audit: Mapping[str, object]) -> Code:
 
     text = yaml.safe_dump(dict(audit), sort_keys=False, allow_unicode=True, width=110)
     return Code(text, "The audit file, with all that it leaves to defaults")
-
-
-def _made_of(folder: Path) -> list[tuple[str, Path]]:
-    """Return the files that the report is made of."""
-    below = folder / "analyses"
-    paths = [folder / "results.json", *sorted(below.rglob("*.safetensors"))]
-    return [(path.relative_to(folder).as_posix(), path) for path in paths]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _manifests(made: Made) -> list[Mapping[str, object]]:
