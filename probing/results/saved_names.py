@@ -96,6 +96,10 @@ _PLACES = _by_name(
         "concepts.effects.result": "EffectResult",
         "concepts.scorecard_rows": "NetworkRows",
         "concepts.effects.concept_attribution": "ConceptAttribution ConceptGradients",
+        "concepts.auditing.measurement.results": "AuditResults Backdrop:AuditBackdrop CellRow:AuditCell "
+        "ClusterRow:AuditCluster ConceptInfo:AuditConcept LayerRow:AuditLayer LikenessRow:AuditLikeness "
+        "PickedRow:AuditPicked PositionRow:AuditPosition SwapRow:AuditSwap TargetInfo:AuditTarget",
+        "concepts.auditing.model_comparison.compare": "Difference:AuditDifference Side:AuditSide SideBySide",
         "concepts.auditing.replication.replicate": "Replication",
         "concepts.tcav.tcav": "Tcav",
         "concepts.tcav.result": "TcavResult",
