@@ -1,4 +1,4 @@
-"""What a scorecard measures, for which desideratum of Swartout & Moore (1993, sec. 2), and what the lecture says of it."""
+"""What a scorecard measures, for which desideratum of Swartout & Moore (1993, sec. 2), and what is expected of it."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from probing.evaluation.base import Better
 
 Mark = Literal["+", "0", "-"]
 DESIDERATA = ("fidelity", "understandability", "sufficiency", "low overhead", "efficiency")
-"""In the order of the lecture's table."""
-DECK: dict[Family, tuple[Mark, ...]] = {
+"""In the order of the table of L. Rieger's lecture *Explanation techniques for neural networks* (DTU Compute)."""
+EXPECTED: dict[Family, tuple[Mark, ...]] = {
     "backprop": ("+", "-", "0", "+", "+"),
     "local": ("0", "+", "0", "+", "-"),
     "network": ("+", "+", "-", "-", "0"),
 }
-"""The lecture's opinion of backpropagation, of local models such as LIME, and of what reads whole networks."""
+"""That lecture's opinion of backpropagation, of local models such as LIME, and of what reads whole networks."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The scorecard as a page, or a section of one: the table, then where it parts from the lecture, then the evidence."""
+"""The scorecard as a page, or a section of one: the table, where it differs from what was expected, the evidence."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ LIMITS = (
     "Questions answered, demands on the network and settings are counted from what a method is, not measured on inputs.",
     "Whether a person understands an explanation is not measured: that takes people.",
 )
-_TABLE = "Measured standing of each method among those shown, and the lecture's opinion of its family."
+_TABLE = "Measured standing of each method among those shown, and what was expected of its family."
 _EVIDENCE = "The quantities behind the table: means over inputs and 95 % intervals; the arrow points to what is better."
 
 
@@ -46,18 +46,18 @@ def scorecard_page(card: Scorecard, subject: str) -> Report:
 
 
 def _finding(card: Scorecard, desideratum: int) -> Finding:
-    """Return who stands in which third of a desideratum, and for whom the lecture's mark is surely another."""
+    """Return who stands in which third of a desideratum, and for whom another was expected for sure."""
     name = DESIDERATA[desideratum]
     marks = {row.name: card.mark(r, desideratum) for r, row in enumerate(card.rows)}
     thirds = ((sign(m), [n for n, own in marks.items() if own == m]) for m in ("+", "0", "-"))
     claim = "; ".join(f"{mark} {', '.join(names)}" for mark, names in thirds if names)
-    parted = [f"{d.method} (lecture {sign(d.deck)})" for d in card.disagreements if d.certain and d.desideratum == name]
-    evidence = f"The lecture's mark lies outside the interval of {', '.join(parted)}." if parted else ""
+    parted = [f"{d.method} (expected {sign(d.expected)})" for d in card.disagreements if d.certain and d.desideratum == name]
+    evidence = f"What was expected lies outside the interval of {', '.join(parted)}." if parted else ""
     return Finding(f"{name.capitalize()}: {claim or 'not measured'}.", evidence)
 
 
 def scorecard_sections(card: Scorecard) -> tuple[Section, ...]:
-    """Return the parts of a report that show the table, where it parts from the lecture, and the evidence.
+    """Return the parts of a report that show the table, where it differs from what was expected, and the evidence.
 
     The files of their figures are those that `Scorecard.write` writes.
     """

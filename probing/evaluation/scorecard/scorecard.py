@@ -1,4 +1,4 @@
-"""The lecture's table of which method is good for what, filled with measurements.
+"""Which method is good for what, by measurement, beside what was expected.
 
 One row per method and one column per desideratum; never one number for all. Each column is the mean rank of a few
 measured quantities among the methods compared, with an interval over inputs; the quantities stand beside it.
@@ -19,8 +19,8 @@ from probing.attribution.base import Family
 from probing.evaluation.base import EvaluationError
 from probing.evaluation.scorecard.cost import Cost
 from probing.evaluation.scorecard.criteria import (
-    DECK,
     DESIDERATA,
+    EXPECTED,
     QUANTITIES,
     QUESTIONS,
     Mark,
@@ -51,7 +51,7 @@ Record = dict[str, object]
 
 _LINE, _HEAD, _FOOT = 0.27, 0.5, 0.62
 _NAMES, _COLUMN = 1.25, 0.87
-_BAR, _RANK, _DECK = (0.17, 0.45), 0.55, 0.75
+_BAR, _RANK, _EXPECTED = (0.17, 0.45), 0.55, 0.75
 _MARKS = {"+": "+", "0": "0", "-": "\N{MINUS SIGN}", None: "\N{EN DASH}"}
 _COLOURS = {"+": PALETTE[0], "0": FAINT, "-": PALETTE[1], None: FAINT}
 _FAMILIES = {"backprop": PALETTE[0], "local": PALETTE[1], "network": PALETTE[2]}
@@ -103,18 +103,18 @@ class Row(Result):
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Where measurement and lecture part."""
+    """Where measurement and expectation differ."""
 
     method: str
     desideratum: str
     measured: Mark
-    deck: Mark
+    expected: Mark
     certain: bool
-    """Whether the whole interval lies outside the lecture's third."""
+    """Whether the whole interval lies outside the expected third."""
 
     def __str__(self) -> str:
-        how = "" if self.certain else ", but the interval reaches the lecture's third"
-        return f"{self.method}, {self.desideratum}: measured {sign(self.measured)}, the lecture says {sign(self.deck)}{how}."
+        how = "" if self.certain else ", but the interval reaches the expected third"
+        return f"{self.method}, {self.desideratum}: measured {sign(self.measured)}, expected {sign(self.expected)}{how}."
 
 
 @dataclass(frozen=True)
@@ -155,19 +155,19 @@ class Scorecard(Result):
 
     @property
     def disagreements(self) -> tuple[Disagreement, ...]:
-        """Where the measured third is not the lecture's."""
+        """Where the measured third is not the expected one."""
         found = []
         for r, row in enumerate(self.rows):
             for d, desideratum in enumerate(DESIDERATA):
-                mark, deck = self.mark(r, d), DECK[row.family][d]
-                if mark is not None and mark != deck:
+                mark, expected = self.mark(r, d), EXPECTED[row.family][d]
+                if mark is not None and mark != expected:
                     ends = {third(float(b[r, d])) for b in (self.low, self.high)}
-                    certain = deck not in ends and ends != {"+", "-"}
-                    found.append(Disagreement(row.name, desideratum, mark, deck, certain))
+                    certain = expected not in ends and ends != {"+", "-"}
+                    found.append(Disagreement(row.name, desideratum, mark, expected, certain))
         return tuple(found)
 
     def sentences(self) -> tuple[str, ...]:
-        """Return where measurement and lecture part."""
+        """Return where measurement and expectation differ."""
         return tuple(map(str, self.disagreements))
 
     def table(self) -> list[Record]:
@@ -186,7 +186,7 @@ class Scorecard(Result):
                         ("high", self.high[r, d]),
                         ("rank", ranked[d][r]),
                     )
-                } | {f"{name}: lecture": DECK[row.family][d]}
+                } | {f"{name}: expected": EXPECTED[row.family][d]}
             found.append(line | asdict(row.cost) | {"refused": row.refused})
         return found
 
@@ -226,7 +226,7 @@ class Scorecard(Result):
         """Return nothing: the figure is the table."""
 
     def plot(self) -> "Figure":
-        """Return the lecture's table, measured, with its opinion beside it."""
+        """Return the measured table, with what was expected beside it."""
         return _table(self)
 
     def plot_evidence(self) -> "Figure":
@@ -276,7 +276,7 @@ def _finite(value: object) -> object:
 
 
 def _table(card: Scorecard) -> "Figure":
-    """Return one line per method: for each desideratum its third, standing with interval, rank, and the lecture's mark."""
+    """Return one line per method: for each desideratum its third, standing with interval, rank, and the expected mark."""
     height = _HEAD + _FOOT + _LINE * len(card.rows)
     ranked = [card.places(d) for d in range(len(DESIDERATA))]
     with style():
@@ -300,7 +300,7 @@ def _heads(axes: "Axes", height: float) -> None:
     for d, name in enumerate(DESIDERATA):
         x = _NAMES + _COLUMN * d
         axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
-        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_DECK, "lecture")):
+        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_EXPECTED, "expected")):
             axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")
     for k, name in enumerate(_COSTS):
         axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")
@@ -315,10 +315,12 @@ def _cost_at(column: int) -> float:
 def _cell(axes: "Axes", card: Scorecard, cell: tuple[int, int], rank: float, at: tuple[float, float]) -> None:
     (r, d), (x, y) = cell, at
     standing, low, high = (float(t[r, d]) for t in (card.standing, card.low, card.high))
-    mark, deck = third(standing), DECK[card.rows[r].family][d]
+    mark, expected = third(standing), EXPECTED[card.rows[r].family][d]
     colour = _COLOURS[mark]
     axes.text(x + 0.08, y, _MARKS[mark], fontsize=9, fontweight="bold", color=colour, va="center", ha="center")
-    axes.text(x + _DECK, y, _MARKS[deck], fontsize=7, color=INK if deck != mark else FAINT, va="center", ha="center")
+    axes.text(
+        x + _EXPECTED, y, _MARKS[expected], fontsize=7, color=INK if expected != mark else FAINT, va="center", ha="center"
+    )
     if mark is None:
         return
     left, right = (x + end for end in _BAR)
@@ -345,8 +347,8 @@ def _foot(axes: "Axes", inputs: int) -> None:
             " (left) to best (right); bar: 95 % of"
         ),
         (
-            "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. The lecture's marks are"
-            " opinions of families of methods, black where"
+            "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. Expected: marks of"
+            " families of methods in a lecture (L. Rieger, DTU Compute), black where"
         ),
         "they differ. Passes: forward + backward; time: in forward passes of one input; MB: growth of memory.",
     )

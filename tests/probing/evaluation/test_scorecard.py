@@ -122,7 +122,7 @@ def test_one_method_can_t_be_ranked() -> None:
         card(("only", values(abpc=1.0)))
 
 
-def test_thirds_and_where_they_part_from_the_lecture() -> None:
+def test_thirds_and_where_they_differ_from_what_was_expected() -> None:
     assert [third(s) for s in (0.0, 1 / 3, 0.34, 0.66, 2 / 3, 1.0, math.nan)] == [
         "-",
         "-",
@@ -138,16 +138,16 @@ def test_thirds_and_where_they_part_from_the_lecture() -> None:
         ("one", values(abpc=mixed, passes=2.0)),
         ("other", values(abpc=[-x for x in mixed], passes=3.0)),
     ).disagreements
-    # The lecture says + of backpropagation in both columns: "good" agrees.
+    # + is expected of backpropagation in both columns: "good" agrees.
     assert {(d.method, d.desideratum, d.measured, d.certain) for d in found} == {
         ("one", "fidelity", "-", True),
         ("other", "fidelity", "-", True),
         ("one", "efficiency", "0", True),
         ("other", "efficiency", "-", True),
     }
-    assert str(found[-1]) == "other, efficiency: measured \N{MINUS SIGN}, the lecture says +."
+    assert str(found[-1]) == "other, efficiency: measured \N{MINUS SIGN}, expected +."
     near = card(("a", values(abpc=mixed)), ("b", values(abpc=[-x for x in mixed]))).disagreements
-    assert "reaches the lecture's third" in str(near[0])
+    assert "reaches the expected third" in str(near[0])
 
 
 # Quantities
