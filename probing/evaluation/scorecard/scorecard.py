@@ -51,7 +51,7 @@ Record = dict[str, object]
 
 _LINE, _HEAD, _FOOT = 0.27, 0.5, 0.62
 _NAMES, _COLUMN = 1.25, 0.87
-_BAR, _RANK, _EXPECTED = (0.17, 0.45), 0.55, 0.75
+_BAR, _RANK, _EXPECTED = (0.17, 0.44), 0.52, 0.74
 _MARKS = {"+": "+", "0": "0", "-": "\N{MINUS SIGN}", None: "\N{EN DASH}"}
 _COLOURS = {"+": PALETTE[0], "0": FAINT, "-": PALETTE[1], None: FAINT}
 _FAMILIES = {"backprop": PALETTE[0], "local": PALETTE[1], "network": PALETTE[2]}
@@ -301,7 +301,7 @@ def _heads(axes: "Axes", height: float) -> None:
         x = _NAMES + _COLUMN * d
         axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
         for at, what in ((0.22, "measured"), (_RANK, "rank"), (_EXPECTED, "expected")):
-            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")
+            axes.text(x + at, height - 0.38, what, fontsize=4.3, color=FAINT, va="center", ha="center")
     for k, name in enumerate(_COSTS):
         axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")
     axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")
