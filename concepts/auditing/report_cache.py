@@ -35,7 +35,7 @@ class Seal:
         now = Provenance.collect()
         versions = {**now.versions, "matplotlib": version("matplotlib")}
         parts = [
-            asdict(results),
+            {name: value for name, value in asdict(results).items() if name != "provenance"},
             _numbers(found),
             file.model_dump(),
             model,
