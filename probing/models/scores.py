@@ -75,6 +75,8 @@ class Score:
             raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {unit!r}.")
         if isinstance(model, LoadedModel):
             target = _by_name(model, target)
+        elif _holds_names(target):
+            raise TargetError(f"only a model from `load` knows its classes by name: give their numbers, got {target!r}.")
         fields = {"model": module_of(model), "target": classes(target), "unit": unit}
         for name, value in (fields | {"output": output}).items():
             object.__setattr__(self, name, value)
@@ -181,9 +183,15 @@ def _by_name(model: LoadedModel, target: Target) -> Target:
     """Return a target whose classes may be named as numbers."""
     if isinstance(target, str):
         return model.class_index(target)
-    if isinstance(target, Sequence) and any(isinstance(t, str) for t in target):
+    if isinstance(target, Sequence) and _holds_names(target):
         return [model.class_index(t if isinstance(t, str) else int(t)) for t in target]
     return target
+
+
+def _holds_names(target: Target) -> bool:
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        return any(isinstance(t, str) for t in target)
+    return isinstance(target, str)
 
 
 def _no_target(got: str) -> TargetError:

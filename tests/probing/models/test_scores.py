@@ -252,6 +252,8 @@ def test_a_loaded_model_is_a_model_whose_classes_have_names() -> None:
     assert Score(named, "cat").target == 2
     assert Score(named, ["bee", 0, "Cat"]).target.tolist() == [1, 0, 2]
     assert Score(named, torch.tensor([1, 0, 2]))(LOGITS).tolist() == [3, 0.5, 200]
+    with pytest.raises(TargetError, match="only a model from `load` knows its classes by name"):
+        Score(NET, "cat")
     with pytest.raises(ClassNameError, match="no class 'cow'"):
         Score(named, "cow")
     with pytest.raises(ClassNameError, match="have none"):
