@@ -300,8 +300,8 @@ def _heads(axes: "Axes", height: float) -> None:
     for d, name in enumerate(DESIDERATA):
         x = _NAMES + _COLUMN * d
         axes.text(x + 0.03, height - 0.2, name, fontsize=5.6, fontweight="bold", va="center")
-        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_EXPECTED, "expected")):
-            axes.text(x + at, height - 0.38, what, fontsize=4.3, color=FAINT, va="center", ha="center")
+        for at, what in ((0.22, "measured"), (_RANK, "rank"), (_EXPECTED, "prior")):
+            axes.text(x + at, height - 0.38, what, fontsize=4.6, color=FAINT, va="center", ha="center")
     for k, name in enumerate(_COSTS):
         axes.text(_cost_at(k), height - 0.38, name, fontsize=4.8, color=FAINT, va="center", ha="right")
     axes.text(_cost_at(2), height - 0.2, "cost of one", fontsize=5.6, fontweight="bold", va="center", ha="right")
@@ -347,7 +347,7 @@ def _foot(axes: "Axes", inputs: int) -> None:
             " (left) to best (right); bar: 95 % of"
         ),
         (
-            "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. Expected: marks of"
+            "bootstrap draws of the inputs. +, 0, \N{MINUS SIGN}: the upper, middle and lower third. Prior: marks of"
             " families of methods in a lecture (L. Rieger, DTU Compute), black where"
         ),
         "they differ. Passes: forward + backward; time: in forward passes of one input; MB: growth of memory.",
