@@ -96,6 +96,13 @@ class TcavResult(Result):
     null_high: Cells
     """The central `level` of pseudo-concepts' mean scores, ties counted half."""
 
+    accuracy: Float[Tensor, "layers concepts runs"]
+    """Balanced accuracy of each CAV on held-out examples (0-1)."""
+    accuracy_p: Float[Tensor, "layers concepts"]
+    """Binomial test that its mean over runs is above chance, counting each held-out example once."""
+    stability: Float[Tensor, "layers concepts"]
+    """Mean cosine between CAVs of different runs."""
+
     effect: Cells
     """Effect in logits (score units): from the mean of the counterparts to the mean of the concept, to first order."""
     effect_low: Cells
@@ -108,12 +115,6 @@ class TcavResult(Result):
     effect_p_controls: Cells
     """Rank of its size among the effects of irrelevant coherent concepts."""
 
-    accuracy: Float[Tensor, "layers concepts runs"]
-    """Balanced accuracy of each CAV on held-out examples (0-1)."""
-    accuracy_p: Float[Tensor, "layers concepts"]
-    """Binomial test that its mean over runs is above chance, counting each held-out example once."""
-    stability: Float[Tensor, "layers concepts"]
-    """Mean cosine between CAVs of different runs."""
     gradient_spread: Float[Tensor, "layers targets"]
     """Largest distance of an input's gradient from the mean gradient, over the latter's length."""
     pseudo_concepts: int

@@ -84,20 +84,21 @@ class Randomisation(Result):
         return mean_interval(self.values.nanmean(0).movedim(-1, 0))
 
     def band(self, kind: Literal["shuffled", "strangers"], measure: str) -> tuple[float, float]:
-        """Return the range that holds 95 % of means over inputs under the null.
+        """Return the range in which a further mean over as many inputs lies with 95 %, under the null.
 
-        For strangers the independent draws are networks: the mean over their pairs ± t times the deviation between
-        pairs. For shuffled maps they are the maps.
+        A prediction interval: it takes in that its own middle and width are estimates too. Draws are maps; for
+        strangers also networks, whose pairs' means say how much the mean of another pair may differ.
         """
         draws = getattr(self, kind)[:, self.measures.index(measure)].double()
         means = draws.nanmean(1)
-        known = draws[~draws.isnan()]
-        half = 1.96 * float(known.std()) / draws.shape[1] ** 0.5 if len(known) > 1 else math.nan
-        if kind == "strangers" and int((~means.isnan()).sum()) > 1:
+        means, known = means[~means.isnan()], draws[~draws.isnan()]
+        half = math.nan
+        if len(known) > 1:
+            half = _student(len(known) - 1) * float(known.std()) * math.sqrt(1 / draws.shape[1] + 1 / len(known))
+        if kind == "strangers" and len(means) > 1:
             networks = (1 + math.sqrt(1 + 8 * len(means))) / 2
-            quantile = float(stats.t.ppf(0.975, networks - 1)) * math.sqrt(1 + 1 / networks)
-            half = max(half, quantile * float(means[~means.isnan()].std()))
-        return float(means.nanmean()) - half, float(means.nanmean()) + half
+            half = max(half, _student(networks - 1) * float(means.std()) * math.sqrt(1 + 1 / networks))
+        return float(known.mean()) - half, float(known.mean()) + half
 
     @property
     def traces(self) -> dict[str, Trace]:
@@ -143,6 +144,10 @@ class Randomisation(Result):
     def plot(self, measures: tuple[str, ...] = PRIMARY) -> "Figure":
         """Return a figure of similarity against what was drawn anew, with both null bands."""
         return randomisation_figure({"": self}, measures)
+
+
+def _student(degrees: float | int) -> float:
+    return float(stats.t.ppf(0.975, degrees))
 
 
 def randomisation_figure(found: Mapping[str, Randomisation], measures: Sequence[str]) -> "Figure":

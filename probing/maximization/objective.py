@@ -123,7 +123,7 @@ class Together(Objective):
 
     def __call__(self, seen: Seen) -> Values:
         rows = [{n: a[i : i + 1] for n, a in seen.layers.items()} for i in range(self.images)]
-        found = [part(Seen(r, seen.references)) for part, r in zip(self.parts, rows, strict=True)]
+        found = [part(Seen(r, seen.references, seen.last)) for part, r in zip(self.parts, rows, strict=True)]
         return torch.cat(found)
 
 

@@ -43,16 +43,44 @@ class Logit(Objective):
 
 
 @dataclass(frozen=True)
-class Channel(Objective):
-    """The mean of a unit over positions.
+class LayerObjective(Objective):
+    """What is computed of one layer's output.
 
     Attributes:
         layer: returns `[n, units]`, maps `[n, units, h, w]`, or tokens `[n, tokens, units]`.
+    """
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+
+@dataclass(frozen=True, eq=False)
+class _PictureObjective(LayerObjective):
+    """What compares a layer's output with that for a picture.
+
+    Attributes:
+        image: in model space, of the size of the images.
+    """
+
+    image: Float[Tensor, "c h w"]
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        return (self.image,)
+
+
+@dataclass(frozen=True)
+class Channel(LayerObjective):
+    """The mean of a unit over positions.
+
+    Attributes:
         unit: counts from 0.
         last: whether units are the last axis of maps also where that can't be told or measured.
     """
 
-    layer: str
     unit: int
     last: bool = False
 
@@ -60,24 +88,19 @@ class Channel(Objective):
     def name(self) -> str:
         return f"{self.layer}:{self.unit}"
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, seen: Seen) -> Values:
         rows = seen.by_unit(self.layer, last=self.last)
         return _unit(rows, self.unit, f"layer {self.layer!r}").mean(1)
 
 
 @dataclass(frozen=True)
-class Neuron(Objective):
+class Neuron(LayerObjective):
     """A unit at one position of a map.
 
     Attributes:
         at: row and column; the centre by default, the lower right one of four.
     """
 
-    layer: str
     unit: int
     at: tuple[int, int] | None = None
 
@@ -85,10 +108,6 @@ class Neuron(Objective):
     def name(self) -> str:
         place = "" if self.at is None else f" at {self.at[0]},{self.at[1]}"
         return f"{self.layer}:{self.unit} neuron{place}"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
         maps = _maps(seen.layers[self.layer], self.layer, "neuron", "channel")
@@ -105,7 +124,7 @@ class Neuron(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Direction(Objective):
+class Direction(LayerObjective):
     """A direction among a layer's units, such as a CAV: `mean ⟨a, v⟩ · max(0.1, cos)^power`, over positions.
 
     Olah et al. 2017; a power of cosine keeps the activation near the direction itself (lucid,
@@ -118,7 +137,6 @@ class Direction(Objective):
         last: as of `Channel`.
     """
 
-    layer: str
     vector: Float[Tensor, " units"]
     cosine_power: float = 0.0
     label: str = "direction"
@@ -127,10 +145,6 @@ class Direction(Objective):
     @property
     def name(self) -> str:
         return f"{self.layer} {self.label}"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
         rows = seen.by_unit(self.layer, last=self.last)
@@ -144,24 +158,19 @@ class Direction(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class TensorDirection(Objective):
+class TensorDirection(LayerObjective):
     """A direction in the whole output of a layer, positions included, such as a CAV of flattened maps: `⟨a, v⟩`.
 
     Attributes:
         tensor: of the layer's shape for one image of the size asked for.
     """
 
-    layer: str
     tensor: Float[Tensor, "..."]
     label: str = "direction"
 
     @property
     def name(self) -> str:
         return f"{self.layer} {self.label}"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
         rows = seen.layers[self.layer]
@@ -174,25 +183,19 @@ class TensorDirection(Objective):
 
 
 @dataclass(frozen=True)
-class Layer(Objective):
+class Layer(LayerObjective):
     """The mean square of all of a layer's activations: what is there already grows (DeepDream)."""
-
-    layer: str
 
     @property
     def name(self) -> str:
         return self.layer
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, seen: Seen) -> Values:
         return seen.layers[self.layer].flatten(1).square().mean(1)
 
 
 @dataclass(frozen=True)
-class Diversity(Objective):
+class Diversity(LayerObjective):
     """How unlike several images of one objective are: minus the mean product of their Gram matrices.
 
     Olah et al. 2017, with each Gram matrix scaled to norm 1. Added to another objective:
@@ -202,7 +205,6 @@ class Diversity(Objective):
         count: of images, at least 2.
     """
 
-    layer: str
     count: int
 
     def __post_init__(self) -> None:
@@ -212,10 +214,6 @@ class Diversity(Objective):
     @property
     def name(self) -> str:
         return f"{self.layer} diversity"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     @property
     def images(self) -> int:
@@ -231,28 +229,18 @@ class Diversity(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Caricature(Objective):
+class Caricature(_PictureObjective):
     """A picture with what a layer sees in it exaggerated: `mean ⟨a, b⟩ · max(0.1, cos)^power`, `b` the picture's.
 
     Attributes:
         image: in model space, of the size of the images.
     """
 
-    layer: str
-    image: Float[Tensor, "c h w"]
     cosine_power: float = 4.0
 
     @property
     def name(self) -> str:
         return f"{self.layer} caricature"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
-    def references(self) -> tuple[Tensor, ...]:
-        return (self.image,)
 
     def __call__(self, seen: Seen) -> Values:
         rows = seen.by_unit(self.layer)
@@ -261,7 +249,7 @@ class Caricature(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureInversion(Objective):
+class FeatureInversion(_PictureObjective):
     """What a layer keeps of a picture: minus the relative squared distance to its activations.
 
     Mahendran & Vedaldi 2015, eq. 2.
@@ -270,20 +258,9 @@ class FeatureInversion(Objective):
         image: in model space, of the size of the images.
     """
 
-    layer: str
-    image: Float[Tensor, "c h w"]
-
     @property
     def name(self) -> str:
         return f"{self.layer} inversion"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
-    def references(self) -> tuple[Tensor, ...]:
-        return (self.image,)
 
     def __call__(self, seen: Seen) -> Values:
         other = seen.reference(self.image, self.layer)

@@ -39,44 +39,58 @@ Pair = Float[Tensor, "sets contrasts targets"]
 
 @dataclass(frozen=True)
 class Replication(Result):
-    """The same audit on two sets of images, cell by cell."""
+    """The same audit on two sets of images, cell by cell.
+
+    Attributes:
+        sets: names of the two sets of images.
+        contrasts: attributes whose swap is measured.
+        targets: outputs of the model that it is measured on.
+        layers: where effects are predicted.
+        clusters: of matched images, those that both sets have.
+        cluster_by: the column that names an image's cluster.
+        level: of the intervals.
+        alpha: below which a corrected p counts as significant.
+        swap: mean change of the logit from one attribute to the other.
+        low, high: its interval over clusters.
+        p: of no change, corrected over contrasts and targets of a set.
+        effect: predicted change of the logit.
+        effect_p: of no effect, corrected within a set.
+        by_cluster: the swap in each cluster.
+        difference: swap of the second set less that of the first, over clusters.
+        difference_low, difference_high: its interval.
+        difference_p: of no difference, corrected over contrasts and targets (Holm).
+        over_clusters: Pearson's r over clusters of the two sets' swaps, and its interval: whether the same clusters move
+            a logit most.
+        over_targets: Pearson's r over targets of the two sets' mean swaps, and its interval, which takes targets as
+            independent.
+        expected: by contrast and target, the direction written down beforehand.
+        trusted: by set and contrast, the layers whose predicted effects follow the measured swap.
+    """
 
     sets: tuple[str, str]
     contrasts: tuple[str, ...]
     targets: tuple[str, ...]
     layers: tuple[str, ...]
     clusters: tuple[str, ...]
-    """What both sets have images of."""
     cluster_by: str
     level: float
     alpha: float
+    expected: dict[str, dict[str, str]]
+    trusted: dict[str, dict[str, tuple[str, ...]]]
 
     swap: Pair
-    """Logits."""
     low: Pair
     high: Pair
     p: Pair
-    """Corrected over contrasts and targets of a set."""
     effect: Float[Tensor, "sets contrasts layers targets"]
-    """Predicted, logits."""
     effect_p: Float[Tensor, "sets contrasts layers targets"]
-    """Corrected within a set."""
     by_cluster: Float[Tensor, "sets contrasts targets clusters"]
-    """The swap in each cluster."""
     difference: Float[Tensor, "contrasts targets"]
-    """Swap of the second set less that of the first, over clusters."""
     difference_low: Float[Tensor, "contrasts targets"]
     difference_high: Float[Tensor, "contrasts targets"]
     difference_p: Float[Tensor, "contrasts targets"]
-    """Corrected over contrasts and targets (Holm)."""
     over_clusters: Float[Tensor, "contrasts targets 3"]
-    """Pearson's r over clusters of the two sets' swaps, and its interval: whether the same roles move a logit most."""
     over_targets: Float[Tensor, "contrasts 3"]
-    """Pearson's r over targets of the two sets' mean swaps, and its interval, which takes targets as independent."""
-    expected: dict[str, dict[str, str]]
-    """By contrast and target, the direction written down beforehand."""
-    trusted: dict[str, dict[str, tuple[str, ...]]]
-    """By set and contrast, the layers whose predicted effects follow the measured swap."""
 
     def outcome(self, contrast: str, target: str) -> str:
         """Say on which set the swap moves a logit for sure, and whether to the same side."""

@@ -28,13 +28,37 @@ ALONE = "predicted only"
 
 @dataclass(frozen=True)
 class WordResult(Result):
-    """Each word's change of the logit against the reference words, measured and as methods predict it."""
+    """Each word's change of the logit against the reference words, measured and as methods predict it.
+
+    Attributes:
+        label: the class whose logit is measured.
+        methods: `swap` first.
+        listed: methods whose disagreements are listed word by word, named before the audit.
+        words: the terms asked about.
+        kinds: of each term, its group.
+        ordinary_words: what the terms are held against.
+        reference_words: what a term is exchanged for.
+        templates: sentences with a gap for the word.
+        template_kinds: of each sentence, its group.
+        level: of the intervals.
+        alpha: below which a corrected p counts as significant.
+        value: logits: this word less the mean of the reference words, in the mean over templates.
+        low, high: its interval over templates.
+        p: against no change, corrected over words: Holm; for TCAV by relabelling, step-down over layers.
+        beyond: share of ordinary words that move as far in either direction (0-1).
+        ordinary: the same number as `value` for ordinary words, for the swap and the local methods.
+        by_template: the measured swap in each template.
+        probability: of the class, with each word.
+        reference_probability: its mean over the reference words.
+        reference_flagged: share of the reference words with which the probability exceeds one half (0-1).
+        agreement: Spearman's rank correlation with the swap over words, and its interval, which takes words as independent.
+        slope: least-squares slope of the swap on the prediction through the origin: 1 where amounts are right.
+        completeness_gap: the largest of integrated gradients, in logits.
+    """
 
     label: str
     methods: tuple[str, ...]
-    """`swap` first."""
     listed: tuple[str, ...]
-    """Methods whose disagreements are listed word by word, named before the audit."""
     words: tuple[str, ...]
     kinds: tuple[str, ...]
     ordinary_words: tuple[str, ...]
@@ -45,29 +69,18 @@ class WordResult(Result):
     alpha: float
 
     value: Float[Tensor, "methods words"]
-    """Logits: this word less the mean of the reference words, in the mean over templates."""
     low: Float[Tensor, "methods words"]
     high: Float[Tensor, "methods words"]
-    """Over templates, at `level`."""
     p: Float[Tensor, "methods words"]
-    """Against no change, corrected over words: Holm; for TCAV by relabelling, step-down over layers."""
     beyond: Float[Tensor, "methods words"]
-    """Share of ordinary words that move as far in either direction (0-1)."""
     ordinary: Float[Tensor, "local others"]
-    """The same number for ordinary words, for the swap and the local methods."""
     by_template: Float[Tensor, "words templates"]
-    """The measured swap in each template."""
+    completeness_gap: float
     probability: Float[Tensor, "words templates"]
     reference_probability: Float[Tensor, " templates"]
-    """Mean over the reference words."""
     reference_flagged: Float[Tensor, " templates"]
-    """Share of the reference words with which the probability exceeds one half (0-1)."""
     agreement: Float[Tensor, "methods 3"]
-    """Spearman's rank correlation with the swap over words, and its interval, which takes words as independent."""
     slope: Float[Tensor, " methods"]
-    """Least-squares slope of the swap on the prediction through the origin: 1 where amounts are right."""
-    completeness_gap: float
-    """Largest gap of integrated gradients, in logits."""
 
     def moves(self) -> Bool[Tensor, "methods words"]:
         """Return whether each method tells each word's change from none."""

@@ -500,6 +500,13 @@ def test_images_that_go_together_share_their_coarse_part() -> None:
     assert coarse(Shared(sd=2.0)) > 0.97 > coarse(Fourier()) + 0.1
 
 
+def test_objectives_that_go_together_see_channels_last_as_each_does_alone(generator: torch.Generator) -> None:
+    maps = torch.randn(2, 4, 5, 3, generator=generator)
+    parts = (Channel("a", 0), Channel("a", 2))
+    found = Together(parts)(Seen({"a": maps}, last=("a",)))
+    assert torch.allclose(found, torch.stack([maps[0, ..., 0].mean(), maps[1, ..., 2].mean()]))
+
+
 # Regularisers, presets, views
 
 
