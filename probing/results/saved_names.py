@@ -83,6 +83,10 @@ _PLACES = _by_name(
         "concepts.auditing.analyses.dissection": "AttributeUnits",
         "concepts.auditing.analyses.dreams": "ConceptDreams Dreams",
         "concepts.auditing.analyses.probes": "AttributeProbes",
+        "concepts.discovery.dictionary": "Dictionary Nearest:NearestCoder NonNegative:NonNegativeCoder "
+        "Projection:ProjectionCoder TopK:TopKCoder",
+        "concepts.discovery.learners": "KMeans Nmf Pca:PcaDictionary SemiNmf",
+        "concepts.discovery.sparse_autoencoder": "TopKAutoencoder",
         "concepts.tcav.associations": "Associations",
         "concepts.local_vs_global.compare": "Compare",
         "concepts.local_vs_global.result": "Comparison Parting",

@@ -106,6 +106,7 @@ maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
 thresholds = torch.zeros(512)
 """
     ),
+    "concepts.discovery.learners:Nmf": "rows = torch.rand(48, 5, generator=generator)",
     "concepts.effects.concept_attribution:ConceptGradients": (
         """
 from concepts.tcav.cav import mean_difference
