@@ -21,7 +21,7 @@ from pathlib import Path
 from harness import Row, markdown
 
 HERE = Path(__file__).parent
-ON_DEVICE = ("extraction", "tcav", "attribution", "maximization", "evaluation")
+ON_DEVICE = ("extraction", "overhead", "tcav", "attribution", "maximization", "evaluation")
 ON_CPU = ("dissection", "probes", "scaling")
 
 
