@@ -209,5 +209,6 @@ def _alternated(rows: Tensor, count: int, seed: int, iterations: int, tolerance:
     return Dictionary(atoms.to(rows), torch.zeros_like(rows[0]), NonNegative())
 
 
+@runtime_checkable
 class _Improve(Protocol):
     def __call__(self, atoms: Tensor, squares: Tensor, products: Tensor) -> Tensor: ...

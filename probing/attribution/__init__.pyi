@@ -28,6 +28,11 @@ from .gradient import (
     Saliency as Saliency,
     SmoothGrad as SmoothGrad,
 )
+from .lrp.conditional import (
+    ConditionalLRP as ConditionalLRP,
+    DirectionPart as DirectionPart,
+    UnitPart as UnitPart,
+)
 from .lrp.lrp import LRP as LRP
 from .methods import (
     METHODS as METHODS,

@@ -359,7 +359,7 @@ def classes_of(score: Score, count: int) -> list[int]:
 
 
 def attribution(
-    method: AttributionMethod,
+    method: object,
     score: Score,
     inputs: Tensor,
     values: Tensor,

@@ -130,6 +130,7 @@ zebras = Subset(images, range(9, 12))
 random_photos = TensorExamples(torch.rand(40, 3, 32, 32, generator=generator))
 """
     ),
+    "probing.attribution.lrp.conditional:ConditionalLRP": "images = pictures[:2]",
     "probing.attribution.lrp.lrp:LRP": "from probing.attribution.lrp.composites import EpsilonPlus\nimages = pictures[:2]",
     "probing.attribution.priors:attribution_prior": "x, y, step = pictures[:4], torch.arange(4), 1",
     "probing.atlas:Atlas": "Atlas = partial(Atlas, projection=Pca())",

@@ -1,7 +1,9 @@
 """Layer-wise relevance propagation (Bach et al. 2015), on the operations that a forward pass consists of."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,7 +20,7 @@ from probing.attribution.base import (
 )
 from probing.attribution.lrp.composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp.operations import Flow, MixedRowsError, mark_gates
-from probing.attribution.lrp.propagation import Backward
+from probing.attribution.lrp.propagation import Backward, Tap
 from probing.attribution.lrp.rules import Relevance
 from probing.attribution.lrp.tape import Tape
 from probing.attribution.score_passes import BatchSize, rows_at_once
@@ -35,6 +37,17 @@ _ENTRIES = {
     "epsilon": "absorbed_by_epsilon",
     "softmax": "absorbed_by_softmax",
 }
+
+
+@runtime_checkable
+class LayerTap(Tap, Protocol):
+    """A tap of what a layer returns, which learns its key while the pass is recorded."""
+
+    def noting(self, tape: Tape) -> AbstractContextManager[None]:
+        """Return a context in which the pass is recorded."""
+
+    def begun(self, start: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the relevance that went on from the layer, of that which the walk started with."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,29 @@ class LRP(LocalMethod):
     batch_size: BatchSize = "auto"
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        found, how = self.walk(score, inputs)
+        return attribution(
+            self,
+            score,
+            inputs,
+            found.values.to(inputs),
+            found.score.to(inputs),
+            n_forward=len(inputs),
+            n_backward=len(inputs),
+            diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
+            prepared=how,
+        )
+
+    def walk(
+        self, score: Score, inputs: Float[Tensor, "n *shape"], at: "Callable[[slice], LayerTap] | None" = None
+    ) -> "tuple[Walked, str]":
+        """Return maps, scores and ledgers, and how the model was prepared.
+
+        Args:
+            score: with its classes named.
+            inputs: checked.
+            at: gives, for some rows, what takes the relevance at a layer; see `probing.attribution.lrp.conditional`.
+        """
         device = device_of(score.model)
         with naming_inputs(score.model, inputs):
             given = AS_GIVEN.prepare(score.model, (), device, inputs)
@@ -94,38 +130,37 @@ class LRP(LocalMethod):
                 parts = in_chunks(
                     len(inputs),
                     size,
-                    lambda rows: self._explain(score_of(score, rows), inputs[rows].to(device, taken)),
+                    lambda rows: self._explain(score, inputs, rows, taken, at),
                 )
             except _OpenLedgerError:
                 refuse_inconsistent(score.model, inputs, device)  # the likeliest reason
                 raise
         with naming_inputs(score.model, inputs):
             refuse_inconsistent(score.model, inputs, device)  # last: LRP's own refusals name more
-        found = _Part.join(parts)
-        return attribution(
-            self,
-            score,
-            inputs,
-            found.values.to(inputs),
-            found.score.to(inputs),
-            n_forward=len(inputs),
-            n_backward=len(inputs),
-            diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
-            prepared=given.how,
-        )
+        return Walked.join(parts), given.how
 
-    def _explain(self, score: Score, inputs: Tensor) -> "_Part":
+    def _explain(
+        self,
+        score: Score,
+        inputs: Tensor,
+        rows: slice,
+        dtype: torch.dtype,
+        at: "Callable[[slice], LayerTap] | None",
+    ) -> "Walked":
+        def some(part: slice) -> Walked:
+            given = inputs[part].to(device_of(score.model), dtype)
+            return self._propagate(score_of(score, part), given, None if at is None else at(part))
+
         try:
-            return self._propagate(score, inputs)
+            return some(rows)
         except (MixedRowsError, torch.OutOfMemoryError):
-            if len(inputs) == 1:
+            if len(inputs[rows]) == 1:
                 raise
-        one = [slice(i, i + 1) for i in range(len(inputs))]
-        return _Part.join([self._propagate(score_of(score, i), inputs[i]) for i in one])
+        return Walked.join([some(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
 
-    def _propagate(self, score: Score, inputs: Tensor) -> "_Part":
+    def _propagate(self, score: Score, inputs: Tensor, tap: "LayerTap | None") -> "Walked":
         tape = Tape(score.model, inputs.clone())
-        with naming_inputs(score.model, inputs):
+        with naming_inputs(score.model, inputs), nullcontext() if tap is None else tap.noting(tape):
             output = tape.record()
         outputs = class_scores(output, score.output)
         key = tape.key_of(outputs)
@@ -142,10 +177,11 @@ class LRP(LocalMethod):
                 Relevance(extra=start.of(outputs)),
             )  # cut off: the logits are explained
         flow = Flow(tape, {key: start})
-        backward = Backward(flow, self.composite)
+        backward = Backward(flow, self.composite, tap)
         backward.run()
-        _refuse_idle_keys(self.composite, backward.met)
-        return _finish(flow, value, begun)
+        if tap is None:  # else layers above alone may be met
+            _refuse_idle_keys(self.composite, backward.met)
+        return _finish(flow, value, begun if tap is None else tap.begun(begun))
 
     def _start(self, score: Score, outputs: Float[Tensor, "n classes"]) -> tuple[Tensor, Relevance]:
         """Return the score, and the relevance of the class scores that the walk back starts from."""
@@ -168,15 +204,15 @@ class LRP(LocalMethod):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one batch gives."""
+class Walked:
+    """Maps, scores and ledgers of some inputs."""
 
     values: Tensor
     score: Float[Tensor, " n"]
     ledger: dict[str, Float[Tensor, " n"]]
 
     @classmethod
-    def join(cls, parts: "list[_Part]") -> "_Part":
+    def join(cls, parts: "Sequence[Walked]") -> "Walked":
         """Return several batches as one."""
         names = parts[0].ledger
         return cls(
@@ -192,7 +228,7 @@ def _gradient(score: Score, outputs: Float[Tensor, "n classes"]) -> Float[Tensor
         return torch.autograd.grad(score.read(leaf).sum(), leaf)[0]
 
 
-def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
+def _finish(flow: Flow, score: Tensor, begun: Tensor) -> Walked:
     """Read the relevance of the input, and close the ledger."""
     inputs = flow.tape.inputs
     values = flow.relevance.get(0, Relevance()).of(inputs)
@@ -203,7 +239,7 @@ def _finish(flow: Flow, score: Tensor, begun: Tensor) -> _Part:
     ledger["conservation_gap"] = begun - entries.sum(0)
     _refuse_open_ledger(ledger["conservation_gap"], entries.abs().sum(0), inputs.dtype)
     ledger["fallbacks"] = flow.ledger.get("fallbacks", nothing)
-    return _Part(values, score, ledger)
+    return Walked(values, score, ledger)
 
 
 def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """Linear layers of a recorded pass: their weights with BatchNorm folded in, and the rule that each gets."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,12 +29,33 @@ class Affine:
         return map_.scaled(weight, self.scale), self.shift if bias is None else bias * self.scale + self.shift
 
 
+@runtime_checkable
+class Tap(Protocol):
+    """Takes the relevance of one recorded tensor when all of it has arrived, and says what goes on from there."""
+
+    @property
+    def key(self) -> int:
+        """Of the tensor."""
+
+    def __call__(self, value: Tensor, relevance: Relevance, flow: Flow, *, folded: bool) -> Relevance | None:
+        """Return the relevance that goes on; None ends the walk.
+
+        Args:
+            value: of the tensor, or of the normalisation after it that is folded into the layer that made it.
+            relevance: of that value.
+            flow: with the ledger so far, and relevance that goes past the tensor.
+            folded: whether `value` is the normalisation's.
+        """
+
+
 @dataclass
 class Backward:
     """Walks a tape from its end to its start, with a rule for each layer."""
 
     flow: Flow
     composite: Composite
+    tap: Tap | None = None
+    """If given, only relevance that goes through its tensor goes on, as it says; the ledger begins anew there."""
     met: list[LrpLayer] = field(default_factory=list)
     """The layers that got a rule."""
 
@@ -48,6 +69,8 @@ class Backward:
         nodes = self.flow.tape.nodes
         while nodes:
             node = nodes[-1]
+            if self.tap is not None and self.tap.key in node.outputs:
+                self._tap(self.tap)
             if node.outputs[0] in self.flow.relevance and (node.name in LAYERS or node.name in BATCH_NORMS | PLAIN_NORMS):
                 self._layer(node) if node.name in LAYERS else self._norm(node)
             elif not self._is_bias(node) or not self._fold(node, Affine(None, node.args[1])):
@@ -56,6 +79,18 @@ class Backward:
             for key in node.outputs:
                 if key is not None:
                     self.flow.tape.values[key].tensor = _FORGOTTEN
+        if self.tap is not None and self.tap.key == 0:  # a layer that returns the network's input as it is
+            self._tap(self.tap)
+
+    def _tap(self, tap: Tap) -> None:
+        flow, folded = self.flow, self._folded.get(tap.key)
+        value = flow.value(tap.key) if folded is None else folded[1].reshape(flow.value(tap.key).shape)
+        relevance = flow.relevance.pop(tap.key, Relevance())
+        passed = tap(value, relevance, flow, folded=folded is not None)
+        flow.relevance.clear()
+        flow.ledger.clear()
+        if passed is not None:
+            flow.relevance[tap.key] = passed
 
     def _layer(self, node: Node) -> None:
         parts = _linear_parts(node)
