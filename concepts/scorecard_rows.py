@@ -23,7 +23,7 @@ from concepts.tcav.cav import mean_difference
 from concepts.tcav.editing import edit_along
 from concepts.tcav.result import TcavResult
 from concepts.tcav.tcav import Tcav
-from probing.attribution.base import classes_of, in_chunks, score_of
+from probing.attribution.base import in_chunks
 from probing.attribution.cam_layer import cam_layer
 from probing.core.content_ids import content_id, tensor_id
 from probing.core.packages import PackageMissingError
@@ -128,7 +128,7 @@ class NetworkRows:
 
     def _tcav(self, method: Tcav, layer: str, score: Score, inputs: Tensor, material: Material, key: str) -> Row:
         examples, store = TensorExamples(inputs), ActivationStore(progress=False)
-        first = replace(score, target=classes_of(score, len(inputs))[0])
+        first = score.of(0)
 
         def explain() -> TcavResult:
             return method(store, {"first": first}, [layer], material.concepts, examples, material.pool)
@@ -167,7 +167,7 @@ class NetworkRows:
         ]
 
         def moved(part: slice) -> Tensor:
-            of, some = score_of(score, part), inputs[part].to(device_of(score.model))
+            of, some = score.of(part), inputs[part].to(device_of(score.model))
             return torch.cat([edit_along(of, layer, d, some, torch.ones(1)) for d in directions]).T
 
         true = torch.cat(in_chunks(len(inputs), _CHUNK, moved))

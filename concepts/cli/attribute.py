@@ -281,7 +281,7 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
 def _explained(name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path) -> "Attribution":
     from probing.core.inputs import InputError
     from probing.models.geometry import RefusedError
-    from probing.models.scores import OutputError
+    from probing.models.readings import OutputError
 
     try:
         return explain(score, inputs)
@@ -307,7 +307,9 @@ def _targets(loaded: "LoadedModel", inputs: "Tensor", choice: _Choice) -> list[i
     return [int(top) for top in tops]
 
 
-def _class_name(loaded: "LoadedModel", target: int) -> str:
+def _class_name(loaded: "LoadedModel", target: int | str) -> str:
+    if isinstance(target, str):
+        return target
     return loaded.classes[target] if loaded.classes else f"class {target}"
 
 

@@ -46,7 +46,7 @@ _MOST_SHOWN = 4  # rows of what a notebook displays
 
 @dataclass(frozen=True)
 class Attribution(Result):
-    """A map per example, in score units; positive values are evidence that raises the score.
+    """A map per example, in units of the score; positive values are evidence that raises the score.
 
     Nothing is normalised, rectified or summed over channels here: that is rendering. Maps lie where the inputs did, or on
     the CPU if there is no float64 there.
@@ -56,8 +56,8 @@ class Attribution(Result):
     """Of the inputs' shape; `[n, 1, h, w]` at the layer's own resolution for class activation maps."""
     score: Float[Tensor, " n"]
     """What was explained: the score of each input."""
-    target: tuple[int, ...]
-    """The class of each input."""
+    target: tuple[int | str, ...]
+    """The class of each input, or the name of what is read of the output instead."""
     unit: str
     """The unit of the score, such as `logit`."""
     n_forward: int
@@ -75,6 +75,8 @@ class Attribution(Result):
     """How its output was read, such as `7 x 7 cells, maps [n, c, h, w]`."""
     geometry: Geometry | None = None
     """Where the cells of a class activation map lie in the input; None for maps of another shape."""
+    explained: str = ""
+    """What was read of the output, such as `logit of class 3`; what is no class is named with its content."""
     prepared: str = ""
     """How the model and its inputs were prepared for the passes, such as `channels_last, 17 BatchNorm folded` or
     `examples cast to float16`; `as given` if not at all."""
@@ -114,7 +116,7 @@ class Attribution(Result):
             RenderError: if the values are no maps of images.
         """
         said = zip(self.target, self.score.tolist(), strict=True)
-        names = [f"class {target}\n{self.unit} {score:.3g}" for target, score in said]
+        names = [f"{_called(target)}\n{self.unit} {score:.3g}" for target, score in said]
         if inputs is None:
             notes = tuple("\n".join(lines) for lines in zip(names, self.checks(), strict=True))
             return side_by_side([self.column(self._title, channels=channels, notes=notes)])
@@ -165,11 +167,12 @@ class Attribution(Result):
         from markupsafe import escape
 
         cells = "".join(
-            f"<tr><td>{row}</td><td>{self.target[row]}</td><td>{float(self.score[row]):.4g}</td><td>{escape(said)}</td></tr>"
+            f"<tr><td>{row}</td><td>{escape(self.target[row])}</td><td>{float(self.score[row]):.4g}</td><td>{escape(said)}</td></tr>"
             for row, said in enumerate(self.checks()[:_MOST_SHOWN])
         )
         more = len(self.values) - _MOST_SHOWN
-        head = f"<tr><th>input</th><th>class</th><th>{escape(self.unit)}</th><th>check</th></tr>"
+        what = "class" if isinstance(self.target[0], int) else "score"
+        head = f"<tr><th>input</th><th>{what}</th><th>{escape(self.unit)}</th><th>check</th></tr>"
         where = f", layer {escape(self.layer)}" if self.layer else ""
         parts = [f"<p><b>{escape(self._title)}</b>{where}, {tuple(self.values.shape)}</p>"]
         if self.values.ndim == 4 and bool(torch.isfinite(self.values).all()):
@@ -190,6 +193,10 @@ class Attribution(Result):
             baseline_score=base,
             diagnostics={name: d[part] for name, d in self.diagnostics.items()},
         )
+
+
+def _called(target: int | str) -> str:
+    return f"class {target}" if isinstance(target, int) else target
 
 
 def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
@@ -322,12 +329,14 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
     inputs = inputs.detach().to(near(inputs.device))
     with naming_inputs(score.model, inputs):
         score = score.named(inputs)
-    if isinstance(score.target, Tensor) and len(score.target) != len(inputs):
+    if score.count not in {None, len(inputs)}:
         raise TargetError(
             f"score.target must have one class per input, {len(inputs)}, got shape {tuple(score.target.shape)}."
+            if isinstance(score.target, Tensor)
+            else f"the {type(score.target).__name__} has values for {score.count} of {len(inputs)} inputs: give one each."
         )
     if score.unit in {"probability", "logprob"}:
-        _read_with_graph(score_of(score, slice(0, 1)), inputs[:1])
+        _read_with_graph(score.of(slice(0, 1)), inputs[:1])
     return score, inputs
 
 
@@ -348,16 +357,6 @@ def images_only(inputs: Tensor) -> Tensor:
     return inputs
 
 
-def classes_of(score: Score, count: int) -> list[int]:
-    """Return the class of each input."""
-    target = score.target
-    if isinstance(target, Tensor):
-        return [int(t) for t in target]
-    if not isinstance(target, int):
-        raise TargetError("score.target is None: name its classes by `score, inputs = checked(score, inputs)`.")
-    return [target] * count
-
-
 def attribution(
     method: object,
     score: Score,
@@ -373,20 +372,14 @@ def attribution(
         model=identity(score.model),
         method=describe(method),
     )
-    classes = tuple(classes_of(score, len(inputs)))
-    fixed = (provenance, values.detach(), value.detach(), classes, score.unit)
-    return Attribution(*fixed, **facts)  # type: ignore[arg-type]  # fields, checked by name
+    fixed = (provenance, values.detach(), value.detach(), score.names(len(inputs)), score.unit)
+    return Attribution(*fixed, **({"explained": score.says} | facts))  # type: ignore[arg-type]  # fields, checked by name
 
 
 @cache
 def _process() -> Provenance:
     """Return what is the same for all results of this process; looking up versions takes longer than a small map."""
     return Provenance.collect()
-
-
-def score_of(score: Score, rows: slice) -> Score:
-    """Return the score of some of the inputs only."""
-    return replace(score, target=score.target[rows]) if isinstance(score.target, Tensor) else score
 
 
 def in_chunks(count: int, size: int, work: Callable[[slice], T]) -> list[T]:

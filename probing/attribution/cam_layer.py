@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.attribution.base import score_of
 from probing.attribution.score_passes import FLOAT32, Passes
 from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size
 from probing.models.hooks import capture
 from probing.models.layers import resolve
 from probing.models.model_cache import remembered, unchanged
+from probing.models.readings import Reading
 from probing.models.scores import Score
 
 
@@ -46,7 +46,13 @@ def cam_layer(score: Score, inputs: Float[Tensor, "n c height width"]) -> str:
     Raises:
         RefusedError: if no layer with a matrix of weights returns a map of more than one place and runs once.
     """
-    key = ("cam layer", score.output, tuple(inputs.shape[1:]), inputs.dtype)
+    key = (
+        "cam layer",
+        score.output,
+        score.target.key if isinstance(score.target, Reading) else "",
+        tuple(inputs.shape[1:]),
+        inputs.dtype,
+    )
     with unchanged(score.model):
         return remembered(score.model, key, lambda: _cam_layer(score, inputs[:1]))
 
@@ -97,7 +103,7 @@ def _that_matters(score: Score, one: Tensor, tokens: Sequence[_Map]) -> str | No
     """Return the first of some layers whose patch tokens the score depends on."""
     layers = [m.layer for m in tokens]
     with torch.inference_mode(False), torch.enable_grad():
-        passes = Passes.of(score_of(score, slice(0, 1)), one, "auto", FLOAT32, layers)
+        passes = Passes.of(score.of(slice(0, 1)), one, "auto", FLOAT32, layers)
         with capture(passes.score.model, layers, graph=True) as kept:
             value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in layers], allow_unused=True)

@@ -220,7 +220,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _repeated(score: Score, count: int) -> Score:
-    return replace(score, target=score.target.repeat(count)) if isinstance(score.target, Tensor) else score
+    return score if score.count is None else score.of(torch.arange(score.count).repeat(count))
 
 
 def _explain(

@@ -1,5 +1,6 @@
 """Gradients along paths from a baseline to the input: their integral, and its mean over a background."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments, classes_of
+from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments
 from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
@@ -302,10 +303,10 @@ def _one_path(
 def _mean_scores(
     passes: Passes, pool: Float[Tensor, "pool *shape"], weights: Float[Tensor, "n pool"]
 ) -> Float[Tensor, " n"]:
-    """Return, for the class of each example, the weighted mean score of a pool."""
-    classes = classes_of(passes.origin, len(weights))
-    scores: dict[int, Tensor] = {}
-    for i, of in enumerate(classes):
-        if of not in scores:
-            scores[of] = passes.values(pool, torch.full((len(pool),), i)).double()
-    return (weights * torch.stack([scores[of] for of in classes])).sum(1) / weights.sum(1)
+    """Return, for what is explained of each example, the weighted mean score of a pool."""
+    keys = passes.origin.keys(len(weights))
+    scores: dict[Hashable, Tensor] = {}
+    for i, key in enumerate(keys):
+        if key not in scores:
+            scores[key] = passes.values(pool, torch.full((len(pool),), i)).double()
+    return (weights * torch.stack([scores[key] for key in keys])).sum(1) / weights.sum(1)

@@ -17,7 +17,8 @@ from probing.models.geometry import naming_inputs
 from probing.models.gradients import ZeroPathError
 from probing.models.model_cache import remembered
 from probing.models.precision import Precision, Prepared, device_of
-from probing.models.scores import OutputError, Score
+from probing.models.readings import OutputError
+from probing.models.scores import Score
 
 BatchSize = int | Literal["auto"]
 """Rows (examples times steps or samples) of a pass; `auto` suits the machine. Results depend on it by rounding only."""

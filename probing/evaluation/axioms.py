@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probing.attribution.base import Attribution, AttributionMethod, checked, score_of
+from probing.attribution.base import Attribution, AttributionMethod, checked
 from probing.attribution.baselines import Samples
 from probing.core.errors import ProbingError, line_of_users
 from probing.core.inputs import one_tensor
@@ -168,7 +168,7 @@ class SensitivityA:
         for _ in range(self.trials):
             for i in range(len(inputs)):
                 place = int(torch.randint(inputs[0].numel(), (1,), generator=generator))
-                found.append(_contrast(method, score_of(score, slice(i, i + 1)), inputs[i : i + 1], place))
+                found.append(_contrast(method, score.of(slice(i, i + 1)), inputs[i : i + 1], place))
         failed = torch.tensor(found, dtype=torch.float64)
         return _check(self, method, score, failed, "zero where the score changed")
 

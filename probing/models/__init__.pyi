@@ -13,5 +13,17 @@ from .loading import (
     load as load,
 )
 from .precision import Precision as Precision
+from .readings import (
+    Box as Box,
+    Custom as Custom,
+    Label as Label,
+    NextToken as NextToken,
+    Pixel as Pixel,
+    Reading as Reading,
+    Region as Region,
+    Regression as Regression,
+    Similarity as Similarity,
+    Span as Span,
+)
 from .scores import Score as Score
 from .summary import summarize as summarize

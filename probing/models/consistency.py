@@ -7,6 +7,7 @@ most three passes of one example: one alone, and two in a batch.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,10 @@ def _same(alone: object, together: object) -> bool:
 
 def _rows(alone: object, together: object) -> tuple[bool, list[tuple[Tensor, Tensor]]]:
     """Return whether there is a row for each example, and what an example got alone and as the last of the batch."""
+    if _lists_examples(alone, 1) and _lists_examples(together, 2):  # what is detected in each
+        found = [*zip_longest(_tensors(alone[0]), _tensors(together[1]))]
+        same = all(a is not None and b is not None and a.shape == b.shape for a, b in found)
+        return same, [(a, b) for a, b in found if a.is_floating_point()] if same else []
     pairs = [*zip_longest(_tensors(alone), _tensors(together))]
     if any(a is None or b is None or a.ndim != b.ndim for a, b in pairs):
         return False, []
@@ -113,6 +118,11 @@ def _rows(alone: object, together: object) -> tuple[bool, list[tuple[Tensor, Ten
         else:
             others += a.ndim > 0
     return bool(found) or not others, found
+
+
+def _lists_examples(output: object, count: int) -> TypeGuard[list[Mapping[object, object]]]:
+    """Whether an output is a list with a mapping for each of so many examples, as detectors return."""
+    return isinstance(output, list) and len(output) == count and all(isinstance(one, Mapping) for one in output)
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """A score is what is explained: one scalar per example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex, get_args
 
@@ -15,11 +15,12 @@ from probing.core.errors import ArgumentError, Mend, ProbingError
 from probing.core.inputs import one_tensor
 from probing.models.loading import LoadedModel, Model, module_of
 from probing.models.precision import AS_GIVEN, device_of
+from probing.models.readings import OutputError, Reading, holds, joined, made_probabilities, maker_of, part_of, ways_to_read
 
 Unit = Literal["logit", "probability", "logprob", "margin"]
-Target = int | np.integer[Any] | str | Sequence[SupportsIndex] | Sequence[str] | npt.NDArray[Any] | Tensor | None
+Target = int | np.integer[Any] | str | Sequence[SupportsIndex] | Sequence[str] | npt.NDArray[Any] | Tensor | Reading | None
 """A class index, or one per example: whatever is a whole number is one; a name for a model that came with names of its
-classes. None: the top class of each input."""
+classes. None: the top class of each input. What is no class score is named by a `Reading`."""
 
 _ROWS = 32  # that look for their top class together
 
@@ -32,24 +33,22 @@ class ModelModeError(ProbingError, RuntimeError):
     """A model is in training mode, where examples of a batch influence each other."""
 
 
-class OutputError(ProbingError, TypeError):
-    """A model's output is not one row of class scores per example."""
-
-
 @dataclass(frozen=True, init=False)
 class Score:
     """One number per example, read from the model's output: by default the logit of a class.
+
+    Where the output is not `[n, classes]`, or another number of it is meant, a reading stands in the place of the class:
+    `Label`, `Regression`, `NextToken`, `Span`, `Pixel`, `Region`, `Box`, `Similarity`, or `Custom` with a function.
 
     Attributes:
         model: a module, or what `load` returns; kept as a module.
         target: a class index, or one per example, as numbers of any whole type, or by name where the model came with
             names of its classes; kept as an `int` or a tensor. None stands for the class that the model gives each
-            input, which methods hold on to while they change it.
-        unit: `logit`; `probability` (softmax, 0–1); `logprob`, its logarithm; `margin` (logit minus the largest other
-            logit). A model with one class score is taken for a binary classifier whose score is the logit of its
-            label 1: `probability` is the sigmoid.
-        output: which part of the output holds the class scores, a position or a key, where a model
-            returns several.
+            input, which methods hold on to while they change it. Or a reading.
+        unit: of a class `logit` (if not said), `probability` (softmax, 0–1), `logprob`, its logarithm, or `margin` (logit
+            minus the largest other logit). A model with one class score is taken for a binary classifier whose score is
+            the logit of its label 1: `probability` is the sigmoid. A reading has its own unit.
+        output: which part of the output is read, a position, a key or an attribute, where a model returns several.
 
     Raises:
         TargetError: if the target is no whole number, nor one per example.
@@ -57,27 +56,36 @@ class Score:
 
     Example:
         >>> Score(load("torchvision:resnet18"), "zebra", unit="probability")(images)
+        >>> Score(segmenter, Pixel(15, (120, 80)), output="out")(images)
     """
 
     model: nn.Module
-    target: int | Tensor | None
-    unit: Unit
+    target: int | Tensor | Reading | None
+    unit: str
     output: str | int | None
 
     def __init__(
         self,
         model: Model,
         target: Target = None,
-        unit: Unit = "logit",
+        unit: str | None = None,
         output: str | int | None = None,
     ) -> None:
-        if unit not in get_args(Unit):
+        if isinstance(target, Reading):
+            if unit not in {None, target.unit}:
+                raise ArgumentError(
+                    f"a {type(target).__name__} is in units of its own, {target.unit!r}: leave out unit={unit!r}."
+                )
+            unit = target.unit
+        unit = "logit" if unit is None else unit
+        if not isinstance(target, Reading) and unit not in get_args(Unit):
             raise ArgumentError(f"score.unit must be one of {get_args(Unit)}, got {unit!r}.")
         if isinstance(model, LoadedModel):
             target = _by_name(model, target)
         elif _holds_names(target):
             raise TargetError(f"only a model from `load` knows its classes by name: give their numbers, got {target!r}.")
-        fields = {"model": module_of(model), "target": classes(target), "unit": unit}
+        read = target if isinstance(target, Reading) else classes(target)
+        fields = {"model": module_of(model), "target": read, "unit": unit}
         for name, value in (fields | {"output": output}).items():
             object.__setattr__(self, name, value)
 
@@ -96,30 +104,108 @@ class Score:
         """
         refuse_training(self.model)
         output = self.model(one_tensor(inputs))
-        read = self._at_top(output) if self.target is None and rows is None else self
-        score = read.read(output, rows)
+        score = (self._named(output) if self.is_open and rows is None else self).read(output, rows)
         if len(score) != len(inputs):
             raise OutputError(f"the model returns {len(score)} rows of scores for {len(inputs)} inputs.")
         return score
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it names no class, or a part of its reading is yet to be found for each input: `named` does so."""
+        return self.target is None or (isinstance(self.target, Reading) and self.target.open)
+
+    @property
+    def count(self) -> int | None:
+        """Of how many examples it has a target for each; None if that is the same for all."""
+        if isinstance(self.target, Reading):
+            return self.target.count
+        return len(self.target) if isinstance(self.target, Tensor) else None
+
+    def of(self, rows: Tensor | slice | int) -> "Score":
+        """Return the score of some of the examples; of one, by its number, it is one that is the same for all."""
+        if self.count is None:
+            return self
+        if isinstance(self.target, Reading):
+            return replace(self, target=self.target.rows(rows))
+        assert isinstance(self.target, Tensor)
+        return replace(self, target=self.target[rows])
+
+    def names(self, count: int) -> tuple[int | str, ...]:
+        """Return what is explained of each of so many inputs: its class, or the name of what is read.
+
+        Raises:
+            TargetError: if the score names none.
+        """
+        if isinstance(self.target, Reading):
+            return tuple(self.target.rows(row).name for row in range(count)) if self.count else (self.target.name,) * count
+        if isinstance(self.target, Tensor):
+            return tuple(int(t) for t in self.target)
+        if self.target is None:
+            raise TargetError("score.target is None: name its classes by `score, inputs = checked(score, inputs)`.")
+        return (self.target,) * count
+
+    def keys(self, count: int) -> tuple[Hashable, ...]:
+        """Return for each of so many inputs what tells scores of one from those of another: equal for equal targets."""
+        if not isinstance(self.target, Reading):
+            return self.names(count)
+        return tuple(self.target.rows(row).key for row in range(count)) if self.count else (self.target.key,) * count
+
+    @property
+    def column(self) -> int | Tensor | None:
+        """Which column of an output `[n, outputs]` it is as it stands, as a class's logit is; None if it is more."""
+        if isinstance(self.target, Reading):
+            return self.target.column
+        return self.target if self.unit == "logit" else None
+
+    @property
+    def says(self) -> str:
+        """What is read, in words, with the content of what is no class: results name it."""
+        part = "" if self.output is None else f" of output {self.output!r}"
+        if isinstance(self.target, Reading):
+            return f"{self.target.name} ({self.unit}){part}: {self.target.key}"
+        of = f"class {self.target}" if isinstance(self.target, int) else "a class of each input"
+        return f"{self.unit} of {of}{part}"
+
     def named(self, inputs: Shaped[Tensor, "n *shape"]) -> "Score":
         """Return the score with its classes named: where it names none, those that the model gives these inputs.
 
-        Inputs that are changed, and copies of the model, would otherwise each have a favourite class of their own.
+        Inputs that are changed, and copies of the model, would otherwise each have a favourite class of their own. The same
+        is done with what a reading leaves open, such as the box of a detected object.
         """
-        if self.target is not None:
+        if not self.is_open:
             return self
         refuse_training(self.model)
         inputs = one_tensor(inputs).detach()
         given = AS_GIVEN.prepare(self.model, (), device_of(self.model), inputs)
-        found = [self._at_top(given.output(part)).target for part in torch.split(inputs, _ROWS)]
+        starts = range(0, len(inputs), _ROWS)
+        scores = [self.of(slice(i, i + _ROWS)) for i in starts]
+        found = [s._named(given.output(p)).target for s, p in zip(scores, torch.split(inputs, _ROWS), strict=True)]
+        if isinstance(self.target, Reading):
+            return replace(self, target=joined([r for r in found if isinstance(r, Reading)]))
         return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))
 
-    def _at_top(self, output: object) -> "Score":
+    def _named(self, output: object) -> "Score":
+        if isinstance(self.target, Reading):
+            return replace(self, target=self.target.named(part_of(output, self.output)))
         return replace(self, target=class_scores(output, self.output).argmax(1))
+
+    def whole(self, output: object) -> Tensor:
+        """Return what a score of this kind is read from, `[n, …]`: all class scores, or the tensor that a reading takes.
+
+        Raises:
+            OutputError: if that is no tensor.
+        """
+        if not isinstance(self.target, Reading):
+            return class_scores(output, self.output)
+        part = part_of(output, self.output)
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            raise OutputError(f"what is read of the output must be one tensor here, got {holds(part)}.")
+        return part
 
     def read(self, output: object, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score from an output of the model that is there already."""
+        if isinstance(self.target, Reading):
+            return _read(self.target, part_of(output, self.output), rows)
         scores = class_scores(output, self.output)
         target = self._targets(scores, rows)
         if len(target) and (int(target.min()) < 0 or int(target.max()) >= scores.shape[1]):
@@ -156,6 +242,22 @@ class Score:
             what = "score.target has" if rows is None else "rows name"
             raise TargetError(f"{what} {len(target)} classes for {len(scores)} inputs: give one each, or `rows`.")
         return target
+
+
+def _read(reading: Reading, part: object, rows: Int[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+    """Return what a reading reads, of the examples that rows name."""
+    if reading.count is not None and rows is not None:
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= reading.count):
+            raise TargetError(
+                f"rows must name examples 0 to {reading.count - 1}, one per value of the {type(reading).__name__}; "
+                f"got {int(rows.min())} to {int(rows.max())}."
+            )
+        reading = reading.rows(rows)
+    if reading.count is not None and isinstance(part, Tensor | Sequence) and len(part) != reading.count:
+        raise TargetError(
+            f"the {type(reading).__name__} has values for {reading.count} of {len(part)} inputs: give one each."
+        )
+    return reading(part)
 
 
 def classes(target: object) -> int | Int[Tensor, " examples"] | None:
@@ -207,28 +309,19 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
     Raises:
         OutputError: if there is none; the message names what the output holds.
     """
-    if part is not None:
-        output = _part(output, part)
+    output = part_of(output, part)
+    ways = ways_to_read(output)
     if not isinstance(output, Tensor):
         raise OutputError(
-            f"the model returns {_holds(output)}:",
-            mends=[Mend("name the class scores", "Score(output=…)")],
+            f"the model returns {holds(output)}:",
+            mends=ways or [Mend("name the class scores", "Score(output=…)")],
         )
     if output.ndim != 2 or not output.is_floating_point():
+        got = f"{output.dtype} of shape {tuple(output.shape)}"
         raise OutputError(
-            f"class scores must be real numbers of shape [n, classes], got {output.dtype} of shape {tuple(output.shape)}."
+            f"class scores must be real numbers of shape [n, classes], got {got}{':' if ways else '.'}", mends=ways
         )
     return output
-
-
-def _part(output: object, part: str | int) -> object:
-    problem = f"the model's output has no part {part!r}: it is {_holds(output)}."
-    if isinstance(output, Tensor):  # whose parts are examples
-        raise OutputError(problem)
-    try:
-        return output[part]  # type: ignore[index]  # whatever is no container says so
-    except (KeyError, IndexError, TypeError):
-        raise OutputError(problem) from None
 
 
 def refuse_training(model: nn.Module) -> None:
@@ -239,7 +332,7 @@ def refuse_training(model: nn.Module) -> None:
             raise ModelModeError(f"{where} is in training mode: call model.eval() before reading it.")
 
 
-def _in_unit(scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: Unit) -> Float[Tensor, " n"]:
+def _in_unit(scores: Float[Tensor, "n classes"], target: Int[Tensor, " n"], unit: str) -> Float[Tensor, " n"]:
     index = target.unsqueeze(1)
     if unit in {"probability", "logprob"}:
         _refuse_probabilities(scores, unit)
@@ -260,7 +353,7 @@ def _are_probabilities(scores: Float[Tensor, "n classes"]) -> bool:
 
     The latter can be seen only where a graph is recorded.
     """
-    if _maker(scores) in {"SigmoidBackward0", "SoftmaxBackward0"}:
+    if maker_of(scores) in {"SigmoidBackward0", "SoftmaxBackward0"}:
         return True
     if not len(scores) or scores.shape[1] < 2:
         return False
@@ -270,42 +363,6 @@ def _are_probabilities(scores: Float[Tensor, "n classes"]) -> bool:
     return bool(adds_up & (values >= 0).all())
 
 
-def _maker(tensor: Tensor) -> str:
-    """Return the name of what computed a tensor, reshaping and copying aside."""
-    node = tensor.grad_fn
-    while node is not None and node.name().startswith(_RESHAPES):
-        node = node.next_functions[0][0]
-    return "" if node is None else node.name()
-
-
-_RESHAPES = (
-    "View",
-    "UnsafeView",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Clone",
-    "Alias",
-    "Transpose",
-    "Permute",
-    "TBackward",
-    "Select",
-    "Slice",
-    "ToCopy",
-)
-
-
 def _refuse_probabilities(scores: Tensor, unit: str) -> None:
     if _are_probabilities(scores):
-        raise OutputError(
-            f"the model returns probabilities already, of which no {unit} can be taken anew: read them as they are",
-            mends=[Mend("do so", "unit='logit'")],
-        )
-
-
-def _holds(output: object) -> str:
-    if isinstance(output, Mapping):
-        return f"a mapping with keys {list(output)}"
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return f"a {type(output).__name__} of {[type(o).__name__ for o in output]}"
-    return f"a {type(output).__name__}"
+        raise made_probabilities(unit)

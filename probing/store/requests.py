@@ -14,6 +14,7 @@ from probing.models.layers import expand
 from probing.models.loading import Model, module_of
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
+from probing.models.readings import Reading
 from probing.models.runner import Pool
 from probing.models.scores import Score, refuse_training
 from probing.models.summary import calls
@@ -183,10 +184,12 @@ def model_of(scores: Sequence[Score]) -> nn.Module:
 
 
 def _quantity(score: Score) -> str:
+    part = "" if score.output is None else f" of output {score.output!r}"
+    if isinstance(score.target, Reading) and score.count is None and not score.is_open:
+        return f"gradient of {score.target.key}{part}"
     if not isinstance(score.target, int):
         raise RequestError(
             "several scores must name one class each; use gradients(score, …) for one class per example, or for the top "
             "class of each."
         )
-    part = "" if score.output is None else f" of output {score.output!r}"
     return f"gradient of {score.unit} {score.target}{part}"

@@ -17,6 +17,7 @@ from probing.core.storage import Place, located
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
 from probing.models.loading import Model
 from probing.models.precision import Precision
+from probing.models.readings import Reading, joined
 from probing.models.runner import Pool
 from probing.models.scores import Score, class_scores
 from probing.store.extraction import Engine
@@ -96,31 +97,33 @@ class ActivationStore:
         With pooling it is summed over positions: the derivative with respect to the mean. Raises as `activations`.
         """
         examples = as_examples(examples)
-        if score.target is None:
+        if score.is_open:
             score = self._named(score, examples)
-        if not isinstance(score.target, Tensor):
+        if score.count is None:
             return self.gradients_of([score], layers, examples, pool=pool)[0]
-        targets = score.target.tolist()
-        if len(targets) != len(examples):
-            raise RequestError(f"score.target has {len(targets)} classes for {len(examples)} examples: give one each.")
+        if score.count != len(examples):
+            raise RequestError(f"score.target has {score.count} classes for {len(examples)} examples: give one each.")
         found: dict[str, Tensor] = {}
-        for target in sorted(set(targets)):
+        targets = score.keys(score.count)
+        for target in dict.fromkeys(targets):
             where = [i for i, t in enumerate(targets) if t == target]
-            part = self.gradients(replace(score, target=target), layers, Subset(examples, where), pool=pool)
+            part = self.gradients(score.of(where[0]), layers, Subset(examples, where), pool=pool)
             for layer, rows in part.items():
                 found.setdefault(layer, rows.new_empty((len(targets), *rows.shape[1:])))[where] = rows
         return found
 
     def _named(self, score: Score, examples: ExampleSet) -> Score:
-        """Return a score with the top class of each example as its targets."""
-        if score.output is None:
+        """Return a score with the top class of each example as its targets, or with what its reading leaves open."""
+        if score.target is None and score.output is None:
             outputs = class_scores(self.activations(score.model, [""], examples)[""])
             return replace(score, target=outputs.argmax(1))
         # An output of several parts is no row that is kept.
         n = len(examples)
         parts = [range(i, min(i + _AT_ONCE, n)) for i in range(0, n, _AT_ONCE)]
-        tops = [score.named(examples.load(part)).target for part in parts]
-        return replace(score, target=torch.cat([t for t in tops if isinstance(t, Tensor)]))
+        named = [score.of(slice(p.start, p.stop)).named(examples.load(p)).target for p in parts]
+        if isinstance(score.target, Reading):
+            return replace(score, target=joined([r for r in named if isinstance(r, Reading)]))
+        return replace(score, target=torch.cat([t for t in named if isinstance(t, Tensor)]))
 
     def gradients_of(
         self,

@@ -8,7 +8,7 @@ carried instead of values: fewer products, and no rounding of what is nearly equ
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -97,9 +97,9 @@ class Head:
         """Return the falls of an example's score from changes of the first layer's output."""
         for step, base, after in zip(self.inner, bases, bases[1:], strict=False):
             delta = _dense(passes, step, delta) if isinstance(step, nn.Linear) else step(base + delta).sub_(after)
-        if passes.score.unit == "logit":
-            target = passes.score.target
-            wanted = int(target[row] if isinstance(target, Tensor) else cast("int", target))
+        column = passes.score.column
+        if column is not None:
+            wanted = int(column[row] if isinstance(column, Tensor) else column)
             return -(delta[:, wanted] if self.last is None else delta @ self.last.weight[wanted])
         delta = delta if self.last is None else _dense(passes, self.last, delta)
         kept, each = passes.score.read(bases[-1][None], row[None]), bases[-1] + delta

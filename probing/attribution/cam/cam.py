@@ -14,7 +14,6 @@ from probing.attribution.base import (
     Demand,
     Family,
     LocalMethod,
-    classes_of,
     images_only,
     in_chunks,
 )
@@ -23,7 +22,8 @@ from probing.models.geometry import Ran, RefusedError, layers_run
 from probing.models.layers import resolve
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision, agree
-from probing.models.scores import Score, class_scores
+from probing.models.readings import Reading
+from probing.models.scores import Score
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class CAM(LocalMethod):
             RefusedError: for another head, or a score that is no logit.
         """
         inputs = images_only(inputs)
-        if score.unit != "logit":
-            raise RefusedError(f"CAM takes logits apart, not {score.unit}: use GradCAM.")
+        if score.column is None:
+            what = score.unit if not isinstance(score.target, Reading) else f"a {type(score.target).__name__}"
+            raise RefusedError(f"CAM takes logits apart, not {what}: use GradCAM.")
         with unchanged(score.model):
             ran = layers_run(score.model, inputs)
             name = _head(score.model, ran)
@@ -80,9 +81,9 @@ def _weighed(
     score: Score, head: nn.Linear, maps: Float[Tensor, "n c h w"], value: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]]:
     """Return maps weighed by the head, and what their mean or sum, with the bias, misses of the logit."""
-    target = classes_of(score, len(maps))
-    values = torch.einsum("nk,nkhw->nhw", head.weight.detach().to(maps)[target], maps)
-    bias = 0.0 if head.bias is None else head.bias.detach().to(value)[target]
+    column = torch.as_tensor(score.column, device=maps.device).expand(len(maps))
+    values = torch.einsum("nk,nkhw->nhw", head.weight.detach().to(maps)[column], maps)
+    bias = 0.0 if head.bias is None else head.bias.detach().to(value)[column]
     gaps = [side + bias - value for side in (values.mean((1, 2)), values.sum((1, 2)))]
     return values, min(gaps, key=lambda gap: float(gap.abs().max()))
 
@@ -139,7 +140,8 @@ def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Te
     pools = _Pools(head.in_features)
     with torch.no_grad():
         with pools:
-            scores = class_scores(passes.output(inputs), passes.score.output)
+            scores = passes.score.whole(passes.output(inputs))
+            scores = scores[:, None] if scores.ndim == 1 else scores
         for maps in reversed(pools.maps):
             if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
                 return maps.to(inputs), scores.to(inputs)

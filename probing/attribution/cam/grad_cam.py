@@ -16,7 +16,6 @@ from probing.attribution.base import (
     attribution,
     images_only,
     in_chunks,
-    score_of,
 )
 from probing.attribution.cam.ablation import head_of
 from probing.attribution.cam_layer import cam_layer
@@ -30,7 +29,7 @@ from probing.models.hooks import capture
 from probing.models.layers import resolve
 from probing.models.model_cache import remembered, unchanged
 from probing.models.precision import Precision, agree
-from probing.models.scores import Score, class_scores
+from probing.models.scores import Score
 
 
 @dataclass(frozen=True)
@@ -42,43 +41,38 @@ class _Reading:
     layer: str
     layout: Layout
 
-    def slopes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the score, the layer's output, the score's gradient there, and the model's class scores."""
+    def slopes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the score, the layer's output, and the score's gradient there."""
         parts = in_chunks(len(self.inputs), self.passes.chunk, self._slopes)
-        score, output, slope, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return score, output, slope, classes
+        score, output, slope = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return score, output, slope
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the score, the layer's output, and the model's class scores, without gradients."""
+        """Return the score, the layer's output, and what the score is read from, without gradients."""
         parts = in_chunks(len(self.inputs), self.passes.chunk, self._outputs)
         score, output, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return score, output, classes
 
     def _outputs(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        passes, score = self.passes, score_of(self.passes.score, part)
+        passes, score = self.passes, self.passes.score.of(part)
         rows = len(self.inputs[part])
         with torch.no_grad(), capture(score.model, [self.layer], rows=rows) as kept:
             output = passes.output(self.inputs[part])
-        classes = class_scores(output, score.output)
-        found = (score.read(output), kept[self.layer], classes)
+        found = (score.read(output), kept[self.layer], score.whole(output))
         return cast("tuple[Tensor, Tensor, Tensor]", tuple(t.to(self.inputs) for t in found))
 
-    def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _slopes(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         passes = self.passes
         with torch.inference_mode(False), torch.enable_grad():
-            score = score_of(passes.score, part)
+            score = passes.score.of(part)
             rows = len(self.inputs[part])
             with capture(score.model, [self.layer], graph=True, rows=rows) as kept:
                 output = passes.output(self.inputs[part])
             with passes.precision.gradients.arithmetic(passes.device):
                 [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
         passes.n_backward += len(slope)
-        classes = class_scores(output, score.output)
-        found = (score.read(output), kept[self.layer], slope, classes)
-        return cast(
-            "tuple[Tensor, Tensor, Tensor, Tensor]",
-            tuple(t.detach().to(self.inputs) for t in found),
-        )
+        found = (score.read(output), kept[self.layer], slope)
+        return cast("tuple[Tensor, Tensor, Tensor]", tuple(t.detach().to(self.inputs) for t in found))
 
 
 @dataclass(frozen=True)
@@ -211,7 +205,7 @@ class AblationCAM(_LayerMap):
         axis = reading.layout.axis
         tail = _traced(reading)
         if tail is None:  # gradients refuse a layer that the score does not depend on
-            value, output, _, _ = reading.slopes()
+            value, output, _ = reading.slopes()
             falls = _falls(reading, None, output, value, axis)
         else:
             value, output, classes = reading.outputs()
@@ -258,7 +252,7 @@ class GuidedGradCAM(LocalMethod):
 
 
 def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:
-    value, output, slope, _ = reading.slopes()
+    value, output, slope = reading.slopes()
     return value, reading.layout.maps(output), reading.layout.maps(slope)
 
 
@@ -290,8 +284,8 @@ def _falls_in_tail(
     some = slice(0, passes.chunk)
     with torch.no_grad(), passes.precision.arithmetic(passes.device):
         alone = given(tail, passes.prepared.inputs(output[some]))
-    same = alone is not None and agree(class_scores(alone, passes.score.output).to(classes), classes[some])
-    if same and is_affine(tail) and passes.origin.unit == "logit":
+    same = alone is not None and agree(passes.score.whole(alone).to(classes), classes[some])
+    if same and is_affine(tail) and passes.origin.column is not None:
         slope = reading.slopes()[2]
         return (slope * output).sum([a for a in range(1, output.ndim) if a != axis % output.ndim])
     return _falls(reading, tail if same else None, output, value, axis)

@@ -16,7 +16,6 @@ from probing.attribution.base import (
     LocalMethod,
     attribution,
     in_chunks,
-    score_of,
 )
 from probing.attribution.lrp.composites import Composite, EpsilonPlusFlat, LrpLayer, PerLayer
 from probing.attribution.lrp.operations import Flow, MixedRowsError, mark_gates
@@ -30,7 +29,8 @@ from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import RefusedError, naming_inputs
 from probing.models.layers import LayerNotFoundError
 from probing.models.precision import AS_GIVEN, Precision, device_of
-from probing.models.scores import OutputError, Score, class_scores
+from probing.models.readings import OutputError, Reading
+from probing.models.scores import Score
 
 _ENTRIES = {
     "bias": "absorbed_by_bias",
@@ -149,7 +149,7 @@ class LRP(LocalMethod):
     ) -> "Walked":
         def some(part: slice) -> Walked:
             given = inputs[part].to(device_of(score.model), dtype)
-            return self._propagate(score_of(score, part), given, None if at is None else at(part))
+            return self._propagate(score.of(part), given, None if at is None else at(part))
 
         try:
             return some(rows)
@@ -162,14 +162,14 @@ class LRP(LocalMethod):
         tape = Tape(score.model, inputs.clone())
         with naming_inputs(score.model, inputs), nullcontext() if tap is None else tap.noting(tape):
             output = tape.record()
-        outputs = class_scores(output, score.output)
+        outputs = score.whole(output)
         key = tape.key_of(outputs)
         if key is None:
-            raise RefusedError("the class scores don't depend on the input by operations that can be recorded.")
+            raise RefusedError("what is explained doesn't depend on the input by operations that can be recorded.")
         tape.forget_names()
         value, start = self._start(score, outputs.detach())
         mark_gates(tape, constant_attention=self.attention == "constant")
-        begun = doubled(start.of(outputs)).sum(1)
+        begun = _by_example(doubled(start.of(outputs))).sum(1)
         last = tape.nodes[-1]
         if last.outputs[0] == key and last.name in {"_softmax", "_log_softmax"}:
             key, start = (
@@ -183,10 +183,12 @@ class LRP(LocalMethod):
             _refuse_idle_keys(self.composite, backward.met)
         return _finish(flow, value, begun if tap is None else tap.begun(begun))
 
-    def _start(self, score: Score, outputs: Float[Tensor, "n classes"]) -> tuple[Tensor, Relevance]:
-        """Return the score, and the relevance of the class scores that the walk back starts from."""
+    def _start(self, score: Score, outputs: Float[Tensor, "n ..."]) -> tuple[Tensor, Relevance]:
+        """Return the score, and the relevance of the outputs that the walk back starts from."""
         score = replace(score, output=None)  # `outputs` is that part already
         value = score.read(outputs)
+        if isinstance(score.target, Reading):
+            return value, self._linear_start(score, outputs, value)
         target = _gradient(replace(score, unit="logit"), outputs)
         if self.start == "one":
             return value, Relevance(extra=target)
@@ -201,6 +203,21 @@ class LRP(LocalMethod):
         if score.unit in {"logit", "margin"}:
             return value, Relevance(_gradient(score, outputs))
         return value, Relevance(extra=target * value.unsqueeze(1))
+
+    def _linear_start(self, score: Score, outputs: Float[Tensor, "n ..."], value: Tensor) -> Relevance:
+        """Return the relevance of what a reading takes: its own terms, which must add up to it."""
+        if self.start != "score":
+            raise OutputError(
+                f"a start with {self.start!r} is one of classes:", mends=[Mend("start with the score", "start='score'")]
+            )
+        gradient = _gradient(score, outputs)
+        terms = _by_example(doubled(gradient * outputs))
+        if bool(((terms.sum(1) - value).abs() > 1e-4 * (terms.abs().sum(1) + value.abs())).any()):
+            raise RefusedError(
+                f"LRP shares out a score that is a sum of the model's outputs, each times a number, which {score.says!r} is "
+                "not: use a method that needs gradients only, such as integrated gradients."
+            )
+        return Relevance(gradient)
 
 
 @dataclass(frozen=True)
@@ -222,7 +239,11 @@ class Walked:
         )
 
 
-def _gradient(score: Score, outputs: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+def _by_example(values: Tensor) -> Float[Tensor, "n many"]:
+    return values.reshape(len(values), -1)
+
+
+def _gradient(score: Score, outputs: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         return torch.autograd.grad(score.read(leaf).sum(), leaf)[0]

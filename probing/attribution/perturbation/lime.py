@@ -25,7 +25,8 @@ from probing.core.inputs import InputError
 from probing.core.progress import Progress
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
-from probing.models.scores import OutputError, Score, TargetError, classes
+from probing.models.readings import OutputError
+from probing.models.scores import Score, TargetError, classes
 from probing.results.result import Provenance, Result
 from probing.results.text_highlight import highlight_figure, highlight_html
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probing.attribution.base import Attribution, AttributionMethod, score_of
+from probing.attribution.base import Attribution, AttributionMethod
 from probing.attribution.score_passes import Passes
 from probing.models.precision import device_of
 from probing.models.scores import Score
@@ -65,7 +65,7 @@ class Stopwatch:
 
     def forward(self, score: Score, inputs: Float[Tensor, "n *shape"], runs: int = 5) -> float:
         """Return the seconds of one forward pass of the first input: the median of runs after a first one."""
-        one, of = inputs[:1], score_of(score, slice(0, 1))
+        one, of = inputs[:1], score.of(slice(0, 1))
         passes = Passes.of(of, one)
         rows = torch.zeros(1, dtype=torch.long)
         passes.values(one, rows)
@@ -74,7 +74,7 @@ class Stopwatch:
 
 def cost_of(method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"], runs: int = 5) -> Cost:
     """Measure what explaining the first input costs: the median of runs after a first one, or one run if that is slow."""
-    one, of = inputs[:1], score_of(score, slice(0, 1))
+    one, of = inputs[:1], score.of(slice(0, 1))
     accelerator = device_of(score.model).type != "cpu"
     watch = Stopwatch(accelerator)
     forward = watch.forward(score, inputs, runs)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probing import __version__
-from probing.attribution.base import Attribution, AttributionMethod, Family, score_of
+from probing.attribution.base import Attribution, AttributionMethod, Family
 from probing.attribution.baselines import Baseline, Blurred
 from probing.attribution.methods import METHODS
 from probing.attribution.score_passes import FLOAT32
@@ -31,7 +31,8 @@ from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.geometry import RefusedError
 from probing.models.loading import Model
 from probing.models.precision import Precision
-from probing.models.scores import OutputError, Score, Target
+from probing.models.readings import OutputError, Reading
+from probing.models.scores import Score, Target
 from probing.results.result import Provenance, SavedResultError, describe
 from probing.store.shares import Share
 
@@ -177,7 +178,7 @@ class Scoring:
         """Return the size of the correlation after all was drawn anew, of the inputs that are probed."""
         few = slice(0, self.probed)
         metric = CascadingRandomisation(seeds=self.seeds, steps=1, measures=("spearman",), seed=self.seed)
-        found = metric(method, score_of(score, few), inputs[few])
+        found = metric(method, score.of(few), inputs[few])
         return found.values[:, 0, 0].nanmean(0).abs()
 
     def _sufficient(self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor) -> Tensor:
@@ -333,6 +334,7 @@ def row_key(scoring: object, method: object, score: Score, inputs: Tensor, *othe
         others: content ids of further data.
     """
     target = score.target.tolist() if isinstance(score.target, Tensor) else score.target
+    what = target.key if isinstance(target, Reading) else target
     return content_id(
         [
             __version__,
@@ -340,7 +342,7 @@ def row_key(scoring: object, method: object, score: Score, inputs: Tensor, *othe
             tensor_id(inputs),
             str(describe(method)),
             str(describe(scoring)),
-            f"{target} {score.unit} {score.output}",
+            f"{what} {score.unit} {score.output}",
             *others,
         ]
     )

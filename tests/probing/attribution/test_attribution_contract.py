@@ -16,7 +16,8 @@ from probing.attribution.baselines import Samples
 from probing.core.content_ids import model_id
 from probing.core.errors import ProbingError
 from probing.core.inputs import InputError
-from probing.models.scores import ModelModeError, OutputError, Score, TargetError, Unit
+from probing.models.readings import OutputError
+from probing.models.scores import ModelModeError, Score, TargetError, Unit
 from probing.results.result import describe, rebuild
 
 OF_A_LAYER = {"layer_ig"}

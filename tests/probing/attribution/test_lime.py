@@ -29,7 +29,8 @@ from probing.attribution.perturbation.surrogate import (
 )
 from probing.core.inputs import InputError
 from probing.models.precision import Precision
-from probing.models.scores import OutputError, Score, TargetError
+from probing.models.readings import OutputError
+from probing.models.scores import Score, TargetError
 from probing.results.result import SavedResultError, describe, rebuild
 
 DOUBLE = Precision("float64")

@@ -45,7 +45,8 @@ from probing.attribution.lrp.rules import (
 from probing.models.consistency import InconsistentModelError
 from probing.models.geometry import RefusedError
 from probing.models.layers import LayerNotFoundError
-from probing.models.scores import OutputError, Score
+from probing.models.readings import OutputError
+from probing.models.scores import Score
 from probing.results.result import Result, describe, rebuild
 
 ABSORBED = ("absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")
@@ -719,7 +720,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "no path": (
         Calls(lambda x, a: a(torch.zeros(3, 4)), nn.Linear(4, 4)),
-        "don't depend on the input",
+        "doesn't depend on the input",
     ),
 }
 

@@ -10,9 +10,9 @@ from nets import ConvNet, TwoHeadNet, images, seeded
 from torch import Tensor, nn
 
 from probing.models.loading import ClassNameError, LoadedModel
+from probing.models.readings import OutputError
 from probing.models.scores import (
     ModelModeError,
-    OutputError,
     Score,
     TargetError,
     class_scores,
