@@ -1,8 +1,8 @@
 """Content ids: what a tensor, a setting or a model *is*, as 32 hexadecimal characters (xxh3-128).
 
-Nothing user-supplied ever names stored work; these ids do. They are computed anew at every call:
-a memo on `data_ptr` and `_version` misses writes through `.data`, and hashing 25 M parameters costs
-milliseconds. Ids depend on the version of Python, whose bytecode they cover, not on the process.
+Nothing user-supplied ever names stored work; these ids do. They are computed anew at every call, since a memo on `data_ptr`
+and `_version` misses writes through `.data`; `probing.core.model_identity` proves that a model's stands. Ids depend on the
+version of Python, whose bytecode they cover, not on the process.
 """
 
 import copyreg
@@ -136,7 +136,7 @@ def _optional_id(tensor: Tensor | None) -> str:
 
 
 def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]:
-    machinery = _GRAPH_MACHINERY if isinstance(module, fx.GraphModule) else _MACHINERY
+    machinery = GRAPH_MACHINERY if isinstance(module, fx.GraphModule) else MACHINERY
     left = left_by_libraries(module)
     for name, value in sorted(_state(module).items()):
         if name not in machinery and name not in left and not _SHARDING.match(name):
@@ -146,8 +146,8 @@ def _attribute_parts(module: nn.Module, above: tuple[int, ...]) -> Iterator[str]
 
 # What every module has: containers that are read above, hooks that are refused, the training flag.
 # A module compiled in place runs the same code faster, and its copies run uncompiled.
-_MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-_GRAPH_MACHINERY = _MACHINERY | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+GRAPH_MACHINERY = MACHINERY | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 # What `fully_shard` leaves in the attributes of modules that it divides, and of those inside them.
 _SHARDING = re.compile("_fsdp_use_orig_params$|_is_fsdp_managed_module$|__composable_api_state_key_")
 _FSDP = "torch.distributed.fsdp"
@@ -299,13 +299,13 @@ def _class_parts(cls: type) -> Iterator[str]:
     """
     for base in cls.__mro__:
         yield f"{base.__module__}.{base.__qualname__}"
-        library = base.__module__.split(".")[0] in {"torch", "typing", "abc"}
+        library = is_library(base)
         if not library:
             yield _source(base)
         for name, member in vars(base).items():
             if library and name != "forward":
                 continue
-            function = _function_of(member)
+            function = function_of(member)
             if function is not None:  # follows a class whose methods are replaced at run time
                 yield name
                 yield from _lenient_parts(function, {id(function)})
@@ -320,7 +320,13 @@ def _is_constant(value: object) -> bool:
     return type(value) in _PLAIN
 
 
-def _function_of(member: object) -> types.FunctionType | None:
+def is_library(cls: type) -> bool:
+    """Whether a class is PyTorch's or Python's own, of which only `forward` is read."""
+    return cls.__module__.split(".")[0] in {"torch", "typing", "abc"}
+
+
+def function_of(member: object) -> types.FunctionType | None:
+    """Return the function behind a member of a class; None for one that is no method or property."""
     if isinstance(member, staticmethod | classmethod):
         member = member.__func__
     elif isinstance(member, property):

@@ -20,7 +20,7 @@ class ForeignHookError(ProbingError, RuntimeError):
     """A model carries hooks, patched methods or compiled code, which its weights do not tell."""
 
 
-_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 _FSDP = "torch.distributed.fsdp"
 # transformers hooks its layers once hidden states were asked for; the hooks keep outputs while a call asks for them.
 _CAPTURING, _IS_CAPTURING = (
@@ -46,7 +46,7 @@ _WAYS = {
 
 def refuse_global_hooks() -> None:
     """Raise `ForeignHookError` for hooks that run in every model."""
-    for kind in _HOOKS:
+    for kind in HOOKS:
         if getattr(torch_module, f"_global_{kind}", None):
             raise ForeignHookError(
                 f"PyTorch carries global {kind.replace('_', ' ')}, which run in every model: remove them first."
@@ -61,7 +61,7 @@ def refuse_foreign(path: str, module: nn.Module) -> None:
         raise ForeignHookError(f"{where} is TorchScript, whose layers can't be read: pass the Python model.")
     if "_orig_mod" in attributes["_modules"] and "dynamo_ctx" in attributes:
         raise ForeignHookError(f"{where} is compiled: pass the model that torch.compile was given.")
-    for kind in _HOOKS:
+    for kind in HOOKS:
         for hook in attributes[f"_{kind}"].values():
             if not _only_watches(kind, hook) and not _module_of(hook).startswith(_FSDP):
                 raise ForeignHookError(

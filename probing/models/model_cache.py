@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from probing.core.content_ids import model_id
+from probing.core import model_identity
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def unchanged(model: nn.Module) -> Iterator[str]:
 
 def identity(model: nn.Module) -> str:
     """Return the content id of what a model computes."""
-    return next((name for known, name in _KNOWN.get() if known is model), "") or model_id(model)
+    return next((name for known, name in _KNOWN.get() if known is model), "") or model_identity.identity(model)
 
 
 _MOST_REMEMBERED = 16

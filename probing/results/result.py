@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor, nn
 
-from probing.core.content_ids import bytes_id, model_id
+from probing.core.content_ids import bytes_id
 from probing.core.errors import ProbingError
+from probing.core.model_identity import identity
 from probing.results.saved_names import SavedNameError, class_of, name_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Provenance:
             command=(Path(sys.argv[0]).name, *sys.argv[1:]),
             versions={"python": platform.python_version()} | _versions(),
             machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
-            model="" if model is None else model_id(model),
+            model="" if model is None else identity(model),
             examples=examples,
             method={} if method is None else describe(method, functions=True),
         )
