@@ -179,7 +179,7 @@ def main() -> list[Row]:
     args = arguments("Network dissection of 512 units and 200 concepts.", on_device=False)
     images, units, concepts = (24, 32, 20) if args.tiny else (500, 512, 200)
     data = Data.drawn(images, units, concepts)
-    layout = Layout("channels_first", CELLS, CELLS, Geometry.tiles((CELLS, CELLS), (INPUT, INPUT)))
+    layout = Layout("channels_first", (CELLS, CELLS), Geometry.tiles((CELLS, CELLS), (INPUT, INPUT)))
     upsampling = Upsampling.of(layout, (LABELS, LABELS), LITE)
     start = time.perf_counter()
     ours(

@@ -53,7 +53,8 @@ class Attribution(Result):
     """
 
     values: Float[Tensor, "n *shape"]
-    """Of the inputs' shape; `[n, 1, h, w]` at the layer's own resolution for class activation maps."""
+    """Of the inputs' shape; `[n, 1, h, w]` at the layer's own resolution for class activation maps, `[n, 1, t]` of series
+    and `[n, 1, d, h, w]` of volumes."""
     score: Float[Tensor, " n"]
     """What was explained: the score of each input."""
     target: tuple[int | str, ...]
@@ -84,14 +85,16 @@ class Attribution(Result):
     def upsampled(self) -> Float[Tensor, "n *shape"]:
         """Return the map at the input's resolution; what has it already is returned as it is.
 
-        Bilinear between the centres of the cells' receptive fields, and constant outside the outermost
+        Linear along each axis between the centres of the cells' receptive fields, and constant outside the outermost
         ones (Bau et al. 2017, sec. 2.2); no value is rescaled.
         """
         if self.geometry is None:
             return self.values
-        cells = self.values.shape[2:]
-        rows, columns = (self.geometry.weights(axis, cells[axis]).to(self.values) for axis in range(2))
-        return rows @ self.values @ columns.T
+        maps = self.values
+        for axis, cells in enumerate(self.values.shape[2:]):
+            weights = self.geometry.weights(axis, cells).to(maps)
+            maps = (maps.movedim(2 + axis, -1) @ weights.T).movedim(-1, 2 + axis)
+        return maps.contiguous()
 
     def plot(
         self,
@@ -150,7 +153,7 @@ class Attribution(Result):
         if self.values.ndim != 4:
             raise RenderError(
                 f"heat maps need values [n, c, h, w], got shape {tuple(self.values.shape)}: "
-                "read `.values` where inputs are no images."
+                "read `.values` where inputs are no images, or `.upsampled()`."
             )
         maps = self.upsampled().detach().cpu()
         if bool((maps == maps[:, :1]).all()):
@@ -350,10 +353,13 @@ def _read_with_graph(score: Score, one: Tensor) -> None:
             score.read(output)
 
 
-def images_only(inputs: Tensor) -> Tensor:
-    """Return the inputs if they are images."""
-    if inputs.ndim != 4:
-        raise InputError(f"class activation maps need images [n, c, h, w], got shape {tuple(inputs.shape)}.")
+def with_places(inputs: Tensor) -> Tensor:
+    """Return the inputs if they are images, series or volumes."""
+    if inputs.ndim not in {3, 4, 5}:
+        raise InputError(
+            "class activation maps need images [n, c, h, w], series [n, c, t] or volumes [n, c, d, h, w], got shape "
+            f"{tuple(inputs.shape)}."
+        )
     return inputs
 
 

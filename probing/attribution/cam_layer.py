@@ -1,5 +1,6 @@
 """Which layer a class activation map is read at."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ class _Map:
     width: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.layout.height, self.layout.width
+    def size(self) -> tuple[int, ...]:
+        return self.layout.cells
 
 
-def cam_layer(score: Score, inputs: Float[Tensor, "n c height width"]) -> str:
+def cam_layer(score: Score, inputs: Float[Tensor, "n c *size"]) -> str:
     """Return the layer that a class activation map is read at by default: the end of the last stage of maps.
 
     Of the layers with the resolution of the last convolution, or dense layer at each place, that is the last one, its
@@ -88,14 +89,14 @@ def _last_matrix(model: nn.Module, one: Tensor, once: Sequence[Ran]) -> tuple[in
 
 def _map(model: nn.Module, one: Tensor, ran: Ran) -> _Map | None:
     """Return how a layer's output is read as a map of several places, if it is one for sure."""
-    if len(ran.shape) not in {3, 4} or ran.shape[0] != 1:  # windows stand in the place of examples
+    if len(ran.shape) not in {3, one.ndim} or ran.shape[0] != 1:  # windows stand in the place of examples
         return None
     try:
         layout = Layout.of(model, one, ran.layer)
     except RefusedError:
         return None
     width = ran.shape[layout.axis]
-    several = layout.height * layout.width > 1
+    several = math.prod(layout.cells) > 1
     return _Map(ran.layer, resolve(model, ran.layer), layout, width) if several else None
 
 
@@ -124,7 +125,7 @@ def _without_head(maps: list[_Map]) -> list[_Map]:
 
 def _stage(maps: list[_Map], once: Sequence[Ran], one: Tensor) -> str:
     """Return the last map's layer; in place of a sequence of several stages the last of these, which returns the same."""
-    best, size = maps[-1], (one.shape[2], one.shape[3])
+    best, size = maps[-1], tuple(one.shape[2:])
     for found in reversed(maps[:-1]):
         inside = {map_size(r, size) for r in once if r.layer.startswith(f"{best.layer}.")}
         if not isinstance(best.module, nn.Sequential) or len(inside - {None}) < 3:

@@ -64,11 +64,18 @@ def rerun(model: nn.Module, layer: str, tail: nn.Module | None, inputs: Tensor) 
 
 
 _AFFINE_MODULES = (
+    nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d,
     nn.AvgPool2d,
+    nn.AvgPool3d,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Conv1d,
     nn.Conv2d,
+    nn.Conv3d,
     nn.Dropout,
     nn.Flatten,
     nn.Identity,

@@ -41,12 +41,11 @@ def naming_inputs(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         ) from error
 
 
-Pair = tuple[float, float]
-
-
 @dataclass(frozen=True)
 class Geometry:
     """Where the cells of a map lie in the input: cell (i, j) is centred at `start + (i, j) · stride`.
+
+    Series have one number of each, volumes three; what is said of pixels goes for their steps and voxels.
 
     Attributes:
         size: height and width of the input, in pixels.
@@ -56,16 +55,16 @@ class Geometry:
             network does not tell them, and cells are taken to tile the input.
     """
 
-    size: tuple[int, int]
-    start: tuple[float, float]
-    stride: tuple[float, float]
+    size: tuple[int, ...]
+    start: tuple[float, ...]
+    stride: tuple[float, ...]
     anchor: str = "receptive field"
 
     @classmethod
-    def tiles(cls, cells: tuple[int, int], size: tuple[int, int]) -> "Geometry":
+    def tiles(cls, cells: tuple[int, ...], size: tuple[int, ...]) -> "Geometry":
         """Return the geometry of so many rows and columns of cells that tile an input of a size."""
-        stride = (size[0] / cells[0], size[1] / cells[1])
-        return cls(size, ((stride[0] - 1) / 2, (stride[1] - 1) / 2), stride, "tiles")
+        stride = tuple(whole / count for whole, count in zip(size, cells, strict=True))
+        return cls(size, tuple((s - 1) / 2 for s in stride), stride, "tiles")
 
     def at(self, axis: int, points: int | None = None) -> Float[Tensor, " points"]:
         """Return where points lie between cells: 1.25 is a quarter of the way from the second cell to the third.
@@ -90,10 +89,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Grid:
-    """Centres of a map's cells along rows and columns: the first one, and the distance between them, in pixels."""
+    """Centres of a map's cells along rows and columns: the first one, and the distance between them, in pixels.
 
-    start: Pair
-    stride: Pair
+    `windowed` tells that a convolution or pooling made it, so that channels come before places for sure.
+    """
+
+    start: tuple[float, ...]
+    stride: tuple[float, ...]
+    windowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,9 @@ class Ran:
     shape: tuple[int, ...]
     grid: Grid | None
 
-    def geometry(self, size: tuple[int, int]) -> Geometry:
+    def geometry(self, size: tuple[int, ...]) -> Geometry:
         """Return where the cells of a map `[n, c, h, w]` lie in an input of a size."""
-        return _geometry(self.grid, (self.shape[2], self.shape[3]), size)
+        return _geometry(self.grid, self.shape[2:], size)
 
 
 def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
@@ -152,17 +155,18 @@ def channel_axis(model: nn.Module, inputs: Tensor, layer: str) -> int | None:
     return remembered(model, key, lambda: _measured_axis(model, inputs[:1], layer))
 
 
-def map_size(ran: Ran, size: tuple[int, int]) -> tuple[int, int] | None:
+def map_size(ran: Ran, size: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the rows and columns of a map of an input of a size, if its shape tells which axes these are."""
-    axis = _told_axis(ran, size) if len(ran.shape) == 4 else None
+    axis = _told_axis(ran, size) if len(ran.shape) == len(size) + 2 else None
     if axis is None:
         return None
-    rows, columns = ran.shape[2:] if axis == 1 else ran.shape[1:3]
-    return rows, columns
+    return ran.shape[2:] if axis == 1 else ran.shape[1:-1]
 
 
-def _told_axis(own: Ran, size: tuple[int, int]) -> int | None:
+def _told_axis(own: Ran, size: tuple[int, ...]) -> int | None:
     """Return what convolutions and the sides of a map tell of the axis of channels."""
+    if len(size) != 2:  # of a series or a volume the sides tell little
+        return 1 if own.grid is not None and own.grid.windowed else None
     if own.grid is not None:
         return 1
     first, last = _tiles(own.shape[2:], size), _tiles(own.shape[1:3], size)
@@ -174,7 +178,7 @@ def _call_of(ran: Sequence[Ran], layer: str) -> Ran | None:
     return next((r for r in ran if r.layer == name and r.call == (call or 0)), None)
 
 
-def _tiles(cells: Sequence[int], size: tuple[int, int]) -> bool:
+def _tiles(cells: Sequence[int], size: tuple[int, ...]) -> bool:
     """Whether so many rows and columns may be the cells of a map of an input: in its proportion, up to one cell."""
     (rows, columns), (height, width) = cells, size
     if max(rows / height, columns / width) > _MOST_UPSAMPLED:
@@ -240,20 +244,22 @@ def _centre(change: Float[Tensor, "a b c"], axis: int) -> float:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer's output is read as a map: `[n, c, h, w]`, `[n, h, w, c]`, or tokens `[n, prefix + h w, c]`."""
+    """How a layer's output is read as a map: `[n, c, h, w]`, `[n, h, w, c]`, or tokens `[n, prefix + h w, c]`.
+
+    Of a series the places have one axis, of a volume three.
+    """
 
     kind: str
-    height: int
-    width: int
+    cells: tuple[int, ...]
     geometry: Geometry
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
-        inputs: Float[Tensor, "n c height width"],
+        inputs: Float[Tensor, "n c *size"],
         layer: str,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         *,
         channels_last: bool | None = None,
     ) -> "Layout":
@@ -261,7 +267,7 @@ class Layout:
 
         Args:
             model: in evaluation mode.
-            inputs: one image or more.
+            inputs: one image, series or volume, or more.
             layer: an address.
             grid: rows and columns of patches, for tokens; inferred if None.
             channels_last: whether a map has its channels last, where that can't be told; see `channel_axis`.
@@ -272,20 +278,40 @@ class Layout:
         """
         ran = layers_run(model, inputs)
         own = _call_of(ran, layer)
-        if own is None or len(own.shape) not in {3, 4}:
+        size = tuple(inputs.shape[2:])
+        axes = "".join(f", {axis}" for axis in "dhw"[-len(size) :]) if len(size) > 1 else ", t"
+        if own is None or len(own.shape) not in {3, len(size) + 2}:
             shape = "no tensor" if own is None else f"shape {own.shape}"
-            raise RefusedError(f"layer {layer!r} returns {shape}, no map [n, c, h, w] or tokens [n, t, c]: name another.")
+            raise RefusedError(f"layer {layer!r} returns {shape}, no map [n, c{axes}] or tokens [n, t, c]: name another.")
         refuse_other_rows(ran, layer)
-        known, size = own.grid, (inputs.shape[2], inputs.shape[3])
-        if len(own.shape) == 4:
-            last = _has_channels_last(layer, own, channel_axis(model, inputs, layer), channels_last)
+        known = own.grid
+        if len(own.shape) != 3 or (len(size) == 1 and not _are_tokens(own, ran, channels_last)):
+            axis = channel_axis(model, inputs, layer) if len(size) == 2 else _told_axis(own, size)
+            last = _has_channels_last(layer, own, axis, channels_last)
             kind = "channels_last" if last else "channels_first"
-            height, width = own.shape[1:3] if last else own.shape[2:]
+            cells = own.shape[1:-1] if last else own.shape[2:]
         else:
             kind = "tokens"
-            height, width = _token_grid(ran, layer, own.shape, grid, size)
-            known = _patches(ran, (height, width))
-        return cls(kind, height, width, _geometry(known, (height, width), size))
+            cells = _token_grid(ran, layer, own.shape, grid, size)
+            known = _patches(ran, cells)
+        if len(size) != 2 and (known is None or not known.windowed):
+            known = _patches(ran, cells)
+            if known is None:
+                raise RefusedError(
+                    f"layer {layer!r} returns shape {own.shape}, of which it can't be told where its cells lie in inputs "
+                    f"[n, c{axes}]: name a layer whose places convolutions or pooling of the input make."
+                )
+        return cls(kind, cells, _geometry(known, cells, size))
+
+    @property
+    def height(self) -> int:
+        """Rows of cells."""
+        return self.cells[-2]
+
+    @property
+    def width(self) -> int:
+        """Columns of cells."""
+        return self.cells[-1]
 
     @property
     def axis(self) -> int:
@@ -298,17 +324,26 @@ class Layout:
             "channels_last": "maps with channels last [n, h, w, c]",
             "tokens": "tokens [n, t, c]",
         }
-        return f"{self.height} x {self.width} cells, {shape[self.kind]}"
+        places = {1: "t", 2: "h, w", 3: "d, h, w"}[len(self.cells)]
+        return f"{' x '.join(map(str, self.cells))} cells, {shape[self.kind].replace('h, w', places)}"
 
-    def maps(self, output: Float[Tensor, "n *axes"]) -> Float[Tensor, "n c h w"]:
+    def maps(self, output: Float[Tensor, "n *axes"]) -> Float[Tensor, "n c *cells"]:
         """Return an output, or its gradient, as maps; tokens before the patches are left out."""
         if self.kind == "channels_first":
             return output
         if self.kind == "channels_last":
             return output.movedim(-1, 1)
-        patches = output[:, output.shape[1] - self.height * self.width :]
-        shape = (len(output), output.shape[2], self.height, self.width)
+        patches = output[:, output.shape[1] - math.prod(self.cells) :]
+        shape = (len(output), output.shape[2], *self.cells)
         return patches.movedim(-1, 1).reshape(shape)
+
+
+def _are_tokens(own: Ran, ran: Sequence[Ran], channels_last: bool | None) -> bool:
+    """Whether an output `[n, a, b]` of a series is tokens: as many, class tokens aside, as a convolution made places."""
+    if channels_last is not None or (own.grid is not None and own.grid.windowed):
+        return False
+    places = {r.shape[2] for r in ran if len(r.shape) == 3 and r.grid is not None and r.grid.windowed}
+    return any(0 <= own.shape[1] - p <= MOST_PREFIXES for p in places) and own.shape[2] not in places
 
 
 def _has_channels_last(layer: str, own: Ran, axis: int | None, said: bool | None) -> bool:
@@ -329,14 +364,14 @@ def _token_grid(
     ran: Sequence[Ran],
     layer: str,
     shape: tuple[int, ...],
-    grid: tuple[int, int] | None,
-    size: tuple[int, int],
-) -> tuple[int, int]:
+    grid: tuple[int, ...] | None,
+    size: tuple[int, ...],
+) -> tuple[int, ...]:
     tokens = shape[1]
     if grid is not None:
-        if not 0 <= tokens - math.prod(grid) <= MOST_PREFIXES:
+        if len(grid) != len(size) or not 0 <= tokens - math.prod(grid) <= MOST_PREFIXES:
             raise RefusedError(
-                f"layer {layer!r} has {tokens} tokens, which a grid of {grid[0]} by {grid[1]} patches and "
+                f"layer {layer!r} has {tokens} tokens, which a grid of {' by '.join(map(str, grid))} patches and "
                 f"up to {MOST_PREFIXES} class tokens does not make up."
             )
         return grid
@@ -350,17 +385,22 @@ def _token_grid(
             f"layer {layer!r} returns shape {shape}, whose last axis has as many numbers as a map has places: tokens must "
             "be its second; name a layer around it."
         )
-    side = math.isqrt(tokens)
+    side = math.isqrt(tokens) if len(size) == 2 else 0
     if side > 1 and tokens - side * side <= 1:
         return side, side
+    if len(size) != 2:
+        raise RefusedError(
+            f"layer {layer!r} has {tokens} tokens, of which it can't be told where they lie: give their grid."
+        )
     raise RefusedError(f"layer {layer!r} has {tokens} tokens, neither a square nor one more: give grid=(rows, columns).")
 
 
-def _patches(ran: Sequence[Ran], size: tuple[int, int]) -> Grid | None:
-    return next((r.grid for r in ran if len(r.shape) == 4 and r.shape[2:] == size and r.grid), None)
+def _patches(ran: Sequence[Ran], cells: tuple[int, ...]) -> Grid | None:
+    maps = (r for r in ran if len(r.shape) == len(cells) + 2 and r.shape[2:] == cells)
+    return next((r.grid for r in maps if r.grid and (len(cells) == 2 or r.grid.windowed)), None)
 
 
-def _geometry(grid: Grid | None, cells: tuple[int, int], size: tuple[int, int]) -> Geometry:
+def _geometry(grid: Grid | None, cells: tuple[int, ...], size: tuple[int, ...]) -> Geometry:
     if grid is not None:
         return Geometry(size, grid.start, grid.stride)
     return Geometry.tiles(cells, size)
@@ -388,8 +428,9 @@ def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
             ran.append(Ran(layer, calls[layer], tuple(out.shape), centres.of(out)))
         calls[layer] += 1
 
-    if inputs.ndim == 4:
-        centres.put(inputs, Grid((0.0, 0.0), (1.0, 1.0)))
+    if inputs.ndim in {3, 4, 5}:
+        axes = inputs.ndim - 2
+        centres.put(inputs, Grid((0.0,) * axes, (1.0,) * axes))
     with torch.no_grad(), watch(copy, ended), centres:
         copy(inputs)
     return tuple(ran)
@@ -419,14 +460,14 @@ class _Centres(TorchFunctionMode):
         """Pass a call on and note where the cells of what it returns lie."""
         named = kwargs or {}
         out = func(*args, **named)
-        if isinstance(out, Tensor) and out.ndim == 4:
+        if isinstance(out, Tensor) and out.ndim in {3, 4, 5}:
             grid = self._after(getattr(func, "__name__", ""), args, named, out)
             if grid is not None:
                 self.put(out, grid)
         return out
 
     def _after(self, name: str, args: tuple[object, ...], named: dict[str, object], out: Tensor) -> Grid | None:
-        sources = [t for t in _tensors((*args, *named.values())) if id(t) in self._known]
+        sources = [t for t in _tensors((*args, *named.values())) if id(t) in self._known and t.ndim == out.ndim]
         if not sources:
             return None
         source, grid = self._known[id(sources[0])]
@@ -435,10 +476,10 @@ class _Centres(TorchFunctionMode):
         if name.startswith("adaptive_"):
             return _adaptive(grid, source.shape[2:], out.shape[2:])
         if name == "pad":
-            padding = cast("Sequence[int]", args[1] if len(args) > 1 else named["pad"])
-            left, top = ([*padding, 0, 0, 0, 0][i] for i in (0, 2))
-            (y, x), (dy, dx) = grid.start, grid.stride
-            return Grid((y - top * dy, x - left * dx), grid.stride)
+            padding = [*cast("Sequence[int]", args[1] if len(args) > 1 else named["pad"]), *[0] * 6]
+            before = [padding[2 * i] for i in reversed(range(len(grid.start)))]  # told from the last axis on
+            start = tuple(s - b * d for s, b, d in zip(grid.start, before, grid.stride, strict=True))
+            return Grid(start, grid.stride, grid.windowed)
         same = next((t for t in sources if t.shape[2:] == out.shape[2:]), None)
         keeps = same is not None and name not in _MOVING
         return self.of(same) if same is not None and keeps else None
@@ -459,11 +500,13 @@ _MOVING |= {
     "unflatten",
 }
 _POOL = ("input", "kernel_size", "stride", "padding")
-_WINDOWS = {
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "max_pool2d": (*_POOL, "dilation"),
-    "avg_pool2d": _POOL,
-}
+_WINDOWS: dict[str, tuple[str, ...]] = {}
+for _axes in ("1d", "2d", "3d"):
+    _WINDOWS |= {
+        f"conv{_axes}": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        f"max_pool{_axes}": (*_POOL, "dilation"),
+        f"avg_pool{_axes}": _POOL,
+    }
 
 
 def _arguments(names: Sequence[str], args: Sequence[object], named: dict[str, object]) -> dict[str, object]:
@@ -471,10 +514,10 @@ def _arguments(names: Sequence[str], args: Sequence[object], named: dict[str, ob
 
 
 def _windowed(grid: Grid, call: dict[str, object]) -> Grid | None:
-    weight = call.get("weight")
-    kernel = _pair(tuple(weight.shape[2:]) if isinstance(weight, Tensor) else call["kernel_size"])
-    steps = _pair(call.get("stride") or (1 if isinstance(weight, Tensor) else kernel))
-    dilation = _pair(call.get("dilation", 1))
+    weight, axes = call.get("weight"), len(grid.start)
+    kernel = _each(tuple(weight.shape[2:]) if isinstance(weight, Tensor) else call["kernel_size"], axes)
+    steps = _each(call.get("stride") or (1 if isinstance(weight, Tensor) else kernel), axes)
+    dilation = _each(call.get("dilation", 1), axes)
     padding = call.get("padding", 0)
     if padding == "valid":
         padding = 0
@@ -482,30 +525,23 @@ def _windowed(grid: Grid, call: dict[str, object]) -> Grid | None:
         padding = tuple((k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True))
     if isinstance(padding, str):
         return None
-    shift = [(k - 1) * d / 2 - p for k, d, p in zip(kernel, dilation, _pair(padding), strict=True)]
-    start, stride = grid.start, grid.stride
-    return Grid(
-        (start[0] + shift[0] * stride[0], start[1] + shift[1] * stride[1]),
-        (stride[0] * steps[0], stride[1] * steps[1]),
-    )
+    shift = [(k - 1) * d / 2 - p for k, d, p in zip(kernel, dilation, _each(padding, axes), strict=True)]
+    start = tuple(s + m * d for s, m, d in zip(grid.start, shift, grid.stride, strict=True))
+    return Grid(start, tuple(d * by for d, by in zip(grid.stride, steps, strict=True)), windowed=True)
 
 
 def _adaptive(grid: Grid, before: Sequence[int], after: Sequence[int]) -> Grid | None:
     if any(b % a for b, a in zip(before, after, strict=True)):
         return None  # windows of unequal size
-    by = (before[0] // after[0], before[1] // after[1])
-    start, stride = grid.start, grid.stride
-    return Grid(
-        (start[0] + (by[0] - 1) / 2 * stride[0], start[1] + (by[1] - 1) / 2 * stride[1]),
-        (stride[0] * by[0], stride[1] * by[1]),
-    )
+    by = [b // a for b, a in zip(before, after, strict=True)]
+    start = tuple(s + (n - 1) / 2 * d for s, n, d in zip(grid.start, by, grid.stride, strict=True))
+    return Grid(start, tuple(d * n for d, n in zip(grid.stride, by, strict=True)), windowed=True)
 
 
-def _pair(value: object) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    values = tuple(cast("Sequence[int]", value))
-    return (values[0], values[-1])
+def _each(value: object, axes: int) -> tuple[int, ...]:
+    """Return what a window has along each axis, given as one number or as many."""
+    values = (value,) if isinstance(value, int) else tuple(cast("Sequence[int]", value))
+    return values * axes if len(values) == 1 else values
 
 
 def _tensors(values: Sequence[object]) -> list[Tensor]:

@@ -14,8 +14,8 @@ from probing.attribution.base import (
     Demand,
     Family,
     LocalMethod,
-    images_only,
     in_chunks,
+    with_places,
 )
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.models.geometry import Ran, RefusedError, layers_run
@@ -46,12 +46,12 @@ class CAM(LocalMethod):
     precision: Precision = FLOAT32
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        """Return maps `[n, 1, h, w]` of the last map's resolution.
+        """Return maps `[n, 1, h, w]` of the last map's resolution, `[n, 1, t]` of series, `[n, 1, d, h, w]` of volumes.
 
         Raises:
             RefusedError: for another head, or a score that is no logit.
         """
-        inputs = images_only(inputs)
+        inputs = with_places(inputs)
         if score.column is None:
             what = score.unit if not isinstance(score.target, Reading) else f"a {type(score.target).__name__}"
             raise RefusedError(f"CAM takes logits apart, not {what}: use GradCAM.")
@@ -72,19 +72,19 @@ class CAM(LocalMethod):
                 values[:, None].contiguous(),
                 value,
                 layer="" if layer is None else layer.layer,
-                geometry=None if layer is None else layer.geometry((inputs.shape[2], inputs.shape[3])),
+                geometry=None if layer is None else layer.geometry(tuple(inputs.shape[2:])),
                 diagnostics={"completeness_gap": gap},
             )
 
 
 def _weighed(
-    score: Score, head: nn.Linear, maps: Float[Tensor, "n c h w"], value: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]]:
+    score: Score, head: nn.Linear, maps: Float[Tensor, "n c *places"], value: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n *places"], Float[Tensor, " n"]]:
     """Return maps weighed by the head, and what their mean or sum, with the bias, misses of the logit."""
     column = torch.as_tensor(score.column, device=maps.device).expand(len(maps))
-    values = torch.einsum("nk,nkhw->nhw", head.weight.detach().to(maps)[column], maps)
+    values = torch.einsum("nk,nk...->n...", head.weight.detach().to(maps)[column], maps)
     bias = 0.0 if head.bias is None else head.bias.detach().to(value)[column]
-    gaps = [side + bias - value for side in (values.mean((1, 2)), values.sum((1, 2)))]
+    gaps = [side + bias - value for side in (values.flatten(1).mean(1), values.flatten(1).sum(1))]
     return values, min(gaps, key=lambda gap: float(gap.abs().max()))
 
 
@@ -120,19 +120,17 @@ class _Pools(TorchFunctionMode):
         """Pass a call on and keep the map if it is a pooling that leaves one value per channel."""
         named = kwargs or {}
         given = args[0] if args else named.get("input")
-        pools = getattr(func, "__name__", "") in {
-            "adaptive_avg_pool2d",
-            "avg_pool2d",
-            "mean",
-            "sum",
-        }
-        if pools and isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == self._width:
+        pools = getattr(func, "__name__", "") in _POOLS
+        if pools and isinstance(given, Tensor) and given.ndim in {3, 4, 5} and given.shape[1] == self._width:
             kept = given.clone()
             out = func(*args, **named)
             if isinstance(out, Tensor) and out.numel() == given.shape[0] * given.shape[1]:
                 self.maps.append(kept)
             return out
         return func(*args, **named)
+
+
+_POOLS = {"mean", "sum", *(f"{kind}avg_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))}
 
 
 def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -143,7 +141,7 @@ def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Te
             scores = passes.score.whole(passes.output(inputs))
             scores = scores[:, None] if scores.ndim == 1 else scores
         for maps in reversed(pools.maps):
-            if any(agree(head(total), scores) for total in (maps.mean((2, 3)), maps.sum((2, 3)))):
+            if any(agree(head(total), scores) for total in (maps.flatten(2).mean(2), maps.flatten(2).sum(2))):
                 return maps.to(inputs), scores.to(inputs)
     reason = "other operations stand between them or after"
     raise RefusedError(_no_cam(passes.origin.model, reason if pools.maps else "no map of its width is averaged"))

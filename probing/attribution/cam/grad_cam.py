@@ -14,8 +14,8 @@ from probing.attribution.base import (
     Family,
     LocalMethod,
     attribution,
-    images_only,
     in_chunks,
+    with_places,
 )
 from probing.attribution.cam.ablation import head_of
 from probing.attribution.cam_layer import cam_layer
@@ -94,7 +94,7 @@ class _LayerMap(LocalMethod):
     demands: ClassVar[tuple[Demand, ...]] = ("gradients", "layer")
 
     layer: str | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     channels_last: bool | None = None
     batch_size: BatchSize = "auto"
     precision: Precision = FLOAT32
@@ -102,11 +102,13 @@ class _LayerMap(LocalMethod):
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the layer's resolution; `.upsampled()` gives the input's.
 
+        Of series `[n, c, t]` they are `[n, 1, t]`, of volumes `[n, c, d, h, w]` `[n, 1, d, h, w]`.
+
         Raises:
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
             ZeroPathError: if the score does not depend on the layer.
         """
-        inputs = images_only(inputs)
+        inputs = with_places(inputs)
         with unchanged(score.model):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
             resolve(score.model, layer.partition(":")[0])
@@ -126,7 +128,7 @@ class _LayerMap(LocalMethod):
             )
 
     @abstractmethod
-    def _explain(self, reading: _Reading) -> tuple[Float[Tensor, " n"], Float[Tensor, "n h w"]]:
+    def _explain(self, reading: _Reading) -> tuple[Float[Tensor, " n"], Float[Tensor, "n *places"]]:
         """Return the scores and the maps."""
 
 
@@ -148,7 +150,7 @@ class GradCAM(_LayerMap):
 
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
         value, maps, slopes = _maps(reading)
-        weights = slopes.mean((2, 3), keepdim=True) * (-1 if self.counterfactual else 1)
+        weights = slopes.mean(_places(slopes), keepdim=True) * (-1 if self.counterfactual else 1)
         total = (weights * maps).sum(1) if self.reduce == "sum" else (weights * maps).mean(1)
         return value, total.relu() if self.relu else total
 
@@ -162,9 +164,9 @@ class GradCAMPlusPlus(_LayerMap):
 
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
         value, maps, slopes = _maps(reading)
-        scale = 2 * slopes.square() + maps.sum((2, 3), keepdim=True) * slopes**3
+        scale = 2 * slopes.square() + maps.sum(_places(maps), keepdim=True) * slopes**3
         shares = torch.where(scale == 0, 0, slopes.square() / torch.where(scale == 0, 1, scale))
-        weights = (shares * slopes.relu()).sum((2, 3), keepdim=True)
+        weights = (shares * slopes.relu()).sum(_places(maps), keepdim=True)
         return value, (weights * maps).sum(1).relu()
 
 
@@ -213,7 +215,7 @@ class AblationCAM(_LayerMap):
             read = (value, output, classes)
             falls = _falls_in_tail(reading, tail, read, axis) if found is None else found
         maps = reading.layout.maps(output)
-        return value, (falls[:, :, None, None] * maps).sum(1).relu()
+        return value, (falls.view(*falls.shape, *[1] * (maps.ndim - 2)) * maps).sum(1).relu()
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,11 @@ class GuidedGradCAM(LocalMethod):
                 layout=where.layout,
                 prepared=what.prepared,
             )
+
+
+def _places(maps: Tensor) -> tuple[int, ...]:
+    """Return the axes of places."""
+    return tuple(range(2, maps.ndim))
 
 
 def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:

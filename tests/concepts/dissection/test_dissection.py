@@ -297,7 +297,7 @@ def test_compiled_loops_do_what_their_python_says() -> None:
 def test_a_plateau_at_the_threshold_never_rises_above_it() -> None:
     maps = torch.full((1, 5, 7), 0.1)
     maps[0, 0, 0] = 0.3
-    layout = Layout("channels_first", 5, 7, Geometry((50, 70), (3.3, 4.7), (9.1, 8.3)))
+    layout = Layout("channels_first", (5, 7), Geometry((50, 70), (3.3, 4.7), (9.1, 8.3)))
     masks = Upsampling.of(layout, (33, 44), PAPER).active(maps, torch.tensor([0.1]))
     assert 0 < masks.area[0] < 33 * 44 / 8
 

@@ -584,6 +584,14 @@ def test_margins_are_grey_in_model_space() -> None:
     assert growth(STANDARD) == 24
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("size", [(12,), (4, 4, 4)])
+def test_what_is_no_picture_is_refused_with_its_reason(size: tuple[int, ...]) -> None:
+    net = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()).eval()
+    with pytest.raises(ImageOptionError, match=r"what is optimised is a picture, .* a series or a volume has no such range"):
+        maximize(net, Channel("0", 1), space=Space.plain(), size=size, steps=1)
+
+
 def test_standard_views_are_lucids_and_smaller_where_images_are_small() -> None:
     assert standard(224) == standard(128) == STANDARD
     assert standard(28)[:2] == (Pad(2), Jitter(2))
