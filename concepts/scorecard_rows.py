@@ -50,7 +50,7 @@ class Material:
 
     Attributes:
         concepts: examples of each; three or more, since effects are correlated over them.
-        pool: what they are told from.
+        pool: what they are compared with.
     """
 
     concepts: tuple[Concept, ...]
@@ -58,7 +58,7 @@ class Material:
 
     @classmethod
     def drawn(cls, preprocess: Transform, count: int = 30, seed: int = 0) -> "Material":
-        """Return textures and colours drawn by the suite, told from backgrounds without any."""
+        """Return textures and colours drawn by the suite, compared with backgrounds without any."""
         concepts = tuple(Concept(name, SyntheticImages(name, count, seed=seed).examples(preprocess)) for name in PATTERNS)
         return cls(concepts, SyntheticImages("plain", 2 * count, seed=seed).examples(preprocess))
 
@@ -252,6 +252,6 @@ def _said(result: TcavResult, layer: str) -> tuple[str, ...]:
     used = [c for c, yes in zip(result.concepts, result.effect_significant[0, :, 0], strict=True) if yes]
     return (
         f"at {layer}, CAVs tell concepts from the pool with {float(accuracy.mean()):.0%} accuracy on held-out examples, "
-        f"the worst with {float(accuracy.min()):.0%}; effects on the first input's class are told from relabelled ones "
+        f"the worst with {float(accuracy.min()):.0%}; effects on the first input's class are significant by relabelling "
         f"for {', '.join(used) or 'none'} of {len(result.concepts)} concepts.",
     )

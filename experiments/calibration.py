@@ -116,7 +116,7 @@ def page(rows: Sequence[Row], draws: int) -> str:
         (
             f"Share of {draws} data sets without any effect in which a test rejects at 5 %, in percent: of the sign score"
             " and of the effect in logits, of one target and of any of three (by the step-down maximum). A concept of"
-            " `size` examples is told from a pool of three times as many (`random`), or from two other concepts (`ovr`,"
+            " `size` examples is compared with a pool of three times as many (`random`), or from two other concepts (`ovr`,"
             " `pairwise`). Clusters are given as examples in one of the concept's and in one of its counterparts'; `mixed`"
             f" has one to four. Up to {most:.2%} (5 % and three standard errors) is chance; more is marked `!`. `floor` is"
             " the smallest p that there are ways to relabel for: above 0.05 nothing can be significant. `none`: too few"

@@ -77,7 +77,7 @@ def audit(
     """
     file, out = Path(file), Path(out)
     audit = read_audit(file)
-    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is told before the work
+    out.mkdir(parents=True, exist_ok=True)  # a folder that can't be written is reported before the work
     material = Material.of(audit, file.parent, device)
     store = ActivationStore(
         store_root or default_root(),

@@ -51,7 +51,7 @@ def atlas(
     from probing.store.shards import default_root
     from probing.store.store import ActivationStore
 
-    output_folder(out)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is reported before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     examples = pictures(images, loaded, "skip" if skip_unreadable else "raise")
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]

@@ -95,7 +95,7 @@ def attribute(
     choice = _Choice(method, target, background, steps, output, channels)
     choice.check()
     files = picture_files(images)
-    output_folder(out)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is reported before the work
     from probing.models import loading
 
     loaded = loading.load(model, weights=weights, keys=keys, device=device)

@@ -182,7 +182,7 @@ _made: list[Path] = []
 
 
 def output_folder(folder: Path) -> Path:
-    """Make the folder that a command writes to, so that one that can't be written is told before the work."""
+    """Make the folder that a command writes to, so that one that can't be written is reported before the work."""
     _made.extend(p for p in (folder, *folder.parents) if not p.exists())
     folder.mkdir(parents=True, exist_ok=True)
     return folder

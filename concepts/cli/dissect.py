@@ -96,7 +96,7 @@ def dissect(
 
     if dreams and rotate:
         raise CommandError("--dreams draws units, and --rotate dissects mixtures of them: leave one out.")
-    output_folder(out)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is reported before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     scenes = _scenes(data, loaded, images, seed)
     method = Dissection(

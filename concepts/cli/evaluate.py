@@ -72,7 +72,7 @@ def evaluate(
     ] = None,
     random: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Random pictures that these concepts are told from."),
+        typer.Option(metavar="DIR", help="Random pictures that these concepts are compared with."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")] = False,
@@ -95,7 +95,7 @@ def evaluate(
     _check(names, background)
     given = _given_concepts(concept, random)
     files = picture_files(images)
-    output_folder(out)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is reported before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     inputs = ImageExamples(files, loaded.preprocess).load(range(len(files))).clone()
     wanted = None if target == TOP else class_index(loaded, target)
@@ -143,7 +143,7 @@ def _check(names: Sequence[str], background: Path | None) -> None:
 def _given_concepts(concept: Sequence[str] | None, random: Path | None) -> dict[str, Path]:
     given = named_folders(concept or [])
     if given and random is None:
-        raise CommandError("--concept needs --random DIR: pictures that concepts are told from.")
+        raise CommandError("--concept needs --random DIR: pictures that concepts are compared with.")
     if random is not None and len(given) < 3:
         raise CommandError(f"--random needs three concepts or more, by --concept, got {len(given)}.")
     return given

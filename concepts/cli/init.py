@@ -44,7 +44,7 @@ def init(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Pictures of anything, that concepts are told from; a folder 'random' among the images does as well.",
+            help="Pictures of anything, that concepts are compared with; a folder 'random' among the images does as well.",
         ),
     ] = None,
     matched: Annotated[

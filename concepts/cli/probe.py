@@ -62,7 +62,7 @@ def probe(
     from probing.store.shards import default_root
     from probing.store.store import ActivationStore
 
-    common.output_folder(out)  # a folder that can't be written is told before the work
+    common.output_folder(out)  # a folder that can't be written is reported before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     examples = _examples(images, loaded, skip=skip_unreadable)
     places = [Path(examples.name(i)).relative_to(images).parts for i in range(len(examples))]

@@ -40,7 +40,7 @@ def tcav(
         list[str],
         typer.Option(metavar="NAME=DIR", help="A concept's name and pictures; again for more."),
     ],
-    random: Annotated[Path, typer.Option(metavar="DIR", help="Random pictures that concepts are told from.")],
+    random: Annotated[Path, typer.Option(metavar="DIR", help="Random pictures that concepts are compared with.")],
     inputs: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Pictures at which the targets' logits are explained."),
@@ -66,7 +66,7 @@ def tcav(
     from probing.store.shards import default_root
     from probing.store.store import ActivationStore
 
-    output_folder(out)  # a folder that can't be written is told before the work
+    output_folder(out)  # a folder that can't be written is reported before the work
     named = named_folders(concept)
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
     scores = {name: Score(loaded.model, class_index(loaded, name)) for name in target}

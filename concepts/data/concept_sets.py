@@ -11,7 +11,7 @@ from probing.data.examples import Examples, ExampleSet, as_examples
 MINIMUM = 9
 """Examples that a concept needs. With a third held out of it and as many counterparts, 3 + 3 decisions remain; six
 right ones of six have p = 1/64 by chance. With fewer than nine at most 2 + 2 remain, and four of four (p = 1/16)
-would not show at the 5 % level that the concept can be told from random at all."""
+would not show at the 5 % level that the concept can be separated from random examples at all."""
 
 
 class ConceptError(ProbingError, ValueError):

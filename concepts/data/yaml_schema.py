@@ -14,7 +14,7 @@ from probing.core.errors import ProbingError
 
 MAX_BYTES = 16 << 20  # a line an image: more than a hundred thousand images
 MAX_DEPTH = 20
-MAX_FAULTS = 100  # that are told one by one
+MAX_FAULTS = 100  # that are reported one by one
 MAX_VALUES = 600_000  # a hundred thousand images of four columns; bounds the time that reading takes
 
 S = TypeVar("S", bound="Schema")

@@ -66,7 +66,7 @@ class Dissection:
         level: of the test, as a share of false detectors among those called so.
         top: how many of each unit's highest images are named.
         grid: rows and columns of patches, for tokens whose number does not tell.
-        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be inferred or measured.
         seed: of shuffles and halves.
 
     Raises:

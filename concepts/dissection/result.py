@@ -387,17 +387,17 @@ def _on_null(result: DissectionResult) -> Iterator[str]:
     if tested and 1 / (draws + 1) * tested > result.level * max(significant, 1):
         yield (
             f"With {draws} shuffles a p is at least {1 / (draws + 1):.2g}: of {tested} units tested, fewer than "
-            f"{round(tested / (draws + 1) / result.level)} above chance can't be told from none. More draws could."
+            f"{round(tested / (draws + 1) / result.level)} above chance can't be shown to differ from it. More draws could."
         )
 
 
 def _on_units(result: DissectionResult) -> Iterator[str]:
-    told = (
+    named = (
         ("inactive", "have their lowest value as threshold: they are dead, or active less often than q"),
         ("binary", "have two values only, so that the threshold does not cut off the share q"),
         ("degenerate", "never exceed their threshold: their masks are empty and their IoU is 0"),
     )
-    for name, what in told:
+    for name, what in named:
         if count := int(getattr(result, name).sum()):
             yield f"{count} of {len(result.unit)} units {what}."
 

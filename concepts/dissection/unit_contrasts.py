@@ -1,4 +1,4 @@
-"""Units that tell an attribute: matched images differ in them, by a sign found on some clusters and judged on others."""
+"""Units that separate an attribute's values: matched images differ in them, by a sign found on other clusters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class UnitShifts:
     """By how much contrasts move units, in standard deviations of each unit over all images."""
 
     fitted: PerUnit
-    """Mean difference of matched images, on clusters to fit on."""
+    """Mean difference of matched images, on training clusters."""
     shift: PerUnit
-    """The same on clusters to judge on, which `fitted` has not seen."""
+    """The same on held-out clusters, which `fitted` has not seen."""
     low: PerUnit
     high: PerUnit
     """Interval of the shift over clusters, not corrected for the number of units."""
     same_way: PerUnit
-    """Share of pairs to judge on that move the unit the way `fitted` says (0-1); ties count half."""
+    """Share of held-out pairs that move the unit the way `fitted` says (0-1); ties count half."""
     p: PerUnit
     """Of the shift, corrected for all units and contrasts."""
     draws: int
@@ -43,8 +43,8 @@ class UnitShifts:
         """The smallest p that this number of swaps can give."""
         return 1 / self.draws if self.exact else 1 / (self.draws + 1)
 
-    def told(self, alpha: float) -> Bool[Tensor, "contrasts units"]:
-        """Return where a shift is told from chance, and goes the way it did on clusters to fit on."""
+    def significant(self, alpha: float) -> Bool[Tensor, "contrasts units"]:
+        """Return where a shift is significant, and goes the way it did on training clusters."""
         return (self.p < alpha) & (self.fitted * self.shift > 0)
 
 
@@ -72,7 +72,7 @@ class UnitContrasts:
 
         Args:
             rows: each image's units, averaged over positions.
-            fit: pairs of each contrast, of clusters to fit on.
+            fit: pairs of each contrast, of training clusters.
             judge: pairs of each contrast, of other clusters.
         """
         with one_thread():

@@ -122,7 +122,7 @@ class ConceptGradients:
         seed: of random points, for the rule `mc`.
         batch_size: points of a pass.
         precision: how passes run.
-        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be inferred or measured.
 
     Raises:
         DirectionError: for directions that do not fit the layer, or of which one is a combination of the others.

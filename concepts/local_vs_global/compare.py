@@ -52,8 +52,8 @@ class Compare:
     """Compares heat maps, concept attribution, TCAV, the effect in logits, units and the measured swap.
 
     A heat map's reading is the evidence in the concept's pixels, as a share of the sizes of all its values, beyond what
-    their area gives. The share of a map says nothing else: where the concept is on an object that the class is told by,
-    it may be large without the concept being used. Units are read by what of the swap their change carries to first
+    their area gives. The share of a map says nothing else: where the concept is on an object that the class is recognised
+    by, it may be large without the concept being used. Units are read by what of the swap their change carries to first
     order, and by what of it is gone where they are silent, each less the same for as many random units.
 
     Attributes:
@@ -67,7 +67,7 @@ class Compare:
         draws: sets of random units.
         level: of intervals and decisions (0-1).
         seed: of divisions and draws.
-        channels_last: whether maps are `[n, h, w, c]`, where that can't be told or measured.
+        channels_last: whether maps are `[n, h, w, c]`, where that can't be inferred or measured.
 
     Example:
         >>> found = Compare("layer3")(store, {"zebra": Score(net, 340)}, [stripes, grass])
@@ -107,7 +107,7 @@ class Compare:
             store: reads activations and gradients, and keeps them.
             targets: scores of one model, by name.
             concepts: their directions share each change of the layer, so leave none out that plays a part.
-            inputs: what TCAV and effect differentiate scores at; by default both sides of the pairs to judge on.
+            inputs: what TCAV and effect differentiate scores at; by default both sides of the held-out pairs.
             input_clusters: of the inputs.
             fitted_on: clusters that directions are fitted on; by default a share drawn at random.
 
@@ -177,7 +177,7 @@ class _Reader:
     input_clusters: tuple[str, ...]
 
     def direction(self) -> Float[Tensor, " m"]:
-        """Return the difference of the layer's means over the pairs to fit on."""
+        """Return the difference of the layer's means over the training pairs."""
         rows = self._features(self.sides.fit)
         n = len(self.sides.fit)
         return mean_difference(rows, torch.arange(n), torch.arange(n, 2 * n)).double()

@@ -76,7 +76,7 @@ class MatchedConcept:
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """A concept's pairs: those to fit on and those to judge on."""
+    """A concept's pairs: training and held-out ones."""
 
     concept: MatchedConcept
     fit: tuple[int, ...]
@@ -90,7 +90,7 @@ class Sides:
         fit, judge = (tuple(i for i, n in enumerate(concept.names) if (n in fitted_on) == side) for side in (True, False))
         if not fit or not judge:
             raise ComparisonError(
-                f"the concept {concept.name!r} has {len(fit)} pairs to fit on and {len(judge)} to judge on: both are needed."
+                f"the concept {concept.name!r} has {len(fit)} training pairs and {len(judge)} held-out ones: both are needed."
             )
         return cls(concept, fit, judge)
 

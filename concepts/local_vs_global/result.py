@@ -48,7 +48,7 @@ class Parting:
 class Comparison(Result):
     """Measures of concepts for classes. A value above `null` says that the concept raises the class's score.
 
-    Measures have different units; they are compared by rank, and by whether each is told from its null.
+    Measures have different units; they are compared by rank, and by whether each is significant.
     """
 
     layer: str
@@ -82,8 +82,8 @@ class Comparison(Result):
     """Mean share of the pixels that are the concept's."""
 
     @property
-    def told(self) -> Bool[Tensor, "measures concepts targets"]:
-        """Whether a measure is told from its null, after correction."""
+    def significant(self) -> Bool[Tensor, "measures concepts targets"]:
+        """Whether a measure is significant, after correction."""
         return self.p_corrected <= 1 - self.level
 
     def agreement(self, first: str, second: str) -> Correlation:
@@ -97,9 +97,9 @@ class Comparison(Result):
     def partings(self, most: int = 3) -> tuple[Parting, ...]:
         """Return where heat maps and network-level readings part, with the pairs that show it.
 
-        A concept is found for a class if swapping it moves the score and TCAV or the effect tells so, each after
-        correction; of that a heat map says nothing if its evidence in the concept's pixels is not told from what
-        their area gives. The reverse needs a heat map that is told, and neither swap, TCAV nor effect.
+        A concept is found for a class if swapping it moves the score and TCAV or the effect is significant, each after
+        correction; a heat map misses it if its evidence in the concept's pixels is not significantly more than what
+        their area gives. The reverse needs a significant heat map, and neither swap, TCAV nor effect.
 
         Args:
             most: pairs named for each.
@@ -115,16 +115,16 @@ class Comparison(Result):
         return tuple(found)
 
     def _kind(self, heat_map: str, c: int, t: int) -> str:
-        told = {name: bool(self.told[i, c, t]) for i, name in enumerate(self.measures)}
-        network = any(told.get(name, False) for name in NETWORK)
+        significant = {name: bool(self.significant[i, c, t]) for i, name in enumerate(self.measures)}
+        network = any(significant.get(name, False) for name in NETWORK)
         if self.value[self.measures.index(heat_map), c, t].isnan():
             return ""
-        if told[SWAP] and network and not told[heat_map]:
+        if significant[SWAP] and network and not significant[heat_map]:
             return HIDDEN
-        if told[heat_map] and not told[SWAP] and not network:
+        if significant[heat_map] and not significant[SWAP] and not network:
             return CLAIMED
         opposite = self._excess(heat_map, c, t) * self._excess(SWAP, c, t) < 0
-        return REVERSED if told[heat_map] and told[SWAP] and network and opposite else ""
+        return REVERSED if significant[heat_map] and significant[SWAP] and network and opposite else ""
 
     def _excess(self, name: str, c: int, t: int) -> float:
         i = self.measures.index(name)
@@ -143,12 +143,12 @@ class Comparison(Result):
         """Return where they part, in plain words."""
         return tuple(
             f"{p.concept} for {p.target}: {p.kind} ({p.heat_map}; swap "
-            f"{self._told_value(SWAP, p):+.2f}, TCAV {self._told_value(TCAV, p):.2f}, evidence beyond area "
-            f"{self._told_value(p.heat_map, p):+.2f})."
+            f"{self._value_of(SWAP, p):+.2f}, TCAV {self._value_of(TCAV, p):.2f}, evidence beyond area "
+            f"{self._value_of(p.heat_map, p):+.2f})."
             for p in self.partings()
         )
 
-    def _told_value(self, name: str, parting: Parting) -> float:
+    def _value_of(self, name: str, parting: Parting) -> float:
         at = self.concepts.index(parting.concept), self.targets.index(parting.target)
         return float(self.value[self.measures.index(name)][at])
 
@@ -160,7 +160,7 @@ class Comparison(Result):
         return pd.DataFrame(
             {"measure": measure, "concept": concept, "target": target}
             | {name: float(getattr(self, name)[i, c, t]) for name in names}
-            | {"null": float(self.null[i]), "told": bool(self.told[i, c, t])}
+            | {"null": float(self.null[i]), "significant": bool(self.significant[i, c, t])}
             for i, measure in enumerate(self.measures)
             for c, concept in enumerate(self.concepts)
             for t, target in enumerate(self.targets)

@@ -1,6 +1,6 @@
 """Concept activation vectors (Kim et al. 2018): directions in activation space that point to a concept.
 
-A concept is given as rows of a layer's activations, and so is what it is told apart from: random
+A concept is given as rows of a layer's activations, and so is what it is compared with: random
 examples, or other concepts. A run fits one CAV and judges it on rows it has not seen. `concepts.tcav.tcav`
 does this for whole analyses; here are single concepts, and the sorting of examples by a concept.
 """
@@ -52,7 +52,7 @@ class Cavs:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the concept can be told apart at all; else its CAVs mean nothing."""
+        """Whether the concept can be separated at all; else its CAVs mean nothing."""
         return self.p_value < LEVEL
 
     @cached_property
@@ -80,7 +80,7 @@ def fit_cavs(
     Args:
         rows: activations of all examples.
         concept: row indices of the concept.
-        others: row indices of what it is told apart from in each run; -1 holds the place of none.
+        others: row indices of what it is compared with in each run; -1 holds the place of none.
         estimator: one of `probing.statistics.linear_classifiers.ESTIMATORS`.
         seed: of the draws and splits.
         holdout: share of rows, or of groups, to judge on (0-1).
@@ -118,7 +118,7 @@ def fit_pool_cav(rows: SharedRows, concept: Int[Tensor, " p"], pool: Int[Tensor,
 
 
 def against_union(competitors: Sequence[Int[Tensor, " _"]], runs: int) -> Int[Tensor, "runs q"]:
-    """Return what a relative CAV one-versus-rest is told apart from: all rows of all competitors.
+    """Return what a relative CAV one-versus-rest is compared with: all rows of all competitors.
 
     Runs differ by what `fit_cavs` draws of them.
     """
@@ -127,7 +127,7 @@ def against_union(competitors: Sequence[Int[Tensor, " _"]], runs: int) -> Int[Te
 
 
 def against_each(competitors: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, "runs q"]:
-    """Return what pairwise relative CAVs are told apart from: a competing concept in each run."""
+    """Return what pairwise relative CAVs are compared with: a competing concept in each run."""
     return torch.nn.utils.rnn.pad_sequence(list(competitors), batch_first=True, padding_value=-1)
 
 

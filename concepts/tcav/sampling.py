@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.int64]
 Pair = tuple[Rows, Rows]
 """Positive and negative rows of a fit."""
 Mode = Literal["random", "ovr", "pairwise"]
-"""What a concept is told from: random images; all competing concepts together; each of them in turn."""
+"""What a concept is compared with: random images; all competing concepts together; each of them in turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,8 +274,8 @@ def enough_draws(tests: int, level: float) -> int:
 class Relabelled:
     """Pseudo-concepts are other ways to pick the concept's examples among its own and its counterparts'.
 
-    Each is told from random sets of the examples it leaves, as the concept is from sets of its counterparts, so under the
-    null all are exchangeable and the test is exact. Drawing pseudo-concepts from the pool alone would make them vary
+    Each is compared with random sets of the examples it leaves, as the concept is with sets of its counterparts, so under
+    the null all are exchangeable and the test is exact. Drawing pseudo-concepts from the pool alone would make them vary
     too little: a random concept would stand out more often than it should, unless the pool is far larger than the
     concept. And with negatives set aside for all, what pseudo-concepts hold of the concept would pull every one of them
     its way and cost power; here it is on both sides and cancels.
@@ -381,7 +381,7 @@ class Sets:
         others = [self.pool] if mode == "random" else [r for name, r in self.concepts.items() if name != concept]
         if not others or not all(len(rows) for rows in others):
             missing = "a random pool" if mode == "random" else "another concept"
-            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be told from, got none.")
+            raise TooFewError(f"in mode {mode!r}, concept {concept!r} needs {missing} to be compared with, got none.")
         own = self._sample(self.concepts[concept])
         return Sources(own, tuple(self._sample(rows) for rows in others), mode, self._codes)
 

@@ -56,7 +56,7 @@ class Tcav:
             stable also with about as many features as examples.
         null: how pseudo-concepts are drawn; None: no test and no smooth score.
         runs: CAVs per concept.
-        mode: what a concept is told from: random examples, all other concepts at once, or each in turn.
+        mode: what a concept is compared with: random examples, all other concepts at once, or each in turn.
         pool: what is kept of activations; see `probing.models.runner.Pool`.
         holdout: share of each set that CAVs are tested on and not fitted on (0-1).
         scaling: features are divided by their own deviation over all rows of the table, or by one for the layer.
@@ -102,9 +102,9 @@ class Tcav:
             store: reads activations and gradients, and keeps them.
             targets: scores of one model, by name.
             layers: dotted paths or globs.
-            concepts: sets of examples; in modes `ovr` and `pairwise` each is told from the others.
+            concepts: sets of examples; in modes `ovr` and `pairwise` each is compared with the others.
             inputs: what scores are differentiated at, for all targets or for each its own.
-            random_pool: what concepts are told from in mode `random`; equal examples count once.
+            random_pool: what concepts are compared with in mode `random`; equal examples count once.
             controls: coherent concepts that no target should depend on, for the second null.
             pool_clusters: which examples of the pool belong together; none by default.
             input_clusters: the same for inputs, where all targets have the same.

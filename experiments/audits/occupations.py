@@ -57,7 +57,7 @@ def audit_file(artist: str, out: Path, *, tiny: bool) -> Path:
     data = people(artist, out, tiny=tiny)
     audit["name"] = f"occupations-{artist}"
     audit["data"] = str(data.resolve())
-    del audit["concepts"], audit["random"]  # sets told from other emoji: not what is replicated
+    del audit["concepts"], audit["random"]  # sets compared with other emoji: not what is replicated
     audit["analyses"] = []
     audit["limits"][1] = (
         "Man, woman, light and dark are names of drawn attributes, never a person's identity. "

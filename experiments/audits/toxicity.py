@@ -3,7 +3,7 @@
     python experiments/audits/toxicity.py --out results/toxicity [--tiny]
 
 reads a published classifier as data (`tox_block.py`), checks its published scores, and measures what `toxicity.yaml` asks:
-what exchanging an ordinary adjective for a word for a group of people does to the logit, and what LIME, integrated
+what swapping an ordinary adjective for a word for a group of people does to the logit, and what LIME, integrated
 gradients, TCAV and probes of hidden layers say of it. Results are saved before anything is drawn. `--tiny`: few words,
 templates and draws.
 """

@@ -4,7 +4,7 @@
 
 Nets learn to tell animals, food and vehicles. In training, vehicles stand in front of one photograph at a rate from 0.5
 (balanced) to 0.95, other things in front of the other at that rate. What the photograph really does is measured on other
-drawings and other parts of the photographs: the logit of a vehicle when only what is behind it is exchanged, and the
+drawings and other parts of the photographs: the logit of a vehicle when only what is behind it is swapped, and the
 accuracy lost. Every method reads the same nets; balanced ones are the control.
 """
 
@@ -75,7 +75,7 @@ def before(part: str, n: int, kind: int | None, photo: int, seed: int) -> Pictur
 
 
 def truth(net: Net, n: int, seed: int) -> dict[str, float]:
-    """Return what exchanging the photograph does, on drawings and parts of photographs that the net has not seen."""
+    """Return what swapping the photograph does, on drawings and parts of photographs that the net has not seen."""
     sides = [before("judge", n, VEHICLE, photo, seed) for photo in (PLANTED, OTHER)]
     said = [logits(net, side.images) for side in sides]
     right = [float((s.argmax(1) == VEHICLE).double().mean()) for s in said]
@@ -136,7 +136,7 @@ def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
 
 
 def verdicts(rows: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
-    """Return how each method orders the nets, against what exchanging the photograph does."""
+    """Return how each method orders the nets, against what swapping the photograph does."""
     known = column(rows, "swap of the photograph")
     return {name: ordered(known, column(rows, name)) for name in (*METHODS, *NETWORK)}
 

@@ -23,7 +23,7 @@ over nets, with percentiles of a bootstrap of nets; *cue* is how often a method 
 goes by where the two conflict: a local method by more than half of its positive evidence on the two, the others by sign.
 
 **Bias** ({bias_nets} nets): vehicles stand in front of one photograph at a rate, other things in front of the other. The
-truth is what exchanging the photograph behind vehicles does to their logit. The columns are by how much a reading of nets
+truth is what swapping the photograph behind vehicles does to their logit. The columns are by how much a reading of nets
 of that rate exceeds that of balanced ones (t interval over {bias_seeds} seeds); a star where the interval leaves out zero.
 """
 PICTURES = """\

@@ -78,7 +78,7 @@ class Channel(LayerObjective):
 
     Attributes:
         unit: counts from 0.
-        last: whether units are the last axis of maps also where that can't be told or measured.
+        last: whether units are the last axis of maps also where that can't be inferred or measured.
     """
 
     unit: int

@@ -156,7 +156,7 @@ class Square:
     interval: str
     shade: float
     told: bool
-    """Whether it is told from chance, which a star shows."""
+    """Whether it is significant, which a star shows."""
     to: str
 
 

@@ -1,4 +1,4 @@
-"""Which units tell an audit's attributes, and what they detect in scenes with known masks."""
+"""Which units separate an audit's attributes, and what they detect in scenes with known masks."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _ALPHA = 0.05
 """At which a unit is coloured where no audit says at which."""
-_TITLE = "Which units tell the attributes"
+_TITLE = "Units that separate the attributes"
 _LISTED = 5
 """Units shown of each layer and contrast."""
 
@@ -91,21 +91,21 @@ class AttributeUnits(Result):
         return pd.concat(tables).sort_values("shift", key=abs, ascending=False, kind="stable", ignore_index=True)
 
     def plot(self) -> "Figure":
-        """Draw each unit's shift on clusters to judge on against that on clusters to fit on."""
+        """Draw each unit's shift on held-out clusters against that on training clusters."""
         parts = self.contrasts, self.layers, self.layer_of, self.shifts
         return figures.units(*parts, alpha=_ALPHA)
 
     def strongest(self, contrast: int, layer: int, alpha: float) -> list[int]:
-        """Return units that tell a contrast, the largest on clusters to fit on first."""
-        told = self.shifts.told(alpha)[contrast] & (self.layer_of == layer)
+        """Return units that separate a contrast's sides, the largest on training clusters first."""
+        significant = self.shifts.significant(alpha)[contrast] & (self.layer_of == layer)
         size = self.shifts.fitted[contrast].abs()
         order = torch.sort(size, descending=True, stable=True).indices
-        return [int(unit) for unit in order if told[unit]]
+        return [int(unit) for unit in order if significant[unit]]
 
     def counts(self, alpha: float, *, untrained: bool = False) -> Int[Tensor, "contrasts layers"]:
-        """Return how many units of each layer tell each contrast."""
-        told = (self.untrained if untrained else self.shifts).told(alpha)
-        return torch.stack([told[:, self.layer_of == k].sum(1) for k in range(len(self.layers))], 1)
+        """Return how many units of each layer separate each contrast's sides."""
+        significant = (self.untrained if untrained else self.shifts).significant(alpha)
+        return torch.stack([significant[:, self.layer_of == k].sum(1) for k in range(len(self.layers))], 1)
 
 
 def _bare(material: Material) -> nn.Module:
@@ -150,7 +150,7 @@ class Units:
         )
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
-        """Say for each contrast how many units tell it, and which do most."""
+        """Say for each contrast how many units separate its sides, and which do most."""
         assert isinstance(found, AttributeUnits)
         numbers = _numbers(audit, found)
         return tuple(_finding(audit, found, k, numbers) for k in range(len(found.contrasts)))
@@ -165,17 +165,16 @@ class Units:
         assert isinstance(found, AttributeUnits)
         swaps = "all" if found.shifts.exact else f"{found.shifts.draws:,} random"
         text = (
-            "A unit here is one channel, averaged over positions. It tells a contrast if matched images differ in it on "
-            f"{audit.clusters} that its sign was not found on, more than where the two sides are swapped in whole "
-            f"{audit.clusters} ({swaps} ways to swap; p corrected for all {found.shifts.p.numel():,} pairs of unit and "
-            "contrast by the step-down maximum). A unit that tells a contrast responds to something that differs between "
-            "its two sides in these drawings, such as the colour of clothes; it need not stand for the attribute, and need "
-            "not be used."
+            "A unit here is one channel, averaged over positions. It separates a contrast's sides if matched images differ"
+            f" in it on {audit.clusters} that its sign was not found on, more than where the two sides are swapped in whole"
+            f" {audit.clusters} ({swaps} ways to swap; p corrected for all {found.shifts.p.numel():,} pairs of unit and"
+            " contrast by the step-down maximum). Such a unit responds to something that differs between the two sides in"
+            " these drawings, such as the colour of clothes; it need not stand for the attribute, and need not be used."
         )
         caption = (
             "Mean difference of matched images in each unit, in standard deviations of the unit, by contrast and layer:"
             f" across on {len(audit.fitted_on)} {audit.clusters}, up on the other {len(audit.judged_on)}. Coloured, and"
-            " counted above: units that tell the contrast."
+            " counted above: units that separate the sides."
         )
         parts = found.contrasts, found.layers, found.layer_of, found.shifts
         draw = partial(figures.units, *parts, alpha=audit.alpha)
@@ -218,14 +217,14 @@ _PER_UNIT = ("fitted", "shift", "low", "high", "same_way", "p")
 
 
 def _numbers(audit: AuditResults, found: AttributeUnits) -> DataTable:
-    told = found.shifts.told(audit.alpha)
+    significant = found.shifts.significant(audit.alpha)
     rows = tuple(
         (
             contrast,
             found.layers[int(found.layer_of[u])],
             int(found.unit[u]),
             *(known(getattr(found.shifts, name)[k, u]) for name in _PER_UNIT),
-            bool(told[k, u]),
+            bool(significant[k, u]),
             known(found.untrained.shift[k, u]),
             known(found.untrained.p[k, u]),
             _label(found, u),
@@ -238,7 +237,7 @@ def _numbers(audit: AuditResults, found: AttributeUnits) -> DataTable:
         "layer",
         "unit",
         *_PER_UNIT,
-        "told",
+        "significant",
         "untrained_shift",
         "untrained_p",
         "in_drawn_scenes",
@@ -254,18 +253,18 @@ def _key(found: AttributeUnits, k: int, row: int) -> tuple[str, str, int]:
 def _finding(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTable) -> Finding:
     counts, bare = (found.counts(audit.alpha, untrained=u)[k] for u in (False, True))
     claim = (
-        f"{int(counts.sum())} of {len(found.unit)} units tell {found.contrasts[k]} on {audit.clusters} that they were not "
-        f"chosen on; at random weights {int(bare.sum())}."
+        f"{int(counts.sum())} of {len(found.unit)} units separate {found.contrasts[k]} on {audit.clusters} that they were"
+        f" not chosen on; at random weights {int(bare.sum())}."
     )
     by_layer = ", ".join(
         f"{name} {int(n)} of {int((found.layer_of == i).sum())} (at random weights {int(m)})"
         for i, (name, n, m) in enumerate(zip(found.layers, counts, bare, strict=True))
     )
-    told = found.shifts.told(audit.alpha)[k]
-    strongest = torch.where(told, found.shifts.fitted[k].abs(), -1)
+    significant = found.shifts.significant(audit.alpha)[k]
+    strongest = torch.where(significant, found.shifts.fitted[k].abs(), -1)
     best = words(
         f" Largest on the other {audit.clusters}: ",
-        *_told(found, k, int(strongest.argmax()), numbers),
+        *_strongest_unit(found, k, int(strongest.argmax()), numbers),
         ".",
     )
     floor = found.shifts.least_p
@@ -275,19 +274,21 @@ def _finding(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTa
         else ""
     )
     untaught = (
-        " Training did not make more of them: what tells is in colours and shapes that random weights follow too."
+        " Training did not make more of them: what separates the sides is in colours and shapes that random weights follow"
+        " too."
         if 0 < counts.sum() <= bare.sum()
         else ""
     )
     evidence = words(
         f"{by_layer}.{untaught}",
-        best if told.any() else "",
-        f" Corrected p below {audit.alpha:g}.{powerless} To tell is not to be used.",
+        best if significant.any() else "",
+        f" Corrected p below {audit.alpha:g}.{powerless} That a unit separates the sides does not show that the network"
+        " uses it.",
     )
     return Finding(claim, evidence, see=_TITLE)
 
 
-def _told(found: AttributeUnits, k: int, row: int, numbers: DataTable) -> tuple[str | Link, ...]:
+def _strongest_unit(found: AttributeUnits, k: int, row: int, numbers: DataTable) -> tuple[str | Link, ...]:
     s = found.shifts
     low, high = float(s.low[k, row]), float(s.high[k, row])
     where = f"unit {int(found.unit[row])} of {found.layers[int(found.layer_of[row])]}"
@@ -318,7 +319,7 @@ def _table(audit: AuditResults, found: AttributeUnits, k: int, numbers: DataTabl
             rows.append(linked(cells, numbers.at(*_key(found, k, row)), 2))
     header = ("unit", "in drawn scenes", "fitted", "judged", "interval", "same way", "p corrected")
     caption = (
-        f"Units that tell {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which"
+        f"Units that separate {found.contrasts[k]}: of each layer the {_LISTED} largest on {audit.clusters} to fit on, which"
         " have no part in the numbers after. Same way: share of pairs."
     )
     return Table(caption, header, tuple(rows), text_columns=2, folded=True)
@@ -333,14 +334,14 @@ def _label(found: AttributeUnits, row: int) -> str:
 
 
 def _named(audit: AuditResults, found: AttributeUnits, names: DissectionResult) -> tuple[str, ...]:
-    """Say what units that tell a contrast detect, beside the others."""
+    """Say what units that separate a contrast's sides detect, beside the others."""
     detects = names.detector & names.significant
     said = []
-    for contrast, told in zip(found.contrasts, found.shifts.told(audit.alpha), strict=True):
-        shares = [f"{int(detects[group].sum())} of {int(group.sum())}" for group in (told, ~told)]
+    for contrast, significant in zip(found.contrasts, found.shifts.significant(audit.alpha), strict=True):
+        shares = [f"{int(detects[group].sum())} of {int(group.sum())}" for group in (significant, ~significant)]
         said.append(
-            f"In {names.images} drawn scenes, {shares[0]} units that tell {contrast} are detectors (IoU > {names.min_iou:g},"
-            f" and more than shuffled images give), and {shares[1]} of the others. The scenes show things, textures and"
-            " colours and no figures: a label says what else moves the unit."
+            f"In {names.images} drawn scenes, {shares[0]} units that separate {contrast} are detectors (IoU >"
+            f" {names.min_iou:g}, and more than shuffled images give), and {shares[1]} of the others. The scenes show"
+            " things, textures and colours and no figures: a label says what else moves the unit."
         )
     return (*said, *names.sentences())

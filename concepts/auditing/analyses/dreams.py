@@ -62,10 +62,10 @@ class ConceptDreams(Result):
 
 @dataclass(frozen=True)
 class Dreams:
-    """Dreams of the directions that tell a contrast's sides (Kim et al. 2018, sec. 4.1.3), at the audit's layers.
+    """Dreams of the directions that separate a contrast's sides (Kim et al. 2018, sec. 4.1.3), at the audit's layers.
 
     Each has a control: a direction fitted to the same images after the two sides changed places in half of the
-    clusters, so that it tells nothing.
+    clusters, so that it separates nothing.
 
     Attributes:
         settings: of the images.
@@ -125,9 +125,9 @@ class Dreams:
         assert isinstance(found, ConceptDreams)
         text = (
             "The image that drives a layer furthest along a direction shows what the direction points at, be it the concept"
-            " or something else that tells the two sets apart. Such images lie far outside any data, and something can be"
+            " or something else in which the two sets differ. Such images lie far outside any data, and something can be"
             " seen in most of them. So each has a control: a direction fitted to the same images after the two sides"
-            f" changed places in half of the {audit.clusters}, which tells nothing. Where a dream shows no more of the"
+            f" changed places in half of the {audit.clusters}, which separates nothing. Where a dream shows no more of the"
             " concept than the control does, it is no evidence that the direction means the concept."
         )
         blocks: list[Block] = [Paragraph(text)]
@@ -155,7 +155,7 @@ def _ways(
     names = sorted(set(pairs.cluster))
     if len(names) < 2:
         raise TooFewError(
-            f"a control for {sets.spec.name!r} exchanges sides in half of the clusters, got {len(names)} to fit on: "
+            f"a control for {sets.spec.name!r} swaps sides in half of the clusters, got {len(names)} to fit on: "
             "change fit_share or the data."
         )
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -190,7 +190,7 @@ def _figure(audit: AuditResults, found: ConceptDreams, contrast: int) -> "Figure
     titles = (
         f"Toward {shown.positive}",
         f"Toward {shown.negative}",
-        f"Control: sides exchanged in half of the {audit.clusters}",
+        f"Control: sides swapped in half of the {audit.clusters}",
     )
     return montage(_strips(found, contrast, titles), columns=max(5, len(found.layers)))
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def units(
     contrasts: Sequence[str], layers: Sequence[str], layer_of: Int[Tensor, " units"], shifts: UnitShifts, *, alpha: float
 ) -> "Figure":
-    """Draw each unit's shift on clusters to judge on against that on clusters to fit on, by contrast and layer."""
-    told = shifts.told(alpha)
+    """Draw each unit's shift on held-out clusters against that on training clusters, by contrast and layer."""
+    significant = shifts.significant(alpha)
     with style():
         panel = min(2.0, (FULL_WIDTH - 0.8) / len(layers))
         width = min(FULL_WIDTH, 0.9 + panel * len(layers))
@@ -30,9 +30,9 @@ def units(
             reach = 1.08 * max(1e-6, float(across.abs().max()), float(up.abs().max()))
             for k, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
                 own = layer_of == k
-                _shift_panel(axes, across[own], up[own], told[row][own])
+                _shift_panel(axes, across[own], up[own], significant[row][own])
                 axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
-                count = f"{int(told[row][own].sum())} of {int(own.sum())} units"
+                count = f"{int(significant[row][own].sum())} of {int(own.sum())} units"
                 axes.set_title(count if row else f"{layer}\n{count}", loc="left")
             panels[0].set_ylabel(f"{contrast}\njudged (s.d.)")
         figure.supxlabel("fitted (s.d.)", fontsize=8)
@@ -43,12 +43,12 @@ def _shift_panel(
     axes: "Axes",
     across: Float[Tensor, " units"],
     up: Float[Tensor, " units"],
-    told: Bool[Tensor, " units"],
+    significant: Bool[Tensor, " units"],
 ) -> None:
     axes.axline((0, 0), slope=1, color=FAINT, lw=0.7, ls=(0, (4, 3)), zorder=0)
     axes.axhline(0, color=RULE, lw=0.6, zorder=0)
     axes.axvline(0, color=RULE, lw=0.6, zorder=0)
-    for which, colour, marker in ((~told, FAINT, "o"), (told, PALETTE[0], "D")):
+    for which, colour, marker in ((~significant, FAINT, "o"), (significant, PALETTE[0], "D")):
         axes.plot(across[which], up[which], marker, color=colour, ms=3, mew=0, alpha=0.6)
     axes.set(box_aspect=1)
     axes.locator_params(nbins=5)

@@ -1,4 +1,4 @@
-"""Do heat maps show what exchanges and network-level tests find? An audit's contrasts, read by all of them."""
+"""Do heat maps show what swaps and network-level tests find? An audit's contrasts, read by all of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ class HeatMapComparison(Result):
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Heat maps beside TCAV, effects and exchanges of the audit's contrasts, at its deepest layer.
+    """Heat maps beside TCAV, effects and swaps of the audit's contrasts, at its deepest layer.
 
     The concept's pixels are those in which matched images differ. Directions are fitted on the audit's clusters to fit
     on; all the rest is of the others, and TCAV and effects of the audit's inputs among those.
@@ -154,7 +154,7 @@ class HeatMaps:
         return HeatMapComparison(Provenance.collect(model=model, method=method), found, tuple(refused), shown)
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
-        """Say how often heat maps hide what the network-level readings and the exchange find, and the reverse."""
+        """Say how often heat maps hide what the network-level readings and the swap find, and the reverse."""
         assert isinstance(found, HeatMapComparison)
         return tuple(_finding(found.comparison, name) for name in found.comparison.heat_maps)
 
@@ -169,8 +169,8 @@ class HeatMaps:
         c = found.comparison
         text = (
             f"All readings of the {len(c.concepts)} contrasts for the {len(c.targets)} classes, on {audit.clusters} that no "
-            f"direction was fitted on, at {c.layer}. A heat map is of the image after the exchange; its evidence is what "
-            "of it lies in the pixels that the exchange changes, as a share of the sizes of all its values, beyond what "
+            f"direction was fitted on, at {c.layer}. A heat map is of the image after the swap; its evidence is what "
+            "of it lies in the pixels that the swap changes, as a share of the sizes of all its values, beyond what "
             "their area gives: 0 if the map pays these pixels no heed. Concept attribution divides the change of the logit "
             "among the contrasts' directions; what goes along none of them is its remainder. Heat maps are of up to "
             f"{_EXPLAINED} pairs a contrast."
@@ -187,7 +187,7 @@ class HeatMaps:
         ]
         if found.shown:
             caption = (
-                "Pairs that show where readings part: before and after the exchange, the pixels it changes, and the heat map"
+                "Pairs that show where readings part: before and after the swap, the pixels it changes, and the heat map"
                 " of the image after it (red raises the logit, blue lowers it)."
             )
             draw = partial(_montage, c, found.shown)
@@ -253,15 +253,15 @@ def _finding(found: Comparison, name: str) -> Finding:
     agreed = _both(found, name)
     found_by_both = agreed + len(counts[HIDDEN]) + len(counts[REVERSED])
     claim = (
-        f"Heat maps ({name}) show {agreed} of {found_by_both} effects that both the exchange and network-level readings find"
+        f"Heat maps ({name}) show {agreed} of {found_by_both} effects that both the swap and network-level readings find"
         f" at {found.layer}."
         if found_by_both
         else (
-            f"There is nothing for heat maps ({name}) to show that both the exchange and network-level readings find at"
+            f"There is nothing for heat maps ({name}) to show that both the swap and network-level readings find at"
             f" {found.layer}."
         )
     )
-    told = [
+    sentences = [
         f"{text}: {_names(found, counts[kind])}."
         for kind, text in (
             (HIDDEN, "Hidden"),
@@ -271,20 +271,20 @@ def _finding(found: Comparison, name: str) -> Finding:
         if counts[kind]
     ]
     r = found.agreement(name, SWAP)
-    told.append(
-        f"Over {cells} pairs of contrast and class, evidence in the exchanged pixels and measured change have a rank "
+    sentences.append(
+        f"Over {cells} pairs of contrast and class, evidence in the swapped pixels and measured change have a rank "
         f"correlation of {number(known(r.r))} ({interval(r.low, r.high)})."
     )
-    return Finding(claim, " ".join(told), see=TITLE)
+    return Finding(claim, " ".join(sentences), see=TITLE)
 
 
 def _both(found: Comparison, name: str) -> int:
-    """Return in how many cells swap, a network-level reading and the heat map are told, with one sign."""
+    """Return in how many cells swap, a network-level reading and the heat map are significant, with one sign."""
     i = {m: k for k, m in enumerate(found.measures)}
-    told = found.told
-    network = told[i[TCAV]] | told[i[EFFECT]]
+    significant = found.significant
+    network = significant[i[TCAV]] | significant[i[EFFECT]]
     same = found.value[i[name]] * found.value[i[SWAP]] > 0
-    return int((told[i[SWAP]] & network & told[i[name]] & same).sum())
+    return int((significant[i[SWAP]] & network & significant[i[name]] & same).sum())
 
 
 def _names(found: Comparison, partings: list[Parting]) -> str:
@@ -294,7 +294,7 @@ def _names(found: Comparison, partings: list[Parting]) -> str:
 
 
 def _parted(found: Comparison) -> tuple[Words, ...]:
-    """Return where readings part, a line for each contrast and class, largest exchange first."""
+    """Return where readings part, a line for each contrast and class, largest swap first."""
     maps: dict[tuple[str, str, str], list[Parting]] = {}
     for p in found.partings():
         maps.setdefault((p.kind, p.concept, p.target), []).append(p)
@@ -320,7 +320,7 @@ def _line(found: Comparison, own: list[Parting], numbers: DataTable) -> Words:
 
     maps = listed([words(f"{q.heat_map} ", said(q.heat_map)) for q in own])
     return words(
-        f"{p.target}, {p.concept}: {p.kind}. Exchange ",
+        f"{p.target}, {p.concept}: {p.kind}. Swap ",
         said(SWAP),
         ", TCAV ",
         said(TCAV, sign=False),
@@ -343,7 +343,7 @@ def _montage(found: Comparison, shown: tuple[Shown, ...]) -> "Figure":
     for one in shown:
         p = one.parting
         title = (
-            f"{p.target}, {p.concept}: exchange {number(value(found, SWAP, p), sign=True)}, TCAV "
+            f"{p.target}, {p.concept}: swap {number(value(found, SWAP, p), sign=True)}, TCAV "
             f"{number(value(found, TCAV, p))}, {p.heat_map} {number(value(found, p.heat_map, p), sign=True)}"
         )
         images = [Image.fromarray(image) for image in one.images.numpy()]

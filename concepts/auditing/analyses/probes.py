@@ -37,7 +37,7 @@ _TITLE = "Where the attributes are readable"
 
 @dataclass(frozen=True)
 class AttributeProbes(Result):
-    """Probes of each attribute that the audit tells images apart by."""
+    """Probes of each attribute that the audit contrasts."""
 
     attributes: tuple[str, ...]
     probes: tuple[ProbeResult, ...]
@@ -80,7 +80,7 @@ class AttributeProbes(Result):
 
 @dataclass(frozen=True)
 class Probes:
-    """Linear probes of what the audit tells images apart by, at the audit's layers (Alain & Bengio 2016)."""
+    """Linear probes of the attributes that the audit contrasts, at the audit's layers (Alain & Bengio 2016)."""
 
     def requests(self, material: Material) -> tuple[Request, ...]:
         """Return rows of the data's images, at random weights too."""
@@ -100,7 +100,7 @@ class Probes:
         return AttributeProbes(Provenance.collect(model=material.loaded.model, method=method), attributes, probes)
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
-        """Say for each attribute how well the best layer tells it, and what that is to be compared with."""
+        """Say for each attribute how well it can be read at the best layer, and what that is to be compared with."""
         assert isinstance(found, AttributeProbes)
         pairs = zip(found.attributes, found.probes, strict=True)
         numbers = _numbers(found)
@@ -116,7 +116,7 @@ class Probes:
         assert isinstance(found, AttributeProbes)
         text = (
             f"A linear classifier reads an attribute off each layer. It is fitted on some {audit.clusters} and judged on"
-            " others. Readable does not mean used: whether a logit depends on the attribute only an exchange of matched"
+            " others. Readable does not mean used: whether a logit depends on the attribute only a swap of matched"
             " images tells. The same network at random weights shows how much of it is in the images and the architecture,"
             " not in what was learnt."
         )

@@ -15,27 +15,27 @@ def readings(found: Comparison) -> DataTable:
             concept,
             target,
             *(known(v[i, c, t]) for v in (found.value, found.low, found.high, found.p_corrected)),
-            bool(found.told[i, c, t]),
+            bool(found.significant[i, c, t]),
         )
         for i, name in enumerate(found.measures)
         for c, concept in enumerate(found.concepts)
         for t, target in enumerate(found.targets)
         if not found.value[i, c, t].isnan()
     )
-    columns = ("reading", "contrast", "class", "value", "low", "high", "p_corrected", "told")
+    columns = ("reading", "contrast", "class", "value", "low", "high", "p_corrected", "significant")
     about = "each reading of each contrast for each class, heat maps among them"
     return DataTable("readings", about, columns, rows, 3)
 
 
 def agreements(found: Comparison) -> DataTable:
-    """Return the rank agreement of each reading with the exchange."""
+    """Return the rank agreement of each reading with the swap."""
     rows = tuple(
         (name, known(r.r), r.low, r.high, r.n)
         for name in found.measures
         if name != SWAP and (r := found.agreement(name, SWAP)).n
     )
     columns = ("reading", "rank_correlation", "low", "high", "cells")
-    return DataTable("agreement", "rank agreement of each reading with the exchange", columns, rows)
+    return DataTable("agreement", "rank agreement of each reading with the swap", columns, rows)
 
 
 def agreement_table(found: Comparison) -> Table:
@@ -47,7 +47,7 @@ def agreement_table(found: Comparison) -> Table:
             cells = name, number(known(r.r)), interval(r.low, r.high), str(r.n)
             rows.append(linked(cells, numbers.at(name)))
     header = ("reading", "rank correlation", "interval", "pairs of contrast and class")
-    return Table("Agreement of every reading with the measured exchange.", header, tuple(rows))
+    return Table("Agreement of every reading with the measured swap.", header, tuple(rows))
 
 
 def division_table(found: Comparison) -> Table:
@@ -68,7 +68,7 @@ def division_table(found: Comparison) -> Table:
         "missed by the integral",
     )
     caption = (
-        f"How exchanges' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes."
+        f"How swaps' changes divide at {found.layer}, in logits: the size of the mean over pairs, averaged over classes."
         " For each pair the parts add up to the change."
     )
     return Table(caption, header, rows)
@@ -83,13 +83,13 @@ def readings_table(found: Comparison) -> Table:
             cells: list[Cell] = []
             for name in names:
                 i = found.measures.index(name)
-                star = "*" if bool(found.told[i, c, t]) else ""
+                star = "*" if bool(found.significant[i, c, t]) else ""
                 value = known(found.value[i, c, t])
                 text = f"{number(value)}{star}"
                 cells.append(NONE if value is None else Link(text, numbers.at(name, concept, target)))
             rows.append((concept, target, *cells))
     caption = (
-        "Every reading; a star where it is told from its null after correction. Area of the exchanged pixels: "
+        "Every reading; a star where it is significant after correction. Area of the swapped pixels: "
         f"{', '.join(f'{name} {float(a):.0%}' for name, a in zip(found.concepts, found.area, strict=True))}."
     )
     header = ("contrast", "class", *names)

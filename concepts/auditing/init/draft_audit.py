@@ -56,7 +56,7 @@ class Begin:
         classes: names or numbers; without any, the model's own best guesses for these pictures.
         layers: paths; without any, the ends of the model's stages.
         random: a folder of pictures of nothing in particular; without one, the folder `random` among the images if there is
-            one, and else concepts are told from each other.
+            one, and else concepts are compared with each other.
         matched: pictures of one name in different folders differ in the concept alone.
         choice: which pictures are taken.
         split: of a data set.
@@ -145,7 +145,7 @@ class Begin:
         if random is not None and len(random.pictures) < LEAST_RANDOM:
             raise BeginError(
                 f"there are {len(random.pictures)} random pictures: give {LEAST_RANDOM} or more, or leave them out; then "
-                "each concept is told from the others."
+                "each concept is compared with the others."
             )
         check_concepts(found, alone=random is None or self.matched)
         return found, random
@@ -168,7 +168,7 @@ class Begin:
         return self.choice.dataset(path.absolute().parent, source)
 
     def _share(self, pictures: Pictures) -> float:
-        """Return the least share of clusters to fit on that leaves each concept enough pictures on both sides."""
+        """Return the least share of training clusters that leaves each concept enough pictures on both sides."""
         if self.matched:
             check_pairs(pictures)
             return _SHARES[0]
@@ -238,7 +238,7 @@ def _one_line(text: str) -> str:
 
 
 def _claim(out: Path, *, force: bool) -> bool:
-    """Make the folder if it is missing, and return whether it was; what is in the way is told before the work."""
+    """Make the folder if it is missing, and return whether it was; what is in the way is reported before the work."""
     there = [str(out / name) for name in _FILES if (out / name).exists()]
     if there and not force:
         raise BeginError(f"{there[0]!r} is there already: choose another name, or replace it by --force.")
@@ -298,6 +298,6 @@ def _target(loaded: LoadedModel, index: int, group: str, reason: str) -> DraftTa
 
 def _summary(pictures: Pictures, random: Pictures | None, stages: Stages, targets: Sequence[DraftTarget]) -> Iterator[str]:
     counts = ", ".join(f"{name} {n}" for name, n in pictures.concepts.items())
-    beside = f", told from {len(random.pictures)} random ones" if random else ""
+    beside = f", compared with {len(random.pictures)} random ones" if random else ""
     yield f"{len(pictures.pictures)} pictures ({counts}){beside}."
     yield f"Layers: {', '.join(stages.layers)}. Classes: {', '.join(str(t.name) for t in targets)}."

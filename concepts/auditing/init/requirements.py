@@ -8,7 +8,7 @@ from concepts.data.sources import some
 from probing.core.errors import ProbingError
 
 LEAST_RANDOM = 3 * MINIMUM
-"""Random pictures that concepts are told from."""
+"""Random pictures that concepts are compared with."""
 
 
 class BeginError(ProbingError, ValueError):
@@ -16,7 +16,7 @@ class BeginError(ProbingError, ValueError):
 
 
 def check_concepts(pictures: Pictures, *, alone: bool) -> None:
-    """Refuse concepts that are too few to be told from each other, or have too few pictures."""
+    """Refuse concepts that are too few to be compared with each other, or have too few pictures."""
     for name, count in pictures.concepts.items():
         if count <= MINIMUM:
             raise BeginError(
@@ -28,8 +28,8 @@ def check_concepts(pictures: Pictures, *, alone: bool) -> None:
         raise BeginError(f"{str(pictures.root)!r} holds no pictures but random ones: add a folder for each concept.")
     if alone and len(pictures.concepts) < 2:
         raise BeginError(
-            f"{listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is told from others, so add one,"
-            f" or a folder {RANDOM!r} of {LEAST_RANDOM} pictures of anything."
+            f"{listed(list(pictures.concepts))!r} is the only folder of pictures: a concept is compared with others, so add"
+            f" one, or a folder {RANDOM!r} of {LEAST_RANDOM} pictures of anything."
         )
 
 
@@ -79,7 +79,7 @@ def names_in_common(pictures: Pictures, *, matched: bool) -> Iterator[str]:
     if not matched and others and len(common) > MINIMUM:
         yield (
             f"All folders have {len(common)} names of pictures in common. If those of one name differ in the concept alone, "
-            "--matched measures what exchanging them does; if not, all is well."
+            "--matched measures what swapping them does; if not, all is well."
         )
 
 

@@ -111,7 +111,7 @@ class Draft:
         return "group" if self._grouped else "item"
 
     def _question(self) -> str:
-        what = "exchanging matched pictures" if self.matched else "the concepts"
+        what = "swapping matched pictures" if self.matched else "the concepts"
         names = ", ".join(self.pictures.concepts)
         return f"Which of the model's classes depend on {what} ({names}), and at which layers?"
 
@@ -143,15 +143,15 @@ class Draft:
 
     def _contrasts(self) -> Iterator[str]:
         first, *others = self.pictures.concepts
-        yield "# Each swap exchanges every picture of one folder for that of the same name in the other."
+        yield "# Each swap puts the picture of the same name in the other folder in the place of every picture of one."
         yield "contrasts:"
         for name in others:
             swap = _flow([[first, name]])
             yield f"  - {{positive: {_flow(name)}, negative: {_flow(first)}, vary: concept, swaps: {swap}}}"
 
     def _concepts(self) -> Iterator[str]:
-        told_from = "the random pictures" if self.random else "all the others together"
-        yield f"# Each concept is told from {told_from}."
+        compared_with = "the random pictures" if self.random else "all the others together"
+        yield f"# Each concept is compared with {compared_with}."
         if self.random:
             drawn = ", ".join(PATTERNS[:4])
             yield f"# Drawn ones may be added: {{kind: synthetic, name: stripes, pattern: stripes}} ({drawn}, …)."
@@ -168,7 +168,7 @@ class Draft:
         yield "  data: random.yaml"
         yield f"  root: {_flow(self.random_root)}"
         yield "  about: random pictures"
-        yield "  # How many are drawn, and how many of them a concept is told from in each run."
+        yield "  # How many are drawn, and how many of them a concept is compared with in each run."
         yield f"  images: {min(count, 240)}"
         yield f"  size: {min(count // 3, 40)}"
 

@@ -32,8 +32,8 @@ def likeness_rows(meter: Meter, measured: Sequence[Measured], layers: Mapping[st
             yield from _ranked(meter, fits, one.name, layer, m.file.random.about, m.pool)
     half = len(m.pool) // 2  # drawn in random order
     for name, rows in m.concepts.items():
-        layer, told_from = layers[name], m.pool[:half] or m.others(name)
-        fits = meter.direction(layer, rows, told_from)
+        layer, compared_with = layers[name], m.pool[:half] or m.others(name)
+        fits = meter.direction(layer, rows, compared_with)
         among, left = m.file.inputs.about, m.judged_inputs
         if m.file.random:
             among, left = m.file.random.about, m.pool[half:]

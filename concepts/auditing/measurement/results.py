@@ -119,7 +119,7 @@ class CellRow:
 
 @dataclass(frozen=True)
 class SwapRow:
-    """What exchanging negatives for their matched positives did to one target's logit."""
+    """What swapping negatives for their matched positives did to one target's logit."""
 
     concept: str
     target: str
@@ -134,7 +134,7 @@ class SwapRow:
 
 @dataclass(frozen=True)
 class ClusterRow:
-    """What a contrast's exchange did to one target in one cluster alone: intervals of `SwapRow` are made of these."""
+    """What a contrast's swap did to one target in one cluster alone: intervals of `SwapRow` are made of these."""
 
     concept: str
     target: str
@@ -197,11 +197,11 @@ class PositionRow:
 
 
 TABLES: Mapping[str, tuple[str, str]] = {
-    "swaps": ("swaps", "what exchanging matched images did to each class"),
+    "swaps": ("swaps", "what swapping matched images did to each class"),
     "by_cluster": ("swaps_by_cluster", "the same in each cluster alone: intervals and tests are over these"),
     "cells": ("classes_by_layer", "TCAV score and predicted effect of each concept at each layer for each class"),
-    "layer_rows": ("layers", "how well each concept is told at each layer, and whether effects follow the exchange"),
-    "backdrops": ("all_classes", "what the exchange did to all the model's classes, as quantiles"),
+    "layer_rows": ("layers", "how well each concept is separated at each layer, and whether effects follow the swap"),
+    "backdrops": ("all_classes", "what the swap did to all the model's classes, as quantiles"),
     "picked": ("picked_classes", "classes that move most, judged on other clusters than picked them"),
     "likeness": ("likeness", "images most and least like each concept"),
     "positions": ("positions", "where neutral images lie between their matched negatives (-1) and positives (+1)"),
@@ -313,7 +313,7 @@ class AuditResults(Result):
         return pd.DataFrame([asdict(cell) for cell in self.cells])
 
     def plot(self) -> "Figure":
-        """Return what exchanging matched images does to each class's logit; without any, each class's TCAV scores.
+        """Return what swapping matched images does to each class's logit; without any, each class's TCAV scores.
 
         A panel for each contrast or concept, with intervals at `level`; scores are of the layer that a concept is shown at.
         """

@@ -27,7 +27,7 @@ class AuditError(ProbingError, ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ContrastSets:
-    """A contrast's matched images: all, those of clusters to fit on and those of clusters to judge on."""
+    """A contrast's matched images: all, those of training and those of held-out clusters."""
 
     spec: Contrast
     every: Pairs
@@ -64,7 +64,7 @@ class Material:
     Attributes:
         targets: classes by name.
         manifests: of the data, and of the random images if there are any.
-        cluster_by: the attribute whose values are divided into those to fit on and those to judge on; `image` where each
+        cluster_by: the attribute whose values are divided into training and held-out ones; `image` where each
             image stands alone.
         judged_inputs: those inputs of clusters that no direction was fitted on.
         pool: random images.
@@ -139,7 +139,7 @@ class Material:
         return self.clusters[: len(self.manifests[0])]
 
     def others(self, concept: str) -> tuple[int, ...]:
-        """Return the images that a concept given as one set is told from: random ones, or all other concepts'."""
+        """Return the images that a concept given as one set is compared with: random ones, or all other concepts'."""
         rest = (rows for name, rows in self.concepts.items() if name != concept)
         return self.pool or tuple(row for rows in rest for row in rows)
 
@@ -169,7 +169,7 @@ def _clusters(data: Manifest, file: AuditFile) -> tuple[str, tuple[str, ...]]:
 
 
 def _divided(data: Manifest, file: AuditFile, names: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the clusters to fit on and to judge on; without contrasts each concept's are divided by themselves."""
+    """Return training and held-out clusters; without contrasts each concept's are divided by themselves."""
     share, seed = file.inputs.fit_share, file.statistics.seed
     if file.contrasts:
         return split_clusters(names, share, seed)
@@ -180,7 +180,7 @@ def _divided(data: Manifest, file: AuditFile, names: Sequence[str]) -> tuple[fro
 def divide(
     names: Collection[str], of_concept: Mapping[str, Collection[str]], share: float, seed: int
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Divide clusters into those to fit on and those to judge on, so that each concept has its share of both.
+    """Divide clusters into training and held-out ones, so that each concept has its share of both.
 
     Args:
         names: of all clusters.

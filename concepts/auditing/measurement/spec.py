@@ -84,7 +84,7 @@ class Drawn(Schema):
 
 
 class RandomPart(Schema):
-    """The images that concepts given as one set are told from.
+    """The images that concepts given as one set are compared with.
 
     Attributes:
         data: their manifest.
@@ -153,7 +153,7 @@ class AuditFile(Schema):
     """A whole audit; the schema of the YAML file.
 
     Without contrasts nothing can be swapped: concepts are read along their directions alone. Without random images
-    too, each concept is told from all the others together.
+    too, each concept is compared with all the others together.
 
     Attributes:
         data: the manifest of the images.
@@ -185,13 +185,13 @@ class AuditFile(Schema):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """What the images are told apart by: the attributes that contrasts vary, or else those that name concepts."""
+        """What the images differ in: the attributes that contrasts vary, or else those that name concepts."""
         named = (a for c in self.concepts if isinstance(c, Pictured) for a in c.where)
         return tuple(dict.fromkeys([c.vary for c in self.contrasts] or named))
 
 
 def _nothing_to_tell_from(audit: AuditFile) -> str:
-    """Return what is missing for concepts to be told from something, or nothing."""
+    """Return what is missing for concepts to be compared with something, or nothing."""
     if not audit.contrasts and not audit.concepts:
         return "an audit compares: name 'contrasts' of matched images, or 'concepts'"
     if not audit.concepts or audit.random is not None:
@@ -199,7 +199,7 @@ def _nothing_to_tell_from(audit: AuditFile) -> str:
     if audit.contrasts or not all(isinstance(c, Pictured) for c in audit.concepts):
         return "concepts given as one set need random counterparts: add the key 'random'"
     if len(audit.concepts) == 1:
-        return "one concept alone has nothing to be told from: name another, or add the key 'random'"
+        return "one concept alone has nothing to be compared with: name another, or add the key 'random'"
     return ""
 
 

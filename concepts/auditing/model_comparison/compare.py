@@ -1,7 +1,7 @@
 """Two audits of the same images side by side: where do two models, or two trainings of one, differ for sure?
 
-Both audits measured the same exchanges in the same clusters, so differences are paired: for each class the change of the
-one model less that of the other is taken cluster by cluster. That one change is told from none and another is not says
+Both audits measured the same swaps in the same clusters, so differences are paired: for each class the change of the
+one model less that of the other is taken cluster by cluster. That one change is significant and another is not says
 nothing of their difference (Gelman & Stern 2006), which has a test of its own here.
 """
 
@@ -54,7 +54,7 @@ class Side:
         return manifests[0]["content"] if isinstance(manifests, Sequence) and manifests else None
 
     def swaps_of(self, contrast: str) -> object:
-        """Return which values a contrast exchanges, as the audit file says."""
+        """Return which values a contrast swaps, as the audit file says."""
         audit = self.made.get("audit")
         contrasts = audit.get("contrasts", []) if isinstance(audit, Mapping) else []
         found = [c for c in contrasts if f"{c['positive']} against {c['negative']}" == contrast]
@@ -63,7 +63,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """The change of one class by one exchange in both models, and the second less the first."""
+    """The change of one class by one swap in both models, and the second less the first."""
 
     contrast: str
     target: str
@@ -82,7 +82,7 @@ class Difference:
     """Holm, over all contrasts and classes that both audits have."""
     first_moved: bool
     second_moved: bool
-    """Whether each change by itself is told from none, in its own audit."""
+    """Whether each change by itself is significant, in its own audit."""
     first_larger: float
     second_larger: float
     """Share of all the model's classes whose change is larger in size (0-1): free of the scale of its logits."""
@@ -90,7 +90,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class SideBySide(Result):
-    """Two audits and the differences of what exchanges do in them."""
+    """Two audits and the differences of what swaps do in them."""
 
     first: Side
     second: Side
@@ -109,8 +109,8 @@ class SideBySide(Result):
                 return names
         return "first", "second"
 
-    def told(self, row: Difference) -> bool:
-        """Whether a difference is told from none, after correction."""
+    def significant(self, row: Difference) -> bool:
+        """Whether a difference is significant, after correction."""
         return row.p_corrected is not None and row.p_corrected < self.first.results.alpha
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -176,7 +176,7 @@ def _panel(axes: "Axes", found: SideBySide, rows: dict[str, Difference]) -> None
             if low is not None and high is not None:
                 axes.plot([low, high], [at, at], color=PALETTE[k], lw=1.1, zorder=2)
             axes.plot(value, at, MARKERS[k], color=PALETTE[k], mec=PAPER, mew=0.5, ms=4.5, zorder=3)
-        if found.told(d):
+        if found.significant(d):
             axes.text(1.005, y, "*", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.set_yticks(range(len(found.targets)), found.targets)
     axes.set(ylim=(len(found.targets) - 0.4, -0.6), xlabel="change of the logit")
@@ -213,7 +213,7 @@ def side_by_side(first: Path, second: Path) -> SideBySide:
 
 def _fault(a: Side, b: Side) -> str:
     """Return why two audits can't be compared, or nothing."""
-    return _not_two(a, b) or _not_alike(a.results, b.results) or _not_same_exchanges(a, b)
+    return _not_two(a, b) or _not_alike(a.results, b.results) or _not_same_swaps(a, b)
 
 
 def _not_two(a: Side, b: Side) -> str:
@@ -222,7 +222,7 @@ def _not_two(a: Side, b: Side) -> str:
     if None in {a.images, b.images} or not (a.results.by_cluster and b.results.by_cluster):
         old = a if a.images is None or not a.results.by_cluster else b
         if not old.results.contrasts:
-            return f"nothing was exchanged in {old.folder.name!r}, which has no matched images"
+            return f"nothing was swapped in {old.folder.name!r}, which has no matched images"
         return f"{old.folder.name!r} lacks what each cluster did: run that audit again with this version"
     if a.images != b.images:
         return "their images differ, so that a difference would be of images as well as of models"
@@ -242,7 +242,7 @@ def _not_alike(a: AuditResults, b: AuditResults) -> str:
     return ""
 
 
-def _not_same_exchanges(a: Side, b: Side) -> str:
+def _not_same_swaps(a: Side, b: Side) -> str:
     shared = {t.name for t in a.results.targets} & {t.name for t in b.results.targets}
     pairs = [
         {(r.concept, r.target, r.cluster, r.pairs) for r in side.results.by_cluster if r.target in shared} for side in (a, b)
@@ -250,7 +250,7 @@ def _not_same_exchanges(a: Side, b: Side) -> str:
     for name in {c.name for c in a.results.contrasts} & {c.name for c in b.results.contrasts}:
         own = [{row for row in found if row[0] == name} for found in pairs]
         if a.swaps_of(name) != b.swaps_of(name) or own[0] != own[1]:
-            return f"the contrast {name!r} does not exchange the same images in both"
+            return f"the contrast {name!r} does not swap the same images in both"
     return ""
 
 

@@ -29,7 +29,7 @@ from probing.results.html_report import (
 from probing.results.tables import DataTable
 
 _SCALES = 1.5  # times apart, from which on a reader is warned
-CHANGES = "What the same exchanges do in both"
+CHANGES = "What the same swaps do in both"
 
 
 def write_side_by_side(first: Path, second: Path, out: Path) -> tuple[str, ...]:
@@ -47,13 +47,11 @@ def write_side_by_side(first: Path, second: Path, out: Path) -> tuple[str, ...]:
 def side_by_side_page(found: SideBySide) -> Report:
     """Return the page on two audits."""
     a, b = found.labels
-    numbers = DataTable.of(
-        "differences", f"what each exchange does to each class in {a} and in {b}", found.differences, keys=2
-    )
+    numbers = DataTable.of("differences", f"what each swap does to each class in {a} and in {b}", found.differences, keys=2)
     return Report(
         title=f"{a} beside {b}",
         subject="Two audits of the same images",
-        question=f"Do the same exchanges of images do the same in {a} and in {b}?",
+        question=f"Do the same swaps of images do the same in {a} and in {b}?",
         findings=tuple(_finding(found, contrast, numbers) for contrast in found.contrasts),
         limits=_limits(found),
         sections=(
@@ -72,28 +70,28 @@ def side_by_side_page(found: SideBySide) -> Report:
 
 def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
     rows = [d for d in found.differences if d.contrast == contrast]
-    sure = sorted((d for d in rows if found.told(d)), key=lambda d: -abs(d.difference))
+    sure = sorted((d for d in rows if found.significant(d)), key=lambda d: -abs(d.difference))
     one_only = [d for d in rows if d.first_moved != d.second_moved]
-    of_these = sum(found.told(d) for d in one_only)
+    of_these = sum(found.significant(d) for d in one_only)
     claim = (
         f"The changes by {contrast} differ for {len(sure)} of {len(rows)} classes."
         if sure
         else f"For no class is it shown that the change by {contrast} differs between the two."
     )
-    told: Words = words(listed([_told(d, numbers) for d in sure[:6]], "; "), ". ") if sure else ""
+    shown: Words = words(listed([_difference(d, numbers) for d in sure[:6]], "; "), ". ") if sure else ""
     rest = (
-        f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, told by a corrected p below"
-        f" {found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these} differ"
-        f" for sure between the two. Where no difference is shown there may still be one. {_scales(found, contrast)}"
+        f"Differences are {found.labels[1]} less {found.labels[0]}, paired by cluster, significant where the corrected p is"
+        f" below {found.first.results.alpha:g}. Classes moved in one of the two only: {len(one_only)}, of which {of_these}"
+        f" differ for sure between the two. Where no difference is shown there may still be one. {_scales(found, contrast)}"
     )
-    return Finding(claim, words(told, rest), see=CHANGES)
+    return Finding(claim, words(shown, rest), see=CHANGES)
 
 
 def _scales(found: SideBySide, contrast: str) -> str:
     """Say on what scale each model's logits change, and warn where these are far apart."""
     rows = [next(b for b in side.results.backdrops if b.concept == contrast) for side in (found.first, found.second)]
     widths = [max(row.high - row.low, 1e-12) for row in rows]
-    told = " and ".join(
+    bounds = " and ".join(
         f"{number(row.low, sign=True)} and {number(row.high, sign=True)} in {label}"
         for row, label in zip(rows, found.labels, strict=True)
     )
@@ -103,10 +101,10 @@ def _scales(found: SideBySide, contrast: str) -> str:
         if ratio > _SCALES
         else "."
     )
-    return f"For scale: the middle 95% of the changes of all classes lie between {told}{warning}"
+    return f"For scale: the middle 95% of the changes of all classes lie between {bounds}{warning}"
 
 
-def _told(d: Difference, numbers: DataTable) -> Words:
+def _difference(d: Difference, numbers: DataTable) -> Words:
     link = Link(number(d.difference, sign=True), numbers.at(d.contrast, d.target))
     return words(f"{d.target} ", link, f" ({interval(d.low, d.high)})")
 
@@ -125,7 +123,7 @@ def _limits(found: SideBySide) -> tuple[str, ...]:
         ),
         (
             "Two models differ in all that made them, such as data, architecture and training; which of it makes a"
-            " difference is not told by their comparison. Another training of the same model would differ, too."
+            " difference does not follow from their comparison. Another training of the same model would differ, too."
         ),
         *dict.fromkeys((*found.first.results.limits, *found.second.results.limits)),
     )
@@ -135,13 +133,13 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
     a, b = found.labels
     clusters = found.first.results.clusters
     yield Paragraph(
-        f"Both audits exchanged the same images, so a class's change in {a} and in {b} is compared in each of the same "
+        f"Both audits swapped the same images, so a class's change in {a} and in {b} is compared in each of the same "
         f"{clusters}: the interval and the test of the difference are t over {clusters}, paired, and corrected over all "
         f"{len(found.differences)} pairs of contrast and class (Holm). Each change's own interval is that of its audit."
     )
     caption = (
-        f"Change of each class's logit when matched images are exchanged, with {found.first.results.level:.0%} intervals; a "
-        "star marks classes for which the difference of the two is told from none."
+        f"Change of each class's logit when matched images are swapped, with {found.first.results.level:.0%} intervals; a "
+        "star marks classes for which the difference of the two is significant."
     )
     label = f"Changes of logits in {a} and in {b}"
     yield Plate(found.plot, label, caption, data="differences")
@@ -151,7 +149,7 @@ def _changes(found: SideBySide, numbers: DataTable) -> Iterator[Paragraph | Plat
         )
         header = ("class", a, "move more", b, "move more", "difference", "p corrected")
         caption = (
-            f"Changes by {contrast}, in logits, with intervals; a star: told from none, changes in their own audit. Move"
+            f"Changes by {contrast}, in logits, with intervals; a star: significant, for changes in their own audit. Move"
             " more: the share of all the model's classes that do."
         )
         yield Table(caption, header, rows)
@@ -165,7 +163,7 @@ def _line(found: SideBySide, d: Difference) -> tuple[str, ...]:
         f"{d.first_larger:.0%}",
         f"{_change(d.second, d.second_low, d.second_high)}{star[1]}",
         f"{d.second_larger:.0%}",
-        f"{_change(d.difference, d.low, d.high)}{'*' if found.told(d) else ''}",
+        f"{_change(d.difference, d.low, d.high)}{'*' if found.significant(d) else ''}",
         p_value(d.p_corrected),
     )
 
@@ -185,11 +183,11 @@ def _layers(found: SideBySide) -> Table:
     for contrast in found.contrasts:
         for layer in dict.fromkeys((*found.first.results.layers, *found.second.results.layers)):
             sides = [_layer(side.results, contrast, layer) for side in (found.first, found.second)]
-            told = [_accuracy(row) for row in sides] + [_agreement(row) for row in sides]
-            rows.append((contrast, layer, *told))
+            cells = [_accuracy(row) for row in sides] + [_agreement(row) for row in sides]
+            rows.append((contrast, layer, *cells))
     header = ("contrast", "layer", f"accuracy, {a}", f"accuracy, {b}", f"agreement, {a}", f"agreement, {b}")
     caption = (
-        "Held-out accuracy of each contrast's direction, and the correlation of predicted effects with exchanges, with "
+        "Held-out accuracy of each contrast's direction, and the correlation of predicted effects with swaps, with "
         "intervals. Layers of one name need not be of one kind in two models."
     )
     return Table(caption, header, tuple(rows), text_columns=2)

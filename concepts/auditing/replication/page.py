@@ -43,8 +43,8 @@ def replication_page(found: Replication, title: str, limits: tuple[str, ...] = (
     plate = Plate(
         found.plot,
         f"Changes of logits on {a} and on {b}",
-        f"Left: what the exchange does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled:"
-        f" told from none on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on"
+        f"Left: what the swap does to each logit on {a} and on {b}, with intervals over {found.cluster_by}s; filled:"
+        f" significant on both; dotted: equal changes. Right: whether the same {found.cluster_by}s move a logit most on"
         " both, by class.",
         "figures/replication",
         data.name,
@@ -57,7 +57,7 @@ def replication_page(found: Replication, title: str, limits: tuple[str, ...] = (
         limits=(
             *limits,
             (
-                "That an effect is told from none on one set and not on the other does not show that the sets differ: the "
+                "That an effect is significant on one set and not on the other does not show that the sets differ: the "
                 "difference is tested by itself."
             ),
             f"Two sets of drawings of the same {found.cluster_by}s are two cases, not a sample of all drawings.",
@@ -90,10 +90,10 @@ def findings(found: Replication, contrast: str) -> list[Finding]:
         f" {number(float(r[:, 0].nan_to_num().max()))}); for {above or 'none'} of them the interval is above 0. Amounts that"
         f" differ for sure: {', '.join(differ) or 'none'}."
     )
-    told = [Finding(found.statement(contrast), f"{named} {rest}")]
+    findings = [Finding(found.statement(contrast), f"{named} {rest}")]
     if expected := found.expected.get(contrast):
-        told.append(_expectation(found, contrast, expected))
-    return [*told, _trust(found, contrast)]
+        findings.append(_expectation(found, contrast, expected))
+    return [*findings, _trust(found, contrast)]
 
 
 def _trust(found: Replication, contrast: str) -> Finding:
@@ -142,7 +142,7 @@ def _table(found: Replication, contrast: str, data: DataTable) -> Table:
             f"{number(r[0])} ({interval(r[1], r[2])})",
         )
         rows.append(linked(cells, data.at(contrast, target), 3))
-    header = ("class", "expected", "told from none on", *found.sets, "difference", f"r over {found.cluster_by}s")
+    header = ("class", "expected", "significant on", *found.sets, "difference", f"r over {found.cluster_by}s")
     return Table(f"Change of logits by {contrast}", header, tuple(rows), text_columns=3)
 
 
@@ -152,5 +152,5 @@ def _layer_table(found: Replication) -> Block:
         for c in found.contrasts
         for layer in found.layers
     )
-    caption = "Classes by whether their predicted effect is told from none, on which set"
+    caption = "Classes by whether their predicted effect is significant, on which set"
     return Table(caption, ("contrast", "layer", *OUTCOMES), rows, text_columns=2)

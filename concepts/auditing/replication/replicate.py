@@ -32,7 +32,7 @@ OPPOSITE = "both, opposite signs"
 FIRST = "first only"
 SECOND = "second only"
 NEITHER = "neither"
-"""On which set an effect is told from none after correction."""
+"""On which set an effect is significant after correction."""
 
 Pair = Float[Tensor, "sets contrasts targets"]
 

@@ -1,4 +1,4 @@
-"""What may be said of an audit's numbers: what is moved, predicted, used, told, and where measures disagree."""
+"""What may be said of an audit's numbers: what is moved, predicted, used, significant, and where measures disagree."""
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, SwapRow
 
@@ -7,7 +7,7 @@ CONTRADICT = "opposite signs"
 UNPREDICTED = "moved, not predicted"
 UNMOVED = "predicted, not moved"
 NOTHING = "no evidence"
-"""How predicted effect and measured swap relate, each told from chance or not."""
+"""How predicted effect and measured swap relate, each significant or not."""
 SWAPS = "What a swap does to each class"
 TRUST = "Which layers may be trusted"
 SCORES = "Concepts by class and layer"
@@ -22,12 +22,12 @@ def moved(results: AuditResults, row: SwapRow) -> bool:
 
 
 def predicted(results: AuditResults, cell: CellRow) -> bool:
-    """Whether an effect in logits is told from relabelled ones, after correction."""
+    """Whether an effect in logits is significant by relabelling, after correction."""
     return cell.effect_p_corrected is not None and cell.effect_p_corrected < results.alpha
 
 
 def used(results: AuditResults, cell: CellRow) -> bool:
-    """Whether a TCAV score is told from those of pseudo-concepts, after correction."""
+    """Whether a TCAV score is significant against pseudo-concepts', after correction."""
     return cell.tcav_p_corrected is not None and cell.tcav_p_corrected < results.alpha
 
 
@@ -57,7 +57,7 @@ def disagreements(results: AuditResults) -> list[tuple[CellRow, SwapRow, str]]:
 
 
 def exists(results: AuditResults, concept: str, layer: str) -> bool:
-    """Whether a concept's direction at a layer tells images that it was not fitted on, better than chance."""
+    """Whether a concept's direction at a layer separates images that it was not fitted on better than chance."""
     p = results.layer(concept, layer).accuracy_p
     return p is not None and p < results.alpha
 

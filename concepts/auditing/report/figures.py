@@ -276,7 +276,7 @@ def _score_axes(axes: "Axes", results: AuditResults, targets: Sequence[str]) -> 
 
 
 def accuracy(results: AuditResults) -> "Figure":
-    """Draw how well each concept's classifier tells held-out images apart, layer by layer."""
+    """Draw how well each concept's classifier separates held-out images, layer by layer."""
     with style():
         figure = new_figure(COLUMN_WIDTH, 2.3 + 0.09 * len(results.concepts))
         axes = figure.add_subplot()

@@ -30,7 +30,7 @@ from probing.results.result import Result
 
 
 def _swapped(results: AuditResults) -> tuple[Section | None, ...]:
-    """Return the sections on what exchanging matched images does."""
+    """Return the sections on what swapping matched images does."""
     return (
         changes_section(results),
         picked_section(results),

@@ -45,7 +45,7 @@ from probing.statistics.hypothesis_tests import rank_sum
 def verdict(results: AuditResults) -> tuple[Finding, ...]:
     """Return the main findings, each with those that it sums up.
 
-    What exchanges do, whether that was expected, and what may be said of the inside; without matched images, which classes
+    What swaps do, whether that was expected, and what may be said of the inside; without matched images, which classes
     lean on directions, and what is not known of that.
     """
     if not results.contrasts:
@@ -58,11 +58,10 @@ def _moves(results: AuditResults) -> Finding:
     if len(parts) == 1:
         return parts[0]
     counts = [
-        f"{sum(moved(results, r) for r in results.swaps if r.concept == c.name)} with {_exchange(c)}"
-        for c in results.contrasts
+        f"{sum(moved(results, r) for r in results.swaps if r.concept == c.name)} with {_swap(c)}" for c in results.contrasts
     ]
     return Finding(
-        f"Of {len(results.targets)} logits, exchanges of matched images move {named(counts)}.",
+        f"Of {len(results.targets)} logits, swaps of matched images move {named(counts)}.",
         parts=parts,
     )
 
@@ -79,7 +78,7 @@ def _expected(results: AuditResults) -> Finding:
         [first, *rest] = each[0]
         return replace(first, parts=tuple(rest), see=SWAPS)
     counts = Counter(kind for c in results.contrasts for kind in _outcomes(results, c).values())
-    claim = f"Of {counts.total()} directions written down beforehand, {_told(counts)}."
+    claim = f"Of {counts.total()} directions written down beforehand, {_in_words(counts)}."
     return Finding(claim, parts=tuple(finding for found in each for finding in found))
 
 
@@ -87,25 +86,25 @@ def _inside(results: AuditResults) -> Finding:
     parts = (*(_trust_finding(results, c) for c in results.contrasts), _tcav_finding(results))
     where = {c.name: results.trusted(c.name) for c in results.contrasts}
     if not any(where.values()):
-        claim = "At no layer do predicted effects follow the exchanges well enough to be read"
+        claim = "At no layer do predicted effects follow the swaps well enough to be read"
     elif len(set(where.values())) == 1:
         claim = f"Predicted effects may be read at {named(results.trusted(results.contrasts[0].name))}"
     else:
-        told = [f"{named(layers) if layers else 'no layer'} for {name}" for name, layers in where.items()]
-        claim = f"Predicted effects may be read at {named(told)}"
+        readable = [f"{named(layers) if layers else 'no layer'} for {name}" for name, layers in where.items()]
+        claim = f"Predicted effects may be read at {named(readable)}"
     sure, cells = _tcav_cells(results)
-    claim += f"; the sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} cells."
+    claim += f"; the sign-count TCAV score is significant in {len(sure)} of {len(cells)} cells."
     return Finding(claim, parts=parts)
 
 
-def _exchange(contrast: ConceptInfo) -> str:
+def _swap(contrast: ConceptInfo) -> str:
     return f"“{contrast.positive}” in place of “{contrast.negative}”"
 
 
 def _swap_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     rows = [r for r in results.swaps if r.concept == contrast.name]
     sure = [r for r in rows if moved(results, r)]
-    change = f"Exchanging “{contrast.negative}” for “{contrast.positive}”"
+    change = f"Swapping “{contrast.negative}” for “{contrast.positive}”"
     scale = next(b for b in results.backdrops if b.concept == contrast.name)
     context = words(
         f" For scale: over all {scale.classes:,} classes of the model the middle 95% of changes lie between ",
@@ -159,9 +158,9 @@ def _expectations(results: AuditResults, contrast: ConceptInfo) -> list[Finding]
     for target, outcome in _outcomes(results, contrast).items():
         came[outcome].append(target)
     counts = Counter({name: len(targets) for name, targets in came.items()})
-    claim = f"Of {len(expected)} directions written down beforehand for {contrast.name}, {_told(counts)}."
-    told = " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in came.items() if t)
-    found = [Finding(claim, told)]
+    claim = f"Of {len(expected)} directions written down beforehand for {contrast.name}, {_in_words(counts)}."
+    outcomes = " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in came.items() if t)
+    found = [Finding(claim, outcomes)]
     return [*found, _comparison(results, contrast, expected, others)] if others else found
 
 
@@ -180,7 +179,7 @@ def _outcomes(results: AuditResults, contrast: ConceptInfo) -> dict[str, str]:
     return found
 
 
-def _told(counts: Counter[str]) -> str:
+def _in_words(counts: Counter[str]) -> str:
     return f"{counts['borne out']} are borne out, {counts['reversed']} reversed and {counts['undecided']} undecided"
 
 
@@ -209,7 +208,7 @@ def _comparison(
 def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     rows = [r for r in results.layer_rows if r.concept == contrast.name]
     trusted = results.trusted(contrast.name)
-    told = [
+    sentences = [
         words(
             f"{r.layer} ",
             Link(number(r.r), results.at(r)),
@@ -221,10 +220,10 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
     evidence = words(
         f"Correlation over {len(results.targets)} classes of the effect predicted from one half of the {results.clusters}"
         " and the swap measured on the other: ",
-        listed(told),
+        listed(sentences),
         f"; from {results.trust:g} on, the interval's lower bound counts as trust.",
     )
-    if not told:
+    if not sentences:
         claim = f"Whether effects of {contrast.name} may be believed is not known: there are too few classes."
         return Finding(claim)
     if not trusted:
@@ -241,7 +240,7 @@ def _trust_finding(results: AuditResults, contrast: ConceptInfo) -> Finding:
 
 
 def _tcav_cells(results: AuditResults) -> tuple[list[CellRow], list[CellRow]]:
-    """Return the cells of contrasts whose TCAV score is told from chance, and all that were tested."""
+    """Return the cells of contrasts whose TCAV score is significant, and all that were tested."""
     names = {c.name for c in results.contrasts}
     cells = [c for c in results.cells if c.concept in names and c.tcav_p is not None]
     return [c for c in cells if used(results, c)], cells
@@ -252,8 +251,7 @@ def _tcav_finding(results: AuditResults) -> Finding:
     extreme = [c for c in cells if c.tcav in {0.0, 1.0}]
     idle = [c for c in extreme if c.tcav_p is not None and c.tcav_p >= results.alpha]
     claim = (
-        f"The sign-count TCAV score is told from chance in {len(sure)} of {len(cells)} combinations of contrast, layer "
-        "and class."
+        f"The sign-count TCAV score is significant in {len(sure)} of {len(cells)} combinations of contrast, layer and class."
     )
     evidence = "Chance: the same count along directions fitted after labels were swapped within whole "
     evidence += f"{results.clusters}; p corrected by the step-down maximum. "

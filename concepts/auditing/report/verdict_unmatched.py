@@ -17,7 +17,7 @@ from probing.results.html_report import (
 
 UNSWAPPED = Finding(
     "Whether any logit would really move with a concept is not known: there are no matched images.",
-    "A predicted effect is what the gradient says of a step along a direction. It was not compared with an exchange of "
+    "A predicted effect is what the gradient says of a step along a direction. It was not compared with a swap of "
     "images that differ in the concept alone, so no layer is called trusted, and what else sets a concept's images apart "
     "may be what the model goes by.",
 )
@@ -30,17 +30,17 @@ def unmatched_verdict(results: AuditResults) -> tuple[Finding, ...]:
     if len(parts) < 3:
         return (*parts, UNSWAPPED)
     at = {c.name: [layer for layer in results.layers if exists(results, c.name, layer)] for c in results.concepts}
-    told = [name for name, layers in at.items() if layers]
-    leaning = [name for name in told if _sure(results, name, at[name])]
+    separated = [name for name, layers in at.items() if layers]
+    leaning = [name for name in separated if _sure(results, name, at[name])]
     claim = (
-        f"A direction tells {len(told)} of {len(parts)} concepts; classes are shown to depend on the directions of "
+        f"A direction separates {len(separated)} of {len(parts)} concepts; classes are shown to depend on the directions of "
         f"{named(leaning) if leaning else 'none'}, to first order."
     )
     return Finding(claim, parts=parts), UNSWAPPED
 
 
 def _sure(results: AuditResults, concept: str, layers: Sequence[str]) -> list[CellRow]:
-    """Return the cells of a concept at some layers that are told from chance."""
+    """Return the cells of a concept at some layers that are significant."""
     cells = [c for c in results.cells if c.concept == concept and c.layer in layers]
     return [c for c in cells if used(results, c) or predicted(results, c)]
 
@@ -50,8 +50,8 @@ def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
     name = concept.name
     layers = [layer for layer in results.layers if exists(results, name, layer)]
     rows = [results.layer(name, layer) for layer in results.layers]
-    told = listed([words(f"{r.layer} ", Link(f"{r.accuracy:.0%}", results.at(r))) for r in rows])
-    accuracy = words(f"Held-out accuracy of its classifiers against {concept.negative}: ", told, ".")
+    accuracies = listed([words(f"{r.layer} ", Link(f"{r.accuracy:.0%}", results.at(r))) for r in rows])
+    accuracy = words(f"Held-out accuracy of its classifiers against {concept.negative}: ", accuracies, ".")
     if not layers:
         claim = f"There is no evidence of a direction of “{name}” at any layer: nothing is said of it."
         return Finding(claim, accuracy, see=SCORES)
@@ -61,7 +61,7 @@ def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
     )
     deepest = {c.target: c for c in _sure(results, name, layers)}
     if not deepest:
-        claim = f"“{name}” is told from {concept.negative}, but no class is shown to depend on it."
+        claim = f"“{name}” is separated from {concept.negative}, but no class is shown to depend on it."
         return Finding(claim, words(tested, accuracy), see=SCORES)
     verb = "depends" if len(deepest) == 1 else "depend"
     claim = f"{_few(list(deepest))} {verb} on the direction of “{name}”, to first order."
@@ -76,7 +76,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _along(results: AuditResults, cell: CellRow) -> Words:
-    """Return the reading that tells a cell from chance, the effect if both do."""
+    """Return the reading that makes a cell significant, the effect if both do."""
     if predicted(results, cell):
         value, what, p = number(cell.effect, sign=True), "", cell.effect_p_corrected
         ends = f" logits ({interval(cell.effect_low, cell.effect_high)})"

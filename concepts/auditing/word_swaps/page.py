@@ -149,13 +149,13 @@ def _method_finding(words: WordResult, method: str) -> Finding:
         f"{what}: {len(groups[name])} ({_some(groups[name])})."
         for name, what in (
             (OPPOSITE, "Opposite sign"),
-            (MISSES, "Only the measured change is told from none"),
+            (MISSES, "Only the measured change is significant"),
             (ALONE, "Only the predicted change is"),
         )
         if name in groups
     ]
     agreed = (
-        f"For {len(groups.get(AGREE, ()))} words both are told from no change and have one sign, for "
+        f"For {len(groups.get(AGREE, ()))} words both are significant and have one sign, for "
         f"{len(groups.get(QUIET, ()))} neither is."
     )
     return Finding(
@@ -175,10 +175,10 @@ def _amount(slope: float) -> str:
 
 
 def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
-    swap, told = words.value[0], []
+    swap, sentences = words.value[0], []
     for i, layer in enumerate(tcav.layers):
         slope = float(words.slope[words.methods.index(f"TCAV {layer}")])
-        told.append(
+        sentences.append(
             f"{layer}: effect {_rank(words, f'TCAV {layer}')}, {_amount(slope)}; sign score rho = "
             f"{number(spearman(tcav.mean[i, :, 0], swap).r)}."
         )
@@ -186,7 +186,7 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
     return Finding(
         f"By TCAV's sign score {int(tcav.significant.sum())} of {cells} words by layer differ from pseudo-concepts after "
         f"correction; the t-test of the TCAV paper would call {int((tcav.p_paper < words.alpha).sum())} significant.",
-        " ".join(["By layer, against the measured change:", *told]),
+        " ".join(["By layer, against the measured change:", *sentences]),
         see=_LAYERS,
     )
 
@@ -217,7 +217,7 @@ def _swap_blocks(words: WordResult, data: DataTable) -> list[Block]:
             "Changes of the logit by word",
             "Change of the logit against the reference adjectives, measured (left) and as each method predicts it; grey "
             "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
-            "Filled: told from no change after correction.",
+            "Filled: significant after correction.",
             "figures/words",
             data.name,
         ),
@@ -258,7 +258,7 @@ def _relation_blocks(words: WordResult, data: DataTable) -> list[Block]:
     )
     return [
         Paragraph(
-            "Every method predicts the same number: the change of the logit when a reference adjective is exchanged for "
+            "Every method predicts the same number: the change of the logit when a reference adjective is swapped for "
             "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
             "predicted change."
         ),
@@ -363,13 +363,13 @@ def _limits(words: WordResult) -> list[str]:
     return [
         (
             "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text;"
-            " both are compared with an exchange of words by the difference of what they say of the two words. TCAV's effect"
+            " both are compared with a swap of words by the difference of what they say of the two words. TCAV's effect"
             " is to first order, and in layers that keep the text's positions it moves all of them alike."
         ),
         f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
         (
-            "That a change is not told from none does not mean that there is none: TCAV's test has half the templates only,"
+            "That a change is not significant does not mean that there is none: TCAV's test has half the templates only,"
             " and is corrected for all words and layers."
         ),
     ]

@@ -1,8 +1,8 @@
-"""What a word does to a text classifier's logit, measured by exchanging it, beside what explanations say it does.
+"""What a word does to a text classifier's logit, measured by swapping it, beside what explanations say it does.
 
 Everything is compared with the mean over the same reference words in the same template: the logit (which is the truth),
 LIME's coefficient of the word, and the integrated gradient of its embedding. So all predict the same number, the change
-of the logit when an ordinary word is exchanged for this one, and can be told apart in units of it. TCAV predicts it from
+of the logit when an ordinary word is swapped for this one, and can be told apart in units of it. TCAV predicts it from
 directions that are fitted on other templates.
 """
 
@@ -97,8 +97,8 @@ class WordReader:
     def tcav(self, store: ActivationStore) -> TcavResult:
         """Return TCAV of each term against ordinary words, in the layers.
 
-        A term's sentences on the templates to fit on stand against as many reference sentences, one of each template,
-        the reference words taking turns; labels are exchanged within templates. Scores are read at reference sentences of
+        A term's sentences on the training templates stand against as many reference sentences, one of each template,
+        the reference words taking turns; labels are swapped within templates. Scores are read at reference sentences of
         the other templates, which no direction was fitted on. The ordinary words are the controls.
         """
         wording, statistics = self.wording, self.file.statistics

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SWAP = "swap"
-"""The measured change of the logit when reference words are exchanged for a word: what explanations are held against."""
+"""The measured change of the logit when reference words are swapped for a word: what explanations are held against."""
 AGREE = "same sign"
 QUIET = "neither"
 OPPOSITE = "opposite sign"
 MISSES = "measured only"
 ALONE = "predicted only"
-"""Whether the measured change and a method's are told from none after correction, and to the same side."""
+"""Whether the measured change and a method's are significant after correction, and to the same side."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class WordResult(Result):
         words: the terms asked about.
         kinds: of each term, its group.
         ordinary_words: what the terms are held against.
-        reference_words: what a term is exchanged for.
+        reference_words: what a term is swapped for.
         templates: sentences with a gap for the word.
         template_kinds: of each sentence, its group.
         level: of the intervals.
@@ -83,7 +83,7 @@ class WordResult(Result):
     slope: Float[Tensor, " methods"]
 
     def moves(self) -> Bool[Tensor, "methods words"]:
-        """Return whether each method tells each word's change from none."""
+        """Return whether each method finds each word's change significant."""
         return self.p < self.alpha
 
     def stands_out(self) -> Bool[Tensor, " words"]:
@@ -150,9 +150,9 @@ class WordResult(Result):
 
     def notebook_table(self) -> "pd.DataFrame":
         """Return each word's measured change, and how the listed methods relate to it."""
-        told = [f"{method} relation" for method in self.listed]
+        relations = [f"{method} relation" for method in self.listed]
         table = self.to_pandas()
-        return table[["word", "kind", "probability", *(n for n in (SWAP, *told) if n in table)]]
+        return table[["word", "kind", "probability", *(n for n in (SWAP, *relations) if n in table)]]
 
     def plot(self) -> "Figure":
         """Draw each word's change, measured and as methods predict it."""

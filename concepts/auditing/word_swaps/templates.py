@@ -143,7 +143,7 @@ class Wording:
         return TextExamples(self.texts(words, templates), classifier.words)
 
     def divided(self, share: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the templates to fit on and those to judge on, of each kind about the same share."""
+        """Return training and held-out templates, of each kind about the same share."""
         fit: set[str] = set()
         for kind in dict.fromkeys(self.template_kinds):
             own = [t for t, k in zip(self.templates, self.template_kinds, strict=True) if k == kind]

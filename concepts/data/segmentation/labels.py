@@ -179,7 +179,7 @@ class Scenes:
                 "give labels of what the model sees, with frame='input'."
             )
         if self.colours and self._preprocess is None:
-            raise LabelError("colours are told from pictures: use ImageExamples with a Preprocess.")
+            raise LabelError("colours are read from pictures: use ImageExamples with a Preprocess.")
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -84,7 +84,7 @@ class _LayerMap(LocalMethod):
             result names it and tells how it was read.
         grid: rows and columns of patches, for tokens whose number does not tell; class tokens before them are
             left out.
-        channels_last: whether the layer returns `[n, h, w, c]`, where that can't be told or measured.
+        channels_last: whether the layer returns `[n, h, w, c]`, where that can't be inferred or measured.
         batch_size: examples of a pass.
         precision: how passes run.
     """

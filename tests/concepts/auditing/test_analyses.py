@@ -57,7 +57,7 @@ def test_analyses_are_told_in_the_report_from_what_was_saved(folder: Path) -> No
     assert "Where the attributes are readable" in page
     assert "Readable does not mean used" in page
     assert "What the directions point at" in page
-    assert "Control: sides exchanged in half of the roles" in page
+    assert "Control: sides swapped in half of the roles" in page
     assert (folder / "out" / "figures" / "probes_2.pdf").exists()
     assert (folder / "out" / "figures" / "dreams_2.pdf").exists()
     rebuild(folder / "out")
@@ -151,7 +151,7 @@ def test_dreams_show_the_planted_concept_one_way_and_not_the_other(folder: Path)
         red = images.pixels[:, 0].mean((1, 2)) - images.pixels[:, 1:].mean((1, 2, 3))
         assert red[0] > 0.1  # woman is red in these drawings, and nothing else
         assert red[1] < -0.1
-        assert red[5] < 0  # tone with its sides exchanged says nothing of red
+        assert red[5] < 0  # tone with its sides swapped says nothing of red
         assert (reach[:, :2] > 1).all()  # both ways lead out of the drawings
     material = Material.of(read_audit(folder / "audit.yaml"), folder)
     again = Dreams().measure(material, ActivationStore())
@@ -208,7 +208,7 @@ def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
 def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: Path) -> None:
     saved = Result.load(folder / "out" / "analyses" / "dissection")
     assert isinstance(saved, AttributeUnits)
-    told = saved.shifts.told(0.1)  # five roles to judge on can be swapped in 16 ways
+    told = saved.shifts.significant(0.1)  # five roles to judge on can be swapped in 16 ways
     assert told[0].tolist() == (saved.unit == 0).tolist()  # gender is red and nothing else
     assert (saved.shifts.shift[0][told[0]] > 0).all()
     tone = saved.contrasts.index("dark against light")

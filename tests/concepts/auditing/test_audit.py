@@ -88,8 +88,8 @@ def test_where_the_model_is_linear_predicted_effects_are_the_measured_swaps(firs
 def test_the_verdict_names_what_was_expected_and_what_came(first: Run) -> None:
     claims = [f.claim for f in audits.said(verdict(first.results))]
     assert len(verdict(first.results)) == 3
-    assert claims[0].startswith("Of 6 logits, exchanges of matched images move 3 with “woman” in")
-    assert "Exchanging “man” for “woman” moves 3 of 6 logits on these images." in claims
+    assert claims[0].startswith("Of 6 logits, swaps of matched images move 3 with “woman” in")
+    assert "Swapping “man” for “woman” moves 3 of 6 logits on these images." in claims
     assert any(c.startswith("Of 2 directions written down beforehand for woman against man, 2 are borne") for c in claims)
     assert any("may be read at features and mix" in claim for claim in claims)
 

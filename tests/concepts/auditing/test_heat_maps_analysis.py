@@ -1,4 +1,4 @@
-"""Heat maps beside exchanges and TCAV in an audit: a planted bias with a place of its own, and one without."""
+"""Heat maps beside swaps and TCAV in an audit: a planted bias with a place of its own, and one without."""
 
 import hashlib
 from collections.abc import Mapping

@@ -143,7 +143,7 @@ def test_matched_pictures_make_contrasts_that_are_swapped(
 ) -> None:
     images = photos({"plain": 12, "reddish": 11})
     assert init(tmp_path / "plain", images) == 0
-    assert "--matched measures what exchanging them does" in capsys.readouterr().out
+    assert "--matched measures what swapping them does" in capsys.readouterr().out
     assert init(tmp_path / "out", images, "--matched") == 0
     assert "1 pictures of 'plain' and 'reddish' have no partner" in capsys.readouterr().out
     file, manifest = read(tmp_path / "out")

@@ -100,7 +100,7 @@ def test_differences_are_paired_t_tests_over_clusters_and_corrected_over_all(
     import torch
 
     assert [d.p_corrected for d in found.differences] == pytest.approx(holm(torch.tensor(p, dtype=torch.float64)).tolist())
-    assert [(d.contrast, d.target) for d in found.differences if found.told(d)] == [(GENDER, "bikini")]
+    assert [(d.contrast, d.target) for d in found.differences if found.significant(d)] == [(GENDER, "bikini")]
     turned = side_by_side(*reversed(pair))
     assert [-d.difference for d in turned.differences] == pytest.approx([d.difference for d in found.differences])
 
@@ -136,11 +136,11 @@ def _other_contrast(about: Made) -> None:
         (None, lambda m: m.update(manifests=[{"name": "data", "content": "others"}]), "their images differ, so that"),
         (None, lambda m: m.update(model="m1"), r"both are of one model on the same images \(content m1\)"),
         (None, lambda m: m.pop("manifests"), "'b' lacks what each cluster did: run that audit again"),
-        (None, _other_contrast, "'woman against man' does not exchange the same images in both"),
+        (None, _other_contrast, "'woman against man' does not swap the same images in both"),
         (lambda r: replace(r, by_cluster=()), None, "'b' lacks what each cluster did"),
-        (lambda r: replace(r, by_cluster=(), concepts=r.concepts[2:]), None, "nothing was exchanged in 'b'"),
+        (lambda r: replace(r, by_cluster=(), concepts=r.concepts[2:]), None, "nothing was swapped in 'b'"),
         (lambda r: replace(r, alpha=0.01), None, "intervals and tests are at 0.95 and 0.05, and at 0.95 and 0.01"),
-        (lambda r: replace(r, by_cluster=r.by_cluster[1:]), None, "does not exchange the same images in both"),
+        (lambda r: replace(r, by_cluster=r.by_cluster[1:]), None, "does not swap the same images in both"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(

@@ -112,7 +112,7 @@ def test_too_few_pseudo_concepts_for_any_finding_are_said_to_be(found: AuditResu
     ("concepts", "changes", "message"),
     [
         ([], {}, "an audit compares: name 'contrasts' of matched images, or 'concepts'"),
-        (["reddish"], {}, "one concept alone has nothing to be told from"),
+        (["reddish"], {}, "one concept alone has nothing to be compared with"),
         (["reddish", "plain"], {"analyses": ["atlas"]}, "'atlas' looks at contrasts"),
     ],
 )

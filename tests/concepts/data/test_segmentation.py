@@ -324,7 +324,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     two = TensorLabels(torch.zeros(2, 1, 8, 8, dtype=torch.long), WORDS)
     with pytest.raises(LabelError, match="only with a Preprocess"):
         Scenes(images, two)
-    with pytest.raises(LabelError, match="colours are told from pictures"):
+    with pytest.raises(LabelError, match="colours are read from pictures"):
         Scenes(images, two, frame="input", colours=True)
     with pytest.raises(LabelError, match="at least 1 by 1"):
         Scenes(images, two, (0, 4), frame="input")

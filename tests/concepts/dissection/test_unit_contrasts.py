@@ -34,7 +34,7 @@ FIT, JUDGE = pairs(range(10)), pairs(range(10, 20))
 def test_a_planted_unit_is_told_with_its_sign_and_noise_is_not() -> None:
     for way in (1, -1):
         found = UnitContrasts()(rows(0, 6.0 * way), [FIT], [JUDGE])
-        assert found.told(0.05)[0].tolist() == [True] + [False] * (UNITS - 1)
+        assert found.significant(0.05)[0].tolist() == [True] + [False] * (UNITS - 1)
         assert way * found.shift[0, 0] > 1
         assert found.same_way[0, 0] > 0.95
 
@@ -75,7 +75,7 @@ def test_pairs_to_judge_on_are_not_those_the_sign_was_found_on() -> None:
         table[list(roles.first), 0] += 6 * way
     found = UnitContrasts()(table, [FIT], [JUDGE])
     assert found.p[0, 0] < 0.05
-    assert not found.told(0.05)[0, 0]  # the shift is sure, and goes the other way
+    assert not found.significant(0.05)[0, 0]  # the shift is sure, and goes the other way
     assert found.same_way[0, 0] < 0.05
 
 

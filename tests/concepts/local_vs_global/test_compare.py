@@ -396,7 +396,7 @@ def test_concepts_that_do_not_fit_are_refused() -> None:
         replace(concept, clusters=("a", "b"))
     with pytest.raises(ComparisonError, match="4 positives and 3 masks"):
         replace(concept, masks=torch.ones(3, 8, 8, dtype=torch.bool))
-    with pytest.raises(ComparisonError, match="0 pairs to fit on and 4 to judge on"):
+    with pytest.raises(ComparisonError, match="0 training pairs and 4 held-out ones"):
         Sides.of(concept, set(), 0.5, 0)
 
 

@@ -91,11 +91,11 @@ def _effect(results: AuditResults, concept: str) -> Callable[[AuditResults, Cell
 
 
 def directions_section(results: AuditResults) -> Section:
-    """Return how well each concept's direction tells images it was not fitted on."""
+    """Return how well each concept's direction separates images it was not fitted on."""
     never_seen = f": for contrasts, those of {len(results.judged_on)} {results.clusters} never seen"
     text = (
-        "A score along a direction means something only if the direction tells the concept from its counterpart on images "
-        f"that it was not fitted on{never_seen if results.contrasts else ''}."
+        "A score along a direction means something only if the direction separates the concept from its counterpart on"
+        f" images that it was not fitted on{never_seen if results.contrasts else ''}."
     )
     caption = f"Accuracy of each concept's classifiers on held-out images, with {results.level:.0%} intervals."
     draw = partial(figures.accuracy, results)
@@ -148,8 +148,8 @@ def likeness_section(results: AuditResults, picture: figures.Picture) -> Section
         kind = "controls" if results.contrasts else "concepts"
         caption = (
             f"{'Controls: images' if results.contrasts else 'Images'} most like each concept that is given as one set, among"
-            " images not used to find it, at the first layer where it is told best. Where these do not show the concept to"
-            " the eye, its scores mean something else."
+            " images not used to find it, at the first layer where it is separated best. Where these do not show the"
+            " concept to the eye, its scores mean something else."
         )
         draw = partial(figures.controls, results, picture)
         seen = [_seen(results, c) for c in results.concepts if not c.matched]

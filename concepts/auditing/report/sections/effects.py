@@ -1,4 +1,4 @@
-"""What the model really does when images are exchanged, and which layers foretell it."""
+"""What the model really does when images are swapped, and which layers predict it."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def agreement_section(results: AuditResults) -> Section:
     blocks: list[Block] = [
         Paragraph(
             "Each point is a class. Across: by how much its logit should change if the layer moved from the mean of one set "
-            "to the mean of the other, to first order. Up: by how much it did change when matched images were exchanged. "
+            "to the mean of the other, to first order. Up: by how much it did change when matched images were swapped. "
             "A layer whose points lie along the diagonal may be read; one whose points do not, may not."
         )
     ]
@@ -81,9 +81,9 @@ def _layer_table(results: AuditResults) -> Table:
 
 
 def changes_section(results: AuditResults) -> Section:
-    """Return what exchanging matched images does to each class."""
+    """Return what swapping matched images does to each class."""
     caption = (
-        "Change of each class's logit when matched images are exchanged, with "
+        "Change of each class's logit when matched images are swapped, with "
         f"{results.level:.0%} intervals over {results.clusters}; beside it what trusted layers predict. The "
         "grey band holds the middle 95% of the changes of all the model's classes: a class inside it moves no more than "
         "classes do that nobody asked about."
@@ -109,8 +109,8 @@ def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
             p_value(row.p_corrected),
             f"{row.larger:.0%}",
         )
-        foretold = (number(cell.effect, sign=True), p_value(cell.effect_p_corrected), reading(results, cell))
-        rows.append((*named, *linked(measured, results.at(row), 0), *linked(foretold, results.at(cell), 0)))
+        predicted = (number(cell.effect, sign=True), p_value(cell.effect_p_corrected), reading(results, cell))
+        rows.append((*named, *linked(measured, results.at(row), 0), *linked(predicted, results.at(cell), 0)))
     header = ("class", "group", "expected", "swap", "interval", "p", "classes that move more", "predicted", "p", "reading")
     caption = (
         f"From {contrast.negative} to {contrast.positive}, in logits, largest rise first; predictions at {layer}. p is "
@@ -158,8 +158,8 @@ def disagreements_section(results: AuditResults) -> Section:
         )
         return Section("Where the measures disagree", (Paragraph(text),))
     text = (
-        "What a direction inside the network predicts and what an exchange of images does are two measurements. Where one "
-        "is told from chance and the other is not, or they have opposite signs, neither explains the other. At layers that "
+        "What a direction inside the network predicts and what a swap of images does are two measurements. Where one "
+        "is significant and the other is not, or they have opposite signs, neither explains the other. At layers that "
         "are not trusted, disagreement is what to expect."
     )
     blocks: list[Block] = [Paragraph(text)]

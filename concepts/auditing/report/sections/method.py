@@ -21,7 +21,7 @@ def targets_section(results: AuditResults) -> Section:
 
 
 def _unmatched(results: AuditResults) -> tuple[str, ...]:
-    told_from = results.concepts[0].negative
+    counterpart = results.concepts[0].negative
     return (
         (
             f"Each concept's {results.clusters} were divided at random. Directions were fitted on {len(results.fitted_on)} "
@@ -29,8 +29,8 @@ def _unmatched(results: AuditResults) -> tuple[str, ...]:
             f"{len(results.judged_on)}: {results.inputs}."
         ),
         (
-            f"Each run fits a direction that tells two thirds of a concept's images from as many of {told_from}, and is"
-            " judged on the third held out."
+            f"Each run fits a direction that separates two thirds of a concept's images from as many of {counterpart}, and"
+            " is judged on the third held out."
         ),
         (
             "Predicted effect: the mean over inputs of gradient times the difference of the two sets' mean activations,"
@@ -38,10 +38,10 @@ def _unmatched(results: AuditResults) -> tuple[str, ...]:
         ),
         (
             f"Tests: the same runs with {results.pseudo_concepts} pseudo-concepts, drawn from the concept's images and"
-            f" {told_from}; p-values are corrected over layers and classes by the step-down maximum and over concepts by"
+            f" {counterpart}; p-values are corrected over layers and classes by the step-down maximum and over concepts by"
             " Bonferroni."
         ),
-        "No images are matched, so nothing was exchanged and no predicted effect was checked.",
+        "No images are matched, so nothing was swapped and no predicted effect was checked.",
     )
 
 
@@ -64,7 +64,7 @@ def _matched(results: AuditResults) -> tuple[str, ...]:
             f" fitted on {', '.join(results.fitted_on)}; they were read and judged on {', '.join(results.judged_on)}"
             f" ({results.judged_inputs} inputs)."
         ),
-        "Concepts given as one set are told from random images and serve as controls: there is nothing to swap.",
+        "Concepts given as one set are compared with random images and serve as controls: there is nothing to swap.",
         "p-values are corrected over contrasts, layers and classes; concepts given as one set are corrected apart.",
     )
 
@@ -86,7 +86,7 @@ def method_section(results: AuditResults) -> Section:
     )
     header = (
         "concept",
-        "told from",
+        "compared with",
         "images",
         "against",
         "independent groups",
