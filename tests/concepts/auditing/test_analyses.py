@@ -205,18 +205,18 @@ def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
     assert store.stats.forward_rows == 2 * images + 6
 
 
-def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: Path) -> None:
+def test_units_that_carry_the_planted_attribute_are_found_and_no_others(folder: Path) -> None:
     saved = Result.load(folder / "out" / "analyses" / "dissection")
     assert isinstance(saved, AttributeUnits)
-    told = saved.shifts.significant(0.1)  # five roles to judge on can be swapped in 16 ways
-    assert told[0].tolist() == (saved.unit == 0).tolist()  # gender is red and nothing else
-    assert (saved.shifts.shift[0][told[0]] > 0).all()
+    significant = saved.shifts.significant(0.1)  # five held-out roles can be swapped in 16 ways
+    assert significant[0].tolist() == (saved.unit == 0).tolist()  # gender is red and nothing else
+    assert (saved.shifts.shift[0][significant[0]] > 0).all()
     tone = saved.contrasts.index("dark against light")
-    assert told[tone].any()
-    assert (saved.shifts.shift[tone][told[tone]] < 0).all()  # dark is less of every colour
+    assert significant[tone].any()
+    assert (saved.shifts.shift[tone][significant[tone]] < 0).all()  # dark is less of every colour
     results = replace(AuditResults.load(folder / "out"), alpha=0.1)
     finding = Units().findings(results, saved)[0]
-    assert finding.claim.startswith("2 of 6 units tell woman against man on roles that they were")
+    assert finding.claim.startswith("2 of 6 units separate woman against man on roles that they were")
     assert "Largest on the other roles: unit 0 of" in plain(finding.evidence)
     assert "Training did not make more of them" in plain(
         Units().findings(results, replace(saved, untrained=saved.shifts))[0].evidence
@@ -224,7 +224,7 @@ def test_units_that_carry_the_planted_attribute_are_told_and_no_others(folder: P
     idle = replace(saved, untrained=replace(saved.untrained, p=torch.ones_like(saved.untrained.p)))
     assert "Training did not" not in plain(Units().findings(results, idle)[0].evidence)
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Which units tell the attributes" in page
+    assert "Units that separate the attributes" in page
     assert "In 6 drawn scenes" in page
 
 

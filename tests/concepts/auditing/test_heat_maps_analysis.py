@@ -90,12 +90,12 @@ def test_a_map_shows_what_has_a_place_and_hides_what_has_none(folder: Path) -> N
     purse, drill, vase = (found.targets.index(t) for t in ("purse", "drill", "vase"))
     gxi, swap = found.measures.index("gxi"), found.measures.index("swap")
     assert found.area.tolist() == pytest.approx([9 / 64, 1])
-    assert found.told[gxi, 0, purse]
+    assert found.significant[gxi, 0, purse]
     assert found.value[gxi, 0, purse] > 0.02
-    assert found.told[gxi, 0, drill]
+    assert found.significant[gxi, 0, drill]
     assert found.value[gxi, 0, drill] * found.value[swap, 0, drill] > 0
-    assert not found.told[swap, 0, vase]
-    assert found.told[swap, 1, vase]
+    assert not found.significant[swap, 0, vase]
+    assert found.significant[swap, 1, vase]
     parted = {(p.concept, p.target, p.kind) for p in found.partings()}
     assert (tone, "vase", HIDDEN) in parted
     assert not [p for p in parted if p[:2] == (gender, "purse")]

@@ -54,7 +54,7 @@ def test_no_swap_is_measured_and_no_layer_trusted(found: AuditResults) -> None:
     assert not any(row.trusted for row in found.layer_rows)
     summary, last = verdict(found)
     said = summary.parts
-    assert summary.claim.startswith("A direction tells 1 of 3 concepts; classes are shown to depend on")
+    assert summary.claim.startswith("A direction separates 1 of 3 concepts; classes are shown to depend on")
     assert [f.claim.partition("“")[2].partition("”")[0] for f in said] == [
         "reddish",
         "plain",

@@ -256,7 +256,7 @@ def of(found: Comparison, measure: str, concept: str, target: str = "zero") -> f
 
 def told(found: Comparison, measure: str, concept: str, target: str = "zero") -> bool:
     at = found.concepts.index(concept), found.targets.index(target)
-    return bool(found.told[found.measures.index(measure)][at])
+    return bool(found.significant[found.measures.index(measure)][at])
 
 
 def test_a_planted_concept_is_found_by_every_measure_and_one_that_is_not_used_by_none(
