@@ -51,7 +51,20 @@ from probing.statistics.row_products import SharedRows
 LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
 FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
 # What an example calls by name, beside the names above; whatever its module imports is there too.
+OF_IMAGES = """
+images = pictures
+class Segmenter(nn.Module):
+    def forward(self, x):
+        return {"out": x.mean(1, keepdim=True) * torch.arange(21.0)[:, None, None]}
+class Weigher(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).sum(1)
+segmenter, model = Segmenter().eval(), Weigher().eval()
+"""
 GIVEN = {
+    "probing.models.scores:Score": OF_IMAGES + "images, load = torch.rand(2, 3, 160, 120), lambda name: loading.load(name)\n"
+    "from probing.models.readings import Pixel\n",
+    "probing.models.readings:Reading": OF_IMAGES,
     "concepts.dissection.ablation:Ablation": (
         """
 from types import SimpleNamespace
