@@ -110,8 +110,8 @@ class Maximize:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         if size and len(size) != 2:
             raise ImageOptionError(
-                f"what is optimised is a picture, with colours in [0, 1] and a height and width, got size {size}: a series or "
-                "a volume has no such range, spectrum or colours to keep it near data."
+                f"what is optimised is a picture, with colours in [0, 1] and a height and width, got size {size}: a series "
+                "or a volume has no such range, spectrum or colours to keep it near data."
             )
         side = min(size) if size else space.size
         if side is None:
