@@ -62,8 +62,8 @@ class Weigher(nn.Module):
 segmenter, model = Segmenter().eval(), Weigher().eval()
 """
 GIVEN = {
-    "probing.models.scores:Score": OF_IMAGES + "images, load = torch.rand(2, 3, 160, 120), lambda name: loading.load(name)\n"
-    "from probing.models.readings import Pixel\n",
+    "probing.models.scores:Score": OF_IMAGES
+    + "from probing import load\nfrom probing.models.readings import Pixel\nimages = torch.rand(2, 3, 160, 120)",
     "probing.models.readings:Reading": OF_IMAGES,
     "concepts.dissection.ablation:Ablation": (
         """
@@ -163,7 +163,6 @@ deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(ne
     "probing.data.remote_images:PlacedImages": "from probing.data.examples import ImageExamples",
     "probing.data.remote_images:TarImages": "from probing.data.examples import ImageExamples\nrange = lambda n: [0, 1]\n",
     "probing.models.gradients:layer_gradients": "images = pictures",
-    "probing.models.scores:Score": "from probing import load\nimages = pictures",
     "probing.attribution.base:LocalMethod": "from probing import IntegratedGradients\nimages = pictures[:2]",
     "probing.evaluation.scorecard.measure:evaluate": (
         """
