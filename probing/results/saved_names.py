@@ -86,6 +86,11 @@ _PLACES = _by_name(
         "concepts.auditing.analyses.probes": "AttributeProbes",
         "concepts.discovery.dictionary": "Dictionary Nearest:NearestCoder NonNegative:NonNegativeCoder "
         "Projection:ProjectionCoder TopK:TopKCoder",
+        "concepts.discovery.discovery": "Discovery",
+        "concepts.discovery.matching": "Agreement:DictionaryAgreement",
+        "concepts.discovery.naming": "Naming",
+        "concepts.discovery.replacement": "Replacement",
+        "concepts.discovery.result": "DiscoveryResult Importance:AtomImportance TwinReading",
         "concepts.discovery.learners": "KMeans Nmf Pca:PcaDictionary SemiNmf",
         "concepts.discovery.sparse_autoencoder": "TopKAutoencoder",
         "concepts.tcav.associations": "Associations",
