@@ -1,4 +1,4 @@
-"""Discovery: a dictionary of a layer's activations, found on some examples and judged on others."""
+"""Discovery: a dictionary of a layer's activations, learned of some examples and judged on held-out ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +23,8 @@ from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.models.loading import Model, module_of
-from probing.models.scores import OutputError, Score
+from probing.models.readings import OutputError
+from probing.models.scores import Score
 from probing.probes.untrained_copy import untrained_copy
 from probing.results.result import Provenance
 from probing.statistics.hypothesis_tests import clustered_mean, codes as numbers
@@ -42,7 +43,7 @@ class Discovery:
       unrelated dictionaries (`concepts.discovery.matching.agreement`).
     - Importance for scores (`concepts.discovery.importance`), tested against atoms whose numbers stand at other units:
       exact for what reads units in an order that does not matter beforehand, as a head of independent weights does.
-    - Matched images: does exchanging an attribute move an atom? Sides are exchanged within whole clusters, p corrected for
+    - Matched images: does swapping an attribute move an atom? Sides are swapped within whole clusters, p corrected for
       all atoms and attributes (`concepts.dissection.unit_contrasts`).
     - The untrained twin: a random network yields dictionaries too (arXiv:2501.17727).
     - Names, where strengths of names are given (`concepts.discovery.naming`).
@@ -56,7 +57,7 @@ class Discovery:
         refits: other seeds.
         draws: unrelated dictionaries, shuffled atoms and shuffled names; p is at least `1 / (draws + 1)`.
         relabellings: of matched images.
-        explained: examples to judge on that importance is measured on, spread evenly.
+        explained: held-out examples that importance is measured on, spread evenly.
         masks: pairs of masks of Sobol indices, for each of these examples; 0: none.
         twin: whether the untrained network is read, too.
         grid: rows and columns of patches, where the number of tokens does not tell.
@@ -117,14 +118,14 @@ class Discovery:
         if len(set(names)) < 4:
             raise DiscoveryError(f"a discovery takes 4 clusters of examples or more, got {len(set(names))}.")
         found_on, _ = split_clusters(names, self.share, self.seed)
-        judged = torch.tensor([name not in found_on for name in names])
-        order = torch.cat([(~judged).nonzero(), judged.nonzero()])[:, 0]
-        here = _Half.both(self, store, model, Subset(examples, order.tolist()), int((~judged).sum()))
+        held_out = torch.tensor([name not in found_on for name in names])
+        order = torch.cat([(~held_out).nonzero(), held_out.nonzero()])[:, 0]
+        here = _Half.both(self, store, model, Subset(examples, order.tolist()), int((~held_out).sum()))
         dictionary = here.found
         back = order.argsort()
         codes, peaks = (x[back] for x in (here.codes, here.peaks))
-        judges = Subset(examples, judged.nonzero()[:, 0].tolist())
-        shown = [names[i] for i in judges.indices]
+        others = Subset(examples, held_out.nonzero()[:, 0].tolist())
+        shown = [names[i] for i in others.indices]
         return DiscoveryResult(
             provenance=Provenance.collect(model=model, examples=content_id([list(examples.ids), names]), method=self),
             layer=self.layer,
@@ -132,19 +133,19 @@ class Discovery:
             places=self.places,
             dictionary=dictionary,
             ids=tuple(examples.ids),
-            judged=judged,
+            held_out=held_out,
             clusters=names,
             codes=codes,
             peaks=peaks,
             active=here.active,
             unexplained=dictionary.unexplained(here.second),
-            unexplained_found=dictionary.unexplained(here.first),
+            unexplained_training=dictionary.unexplained(here.first),
             agreement=here.agreement(),
             seeds=torch.cat(
                 [torch.empty(0, len(dictionary)).double(), *(matched_cosine(dictionary, d)[None] for d in here.refits())]
             ),
-            replacement=self._replacement(model, here, judges, targets),
-            importance=self._importance(here, judges, shown, targets) if targets and here.rows.cells else None,
+            replacement=self._replacement(model, here, others, targets),
+            importance=self._importance(here, others, shown, targets) if targets and here.rows.cells else None,
             attributes=tuple(m.name for m in matched),
             shifts=self._shifts(store, model, dictionary, matched, {examples.ids[i] for i in order[: here.cut]}, found_on)
             if matched
@@ -153,8 +154,8 @@ class Discovery:
             naming=None
             if strengths is None
             else name_atoms(
-                codes[judged],
-                Strengths(strengths.names, strengths.values[judged]),
+                codes[held_out],
+                Strengths(strengths.names, strengths.values[held_out]),
                 shown,
                 draws=max(self.draws, 999),
                 level=self.level,
@@ -164,27 +165,25 @@ class Discovery:
         )
 
     def _replacement(
-        self, model: nn.Module, here: "_Half", judges: ExampleSet, targets: Mapping[str, Score]
+        self, model: nn.Module, here: "_Half", others: ExampleSet, targets: Mapping[str, Score]
     ) -> Replacement | None:
         if here.rows.cells is None:
             return None
         mean = torch.stack([part.double().sum(0) for part in chunks(here.first)]).sum(0) / len(here.first)
         part = next((score.output for score in targets.values()), None)
         try:
-            return replaced(model, self.layer, here.rows.cells, here.found, mean.to(here.first), judges, part)
-        except OutputError:
-            if targets:
-                raise
+            return replaced(model, self.layer, here.rows.cells, here.found, mean.to(here.first), others, part)
+        except OutputError:  # no class scores, whatever the targets read
             return None
 
     def _importance(
-        self, here: "_Half", judges: ExampleSet, clusters: Sequence[str], targets: Mapping[str, Score]
+        self, here: "_Half", others: ExampleSet, clusters: Sequence[str], targets: Mapping[str, Score]
     ) -> Importance:
         cells, dictionary = here.rows.cells, here.found
         assert cells is not None
-        count = min(self.explained, len(judges))
-        chosen = np.linspace(0, len(judges) - 1, count).round().astype(int).tolist()
-        inputs, group = judges.load(chosen), numbers([clusters[i] for i in chosen])
+        count = min(self.explained, len(others))
+        chosen = np.linspace(0, len(others) - 1, count).round().astype(int).tolist()
+        inputs, group = others.load(chosen), numbers([clusters[i] for i in chosen])
         parts = [score_parts(score, self.layer, cells, dictionary, inputs) for score in targets.values()]
         means = [clustered_mean(p.atoms, group, self.level) for p in parts]
         pulls = torch.stack([p.pulls.mean(0) for p in parts])

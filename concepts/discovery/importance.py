@@ -45,7 +45,7 @@ class ScoreParts:
 
 def tail_is_affine(score: Score, layer: str) -> bool:
     """Whether a score is known to be an affine function of a layer's output."""
-    tail = tail_of(score.model, layer) if score.unit == "logit" else None
+    tail = tail_of(score.model, layer) if score.unit == "logit" and isinstance(score.target, int) else None
     return tail is not None and is_affine(tail)
 
 

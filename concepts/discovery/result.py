@@ -30,7 +30,7 @@ class DiscoveryError(ProbingError, ValueError):
 
 @dataclass(frozen=True)
 class Importance:
-    """What scores owe to atoms, over examples to judge on; score units."""
+    """What scores owe to atoms, over held-out examples; score units."""
 
     targets: tuple[str, ...]
     part: Float[Tensor, "targets atoms"]
@@ -61,7 +61,7 @@ class TwinReading:
     unexplained: float
     agreement: Agreement
     counterpart: Float[Tensor, " atoms"]
-    """Correlation over examples to judge on of each atom's codes with those of its partner in the twin."""
+    """Correlation over held-out examples of each atom's codes with those of its partner in the twin."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DiscoveryResult(Result):
     dictionary: Dictionary
     ids: tuple[str, ...]
     """Content ids of the examples."""
-    judged: Bool[Tensor, " n"]
+    held_out: Bool[Tensor, " n"]
     """Which examples the atoms were not found on."""
     clusters: tuple[str, ...]
     """Of the examples."""
@@ -84,10 +84,10 @@ class DiscoveryResult(Result):
     peaks: Float[Tensor, "n atoms"]
     """Largest code over an example's places; of the largest size where codes have a sign."""
     active: Float[Tensor, " atoms"]
-    """Share of rows to judge on whose code is not 0 (0-1)."""
+    """Share of held-out rows whose code is not 0 (0-1)."""
     unexplained: float
-    """Squared error on examples to judge on, as a share of the squared distance from their mean; see `Dictionary`."""
-    unexplained_found: float
+    """Squared error on held-out examples, as a share of the squared distance from their mean; see `Dictionary`."""
+    unexplained_training: float
     """The same on those that the dictionary was learned of."""
     agreement: Agreement
     """With a dictionary learned of the other half."""
@@ -99,7 +99,7 @@ class DiscoveryResult(Result):
     attributes: tuple[str, ...]
     """Of matched images."""
     shifts: UnitShifts | None
-    """By how much exchanging each attribute moves each atom."""
+    """By how much swapping each attribute moves each atom."""
     twin: TwinReading | None
     naming: Naming | None
     level: float
@@ -119,15 +119,15 @@ class DiscoveryResult(Result):
 
     @property
     def moves(self) -> Bool[Tensor, "attributes atoms"]:
-        """Where exchanging an attribute moves an atom, beyond chance for all atoms and attributes together."""
+        """Where swapping an attribute moves an atom, significantly for all atoms and attributes together."""
         if self.shifts is None:
             return torch.zeros(0, len(self), dtype=torch.bool)
         other_way = self.shifts.fitted * self.shifts.shift <= 0  # False where no pair was there to fit on
         return (self.shifts.p < 1 - self.level) & ~other_way
 
     def top(self, atom: int, count: int = 9) -> list[int]:
-        """Return the examples to judge on that show most of an atom, most first; those without it are left out."""
-        values = torch.where(self.judged, self.peaks[:, atom].abs(), 0)
+        """Return the held-out examples that show most of an atom, most first; those without it are left out."""
+        values = torch.where(self.held_out, self.peaks[:, atom].abs(), 0)
         order = values.argsort(descending=True, stable=True)[:count]
         return [int(i) for i in order if values[i] > 0]
 
@@ -140,7 +140,7 @@ class DiscoveryResult(Result):
         return self.dictionary.atoms[atom]
 
     def concept(self, atom: int, examples: Examples, count: int = 30) -> Concept:
-        """Return the examples to judge on that show most of an atom, as a concept for TCAV and others.
+        """Return the held-out examples that show most of an atom, as a concept for TCAV and others.
 
         Args:
             atom: which one.
@@ -153,13 +153,13 @@ class DiscoveryResult(Result):
         examples = as_examples(examples)
         if tuple(examples.ids) != self.ids:
             raise DiscoveryError(f"the {len(self.ids)} examples of the discovery are needed, got others.")
-        values = torch.where(self.judged, self.codes[:, atom], 0)
+        values = torch.where(self.held_out, self.codes[:, atom], 0)
         seen: dict[str, int] = {}
         for i in values.argsort(descending=True, stable=True).tolist():
             if values[i] > 0 and len(seen) < count:
                 seen.setdefault(self.ids[i], i)
         if len(seen) < MINIMUM:
-            raise DiscoveryError(f"atom {atom} shows in {len(seen)} examples to judge on: a concept needs {MINIMUM}.")
+            raise DiscoveryError(f"atom {atom} shows in {len(seen)} held-out examples: a concept needs {MINIMUM}.")
         chosen = list(seen.values())
         return Concept(self.name(atom), Subset(examples, chosen), tuple(self.clusters[i] for i in chosen))
 
@@ -208,8 +208,8 @@ class DiscoveryResult(Result):
         stable = self.stable[order]
         at = torch.arange(len(self))
         for mask, marker, colour, words in (
-            (stable, "o", PALETTE[0], "other half, beyond chance"),
-            (~stable, "x", INK, "other half, not beyond chance"),
+            (stable, "o", PALETTE[0], "other half, significant"),
+            (~stable, "x", INK, "other half, not significant"),
         ):
             if bool(mask.any()):
                 ax.plot(at[mask], self.agreement.cosine[order][mask], marker, color=colour, ms=4.5, label=words)
@@ -221,10 +221,10 @@ class DiscoveryResult(Result):
     def sentences(self) -> tuple[str, ...]:
         """Return what must be said beside the numbers."""
         lines = [
-            f"{len(self)} atoms of {self.layer} by {self.kind}, found on {int((~self.judged).sum())} examples and judged on "
-            f"{int(self.judged.sum())} others: {self.unexplained:.0%} of the squared distance from the mean is not "
-            f"explained ({self.unexplained_found:.0%} where they were found); {int(self.dead.sum())} atoms are dead.",
-            f"{int(self.stable.sum())} of {len(self)} atoms are found again in the other half beyond chance (mean cosine "
+            f"{len(self)} atoms of {self.layer} by {self.kind}, learned of {int((~self.held_out).sum())} examples and judged "
+            f"on {int(self.held_out.sum())} held-out ones: {self.unexplained:.0%} of the squared distance from the mean is "
+            f"not explained ({self.unexplained_training:.0%} in training); {int(self.dead.sum())} atoms are dead.",
+            f"{int(self.stable.sum())} of {len(self)} atoms are found again in the other half, significantly (mean cosine "
             f"{float(self.agreement.cosine.mean()):.2f}, unrelated dictionaries {float(self.agreement.chance.mean()):.2f}).",
         ]
         if self.replacement is not None:
@@ -240,12 +240,12 @@ class DiscoveryResult(Result):
         for a, attribute in enumerate(self.attributes):
             atoms = self.moves[a].nonzero()[:, 0].tolist()
             said = f"atoms {', '.join(map(str, atoms))}" if atoms else "no atom"
-            lines.append(f"Exchanging {attribute} moves {said} beyond chance.")
+            lines.append(f"Swapping {attribute} moves {said} significantly.")
         return tuple(lines)
 
 
-def top_by(values: Float[Tensor, " n"], judged: Bool[Tensor, " n"], count: int) -> list[int]:
-    """Return the examples to judge on of largest positive value, largest first."""
-    kept = torch.where(judged, values, -torch.inf)
+def top_by(values: Float[Tensor, " n"], held_out: Bool[Tensor, " n"], count: int) -> list[int]:
+    """Return the held-out examples of largest positive value, largest first."""
+    kept = torch.where(held_out, values, -torch.inf)
     order: Int[Tensor, " n"] = kept.argsort(descending=True, stable=True)[:count]
     return [int(i) for i in order if kept[i] > 0]

@@ -86,7 +86,7 @@ def test_the_thing_that_the_class_hangs_on_is_the_important_one_and_parts_add_up
     assert float(told.gap.abs().max()) < 1e-5
 
 
-def test_exchanging_one_thing_moves_its_atom_and_hardly_any_other(
+def test_swapping_one_thing_moves_its_atom_and_hardly_any_other(
     scene: tuple[SeesThings, World, DiscoveryResult],
 ) -> None:
     net, _, found = scene
@@ -96,7 +96,7 @@ def test_exchanging_one_thing_moves_its_atom_and_hardly_any_other(
     assert bool(found.moves[0, atom])
     others = [a for a in range(THINGS) if a != atom]
     assert float(found.shifts.shift[0, others].abs().max()) < 0.1 * float(found.shifts.shift[0, atom])
-    assert "Exchanging thing 0 moves atoms" in " ".join(found.sentences())
+    assert "Swapping thing 0 moves atoms" in " ".join(found.sentences())
 
 
 def test_things_get_their_names_and_noise_none(scene: tuple[SeesThings, World, DiscoveryResult]) -> None:
@@ -105,7 +105,7 @@ def test_things_get_their_names_and_noise_none(scene: tuple[SeesThings, World, D
     for thing, name in enumerate(("first", "second", "third")):
         assert found.naming.of(atom_of(net, found, thing)) == name
         assert found.name(atom_of(net, found, thing)).endswith(f": {name}")
-    noise = name_atoms(found.codes[found.judged], Strengths(("a", "b"), torch.rand(30, 2, generator=generator(7))))
+    noise = name_atoms(found.codes[found.held_out], Strengths(("a", "b"), torch.rand(30, 2, generator=generator(7))))
     assert [noise.of(atom) for atom in range(THINGS)] == [None] * THINGS
 
 
@@ -125,8 +125,8 @@ def test_found_atoms_are_ordinary_directions_and_concepts(scene: tuple[SeesThing
     concept = found.concept(atom, examples, 10)
     assert len(concept) == 10
     own = {examples.ids.index(i) for i in concept.examples.ids}
-    assert all(bool(found.judged[i]) and bool(seen.there[i, 0]) for i in own)
-    assert set(found.top(atom, 5)) <= set(found.judged.nonzero()[:, 0].tolist())
+    assert all(bool(found.held_out[i]) and bool(seen.there[i, 0]) for i in own)
+    assert set(found.top(atom, 5)) <= set(found.held_out.nonzero()[:, 0].tolist())
     pool = Subset(examples, [i for i in range(60) if i not in own and not seen.there[i, 0]])
     inputs = TensorExamples(seen.with_it[~seen.there[:, 0]][:9])
     method = Tcav(runs=2, null=None, bootstraps=0, relabellings=19)
@@ -158,7 +158,7 @@ def test_batches_and_stores_do_not_matter_and_what_is_left_out_is_none() -> None
     plain = replace(METHOD, twin=False, refits=0, masks=0)
     one, other = (plain(ActivationStore(batch_size=size), net, seen.pictures) for size in (3, 30))
     assert torch.allclose(one.dictionary.atoms, other.dictionary.atoms, atol=1e-5)
-    assert torch.equal(one.judged, other.judged)
+    assert torch.equal(one.held_out, other.held_out)
     assert one.twin is one.importance is one.shifts is one.naming is None
     assert one.moves.shape == (0, THINGS)
     means = replace(plain, places="mean", learner=Pca(2))(ActivationStore(), net, seen.pictures, {"c": Score(net, 0)})
@@ -172,9 +172,9 @@ def test_clusters_stay_together_and_equal_examples_too() -> None:
     clusters = [f"c{i % 10}" for i in range(20)] + ["else"] * 5
     found = replace(METHOD, twin=False, refits=0, masks=0)(ActivationStore(), net, pictures, clusters=clusters)
     sides = {}
-    for name, side in zip(clusters[:20], found.judged.tolist(), strict=False):
+    for name, side in zip(clusters[:20], found.held_out.tolist(), strict=False):
         assert sides.setdefault(name, side) == side
-    assert torch.equal(found.judged[20:], found.judged[:5])
+    assert torch.equal(found.held_out[20:], found.held_out[:5])
     with pytest.raises(DiscoveryError, match="20 examples have 3 clusters: give one each, or none"):
         METHOD(ActivationStore(), net, seen.pictures, clusters=["a", "b", "c"])
     with pytest.raises(DiscoveryError, match="a discovery takes 4 clusters of examples or more, got 3"):
@@ -194,8 +194,8 @@ def test_pairs_that_atoms_were_learned_of_are_not_judged_on() -> None:
     assert found.shifts is not None
     assert bool(found.shifts.fitted.isfinite().all())
     assert found.moves.any()
-    few = [i for i in range(20) if not found.judged[i]]
-    few.append(next(i for i in range(20) if found.judged[i]))
+    few = [i for i in range(20) if not found.held_out[i]]
+    few.append(next(i for i in range(20) if found.held_out[i]))
     sides = (TensorExamples(seen.with_it[few]), TensorExamples(seen.without[few]))
     own = MatchedConcept("thing 0", *sides, tuple(names[i] for i in few))
     with pytest.raises(DiscoveryError, match=r"'thing 0' has 1 pairs that atoms were not learned of, 2 are needed"):
