@@ -119,7 +119,9 @@ maps = torch.randn(4, 512, layout.height, layout.width, generator=generator)
 thresholds = torch.zeros(512)
 """
     ),
-    "concepts.discovery.discovery:Discovery": "Discovery = partial(Discovery, refits=1, draws=19, explained=2)",
+    "concepts.discovery.discovery:Discovery": (
+        "from concepts.discovery import Nmf\nDiscovery = partial(Discovery, refits=1, draws=19, explained=2)"
+    ),
     "concepts.discovery.naming:Strengths.of_texts": """
 from types import SimpleNamespace
 space = SimpleNamespace(encode_image=lambda x: x.mean((2, 3)), encode_texts=lambda names: torch.eye(3)[: len(names)])
