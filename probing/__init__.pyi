@@ -29,6 +29,7 @@ from .attribution.perturbation.lime import (
     TextLIME as TextLIME,
 )
 from .core.errors import ProbingError as ProbingError
+from .core.inputs import Inputs as Inputs
 from .data.examples import (
     ExampleSet as ExampleSet,
     as_examples as as_examples,

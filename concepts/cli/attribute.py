@@ -118,6 +118,7 @@ class _Choice:
         from probing.attribution import METHODS
         from probing.attribution.baselines import Samples
         from probing.attribution.path import IntegratedGradients
+        from probing.core.inputs import one_tensor
 
         path = IntegratedGradients()
         if self.steps is not None:
@@ -125,7 +126,7 @@ class _Choice:
         given: dict[str, object] = {"steps": path.steps, "path": path}
         if self.background is not None:
             rows = pictures(self.background, loaded, "raise")
-            given["background"] = Samples.of(rows.load(range(len(rows))))
+            given["background"] = Samples.of(one_tensor(rows.load(range(len(rows)))))
         takes = {n: given.keys() & _fields(METHODS[n]) for n in self.names}
         return {n: METHODS[n](**{k: given[k] for k in takes[n]}) for n in self.names}
 
@@ -222,10 +223,11 @@ class _Page:
     @cached_property
     def inputs(self) -> "Tensor":
         """The pictures as the model takes them."""
+        from probing.core.inputs import one_tensor
         from probing.data.examples import ImageExamples
 
         examples = ImageExamples(self.images, self.loaded.preprocess)
-        return examples.load(range(len(self.images)))
+        return one_tensor(examples.load(range(len(self.images))))
 
     def explain(self, methods: Mapping[str, "AttributionMethod"], meter: "Progress") -> dict[str, list["Attribution"]]:
         """Return each method's result for each picture, which is saved as soon as there is one."""

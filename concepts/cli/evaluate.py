@@ -83,6 +83,7 @@ def evaluate(
     Each method's row is kept in DIR/rows as soon as it is measured, so that a run that was cut short goes on.
     """
     from concepts.scorecard_rows import NetworkRows
+    from probing.core.inputs import one_tensor
     from probing.core.progress import Progress
     from probing.data.examples import ImageExamples
     from probing.evaluation.scorecard.measure import Scoring, ScoringWork
@@ -97,7 +98,7 @@ def evaluate(
     files = picture_files(images)
     output_folder(out)  # a folder that can't be written is reported before the work
     loaded = loading.load(model, weights=weights, keys=keys, device=device)
-    inputs = ImageExamples(files, loaded.preprocess).load(range(len(files))).clone()
+    inputs = one_tensor(ImageExamples(files, loaded.preprocess).load(range(len(files)))).clone()
     wanted = None if target == TOP else class_index(loaded, target)
     score = Score(loaded.model, wanted).named(inputs)
     methods = _methods(names, loaded, background, lime_samples)
@@ -180,10 +181,11 @@ def _methods(
 
 
 def _all(rows: object) -> "Tensor":
+    from probing.core.inputs import one_tensor
     from probing.data.examples import ImageExamples
 
     assert isinstance(rows, ImageExamples)
-    return rows.load(range(len(rows)))
+    return one_tensor(rows.load(range(len(rows))))
 
 
 def _cell(card: "Scorecard", row: int, desideratum: int) -> str:

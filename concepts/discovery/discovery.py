@@ -21,6 +21,7 @@ from concepts.dissection.unit_contrasts import UnitContrasts, UnitShifts
 from concepts.effects.logit_effect import split_clusters
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
+from probing.core.inputs import one_tensor
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.models.loading import Model, module_of
 from probing.models.readings import OutputError
@@ -183,7 +184,7 @@ class Discovery:
         assert cells is not None
         count = min(self.explained, len(others))
         chosen = np.linspace(0, len(others) - 1, count).round().astype(int).tolist()
-        inputs, group = others.load(chosen), numbers([clusters[i] for i in chosen])
+        inputs, group = one_tensor(others.load(chosen)), numbers([clusters[i] for i in chosen])
         parts = [score_parts(score, self.layer, cells, dictionary, inputs) for score in targets.values()]
         means = [clustered_mean(p.atoms, group, self.level) for p in parts]
         pulls = torch.stack([p.pulls.mean(0) for p in parts])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from concepts.data.segmentation.labels import Scenes
 from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.data.examples import Examples, as_examples
 from probing.statistics.hypothesis_tests import codes, max_t
 
@@ -78,7 +79,7 @@ class Strengths:
         examples = as_examples(examples)
         parts = [range(i, min(i + _AT_ONCE, len(examples))) for i in range(0, len(examples), _AT_ONCE)]
         with torch.no_grad():
-            seen = torch.cat([images(examples.load(part)).cpu().double() for part in parts])
+            seen = torch.cat([images(one_tensor(examples.load(part))).cpu().double() for part in parts])
             said = texts(list(names)).cpu().double()
         if seen.shape[1:] != said.shape[1:]:
             raise NamingError(f"images lie in {seen.shape[1]} dimensions and texts in {said.shape[1]}: use one space.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from concepts.discovery.dictionary import Dictionary
 from concepts.discovery.rows import Cells
+from probing.core.inputs import one_tensor
 from probing.data.examples import ExampleSet
 from probing.models.gradients import frozen_parameters
 from probing.models.hooks import edit
@@ -54,7 +55,9 @@ def replaced(
     whole, kept, bare = (
         torch.cat(
             [
-                _scores(model, layer, examples.load(range(i, min(i + _ROWS, len(examples)))), cells, change, part)
+                _scores(
+                    model, layer, one_tensor(examples.load(range(i, min(i + _ROWS, len(examples))))), cells, change, part
+                )
                 for i in range(0, len(examples), _ROWS)
             ]
         )

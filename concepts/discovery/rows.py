@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.data.examples import Examples, Subset, as_examples
 from probing.models.geometry import Layout, channel_axis
 from probing.models.hooks import takes_masks
@@ -154,7 +155,7 @@ def read_rows(
     for start in range(0, len(examples), _AT_ONCE):
         some = range(start, min(start + _AT_ONCE, len(examples)))
         output = store.activations(model, [layer], Subset(examples, some))[layer].cpu()
-        cells = cells or Cells.of(model, one, layer, output.shape[1:], grid)
+        cells = cells or Cells.of(model, one_tensor(one), layer, output.shape[1:], grid)
         rows = cells.rows(output).flatten(0, 1)
         if not start:
             values = _empty(len(rows) // len(some) * len(examples), rows.shape[1])

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
+from probing.core.inputs import Batch
 from probing.data.examples import Examples, ExampleSet, as_examples
+from probing.models.calling import run
 from probing.models.geometry import Layout
 from probing.models.hooks import edit
 from probing.models.loading import Model, module_of
@@ -167,7 +169,7 @@ class Ablation:
             score_without_random=score[:, 2:],
         )
 
-    def _units(self, model: nn.Module, layout: Layout, one: Tensor) -> int:
+    def _units(self, model: nn.Module, layout: Layout, one: Batch) -> int:
         found: list[int] = []
 
         def count(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ class Ablation:
             return output
 
         with torch.no_grad(), edit(model, {self.layer: count}):
-            model(one.to(device_of(model)))
+            run(model, one.to(device_of(model)))
         return found[0]
 
     def _measured(
@@ -204,5 +206,5 @@ class Ablation:
         for start in range(0, len(examples), _ROWS):
             rows = range(start, min(start + _ROWS, len(examples)))
             with torch.no_grad(), edit(model, {self.layer: silence}):
-                output = model(examples.load(rows).to(device_of(model)))
+                output = run(model, examples.load(rows).to(device_of(model)))
             yield class_scores(output).cpu()

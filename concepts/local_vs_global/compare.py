@@ -32,6 +32,7 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.path import IntegratedGradients
 from probing.core.content_ids import content_id
+from probing.core.inputs import one_tensor
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples, concat
 from probing.models.runner import Pool
 from probing.models.scores import Score
@@ -189,7 +190,7 @@ class _Reader:
         index = torch.tensor(places)
         width = len(self.sides.judge)
         concept = self.sides.concept
-        positive, negative = (s.load(chosen) for s in (concept.positive, concept.negative))
+        positive, negative = (one_tensor(s.load(chosen)) for s in (concept.positive, concept.negative))
         masks = concept.pixels(chosen)
         by_pair = {SWAP: self._swap()}
         values, rest = self._attributed(positive, negative, directions, names)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from concepts.effects.logit_effect import split_clusters
 from probing.attribution.base import Attribution
 from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.data.examples import ExampleSet, as_examples
 from probing.models.geometry import channel_axis
 from probing.models.gradients import frozen_parameters
@@ -70,7 +71,7 @@ class MatchedConcept:
         """Return the concept's pixels in some positives."""
         if self.masks is not None:
             return self.masks[list(pairs)]
-        difference = (self.positive.load(pairs) - self.negative.load(pairs)).abs().sum(1)
+        difference = (one_tensor(self.positive.load(pairs)) - one_tensor(self.negative.load(pairs))).abs().sum(1)
         return difference > _DIFFERS * difference.amax((1, 2), keepdim=True)
 
 

@@ -2,19 +2,22 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from probing.core.doubles import near
 from probing.core.errors import ArgumentError
-from probing.core.inputs import InputError, one_tensor
+from probing.core.inputs import Batch, InputError, Inputs, batch_of
+from probing.models.calling import run
+from probing.models.explained import Explained, split_points
 from probing.models.geometry import Geometry, naming_inputs
 from probing.models.loading import Model
 from probing.models.model_cache import identity
@@ -33,6 +36,7 @@ from probing.results.heatmaps import (
 )
 from probing.results.notebook import picture_html
 from probing.results.result import Provenance, Result, describe
+from probing.results.text_highlight import highlight_figure, highlight_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +85,34 @@ class Attribution(Result):
     prepared: str = ""
     """How the model and its inputs were prepared for the passes, such as `channels_last, 17 BatchNorm folded` or
     `examples cast to float16`; `as given` if not at all."""
+    input_names: tuple[str, ...] = ()
+    """Names of the inputs that are explained, where the model takes named ones; see `parts`."""
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the explained inputs, for one example: of token ids, of what is looked up for them, `[tokens, features]`."""
+    read: Bool[Tensor, "n tokens"] | None = None
+    """Which tokens are read, and no padding; None where no mask tells."""
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """Of each input, in front of its padding or behind it; none where they are not known."""
+
+    def token_values(self) -> Float[Tensor, "n tokens"]:
+        """Return what each token contributes, its features added up.
+
+        Raises:
+            RenderError: if the values are no maps `[n, tokens, features]`.
+        """
+        if self.values.ndim != 3:
+            raise RenderError(f"values of tokens are [n, tokens, features], got shape {tuple(self.values.shape)}.")
+        return self.values.sum(2)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the map of each explained input by its name, in its shape; several lie in one row of `values`.
+
+        Raises:
+            RenderError: for inputs without names, or a map of something else than the inputs.
+        """
+        if not self.input_names:
+            raise RenderError("the map is of one tensor without a name, or not of the inputs: read `.values`.")
+        return split_points(self.values, self.input_names, self.input_shapes)
 
     def upsampled(self) -> Float[Tensor, "n *shape"]:
         """Return the map at the input's resolution; what has it already is returned as it is.
@@ -107,6 +139,8 @@ class Attribution(Result):
     ) -> "Figure":
         """Return a figure of the maps at the input's resolution, with scales, scores and checks.
 
+        Of texts whose tokens are known it is the first one, its tokens in the colours of what they contribute.
+
         Args:
             inputs: what was explained, to be shown beside the maps; stretched to their extremes unless they lie
                 between 0 and 1.
@@ -118,6 +152,8 @@ class Attribution(Result):
         Raises:
             RenderError: if the values are no maps of images.
         """
+        if self.tokens and self.values.ndim == 3:
+            return highlight_figure(*self._text(0), caption=self._caption(0))
         said = zip(self.target, self.score.tolist(), strict=True)
         names = [f"{_called(target)}\n{self.unit} {score:.3g}" for target, score in said]
         if inputs is None:
@@ -180,10 +216,25 @@ class Attribution(Result):
         parts = [f"<p><b>{escape(self._title)}</b>{where}, {tuple(self.values.shape)}</p>"]
         if self.values.ndim == 4 and bool(torch.isfinite(self.values).all()):
             parts.append(picture_html(self._first().plot(), f"{self._title}: heat maps"))
+        if self.tokens and self.values.ndim == 3:
+            some = range(min(_MOST_SHOWN, len(self.values)))
+            parts += [highlight_html(*self._text(row), caption=self._caption(row)) for row in some]
         parts.append(f"<table>{head}{cells}</table>")
         if more > 0:
             parts.append(f"<p>and {more} more</p>")
         return f"<div>{''.join(parts)}</div>"
+
+    def _text(self, row: int) -> tuple[str, list[list[tuple[int, int]]], list[float]]:
+        """Return a text made of its tokens, where each stands, and what it contributes; padding is left out."""
+        values = self.token_values()[row].tolist()
+        shown = [True] * len(values) if self.read is None else self.read[row].tolist()
+        kept = [(t, v) for t, v, read in zip(self.tokens[row], values, shown, strict=True) if read]
+        ends = list(accumulate((len(token) + 1 for token, _ in kept), initial=0))
+        spans = [[(start, start + len(token))] for start, (token, _) in zip(ends, kept, strict=False)]
+        return " ".join(token for token, _ in kept), spans, [value for _, value in kept]
+
+    def _caption(self, row: int) -> str:
+        return f"{self.unit} of {self.target[row]}: {float(self.score[row]):.3g}. {self.checks()[row]}".strip()
 
     def _first(self) -> "Attribution":
         part = slice(0, _MOST_SHOWN)
@@ -194,6 +245,8 @@ class Attribution(Result):
             score=self.score[part],
             target=self.target[part],
             baseline_score=base,
+            read=None if self.read is None else self.read[part],
+            tokens=self.tokens[part],
             diagnostics={name: d[part] for name, d in self.diagnostics.items()},
         )
 
@@ -279,12 +332,13 @@ class LocalMethod(ABC):
     demands: ClassVar[tuple[Demand, ...]]
     """What it asks of a network besides forward passes. A scorecard needs all three, and refuses a method without."""
 
-    def __call__(self, score: Score | Model, inputs: Shaped[Tensor, "n *shape"], target: Target = None) -> Attribution:
+    def __call__(self, score: Score | Model, inputs: Batch | Mapping[str, Tensor], target: Target = None) -> Attribution:
         """Return the attribution of each input's score.
 
         Args:
             score: what is explained, or a model, of which that is the logit of the target.
-            inputs: one example per row, in model space.
+            inputs: one example per row, in model space: a tensor, or named tensors, of which some are explained and the
+                others go with their row. Token ids are explained at the output of the layer that looks them up.
             target: of a model: a class, or one per input; by default the top class of each.
 
         Raises:
@@ -302,9 +356,12 @@ class LocalMethod(ABC):
         """Return the attribution of each input's score, which was checked."""
 
 
-def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Score, Tensor]:
+def checked(
+    score: Score, inputs: Batch | Mapping[str, Tensor], *, integers: bool = False
+) -> tuple[Score, Shaped[Tensor, "n *shape"]]:
     """Return the score with its classes named, and the inputs, detached, if they can be explained.
 
+    Of named inputs, and of token ids, what is returned is what is explained of them; the score holds the others.
     Inputs on a device without float64 are brought to the CPU, where maps add up; the model runs where it lies.
 
     The passes that this takes, where no class is named or the unit is a probability, are not counted.
@@ -312,20 +369,17 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
     Args:
         score: asked for its model and targets.
         inputs: one example per row.
-        integers: whether whole numbers, such as token ids, are inputs too.
+        integers: whether whole numbers, such as token ids, are explained themselves.
 
     Raises:
-        InputError: for what is not one tensor, an empty batch, integers, NaN or infinity.
+        InputError: for what is no tensor or named ones, an empty batch, whole numbers that no layer looks up, NaN or
+            infinity.
         ModelModeError: for a model in training mode.
         TargetError: for targets of another number than the inputs.
         OutputError: for probabilities of what are probabilities already.
     """
     refuse_training(score.model)
-    one_tensor(inputs)
-    if inputs.ndim < 2 or not inputs.numel():
-        raise InputError(f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}.")
-    if not inputs.is_floating_point() and not integers:
-        raise InputError(f"inputs must be floating point in model space, got {inputs.dtype}.")
+    score, inputs = _set_apart(score, batch_of(inputs), integers=integers)
     if not torch.isfinite(inputs).all():
         row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
         raise InputError(f"input {row} holds NaN or infinity.")
@@ -343,14 +397,31 @@ def checked(score: Score, inputs: Tensor, *, integers: bool = False) -> tuple[Sc
     return score, inputs
 
 
+def _set_apart(score: Score, inputs: Batch, *, integers: bool) -> tuple[Score, Tensor]:
+    """Return what is explained of the inputs, and the score with the others, unless it holds these already."""
+    if inputs.ndim < 2 or not inputs.numel():
+        raise InputError(f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}.")
+    if isinstance(inputs, Tensor):
+        if inputs.is_floating_point() or integers or score.beside is not None:
+            return score, inputs
+        if inputs.dtype in {torch.bool, torch.uint8} or inputs.ndim != 2:
+            raise InputError(f"inputs must be floating point in model space, or token ids [n, tokens], got {inputs.dtype}.")
+        inputs = Inputs({"": inputs})
+    with naming_inputs(score.model, inputs):
+        explained, points = Explained.of(score.model, inputs, integers=integers)
+    return replace(score, beside=explained), points
+
+
 def _read_with_graph(score: Score, one: Tensor) -> None:
     """Read a score where it can be seen whether the model ends with a sigmoid: passes without a graph don't tell."""
-    with naming_inputs(score.model, one), torch.random.fork_rng():
-        given = AS_GIVEN.prepare(score.model, (), device_of(score.model), one)
+    whole = score.given(one)
+    with naming_inputs(score.model, whole), torch.random.fork_rng():
+        given = AS_GIVEN.prepare(score.model, (), device_of(score.model), whole)
         with torch.inference_mode(False), torch.enable_grad():
-            at = given.inputs(one)
-            output = score.model(at.requires_grad_(at.is_floating_point()))
-            score.read(output)
+            at = given.inputs(whole)
+            for tensor in [at] if isinstance(at, Tensor) else [*at.tensors.values(), *at.put.values()]:
+                tensor.requires_grad_(tensor.is_floating_point())
+            score.read(run(score.model, at))
 
 
 def with_places(inputs: Tensor) -> Tensor:
@@ -379,6 +450,11 @@ def attribution(
         method=describe(method),
     )
     fixed = (provenance, values.detach(), value.detach(), score.names(len(inputs)), score.unit)
+    beside = score.beside
+    if beside is not None:
+        facts |= {"read": beside.inputs.read, "tokens": beside.inputs.tokens}
+        if values.shape == inputs.shape and beside.names != ("",):
+            facts |= {"input_names": beside.names, "input_shapes": beside.shapes}
     return Attribution(*fixed, **({"explained": score.says} | facts))  # type: ignore[arg-type]  # fields, checked by name
 
 

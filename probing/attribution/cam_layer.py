@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.attribution.score_passes import FLOAT32, Passes
+from probing.core.inputs import Batch, kind_of
 from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size
 from probing.models.hooks import capture
 from probing.models.layers import resolve
@@ -47,19 +48,14 @@ def cam_layer(score: Score, inputs: Float[Tensor, "n c *size"]) -> str:
     Raises:
         RefusedError: if no layer with a matrix of weights returns a map of more than one place and runs once.
     """
-    key = (
-        "cam layer",
-        score.output,
-        score.target.key if isinstance(score.target, Reading) else "",
-        tuple(inputs.shape[1:]),
-        inputs.dtype,
-    )
+    kind, target = kind_of(score.given(inputs)), score.target
+    key = ("cam layer", score.output, target.key if isinstance(target, Reading) else "", kind)
     with unchanged(score.model):
-        return remembered(score.model, key, lambda: _cam_layer(score, inputs[:1]))
+        return remembered(score.model, key, lambda: _cam_layer(score.of(slice(0, 1)), inputs[:1]))
 
 
-def _cam_layer(score: Score, one: Tensor) -> str:
-    model = score.model
+def _cam_layer(score: Score, points: Tensor) -> str:
+    model, one = score.model, score.given(points)
     runs = layers_run(model, one)
     calls = Counter(r.layer for r in runs)
     once = [r for r in runs if r.layer and calls[r.layer] == 1]
@@ -70,10 +66,10 @@ def _cam_layer(score: Score, one: Tensor) -> str:
         return _stage(_without_head(maps), once, one)
     tokens = [r for r in once if len(r.shape) == 3 and r.shape[2] == near[-1].width]
     found = [m for r in reversed(tokens) if (m := _map(model, one, r)) and m.size == last.size]
-    return _that_matters(score, one, found) or near[-1].layer
+    return _that_matters(score, points, found) or near[-1].layer
 
 
-def _last_matrix(model: nn.Module, one: Tensor, once: Sequence[Ran]) -> tuple[int, _Map]:
+def _last_matrix(model: nn.Module, one: Batch, once: Sequence[Ran]) -> tuple[int, _Map]:
     """Return the last convolution or dense layer that returns a map, and where it stands among the layers."""
     for i in reversed(range(len(once))):
         module = resolve(model, once[i].layer)
@@ -87,7 +83,7 @@ def _last_matrix(model: nn.Module, one: Tensor, once: Sequence[Ran]) -> tuple[in
     )
 
 
-def _map(model: nn.Module, one: Tensor, ran: Ran) -> _Map | None:
+def _map(model: nn.Module, one: Batch, ran: Ran) -> _Map | None:
     """Return how a layer's output is read as a map of several places, if it is one for sure."""
     if len(ran.shape) not in {3, one.ndim} or ran.shape[0] != 1:  # windows stand in the place of examples
         return None
@@ -104,7 +100,7 @@ def _that_matters(score: Score, one: Tensor, tokens: Sequence[_Map]) -> str | No
     """Return the first of some layers whose patch tokens the score depends on."""
     layers = [m.layer for m in tokens]
     with torch.inference_mode(False), torch.enable_grad():
-        passes = Passes.of(score.of(slice(0, 1)), one, "auto", FLOAT32, layers)
+        passes = Passes.of(score, one, "auto", FLOAT32, layers)
         with capture(passes.score.model, layers, graph=True) as kept:
             value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in layers], allow_unused=True)
@@ -123,7 +119,7 @@ def _without_head(maps: list[_Map]) -> list[_Map]:
     return maps
 
 
-def _stage(maps: list[_Map], once: Sequence[Ran], one: Tensor) -> str:
+def _stage(maps: list[_Map], once: Sequence[Ran], one: Batch) -> str:
     """Return the last map's layer; in place of a sequence of several stages the last of these, which returns the same."""
     best, size = maps[-1], tuple(one.shape[2:])
     for found in reversed(maps[:-1]):

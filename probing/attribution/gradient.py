@@ -167,7 +167,7 @@ class SmoothGrad(LocalMethod):
                 f"got samples={self.samples} and noise={self.noise}."
             )
         passes = Passes.of(score, inputs, self.batch_size)
-        scale = self._scale(inputs)
+        scale = self._scale(inputs, None if score.beside is None else score.beside.read)
         with unchanged(score.model):
             clean = passes.values(inputs, torch.arange(len(inputs)))
             moments, last = Moments(), None
@@ -193,11 +193,15 @@ class SmoothGrad(LocalMethod):
                 prepared=last.prepared,
             )
 
-    def _scale(self, inputs: Tensor) -> Float[Tensor, " n"]:
+    def _scale(self, inputs: Tensor, read: Tensor | None) -> Float[Tensor, " n"]:
         """Return each input's standard deviation of the noise."""
         flat = inputs.flatten(1)
         scale = torch.full_like(flat[:, 0], self.noise)
-        return scale * (flat.amax(1) - flat.amin(1)) if self.unit == "range" else scale
+        if self.unit == "absolute":
+            return scale
+        padding = torch.zeros_like(flat, dtype=torch.bool) if read is None else ~read.to(flat.device).flatten(1)
+        highest, lowest = (flat.masked_fill(padding, end) for end in (-torch.inf, torch.inf))
+        return scale * (highest.amax(1) - lowest.amin(1))
 
     def _maps(self, score: Score, inputs: Tensor, scale: Tensor, at_once: int, passes: Passes) -> Iterator[Attribution]:
         """Yield the method's maps of some noisy copies at a time, copies first, then examples."""
@@ -206,21 +210,32 @@ class SmoothGrad(LocalMethod):
         with Progress(self.samples, "SmoothGrad", unit="noisy copies of each input") as meter:
             for start in range(0, self.samples, at_once):
                 count = min(at_once, self.samples - start)
-                noise = torch.stack([_normal(inputs[:1], generator) for _ in range(count)])
-                maps = self.method(_repeated(score, count), (inputs + scale * noise).flatten(0, 1))
+                noise = torch.stack([_noise(score, inputs, generator) for _ in range(count)])
+                maps = self.method(score.of(torch.arange(len(inputs)).repeat(count)), (inputs + scale * noise).flatten(0, 1))
                 passes.n_forward += maps.n_forward
                 passes.n_backward += maps.n_backward
                 meter.advance(count)
                 yield maps
 
 
+def _noise(score: Score, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one draw of noise for all inputs; of texts the same for their first tokens that are read, and so on."""
+    beside = score.beside
+    if beside is None or not beside.layers or len(beside.names) > 1:
+        return _normal(inputs[:1], generator)
+    read = beside.inputs.read
+    if read is None or read.shape != inputs.shape[:2]:
+        read = torch.ones(inputs.shape[:2], dtype=torch.bool)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    # Token by token, since a draw of another length would have other numbers.
+    draws = [_normal(inputs[0, 0], torch.Generator().manual_seed(seed + token)) for token in range(inputs.shape[1])]
+    place = (read.cumsum(1) - 1).clamp(min=0).to(inputs.device)
+    return torch.stack(draws)[place]
+
+
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
     return noise.to(like.device, like.dtype)
-
-
-def _repeated(score: Score, count: int) -> Score:
-    return score if score.count is None else score.of(torch.arange(score.count).repeat(count))
 
 
 def _explain(

@@ -15,6 +15,7 @@ from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, no
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.attribution.subnetwork import given, rerun, tail_of
 from probing.core.inputs import InputError
+from probing.models.explained import Explained
 from probing.models.geometry import layers_run, refuse_other_rows
 from probing.models.hooks import capture
 from probing.models.model_cache import remembered, unchanged
@@ -104,7 +105,7 @@ class LayerIntegratedGradients(LocalMethod):
             LayerCallError: if the layer runs several times, or returns no tensor.
         """
         with unchanged(score.model):
-            layer, ran = self.layer, layers_run(score.model, inputs)
+            layer, ran = self.layer, layers_run(score.model, score.given(inputs))
             if layer is None:
                 layer = cam_layer(score, inputs)
             refuse_other_rows(ran, layer)
@@ -210,10 +211,10 @@ class ExpectedGradients(LocalMethod):
 def read_layer(passes: Passes, inputs: Tensor, layer: str) -> Tensor:
     """Return a layer's outputs, from passes that end there."""
     parts = []
+    rows = torch.arange(len(inputs))
     for part in passes.slices(len(inputs)):
-        model, rows = passes.score.model, len(inputs[part])
-        with torch.no_grad(), capture(model, [layer], stop=True, rows=rows) as kept:
-            passes.output(inputs[part])
+        with torch.no_grad(), capture(passes.score.model, [layer], stop=True, rows=len(rows[part])) as kept:
+            passes.output(inputs[part], rows[part])
         parts.append(kept[layer].to(inputs.device))
     return torch.cat(parts)
 
@@ -225,10 +226,10 @@ def tail_passes(passes: Passes, inputs: Tensor, layer: str, outputs: Tensor) -> 
     tail = remembered(passes.origin.model, key, lambda: tail_of(model, layer))
     if tail is not None:
         with torch.no_grad(), passes.precision.arithmetic(passes.device):
-            whole = passes.output(inputs[:1])
+            whole = passes.output(inputs[:1], torch.zeros(1, dtype=torch.long))
             alone = given(tail, passes.prepared.inputs(outputs[:1]))
         tail = tail if agree(alone, whole) else None
-    return replace(passes, call=rerun(model, layer, tail, inputs))
+    return replace(passes, call=rerun(passes.score, layer, tail, inputs))
 
 
 def _integrate(
@@ -255,7 +256,7 @@ def _integrate(
         steps = torch.maximum(steps, used)
     base = torch.stack(bases).mean(0)
     diagnostics = _checks(method, moments, value - base, steps, torch.stack(errors))
-    diagnostics["unmoved"] = (starts == ends).all(0).flatten(1).double().mean(1)
+    diagnostics["unmoved"] = _unmoved(starts, ends, passes.origin.beside)
     return passes.attribution(
         described,
         inputs,
@@ -264,6 +265,16 @@ def _integrate(
         baseline_score=base,
         diagnostics={k: d.to(ends.dtype) if d.is_floating_point() else d for k, d in diagnostics.items()},
     )
+
+
+def _unmoved(starts: Tensor, ends: Tensor, explained: Explained | None) -> Float[Tensor, " n"]:
+    """Return the share of values that equal the baseline's, of those that are read."""
+    same = (starts == ends).all(0).flatten(1).double()
+    read = None if explained is None else explained.read
+    if read is None or read.shape != ends.shape:
+        return same.mean(1)
+    counted = read.flatten(1).to(same)
+    return (same * counted).sum(1) / counted.sum(1)
 
 
 def _checks(

@@ -12,6 +12,7 @@ from torch import Tensor
 from probing.attribution.base import Attribution, AttributionMethod, attribution
 from probing.attribution.rectifiers import Gates
 from probing.core.inputs import InputError
+from probing.models.calling import run
 from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import naming_inputs
 from probing.models.gradients import ZeroPathError
@@ -75,13 +76,14 @@ class Passes:
             InputError: for a batch size that is none, or inputs that the model does not take.
             InconsistentModelError: if what the model returns for an example hangs on anything else.
         """
-        device = device_of(score.model)
-        key = ("prepared", precision, frozenset(layers), device, inputs.dtype)
-        with naming_inputs(score.model, inputs):
-            refuse_inconsistent(score.model, inputs, device)
-            prepared = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device, inputs))
-        copy, chunk = prepared.model, rows_at_once(inputs, batch_size, device)
-        return cls(replace(score, model=copy), score, prepared, lambda x, _: copy(x), chunk)
+        device, whole = device_of(score.model), score.given(inputs)
+        key = ("prepared", precision, frozenset(layers), device, whole.dtype)
+        with naming_inputs(score.model, whole):
+            refuse_inconsistent(score.model, whole, device)
+            prepared = remembered(score.model, key, lambda: precision.prepare(score.model, layers, device, whole))
+        beside = None if score.beside is None else score.beside.placed(prepared.inputs)
+        copy, chunk = replace(score, model=prepared.model, beside=beside), rows_at_once(inputs, batch_size, device)
+        return cls(copy, score, prepared, lambda x, rows: run(copy.model, copy.given(x, rows)), chunk)
 
     @property
     def precision(self) -> Precision:

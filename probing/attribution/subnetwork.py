@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, fx, nn
 
+from probing.models.calling import run
 from probing.models.hooks import edit
 from probing.models.precision import frozen_copy
+from probing.models.scores import Score
 
 
 def tail_of(model: nn.Module, layer: str) -> fx.GraphModule | None:
@@ -20,7 +22,10 @@ def tail_of(model: nn.Module, layer: str) -> fx.GraphModule | None:
         return None
     cuts = [n for n in graph.nodes if n.op == "call_module" and n.target == layer]
     after = _after(graph, cuts[0]) if len(cuts) == 1 else None
-    return None if after is None else fx.GraphModule(model, after).eval()
+    try:
+        return None if after is None else fx.GraphModule(model, after).eval()
+    except AttributeError:  # a constant that tracing has put on its copy
+        return None
 
 
 def given(tail: nn.Module, points: Tensor) -> object:
@@ -43,11 +48,11 @@ def is_affine(tail: fx.GraphModule) -> bool:
     return True
 
 
-def rerun(model: nn.Module, layer: str, tail: nn.Module | None, inputs: Tensor) -> Callable[[Tensor, Tensor | None], object]:
+def rerun(score: Score, layer: str, tail: nn.Module | None, inputs: Tensor) -> Callable[[Tensor, Tensor | None], object]:
     """Return what gives the model's output from outputs of a layer: the tail, or the whole model with them put in.
 
     Args:
-        model: in evaluation mode.
+        score: of a model in evaluation mode.
         layer: whose output is given.
         tail: what follows it, if that could be told.
         inputs: of the examples that rows name.
@@ -57,8 +62,8 @@ def rerun(model: nn.Module, layer: str, tail: nn.Module | None, inputs: Tensor) 
 
     def whole(points: Tensor, rows: Tensor | None) -> object:
         given = inputs if rows is None else inputs[rows.to(inputs.device)]
-        with edit(model, {layer: lambda module, before, output: points}):
-            return model(given.to(points.device))
+        with edit(score.model, {layer: lambda module, before, output: points}):
+            return run(score.model, score.given(given.to(points.device, copy=True), rows))
 
     return whole
 

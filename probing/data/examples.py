@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 from probing.core.content_ids import bytes_id, content_id, tensor_id
 from probing.core.errors import Mend, OutOfRangeError, ProbingError
-from probing.core.inputs import not_one_tensor
+from probing.core.inputs import Batch, InputError, Inputs, joined, not_one_tensor, padded, row_ids, tokens_of
 from probing.data.images import (
     ImageError,
     Preprocess,
@@ -40,8 +40,9 @@ from probing.data.images import (
 Transform = Callable[[Image.Image], Tensor]
 """From an upright picture to model space: a `Preprocess`, or a callable that gets 8-bit RGB, white where transparent."""
 
-Prepare = Callable[[Any], Tensor]
-"""From an item of data to model space: from a picture, as a `Transform` does, from a text, or from whatever it is."""
+Prepare = Callable[[Any], Tensor | Mapping[str, Tensor]]
+"""From an item of data to model space: from a picture, as a `Transform` does, from a text, or from whatever it is; to one
+tensor, or to named ones, as a tokeniser or processor of transformers gives."""
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
@@ -72,8 +73,8 @@ class ExampleSet(Protocol):
     def ids(self) -> Sequence[str]:
         """One content id per example; equal content has equal ids, in any set."""
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
-        """Return examples as one batch in model space, in the order asked for."""
+    def load(self, indices: Sequence[int]) -> Batch:
+        """Return examples as one batch in model space, in the order asked for: one tensor, or named ones."""
 
     def __len__(self) -> int: ...
 
@@ -128,6 +129,36 @@ class TensorExamples:
     def image(self, index: int) -> Image.Image:
         """Return an example of one or three channels, stretched to the range between its extremes."""
         return _stretched(self._tensor[index])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class NamedExamples:
+    """Examples of named tensors in model space, with a row of each per example, of which a copy is kept.
+
+    Args:
+        inputs: the tensors, as `Inputs` or a mapping.
+        labels: of each example, where known.
+
+    Example:
+        >>> examples({"input_ids": ids, "attention_mask": mask}).load([0, 5]).tensors["input_ids"].shape
+        torch.Size([2, 12])
+    """
+
+    def __init__(self, inputs: Inputs | Mapping[str, Any], *, labels: Sequence[object] | None = None) -> None:
+        given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        self._inputs = given.map(lambda tensor: tensor.detach().clone())
+        self.ids: tuple[str, ...] = tuple(row_ids(self._inputs))
+        self.labels = _one_each(labels, len(self.ids))
+        self.tokens = tokens_of(self._inputs)
+
+    def load(self, indices: Sequence[int]) -> Inputs:
+        return self._inputs[torch.tensor(indices, dtype=torch.long)]
+
+    def image(self, index: int) -> Image.Image:
+        """Return the picture among an example's inputs, stretched to the range between its extremes."""
+        return _stretched(self._inputs[[index]].main[0])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -242,7 +273,7 @@ class ImageExamples:
     def __init__(
         self,
         files: ImageSource | Sequence[Path | str],
-        preprocess: Transform,
+        preprocess: Prepare,
         *,
         on_error: OnError = "raise",
         labels: Sequence[object] | None = None,
@@ -264,7 +295,7 @@ class ImageExamples:
         given = _one_each(labels, len(self._source))
         self.labels = None if given is None else tuple(given[i] for i in self.kept)
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+    def load(self, indices: Sequence[int]) -> Batch:
         for index in indices[:1]:
             if not isinstance(self.preprocess, Preprocess):
                 _refuse_random(self._settings, repr(self.name(index)), partial(self._prepared, index))
@@ -291,9 +322,10 @@ class ImageExamples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _prepared(self, index: int) -> Tensor:
+    def _prepared(self, index: int) -> Batch:
         image = self._decoded(index)
-        return self.preprocess(image if isinstance(self.preprocess, Preprocess) else flatten(image))
+        row = self.preprocess(image if isinstance(self.preprocess, Preprocess) else flatten(image))
+        return _as_row(row, "what the preprocessing gives") if isinstance(row, Mapping) else row
 
     def _examine(self, position: int, *, whole: bool) -> str | Skipped:
         try:
@@ -319,19 +351,19 @@ class ImageExamples:
 
 
 class TextExamples:
-    """Texts, each turned into token ids of one length.
+    """Texts, each turned into token ids.
 
     Args:
         texts: one example each.
-        tokenize: from one text to a tensor; it must pad or cut to a fixed length, so that a text's tensor
-            does not depend on its neighbours.
+        tokenize: from one text to a tensor, padded or cut to a fixed length; or to named tensors with an
+            `attention_mask`, as a tokeniser of transformers gives, which are padded here to the longest text.
         labels: of each, where known.
     """
 
     def __init__(
         self,
         texts: Sequence[str],
-        tokenize: Callable[[str], Tensor],
+        tokenize: Prepare,
         *,
         labels: Sequence[object] | None = None,
     ) -> None:
@@ -342,12 +374,28 @@ class TextExamples:
             bytes_id(f"{bytes_id(t.encode(errors='surrogatepass'))}{self._settings}".encode()) for t in self.texts
         )
         self.labels = _one_each(labels, len(self.ids))
+        self._named = self._encoded()
+        if self._named is not None:
+            self.ids, self.tokens = self._named.ids, self._named.tokens
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+    def load(self, indices: Sequence[int]) -> Batch:
         for i in indices[:1]:
             name = f"text {i} ({shorten(self.texts[i], 40)!r})"
             _refuse_random(self._settings, name, partial(self._tokenize, self.texts[i]))
-        return _stack([self._tokenize(self.texts[i]) for i in indices], "tokenize")
+        if self._named is not None:
+            return self._named.load(indices)
+        return _stack([self._row(i) for i in indices], "tokenize")
+
+    def _row(self, index: int) -> Batch:
+        return _as_row(self._tokenize(self.texts[index]), "what tokenize gives")
+
+    def _encoded(self) -> NamedExamples | None:
+        """Return the texts as named tensors, if the tokeniser makes these: one length of all tells their padding."""
+        if not self.texts or isinstance(self._tokenize(self.texts[0]), Tensor):
+            return None
+        rows = [self._row(i) for i in range(len(self.texts))]
+        named = _stack(rows, "tokenize", getattr(self._tokenize, "pad_token_id", 0))
+        return NamedExamples(named) if isinstance(named, Inputs) else None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -372,28 +420,36 @@ class DatasetExamples:
 
     def __init__(self, items: Any, preprocess: Prepare | None = None) -> None:
         self._items, self.preprocess = items, preprocess
-        ids, labels = [], []
+        ids, labels, lengths = [], [], []
         for index in range(len(items)):
             example, label = self._read(index)
-            ids.append(tensor_id(self._prepared(example, index)))
+            row = self._prepared(example, index)
+            ids.append(_row_id(row))
+            lengths.append(tokens_of(row) or 0)
             labels.append(label)
-        self.ids: tuple[str, ...] = tuple(ids)
+        self.tokens = max(lengths, default=0)
+        whole = any(length != self.tokens for length in lengths)
+        # What the model sees of a text is padded to the longest of the set.
+        self._padded = tuple(ids)
+        self.ids: tuple[str, ...] = (
+            tuple(bytes_id(f"{i} of {self.tokens} tokens".encode()) for i in ids) if whole else self._padded
+        )
         self.labels = tuple(labels) if any(label is not None for label in labels) else None
         # What draws at random shows by now, before rows are computed of it
         for index in range(0, len(ids), max(1, len(ids) // _READ_TWICE))[:_READ_TWICE]:
             self.load([index])
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+    def load(self, indices: Sequence[int]) -> Batch:
         rows = []
         for index in indices:
             row = self._prepared(self._read(index)[0], index)
-            if tensor_id(row) != self.ids[index]:
+            if _row_id(row) != self._padded[index]:
                 raise ChangedExampleError(
                     f"{self.name(index)} is not what it was when it was first read: give data without random transforms, "
                     "such as augmentation, or list what has changed anew."
                 )
             rows.append(row)
-        return _stack(rows, "the data set")
+        return _stack(rows, "the data set", getattr(self.preprocess, "pad_token_id", 0), self.tokens)
 
     def name(self, index: int) -> str:
         """Return where an example came from."""
@@ -404,7 +460,8 @@ class DatasetExamples:
         example = self._read(index)[0]
         picture = _opened(example)
         if picture is None:
-            return _stretched(self._prepared(example, index))
+            row = self._prepared(example, index)
+            return _stretched(row if isinstance(row, Tensor) else row.main[0])
         return _thumbnail(flatten(picture))
 
     def __len__(self) -> int:
@@ -421,7 +478,7 @@ class DatasetExamples:
             return _of_pair(item, self.name(index))
         return item, None  # a row of numbers, or words
 
-    def _prepared(self, example: object, index: int) -> Tensor:
+    def _prepared(self, example: object, index: int) -> Batch:
         if self.preprocess is not None:
             try:
                 given = _opened(example)
@@ -435,7 +492,7 @@ class DatasetExamples:
                     "data that are in model space."
                 )
             example = self.preprocess(example if given is None else given)
-        return _as_tensor(example, self.name(index))
+        return _as_row(example, self.name(index))
 
 
 class Subset:
@@ -451,7 +508,7 @@ class Subset:
         known = labels_of(examples)
         self.labels = None if known is None else tuple(known[i] for i in self.indices)
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+    def load(self, indices: Sequence[int]) -> Batch:
         return self.examples.load([self.indices[i] for i in indices])
 
     def image(self, index: int) -> Image.Image:
@@ -465,15 +522,15 @@ class Concatenation:
     """Several sets one after the other."""
 
     def __init__(self, parts: Sequence[ExampleSet]) -> None:
-        self.parts: tuple[ExampleSet, ...] = tuple(parts)
+        self.parts: tuple[ExampleSet, ...] = tuple(_of_one_length(parts))
         self._places = [(p, i) for p, part in enumerate(self.parts) for i in range(len(part))]
         self.ids: tuple[str, ...] = tuple(i for part in self.parts for i in part.ids)
         known = [label for part in self.parts for label in labels_of(part) or ()]
         self.labels = tuple(known) if known and len(known) == len(self.ids) else None
 
-    def load(self, indices: Sequence[int]) -> Shaped[Tensor, "n *shape"]:
+    def load(self, indices: Sequence[int]) -> Batch:
         places = [self._places[i] for i in indices]
-        rows: dict[int, Tensor] = {}
+        rows: dict[int, Batch] = {}
         for part in sorted({p for p, _ in places}):
             slots = [slot for slot, (p, _) in enumerate(places) if p == part]
             rows.update(zip(slots, self.parts[part].load([places[s][1] for s in slots]), strict=True))
@@ -485,6 +542,29 @@ class Concatenation:
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _of_one_length(parts: Sequence[ExampleSet]) -> Sequence[ExampleSet]:
+    """Return sets whose texts are padded to the longest of all; they are other examples then, with other ids."""
+    lengths = [_tokens_in(part) for part in parts]
+    known = [length for length in lengths if length is not None]
+    if len(set(known)) < 2:
+        return parts
+    longest, found = max(known), []
+    for part, length in zip(parts, lengths, strict=True):
+        batch = part.load(range(len(part))) if length not in {None, longest} else None
+        wide = None if batch is None or isinstance(batch, Tensor) else padded(batch, longest)
+        found.append(part if wide is None else NamedExamples(wide, labels=labels_of(part)))
+    return found
+
+
+def _tokens_in(examples: ExampleSet) -> int | None:
+    """Return how many tokens the texts of a set have, if it pads them to one length."""
+    if isinstance(examples, Subset):
+        return _tokens_in(examples.examples)
+    if isinstance(examples, Concatenation):
+        return next(iter(filter(None, map(_tokens_in, examples.parts))), None)
+    return getattr(examples, "tokens", None)
 
 
 def concat(*parts: ExampleSet) -> Concatenation:
@@ -500,9 +580,10 @@ def as_examples(data: object, preprocess: Prepare | None = None) -> ExampleSet:
     since all of them are read for their ids.
 
     Args:
-        data: a tensor or array with one example per row; a list of tensors, arrays, pictures, files or texts; a folder of
-            pictures; a PyTorch or Hugging Face data set; a `DataLoader` that neither shuffles nor collates in its own
-            way; a table of pandas, with numbers or one column of files or texts; an `ImageSource`; an `ExampleSet`.
+        data: a tensor or array with one example per row; a mapping of named ones, or `Inputs`; a list of tensors, arrays,
+            pictures, files or texts; a folder of pictures; a PyTorch or Hugging Face data set; a `DataLoader` that neither
+            shuffles nor collates in its own way; a table of pandas, with numbers or one column of files or texts; an
+            `ImageSource`; an `ExampleSet`.
         preprocess: from a picture to model space, such as `loaded.preprocess`, or from a text to its tokens; None for data
             in model space.
 
@@ -520,6 +601,9 @@ def as_examples(data: object, preprocess: Prepare | None = None) -> ExampleSet:
         data = [data]
     if isinstance(data, ExampleSet):
         return data
+    splits = _is_a(data, "datasets", "DatasetDict")
+    if isinstance(data, Inputs) or (isinstance(data, Mapping) and preprocess is None and not splits):
+        return _named(data)
     if isinstance(data, ImageSource):
         return ImageExamples(data, _needed(preprocess, "pictures"))
     if isinstance(data, Tensor | np.ndarray) and data.ndim == 0:
@@ -546,7 +630,9 @@ def refuse_random(examples: ExampleSet) -> None:
     elif isinstance(examples, Concatenation):
         for part in examples.parts:
             refuse_random(part)
-    elif len(examples) and not isinstance(examples, TensorExamples | ImageExamples | TextExamples | DatasetExamples):
+    elif len(examples) and not isinstance(
+        examples, TensorExamples | NamedExamples | ImageExamples | TextExamples | DatasetExamples
+    ):
         name = f"example 0 of the {type(examples).__name__}"
         _refuse_random(f"{type(examples)} {examples.ids[0]}", name, lambda: examples.load([0]))
 
@@ -566,17 +652,26 @@ def _refuse_random(settings: str, name: str, load: Callable[[], object]) -> None
     before = _generators()
     first = load()
     drawn = _generators() != before
-    if isinstance(first, Tensor):  # anything else is refused by whoever stacks it
-        own = tensor_id(first)
+    if own := _content(first):  # anything else is refused by whoever stacks it
         for _ in range(_MORE_LOADS if drawn else _LOADS - 1):
-            again = load()
-            if not isinstance(again, Tensor) or tensor_id(again) != own:
+            if _content(load()) != own:
                 raise ChangedExampleError(
                     f"{name} becomes another input each time it is loaded, so that rows of it would be of none: give a "
                     "preprocessing that draws nothing at random and keeps nothing from call to call, such as the one that "
                     "the model was validated with."
                 )
     _STEADY.add(settings)
+
+
+def _content(loaded: object) -> str:
+    """Return the id of what a preprocessing gives; empty for what it should not give."""
+    if isinstance(loaded, Tensor):
+        return tensor_id(loaded)
+    if isinstance(loaded, Inputs):
+        return _row_id(loaded)
+    if isinstance(loaded, Mapping):
+        return content_id({str(name): value for name, value in loaded.items() if isinstance(value, Tensor)})
+    return ""
 
 
 def _generators() -> tuple[object, ...]:
@@ -675,10 +770,26 @@ def _of_table(table: Any, preprocess: Prepare | None) -> ExampleSet:
     return DatasetExamples(pairs, preprocess)
 
 
+def _named(data: Inputs | Mapping[Any, Any]) -> NamedExamples:
+    """Return the examples of named tensors, of which one may be the labels."""
+    if isinstance(data, Inputs):
+        return NamedExamples(data)
+    labels = [value for name, value in data.items() if name in LABELS]
+    rest = {name: value for name, value in data.items() if name not in LABELS}
+    known = labels[0].tolist() if labels and isinstance(labels[0], Tensor | np.ndarray) else labels[0] if labels else None
+    try:
+        return NamedExamples(rest, labels=known)
+    except InputError as error:
+        raise ExampleError(f"examples can't be made of {[str(name) for name in data]}: {error}") from error
+
+
 def _with_items(data: object) -> Any:
     """Return data that have a length and items, or say why they are no examples."""
     if isinstance(data, Mapping):
-        raise ExampleError(not_one_tensor(data, "examples"))
+        raise ExampleError(
+            f"a preprocessing takes one item at a time, and a mapping of {[str(key) for key in data]} is all at once: give "
+            "a list of items, or tensors without a preprocessing."
+        )
     if isinstance(data, tuple):
         raise ExampleError(
             f"a tuple of {len(data)} can be examples, or several inputs, or inputs and labels: give a list of examples, "
@@ -703,12 +814,15 @@ def _needed(preprocess: Prepare | None, what: str) -> Prepare:
 def _of_mapping(item: Mapping[Any, object], name: str) -> tuple[object, object]:
     labels = [key for key in item if key in LABELS]
     rest = [key for key in item if key not in LABELS]
-    if len(rest) != 1 or len(labels) > 1:
+    named = len(rest) > 1 and all(isinstance(item[key], Tensor | np.ndarray) for key in rest)
+    if (len(rest) != 1 and not named) or len(labels) > 1:
         raise ExampleError(
             f"{name} holds {[str(key) for key in item]}, of which one must be the example and one may be its 'label': leave "
             "out the others, as by select_columns of a Hugging Face data set."
         )
-    return item[rest[0]], _label(item[labels[0]]) if labels else None
+    whole = item if not labels else {key: item[key] for key in rest}
+    example = whole if named else item[rest[0]]
+    return example, _label(item[labels[0]]) if labels else None
 
 
 def _of_pair(item: Sequence[object], name: str) -> tuple[object, object]:
@@ -760,6 +874,23 @@ def _as_tensor(example: object, name: str) -> Tensor:
         ) from None
 
 
+def _as_row(example: object, name: str) -> Batch:
+    """Return an example as a tensor, or, of named tensors, as a batch of one."""
+    if isinstance(example, Inputs):
+        return example
+    if not isinstance(example, Mapping):
+        return _as_tensor(example, name)
+    parts = {str(key): _as_tensor(value, f"{key!r} of {name}") for key, value in example.items() if key not in LABELS}
+    # A tokeniser or processor of transformers that was asked for tensors gives batches of one.
+    batched = _is_a(example, "transformers", "BatchEncoding") or _is_a(example, "transformers", "BatchFeature")
+    alone = batched and all(part.ndim and len(part) == 1 for part in parts.values())
+    return Inputs({key: part if alone else part[None] for key, part in parts.items()})
+
+
+def _row_id(row: Batch) -> str:
+    return tensor_id(row) if isinstance(row, Tensor) else row_ids(row)[0]
+
+
 def _is_a(value: object, library: str, name: str) -> bool:
     """Whether a value is of a library's class, without importing the library."""
     return any(base.__name__ == name and base.__module__.split(".")[0] == library for base in type(value).__mro__)
@@ -786,13 +917,26 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return small
 
 
-def _stack(rows: Sequence[Tensor], maker: str) -> Tensor:
+def _stack(rows: Sequence[Batch], maker: str, fill: int = 0, tokens: int = 0) -> Batch:
+    """Return rows as one batch; texts, of which a mask is known, are padded to the longest, or to so many tokens."""
+    if rows and all(isinstance(row, Inputs) for row in rows):
+        named = [row for row in rows if isinstance(row, Inputs)]
+        longest = max(tokens, *(tokens_of(row) or 0 for row in rows), 0)
+        named = [padded(row, longest, fill) for row in named]
+        kinds = {tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in row.tensors.items()) for row in named}
+        if len(kinds) > 1:
+            raise ExampleError(
+                f"{maker} gives named inputs of several shapes, {sorted(map(str, kinds))[:2]}: bring them to one shape, or "
+                "have an attention_mask among them, by which texts are padded."
+            )
+        return joined(named)
     if other := [row for row in rows if not isinstance(row, Tensor)]:
         raise ExampleError(not_one_tensor(other[0], f"what {maker} gives"))
-    shapes = sorted({tuple(row.shape) for row in rows})
+    tensors = [row for row in rows if isinstance(row, Tensor)]
+    shapes = sorted({tuple(row.shape) for row in tensors})
     if len(shapes) > 1:
         raise ExampleError(f"{maker} gives examples of several shapes, {shapes}: bring them to one shape.")
-    return torch.stack(list(rows))
+    return torch.stack(tensors)
 
 
 def _unusable(bad: Sequence[Skipped]) -> ImageError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.core.foreign import ForeignHookError, is_watched
+from probing.core.inputs import OF_TOKENS, Batch, Inputs, joined
 from probing.models.hooks import ModuleCall, record_calls
 from probing.models.model_cache import remembered
 from probing.models.precision import AS_GIVEN, Prepared, agree, device_of
@@ -25,7 +26,7 @@ class InconsistentModelError(ProbingError, RuntimeError):
     """What a model returns for an example hangs on chance, on earlier calls or on other examples."""
 
 
-def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) -> None:
+def refuse_inconsistent(model: nn.Module, inputs: Batch, device: torch.device) -> None:
     """Refuse a model whose output for an example hangs on anything but that example.
 
     A model is checked once a process, as long as it computes the same. It is a copy that runs, so that counters and
@@ -43,12 +44,12 @@ def refuse_inconsistent(model: nn.Module, inputs: Tensor, device: torch.device) 
     remembered(model, ("consistent", device), lambda: _check(model, inputs, device))
 
 
-def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
+def _check(model: nn.Module, inputs: Batch, device: torch.device) -> bool:
     prepared = AS_GIVEN.prepare(model, (), device, inputs)
     one = inputs[:1]
     if is_watched(model):
         _refuse_other_without(model, one)
-    pair = torch.cat([_another(one), one])
+    pair = joined([_another(one), one])
     try:
         # First, so that what remembers its first answer gives another example's, or too many rows, to the one alone.
         together = _drawn(prepared, pair, 0)
@@ -61,7 +62,7 @@ def _check(model: nn.Module, inputs: Tensor, device: torch.device) -> bool:
     return True
 
 
-def _refuse_other_without(model: nn.Module, one: Tensor) -> None:
+def _refuse_other_without(model: nn.Module, one: Batch) -> None:
     """Refuse a model whose copy, without what libraries have left on it, gives another output: one more pass each."""
     home = device_of(model)
     copied = AS_GIVEN.prepare(model, (), home, one)
@@ -71,7 +72,7 @@ def _refuse_other_without(model: nn.Module, one: Tensor) -> None:
         )
 
 
-def _alone(prepared: Prepared, one: Tensor) -> object:
+def _alone(prepared: Prepared, one: Batch) -> object:
     try:
         return _drawn(prepared, one, 1)
     except _REFUSALS as error:
@@ -82,8 +83,20 @@ def _alone(prepared: Prepared, one: Tensor) -> object:
         ) from error
 
 
-def _another(one: Tensor) -> Tensor:
-    """Return another example of the same kind, larger than the first."""
+def _another(one: Batch) -> Batch:
+    """Return another example of the same kind, larger than the first; masks and the like stay as they are."""
+    if isinstance(one, Inputs):
+        changed = {n: t if _is_told(n, t) else _other(t) for n, t in one.tensors.items()}
+        return replace(one, tensors=changed, put={layer: _other(t) for layer, t in one.put.items()})
+    return _other(one)
+
+
+def _is_told(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor says something of others, so that no other values may stand in it."""
+    return "mask" in name or name in OF_TOKENS or (not tensor.is_floating_point() and tensor.ndim < 2)
+
+
+def _other(one: Tensor) -> Tensor:
     if one.is_floating_point():
         other = 2 * one.flip(-1)
         return one + 1 if torch.equal(other, one) else other
@@ -142,10 +155,10 @@ _CHANCE_WAY = "Let it draw in training mode only, as functional.dropout(x, p, tr
 _STATE_WAY = "Let forward keep nothing from call to call in evaluation mode."
 
 
-def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> str:
+def _why(model: nn.Module, one: Batch, pair: Batch, device: torch.device) -> str:
     """Say on what else the output hangs, and which module makes it so."""
 
-    def passes(*batches: tuple[Tensor, int]) -> list[list[ModuleCall]]:
+    def passes(*batches: tuple[Batch, int]) -> list[list[ModuleCall]]:
         fresh = AS_GIVEN.prepare(model, (), device, one)  # one that remembers nothing
         return [_calls(fresh, batch, seed) for batch, seed in batches]
 
@@ -174,14 +187,14 @@ def _why(model: nn.Module, one: Tensor, pair: Tensor, device: torch.device) -> s
 _MAY_TAKE_TIME_FIRST = ("MultiheadAttention", "RNN", "LSTM", "GRU")
 
 
-def _calls(prepared: Prepared, batch: Tensor, seed: int) -> list[ModuleCall]:
+def _calls(prepared: Prepared, batch: Batch, seed: int) -> list[ModuleCall]:
     """Return what every module took and returned in one pass."""
     with record_calls(prepared.model) as calls:
         _drawn(prepared, batch, seed)
     return calls
 
 
-def _drawn(prepared: Prepared, batch: Tensor, seed: int) -> object:
+def _drawn(prepared: Prepared, batch: Batch, seed: int) -> object:
     """Return the output, where what is drawn hangs on the seed: other seeds, other draws."""
     devices = [prepared.device] if prepared.device.type == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from probing.core.errors import ProbingError
 from probing.core.foreign import take_off
+from probing.core.inputs import Batch
+from probing.models.calling import run
 from probing.models.precision import AS_GIVEN, device_of
 
 
@@ -34,7 +36,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     return clone
 
 
-def prove_own_weights(clone: nn.Module, model: nn.Module, example: Tensor) -> None:
+def prove_own_weights(clone: nn.Module, model: nn.Module, example: Batch) -> None:
     """Pass an example through a model's copy, and see that it reads none but its own weights.
 
     Args:
@@ -48,7 +50,7 @@ def prove_own_weights(clone: nn.Module, model: nn.Module, example: Tensor) -> No
     given = AS_GIVEN.prepare(model, (), device_of(clone), example)
     reads = _Reads(clone, model)
     with torch.inference_mode(False), torch.no_grad(), reads:
-        clone(given.inputs(example))
+        run(clone, given.inputs(example))
     kind = type(model).__name__
     if reads.of_model:
         raise SharedWeightsError(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.core.errors import ProbingError
-from probing.core.inputs import InputError
+from probing.core.inputs import Batch, InputError, described, kind_of, like
+from probing.models.calling import run
 from probing.models.hooks import LayerCallError, capture, other_rows, watch
 from probing.models.layers import split_call
 from probing.models.model_cache import remembered
@@ -25,7 +26,7 @@ class RefusedError(ProbingError, RuntimeError):
 
 
 @contextmanager
-def naming_inputs(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+def naming_inputs(model: nn.Module, inputs: Batch) -> Iterator[None]:
     """Say which inputs a model was given when it does not take them; the message holds the model's own.
 
     Raises:
@@ -36,9 +37,7 @@ def naming_inputs(model: nn.Module, inputs: Tensor) -> Iterator[None]:
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         if type(error) not in {RuntimeError, AssertionError, ValueError, IndexError}:
             raise  # one of ours, or out of memory: they say what is wrong themselves
-        raise InputError(
-            f"{type(model).__name__} does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype}: {error}"
-        ) from error
+        raise InputError(f"{type(model).__name__} does not take inputs of {described(inputs)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,12 @@ class Ran:
         return _geometry(self.grid, self.shape[2:], size)
 
 
-def layers_run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+def layers_run(model: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
     """Return all calls of layers that return a tensor, in the order in which they end.
 
     Worked out once per model and input shape, on tensors without values where the model allows it.
     """
-    key = ("layers run", tuple(inputs.shape[1:]), inputs.dtype)
+    key = ("layers run", kind_of(inputs))
     return remembered(model, key, lambda: _run(model, inputs))
 
 
@@ -133,7 +132,7 @@ def refuse_other_rows(ran: Sequence[Ran], layer: str) -> None:
 MOST_PREFIXES = 8  # class and register tokens that stand before the patches
 
 
-def channel_axis(model: nn.Module, inputs: Tensor, layer: str) -> int | None:
+def channel_axis(model: nn.Module, inputs: Batch, layer: str) -> int | None:
     """Return which axis of a layer's output `[n, a, b, c]` holds channels, 1 or -1; None if that can't be told.
 
     Convolutions tell, and so do the sides of a map, which are to each other as those of the input are. Where that fits
@@ -151,7 +150,7 @@ def channel_axis(model: nn.Module, inputs: Tensor, layer: str) -> int | None:
     size = (inputs.shape[2], inputs.shape[3])
     if own.grid is not None or not _tiles(own.shape[2:], size) or not _tiles(own.shape[1:3], size):
         return _told_axis(own, size)
-    key = ("channel axis", layer, tuple(inputs.shape[1:]), inputs.dtype)
+    key = ("channel axis", layer, kind_of(inputs))
     return remembered(model, key, lambda: _measured_axis(model, inputs[:1], layer))
 
 
@@ -198,10 +197,10 @@ _MOVED = 0.05
 """Least way that changes move along rows and columns together, as a share of their lengths."""
 
 
-def _measured_axis(model: nn.Module, one: Tensor, layer: str) -> int | None:
+def _measured_axis(model: nn.Module, one: Batch, layer: str) -> int | None:
     prepared = AS_GIVEN.prepare(model, (), device_of(model), one)
     found = []
-    for image in torch.split(_changed_at_edges(one), 1):  # alone, as some models take no more
+    for image in _changed_at_edges(one):  # alone, as some models take no more
         with torch.no_grad(), capture(prepared.model, [layer]) as kept:
             prepared.output(image)
         found.append(kept[layer].double())
@@ -216,8 +215,14 @@ def _measured_axis(model: nn.Module, one: Tensor, layer: str) -> int | None:
     return 1 if first > last else -1
 
 
-def _changed_at_edges(one: Float[Tensor, "1 c h w"]) -> Float[Tensor, "5 c h w"]:
-    """Return an image and itself with noise along its upper, lower, left and right edge."""
+def _changed_at_edges(one: Batch) -> Iterator[Batch]:
+    """Yield an input, and the same with noise along the upper, lower, left and right edge of its image."""
+    whole = one if isinstance(one, Tensor) else one.main
+    for image in torch.split(_with_noise_at_edges(whole), 1):
+        yield like(one, lambda tensor, image=image: image if tensor is whole else tensor)  # type: ignore[misc]
+
+
+def _with_noise_at_edges(one: Float[Tensor, "1 c h w"]) -> Float[Tensor, "5 c h w"]:
     height, width = (max(1, side // _EDGE) for side in one.shape[2:])
     spread = float(one.double().std(correction=0)) or 1.0
     noise = torch.randn(one.shape[1:], generator=torch.Generator().manual_seed(0)).to(one) * spread
@@ -257,7 +262,7 @@ class Layout:
     def of(
         cls,
         model: nn.Module,
-        inputs: Float[Tensor, "n c *size"],
+        inputs: Batch,
         layer: str,
         grid: tuple[int, ...] | None = None,
         *,
@@ -267,7 +272,7 @@ class Layout:
 
         Args:
             model: in evaluation mode.
-            inputs: one image, series or volume, or more.
+            inputs: one image, series or volume, or more, `[n, c, *size]`.
             layer: an address.
             grid: rows and columns of patches, for tokens; inferred if None.
             channels_last: whether a map has its channels last, where that can't be told; see `channel_axis`.
@@ -406,10 +411,10 @@ def _geometry(grid: Grid | None, cells: tuple[int, ...], size: tuple[int, ...]) 
     return Geometry.tiles(cells, size)
 
 
-def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+def _run(model: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
     one = inputs[:1]
     try:
-        return _observed(frozen_copy(model).to("meta"), torch.empty_like(one, device="meta"))
+        return _observed(frozen_copy(model).to("meta"), like(one, lambda t: torch.empty_like(t, device="meta")))
     except Exception:  # whatever a model can't do without values it may do with them
         pass
     with naming_inputs(model, inputs):
@@ -417,7 +422,7 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
         return _observed(prepared.model, prepared.inputs(one))
 
 
-def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
+def _observed(copy: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
     """Run a private copy, and list what its layers return."""
     ran: list[Ran] = []
     calls: Counter[str] = Counter()
@@ -430,9 +435,9 @@ def _observed(copy: nn.Module, inputs: Tensor) -> tuple[Ran, ...]:
 
     if inputs.ndim in {3, 4, 5}:
         axes = inputs.ndim - 2
-        centres.put(inputs, Grid((0.0,) * axes, (1.0,) * axes))
+        centres.put(inputs if isinstance(inputs, Tensor) else inputs.main, Grid((0.0,) * axes, (1.0,) * axes))
     with torch.no_grad(), watch(copy, ended), centres:
-        copy(inputs)
+        run(copy, inputs)
     return tuple(ran)
 
 

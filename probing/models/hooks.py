@@ -142,7 +142,7 @@ _UNFUSED = _Unfused()
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module in a pass: its path and class, what it was given by position, and what it returned."""
+    """One call of a module in a pass: its path and class, what it was given, by position, then by name, and returned."""
 
     path: str
     kind: str
@@ -151,8 +151,13 @@ class ModuleCall:
 
 
 @contextmanager
-def record_calls(model: nn.Module) -> Iterator[list[ModuleCall]]:
-    """Record every call of every module while the model runs inside the block, in the order in which calls end."""
+def record_calls(model: nn.Module, only: str | None = None) -> Iterator[list[ModuleCall]]:
+    """Record every call of every module while the model runs inside the block, in the order in which calls end.
+
+    Args:
+        model: any module.
+        only: the path of the one module that is recorded.
+    """
     calls: list[ModuleCall] = []
     begun: list[object] = []
 
@@ -162,9 +167,14 @@ def record_calls(model: nn.Module) -> Iterator[list[ModuleCall]]:
 
         return record
 
+    def begins(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        begun.append(_copied((*args, *kwargs.values())))
+
     with _UNFUSED, ExitStack() as hooks:
         for path, module in model.named_modules():
-            begin = module.register_forward_pre_hook(lambda _, args: begun.append(_copied(args)))
+            if only is not None and path != only:
+                continue
+            begin = module.register_forward_pre_hook(begins, with_kwargs=True)
             hooks.callback(begin.remove)
             hooks.callback(module.register_forward_hook(hook(path, module)).remove)
         yield calls

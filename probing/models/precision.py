@@ -5,7 +5,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,9 +14,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from probing.core.doubles import has_doubles
 from probing.core.errors import ArgumentError
 from probing.core.foreign import take_off
+from probing.core.inputs import Batch, Inputs, joined
+from probing.models.calling import run
 from probing.models.layers import resolve, split_call
 
 Kind = Literal["float32", "fast", "reference", "float64"]
+BatchT = TypeVar("BatchT", Tensor, Inputs, Batch)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Precision:
         exact = self.kind == "float32" and device.type == "cuda"
         return _ieee_float32() if exact else nullcontext()
 
-    def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device, example: Tensor) -> "Prepared":
+    def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device, example: Batch) -> "Prepared":
         """Return a frozen copy of the model, ready to run, that shares weights it need not change.
 
         The layout channels_last and folded BatchNorm are used only where two rows of a real example show that the
@@ -85,7 +88,7 @@ class Precision:
                     continue
             return given
 
-    def _as_given(self, model: nn.Module, device: torch.device, example: Tensor) -> "Prepared":
+    def _as_given(self, model: nn.Module, device: torch.device, example: Batch) -> "Prepared":
         if self.kind == "float64" and not has_doubles(device):
             raise ArgumentError(f"{device.type} has no float64: compute in float32, or move the model to the CPU.")
         copy = frozen_copy(model).to(device)
@@ -140,14 +143,17 @@ class Prepared:
         """Return the context that forward and backward passes run in."""
         return self.precision.arithmetic(self.device)
 
-    def inputs(self, batch: Tensor) -> Tensor:
+    def inputs(self, batch: BatchT) -> BatchT:
         """Return a copy of a batch as the model takes it: it may be overwritten."""
-        image = self.channels_last and batch.ndim == 4
-        layout = torch.channels_last if image else torch.contiguous_format
-        dtype = self.dtype if batch.is_floating_point() and self.dtype else batch.dtype
-        return batch.to(self.device, dtype, copy=True, memory_format=layout)
+        return self._placed(batch) if isinstance(batch, Tensor) else batch.map(self._placed)
 
-    def output(self, batch: Tensor) -> object:
+    def _placed(self, tensor: Tensor) -> Tensor:
+        image = self.channels_last and tensor.ndim == 4
+        layout = torch.channels_last if image else torch.contiguous_format
+        dtype = self.dtype if tensor.is_floating_point() and self.dtype else tensor.dtype
+        return tensor.to(self.device, dtype, copy=True, memory_format=layout)
+
+    def output(self, batch: Batch) -> object:
         """Return the model's output, without gradients; what it draws from random generators is not missed afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with (
@@ -156,21 +162,21 @@ class Prepared:
             torch.random.fork_rng(devices),
             self.precision.gradients.arithmetic(self.device),  # bfloat16 would hide what is compared
         ):
-            return self.model(self.inputs(batch))
+            return run(self.model, self.inputs(batch))
 
-    def reference(self, example: Tensor) -> tuple[Tensor, object]:
+    def reference(self, example: Batch) -> tuple[Batch, object]:
         """Return two rows of an example and the output for them; one row for a model that takes no more.
 
         One row alone is laid out like another where its batch axis is merged with the next.
         """
-        pair = torch.cat([example[:1]] * 2)
+        pair = joined([example[:1]] * 2)
         try:
             return pair, self.output(pair)
         except (RuntimeError, AssertionError, ValueError, IndexError):
             return example[:1], self.output(example[:1])
 
 
-def _candidates(given: Prepared, layers: Collection[str], example: Tensor) -> Iterator[Prepared]:
+def _candidates(given: Prepared, layers: Collection[str], example: Batch) -> Iterator[Prepared]:
     """Yield quicker copies that may do, the quickest first."""
     keep = {split_call(layer)[0] for layer in layers}
     folded = frozen_copy(given.model)
@@ -211,7 +217,10 @@ def agree(a: object, b: object) -> bool:
         return torch.allclose(a, b, rtol=0, atol=scale * (largest + 1e-12), equal_nan=True)
     if isinstance(a, Sequence) and isinstance(b, Sequence) and len(a) == len(b):
         return all(agree(x, y) for x, y in zip(a, b, strict=True))
-    return isinstance(a, dict) and isinstance(b, dict) and agree([*a.values()], [*b.values()])
+    if isinstance(a, dict) and isinstance(b, dict):
+        return agree([*a.values()], [*b.values()])
+    # What is no number, such as a cache of keys and values, is nothing that anybody reads.
+    return type(a) is type(b) and not isinstance(a, Tensor | Sequence)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -437,13 +437,15 @@ class Custom(Reading):
 
 
 def part_of(output: object, part: str | int | None) -> object:
-    """Return a part of an output by its position, key or attribute; all of it if none is named.
+    """Return a part of an output by its position, key or attribute.
+
+    If none is named, that is all of it, or the `logits` of what models of transformers return.
 
     Raises:
         OutputError: if there is none; the message names what the output holds.
     """
     if part is None:
-        return output
+        return output.get("logits", output) if isinstance(output, Mapping) and _is_of_transformers(output) else output
     if not isinstance(output, Tensor):  # whose parts are examples
         try:
             return output[part]  # type: ignore[index]  # whatever is no container says so
@@ -452,6 +454,11 @@ def part_of(output: object, part: str | int | None) -> object:
             if found is not None and not callable(found):
                 return found
     raise OutputError(f"the model's output has no part {part!r}: it is {holds(output)}.")
+
+
+def _is_of_transformers(output: object) -> bool:
+    """Whether an output is one of the library's own, whose class scores are called `logits`."""
+    return any((c.__module__, c.__name__) == ("transformers.utils.generic", "ModelOutput") for c in type(output).__mro__)
 
 
 def holds(output: object) -> str:

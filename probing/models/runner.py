@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
+from probing.core.inputs import Batch
+from probing.models.calling import run
 from probing.models.consistency import refuse_inconsistent
 from probing.models.gradients import score_gradients
 from probing.models.hooks import TokenMasks, capture, takes_masks, token_masks
@@ -46,7 +48,7 @@ class Runner:
         layers: Sequence[str],
         precision: Precision,
         device: torch.device,
-        example: Tensor,
+        example: Batch,
     ) -> "Runner":
         """Prepare a model for reading some of its layers; at most two examples `[n, …]` are passed for it.
 
@@ -63,12 +65,12 @@ class Runner:
             ready.arithmetic(),
             capture(ready.model, layers, stop=True, rows=1),
         ):
-            ready.model(ready.inputs(example[:1]))
+            run(ready.model, ready.inputs(example[:1]))
         return made
 
     def run(
         self,
-        inputs: Tensor,
+        inputs: Batch,
         layers: Sequence[str],
         pool: Pool | Mapping[str, Pool],
         scores: Sequence[Score] = (),
@@ -94,7 +96,7 @@ class Runner:
 
     def _run(
         self,
-        inputs: Tensor,
+        inputs: Batch,
         layers: Sequence[str],
         pools: Mapping[str, Pool],
         scores: Sequence[Score],
@@ -109,7 +111,7 @@ class Runner:
         halves = [self._run(half, layers, pools, scores) for half in inputs.tensor_split(2)]
         return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
-    def _outputs(self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]) -> dict[str, Tensor]:
+    def _outputs(self, inputs: Batch, layers: Sequence[str], pools: Mapping[str, Pool]) -> dict[str, Tensor]:
         early = self._early_layers(inputs, layers, pools)
 
         def pool(layer: str, output: Tensor) -> Tensor:
@@ -126,11 +128,11 @@ class Runner:
             token_masks(model) as masks,
             capture(model, layers, stop=not early, reduce=reduce, rows=len(inputs)) as kept,
         ):
-            model(self.prepared.inputs(inputs))
+            run(model, self.prepared.inputs(inputs))
         rows = {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
         return {layer: _checked(layer, "output", rows[layer]) for layer in layers}
 
-    def _early_layers(self, inputs: Tensor, layers: Sequence[str], pools: Mapping[str, Pool]) -> set[str]:
+    def _early_layers(self, inputs: Batch, layers: Sequence[str], pools: Mapping[str, Pool]) -> set[str]:
         """Return layers that end before the model is told of padding, as embeddings do; found by a pass, once."""
         model = self.prepared.model
         if inputs.ndim == 4 or "mean" not in pools.values() or not takes_masks(model):
@@ -149,13 +151,13 @@ class Runner:
                 token_masks(model) as masks,
                 capture(model, unknown, reduce=note),
             ):
-                model(self.prepared.inputs(inputs))
+                run(model, self.prepared.inputs(inputs))
             self.early |= {n: masks.told and not told[n] for n in unknown}
         return {n for n in layers if self.early[n]}
 
     def _gradients(
         self,
-        inputs: Tensor,
+        inputs: Batch,
         layers: Sequence[str],
         pools: Mapping[str, Pool],
         scores: Sequence[Score],
@@ -165,7 +167,7 @@ class Runner:
                 token_masks(self.prepared.model) as masks,
                 capture(self.prepared.model, layers, graph=True, rows=len(inputs)) as kept,
             ):
-                output = self.prepared.model(self.prepared.inputs(inputs))
+                output = run(self.prepared.model, self.prepared.inputs(inputs))
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
         read = {n: _read(masks, n, kept[n], pools[n]) for n in layers}
         outputs = {n: pooled(kept[n].detach(), pools[n], read=read[n]).contiguous() for n in layers}

@@ -1,18 +1,20 @@
 """A score is what is explained: one scalar per example."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from probing.core.errors import ArgumentError, Mend, ProbingError
-from probing.core.inputs import one_tensor
+from probing.core.inputs import Batch, batch_of, pieces
+from probing.models.calling import run
+from probing.models.explained import Explained
 from probing.models.loading import LoadedModel, Model, module_of
 from probing.models.precision import AS_GIVEN, device_of
 from probing.models.readings import OutputError, Reading, holds, joined, made_probabilities, maker_of, part_of, ways_to_read
@@ -48,7 +50,9 @@ class Score:
         unit: of a class `logit` (if not said), `probability` (softmax, 0–1), `logprob`, its logarithm, or `margin` (logit
             minus the largest other logit). A model with one class score is taken for a binary classifier whose score is
             the logit of its label 1: `probability` is the sigmoid. A reading has its own unit.
-        output: which part of the output is read, a position, a key or an attribute, where a model returns several.
+        output: which part of the output is read, a position, a key or an attribute, where a model returns several; by
+            default the `logits` of what models of transformers return.
+        beside: which of named inputs are explained, and what stands beside them; None where the model takes one tensor.
 
     Raises:
         TargetError: if the target is no whole number, nor one per example.
@@ -63,6 +67,7 @@ class Score:
     target: int | Tensor | Reading | None
     unit: str
     output: str | int | None
+    beside: Explained | None
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class Score:
         target: Target = None,
         unit: str | None = None,
         output: str | int | None = None,
+        beside: Explained | None = None,
     ) -> None:
         if isinstance(target, Reading):
             if unit not in {None, target.unit}:
@@ -86,27 +92,39 @@ class Score:
             raise TargetError(f"only a model from `load` knows its classes by name: give their numbers, got {target!r}.")
         read = target if isinstance(target, Reading) else classes(target)
         fields = {"model": module_of(model), "target": read, "unit": unit}
-        for name, value in (fields | {"output": output}).items():
+        for name, value in (fields | {"output": output, "beside": beside}).items():
             object.__setattr__(self, name, value)
 
-    def __call__(self, inputs: Tensor, rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    def given(self, inputs: Batch, rows: Int[Tensor, " n"] | None = None) -> Batch:
+        """Return all that the model is given: points of the explained inputs, with the others beside them.
+
+        Args:
+            inputs: one tensor of points, or what is whole already.
+            rows: of which example each point is a variant.
+        """
+        if self.beside is None or not isinstance(inputs, Tensor):
+            return inputs
+        return self.beside.join(inputs, rows)
+
+    def __call__(self, inputs: Batch | Mapping[str, Tensor], rows: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """Return the score of each input, differentiable.
 
         Args:
-            inputs: in model space, `[n, …]`.
+            inputs: in model space, `[n, …]`, or named tensors.
             rows: of which example each input is a variant, for a `target` with a class per example.
 
         Raises:
             ModelModeError: if the model, or a part of it, is in training mode.
-            InputError: if the inputs are not one tensor.
+            InputError: if the inputs are neither one tensor nor named ones.
             OutputError: if the output is not `[n, classes]`, or holds probabilities where the unit is one.
             TargetError: if a target is no class, or targets and inputs differ in number.
         """
         refuse_training(self.model)
-        output = self.model(one_tensor(inputs))
+        whole = self.given(batch_of(inputs), rows)
+        output = run(self.model, whole)
         score = (self._named(output) if self.is_open and rows is None else self).read(output, rows)
-        if len(score) != len(inputs):
-            raise OutputError(f"the model returns {len(score)} rows of scores for {len(inputs)} inputs.")
+        if len(score) != len(whole):
+            raise OutputError(f"the model returns {len(score)} rows of scores for {len(whole)} inputs.")
         return score
 
     @property
@@ -123,12 +141,15 @@ class Score:
 
     def of(self, rows: Tensor | slice | int) -> "Score":
         """Return the score of some of the examples; of one, by its number, it is one that is the same for all."""
-        if self.count is None:
-            return self
-        if isinstance(self.target, Reading):
-            return replace(self, target=self.target.rows(rows))
-        assert isinstance(self.target, Tensor)
-        return replace(self, target=self.target[rows])
+        score = self
+        if score.beside is not None:
+            score = replace(score, beside=score.beside.at(slice(rows, rows + 1) if isinstance(rows, int) else rows))
+        if score.count is None:
+            return score
+        if isinstance(score.target, Reading):
+            return replace(score, target=score.target.rows(rows))
+        assert isinstance(score.target, Tensor)
+        return replace(score, target=score.target[rows])
 
     def names(self, count: int) -> tuple[int | str, ...]:
         """Return what is explained of each of so many inputs: its class, or the name of what is read.
@@ -146,9 +167,11 @@ class Score:
 
     def keys(self, count: int) -> tuple[Hashable, ...]:
         """Return for each of so many inputs what tells scores of one from those of another: equal for equal targets."""
-        if not isinstance(self.target, Reading):
-            return self.names(count)
-        return tuple(self.target.rows(row).key for row in range(count)) if self.count else (self.target.key,) * count
+        found: tuple[Hashable, ...] = self.names(count)
+        if isinstance(self.target, Reading):
+            own = self.target
+            found = tuple(own.rows(row).key for row in range(count)) if self.count else (own.key,) * count
+        return found if self.beside is None else tuple(enumerate(found))  # other inputs are each example's own
 
     @property
     def column(self) -> int | Tensor | None:
@@ -166,7 +189,7 @@ class Score:
         of = f"class {self.target}" if isinstance(self.target, int) else "a class of each input"
         return f"{self.unit} of {of}{part}"
 
-    def named(self, inputs: Shaped[Tensor, "n *shape"]) -> "Score":
+    def named(self, inputs: Batch | Mapping[str, Tensor]) -> "Score":
         """Return the score with its classes named: where it names none, those that the model gives these inputs.
 
         Inputs that are changed, and copies of the model, would otherwise each have a favourite class of their own. The same
@@ -175,11 +198,11 @@ class Score:
         if not self.is_open:
             return self
         refuse_training(self.model)
-        inputs = one_tensor(inputs).detach()
+        inputs = self.given(batch_of(inputs)).detach()
         given = AS_GIVEN.prepare(self.model, (), device_of(self.model), inputs)
         starts = range(0, len(inputs), _ROWS)
         scores = [self.of(slice(i, i + _ROWS)) for i in starts]
-        found = [s._named(given.output(p)).target for s, p in zip(scores, torch.split(inputs, _ROWS), strict=True)]
+        found = [s._named(given.output(p)).target for s, p in zip(scores, pieces(inputs, _ROWS), strict=True)]
         if isinstance(self.target, Reading):
             return replace(self, target=joined([r for r in found if isinstance(r, Reading)]))
         return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))

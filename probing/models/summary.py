@@ -1,13 +1,14 @@
 """What a network is made of, and how often each layer runs, from one pass over a private copy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.core.inputs import one_tensor
+from probing.core.inputs import Batch, batch_of, described, kind_of, like
+from probing.models.calling import run
 from probing.models.hooks import watch
 from probing.models.layers import Calls
 from probing.models.loading import Model, module_of
@@ -40,17 +41,17 @@ class SummaryError(ProbingError, RuntimeError):
     """A network does not take the input it was tried on."""
 
 
-def summarize(model: Model, inputs: Tensor) -> list[LayerRow]:
+def summarize(model: Model, inputs: Batch | Mapping[str, Tensor]) -> list[LayerRow]:
     """Return a row for each layer, in the model's own order.
 
     The pass runs on a copy that shares the weights: the model is left as it is.
 
     Raises:
-        InputError: for inputs that are not one tensor.
+        InputError: for inputs that are neither one tensor nor named ones.
         SummaryError: if the model fails on these inputs.
     """
     model = module_of(model)
-    one_tensor(inputs)
+    inputs = batch_of(inputs)
     seen: dict[str, list[tuple[int, ...] | str]] = {}
 
     def ended(path: str, output: object) -> None:
@@ -62,7 +63,7 @@ def summarize(model: Model, inputs: Tensor) -> list[LayerRow]:
     return [_row(path, module, seen.get(path, [])) for path, module in model.named_modules()]
 
 
-def calls(model: nn.Module, one: Tensor) -> Calls:
+def calls(model: nn.Module, one: Batch) -> Calls:
     """Return how often each layer returns a tensor with a row per example in a pass, in the order in which they end.
 
     Worked out once per model and input shape, on tensors without values where the model allows it.
@@ -74,20 +75,20 @@ def calls(model: nn.Module, one: Tensor) -> Calls:
     Raises:
         SummaryError: if the model fails on it.
     """
-    key = ("calls", tuple(one.shape[1:]), one.dtype)
+    key = ("calls", kind_of(one))
     return remembered(model, key, lambda: _calls(model, one))
 
 
-def _calls(model: nn.Module, one: Tensor) -> Calls:
-    two = one[:1].expand(2, *one.shape[1:])  # a table that layers share has no row per example
+def _calls(model: nn.Module, one: Batch) -> Calls:
+    two = one[[0, 0]]  # a table that layers share has no row per example
     try:
-        return _counted(model, frozen_copy(model).to("meta"), torch.empty_like(two, device="meta"))
+        return _counted(model, frozen_copy(model).to("meta"), like(two, lambda t: torch.empty_like(t, device="meta")))
     except Exception:  # whatever a model can't do without values it may do with them
         prepared = AS_GIVEN.prepare(model, (), device_of(model), one)
         return _counted(model, prepared.model, prepared.inputs(two))
 
 
-def _counted(model: nn.Module, clone: nn.Module, two: Tensor) -> Calls:
+def _counted(model: nn.Module, clone: nn.Module, two: Batch) -> Calls:
     found: dict[str, int] = {}
     other: set[str] = set()
 
@@ -101,13 +102,13 @@ def _counted(model: nn.Module, clone: nn.Module, two: Tensor) -> Calls:
     return {path: count for path, count in found.items() if path and path not in other}
 
 
-def _pass(model: nn.Module, clone: nn.Module, inputs: Tensor, ended: Callable[[str, object], None]) -> None:
+def _pass(model: nn.Module, clone: nn.Module, inputs: Batch, ended: Callable[[str, object], None]) -> None:
     try:
         with torch.no_grad(), watch(clone, ended):
-            clone(inputs)
+            run(clone, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape, reason = tuple(inputs.shape), " ".join(str(error).split())
-        raise SummaryError(f"{type(model).__name__} fails on an input of shape {shape}: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise SummaryError(f"{type(model).__name__} fails on an input of {described(inputs)}: {reason}") from error
 
 
 def _row(path: str, module: nn.Module, outputs: list[tuple[int, ...] | str]) -> LayerRow:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
+from probing.core.inputs import Batch, one_tensor
 from probing.data.examples import ExampleSet
 from probing.models.geometry import channel_axis
 from probing.models.layers import expand, resolve, split_call
@@ -84,7 +85,9 @@ class Reader:
         """
         first = examples.load([0])
         rows = {row.path: row for row in summarize(model, first.to(device_of(model)))}
-        shapes = {INPUT: tuple(first.shape[1:])} if inputs and first.is_floating_point() else {}
+        shapes = (
+            {INPUT: tuple(first.shape[1:])} if inputs and isinstance(first, Tensor) and first.is_floating_point() else {}
+        )
         for path in _paths(model, patterns, first):
             output = rows[split_call(path)[0]].output
             if not (isinstance(output, tuple) and output):
@@ -162,7 +165,7 @@ class Reader:
         return {layer.path: MemoryTable(kept[layer.path]) for layer in layers}
 
 
-def _paths(model: nn.Module, patterns: Sequence[str] | None, first: Tensor) -> list[str]:
+def _paths(model: nn.Module, patterns: Sequence[str] | None, first: Batch) -> list[str]:
     paths = expand(model, ["*"] if patterns is None else patterns, lambda: calls(model, first))
     if patterns is not None:
         return list(paths)
@@ -175,7 +178,7 @@ def _paths(model: nn.Module, patterns: Sequence[str] | None, first: Tensor) -> l
     return leaves
 
 
-def _has_last(model: nn.Module, first: Tensor, path: str, shape: tuple[int, ...]) -> bool:
+def _has_last(model: nn.Module, first: Batch, path: str, shape: tuple[int, ...]) -> bool:
     maps = path != INPUT and len(shape) == 3 and first.ndim == 4
     return maps and channel_axis(model, first, path) == -1
 
@@ -208,4 +211,4 @@ def _by_pool(layers: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
 def _inputs(layer: LayerShape, examples: ExampleSet) -> Iterator[tuple[Int[Tensor, " k"], dict[str, Float[Tensor, "k m"]]]]:
     for start in range(0, len(examples), _INPUT_BATCH):
         part = torch.arange(start, min(start + _INPUT_BATCH, len(examples)))
-        yield part, {INPUT: layer.reduction(examples.load(part.tolist()).cpu().float())}
+        yield part, {INPUT: layer.reduction(one_tensor(examples.load(part.tolist())).cpu().float())}

@@ -1,10 +1,10 @@
 """The same architecture at random weights, the control for what a layer owes to training."""
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import nn
 
 from probing.core.errors import ProbingError
+from probing.core.inputs import Batch
 from probing.models.copies import own_copy, prove_own_weights, refuse_held_parts
 from probing.models.precision import device_of
 
@@ -13,7 +13,7 @@ class UntrainedError(ProbingError, TypeError):
     """A network whose initial state cannot be made again."""
 
 
-def untrained_copy(model: nn.Module, seed: int = 0, *, example: Shaped[Tensor, "one *shape"] | None = None) -> nn.Module:
+def untrained_copy(model: nn.Module, seed: int = 0, *, example: Batch | None = None) -> nn.Module:
     """Return a copy of a model with every weight drawn anew, in evaluation mode; the model and the global RNG stay.
 
     Modules that know their own initialisation use it. Weights that no module initialises (a class token, position

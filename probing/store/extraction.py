@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from probing.core.content_ids import bytes_id, tensor_id
+from probing.core.content_ids import bytes_id
 from probing.core.errors import ProbingError
+from probing.core.inputs import Batch, row_ids
 from probing.core.progress import Progress
 from probing.models.precision import Precision, device_of
 from probing.models.runner import Runner
@@ -170,7 +171,7 @@ class Engine:
                 found[space] = rest
         return found
 
-    def _runner(self, job: Job, precision: Precision, inputs: Tensor) -> Runner:
+    def _runner(self, job: Job, precision: Precision, inputs: Batch) -> Runner:
         """Return the prepared model for a job, made once, of a batch's first examples, and kept while the model lives."""
         device = self.device or device_of(job.model)
         # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
@@ -250,9 +251,9 @@ class Engine:
             found[space] |= self._remember(space, keep, block)
         return found, len(names)
 
-    def _compute(self, job: Job, lacking: _Lacking, names: list[str], inputs: Tensor) -> dict[Space, Tensor]:
+    def _compute(self, job: Job, lacking: _Lacking, names: list[str], inputs: Batch) -> dict[Space, Tensor]:
         """Pass examples through the model once and return rows of the spaces that lack some."""
-        self._input_ids.update(zip(names, map(tensor_id, inputs), strict=True))
+        self._input_ids.update(zip(names, row_ids(inputs), strict=True))
         layers = [n for n in job.layers if any(by.get(n) in lacking for by in (job.outputs, *job.slopes))]
         scores = [i for i, by_layer in enumerate(job.slopes) if any(s in lacking for s in by_layer.values())]
         found: dict[Space, Tensor] = {}

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
 from types import TracebackType
 
-from torch import Tensor
+from probing.core.inputs import Batch
 
 _IN_FLIGHT = 4
 
@@ -13,10 +13,10 @@ _IN_FLIGHT = 4
 class LoadAhead:
     """Calls a load function for the batch after the one at work."""
 
-    def __init__(self, load: Callable[[Sequence[str]], Tensor]) -> None:
+    def __init__(self, load: Callable[[Sequence[str]], Batch]) -> None:
         self._load = load
         self._thread = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[str, ...], Future[Tensor]] = {}
+        self._ahead: dict[tuple[str, ...], Future[Batch]] = {}
 
     def __enter__(self) -> "LoadAhead":
         return self
@@ -26,7 +26,7 @@ class LoadAhead:
         if ids:
             self._ahead[tuple(ids)] = self._thread.submit(self._load, ids)
 
-    def get(self, ids: Sequence[str]) -> Tensor:
+    def get(self, ids: Sequence[str]) -> Batch:
         """Return a batch, loaded ahead or now; batches that were not asked for are forgotten."""
         future = self._ahead.pop(tuple(ids), None)
         return self._load(ids) if future is None else future.result()

@@ -1,13 +1,13 @@
 """What is asked of the activation store, what it answers, and what that cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from probing.core.content_ids import is_sharded
 from probing.core.errors import ProbingError
-from probing.core.inputs import not_one_tensor
+from probing.core.inputs import Batch, Inputs, not_one_tensor
 from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
 from probing.models.geometry import channel_axis
 from probing.models.layers import expand
@@ -110,10 +110,15 @@ class Job:
         """The content id of the model."""
         return self.spaces[0].weights
 
-    def load(self, ids: Sequence[str]) -> Tensor:
+    def load(self, ids: Sequence[str]) -> Batch:
         """Return examples by id."""
         batch: object = self.examples.load([self.positions[e][0] for e in ids])
-        if not isinstance(batch, Tensor):
+        if isinstance(batch, Mapping):
+            raise RequestError(
+                f"what {type(self.examples).__name__} loads is a {type(batch).__name__} of {[str(key) for key in batch]}: "
+                "have it return probing.Inputs(…) of that."
+            )
+        if not isinstance(batch, Tensor | Inputs):
             raise RequestError(not_one_tensor(batch, f"what {type(self.examples).__name__} loads"))
         return batch
 

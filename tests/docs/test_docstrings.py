@@ -88,6 +88,26 @@ cavs = fit_cavs(
     SharedRows(activations), torch.arange(20), torch.arange(20, 40).expand(1, -1), Logistic(), seed=0
 )
 """,
+    "probing.core.inputs:Inputs": """
+from probing.attribution.gradient import Saliency
+from probing.attribution.path import IntegratedGradients
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+    def forward(self, input_ids, attention_mask):
+        return self.head((self.table(input_ids) * attention_mask[..., None]).sum(1))
+class Views(nn.Module):
+    def forward(self, image, depth):
+        return (image.flatten(2).mean(2) * depth.flatten(1).mean(1, keepdim=True))
+model, ids, mask = Words().eval(), torch.tensor([[3, 5], [7, 0]]), torch.tensor([[1, 1], [1, 0]])
+depths = torch.rand(12, 1, 32, 32)
+words, views, images = model, Views().eval(), pictures
+""",
+    "probing.data.examples:NamedExamples": """
+ids = torch.arange(72).reshape(6, 12)
+mask = torch.ones_like(ids)
+""",
     "concepts.local_vs_global.compare:Compare": (
         """
 from concepts.local_vs_global.matched_pairs import MatchedConcept

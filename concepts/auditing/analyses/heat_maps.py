@@ -34,6 +34,7 @@ from probing.attribution.base import AttributionMethod
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GradientTimesInput
 from probing.attribution.lrp.lrp import LRP
+from probing.core.inputs import one_tensor
 from probing.models.geometry import RefusedError
 from probing.models.scores import Score
 from probing.results.figures import Strip, figure_of, montage
@@ -202,7 +203,7 @@ class HeatMaps:
 
 def _usable(material: Material, score: Score) -> tuple[dict[str, AttributionMethod], list[tuple[str, str]]]:
     """Return the heat maps that the model admits, and why it refuses the others."""
-    one = material.examples.load([material.inputs[0]])
+    one = one_tensor(material.examples.load([material.inputs[0]]))
     usable: dict[str, AttributionMethod] = {}
     refused = []
     for name, method in HEAT_MAPS.items():
@@ -236,7 +237,7 @@ def value(found: Comparison, measure: str, parting: Parting) -> float:
 
 def _picture(parting: Parting, concept: MatchedConcept, method: Compare, targets: Mapping[str, Score]) -> Shown:
     [pair] = parting.pairs
-    before, after = (side.load([pair]) for side in (concept.negative, concept.positive))
+    before, after = (one_tensor(side.load([pair])) for side in (concept.negative, concept.positive))
     found = method.heat_maps[parting.heat_map](targets[parting.target], after)
     maps = reduce_channels(found.upsampled(), "sum").float()
     plain = pictures(torch.cat([before, after]))

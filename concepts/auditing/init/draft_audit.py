@@ -29,6 +29,7 @@ from concepts.auditing.measurement.setup import class_name, divide
 from concepts.data.image_folders import RANDOM, Choice, Pictures
 from concepts.data.manifest import UNSTATED
 from concepts.data.sources import ChosenImages, DatasetSource
+from probing.core.inputs import one_tensor
 from probing.data.examples import ImageExamples
 from probing.models import loading
 from probing.models.loading import LoadedModel
@@ -185,7 +186,7 @@ class Begin:
     ) -> tuple[Stages, tuple[DraftTarget, ...]]:
         """Pass the pictures through the model once, and return the layers to read and the classes to ask about."""
         examples = _examples(pictures, loaded)
-        stages = find_stages(loaded.model, examples.load([0]).to(next(loaded.model.parameters()).device))
+        stages = find_stages(loaded.model, one_tensor(examples.load([0])).to(next(loaded.model.parameters()).device))
         if self.layers:
             stages = Stages(self.layers, stages.pool)
         named = [loaded.class_index(int(c) if c.isdecimal() else c) for c in self.classes]

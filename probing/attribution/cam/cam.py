@@ -56,12 +56,13 @@ class CAM(LocalMethod):
             what = score.unit if not isinstance(score.target, Reading) else f"a {type(score.target).__name__}"
             raise RefusedError(f"CAM takes logits apart, not {what}: use GradCAM.")
         with unchanged(score.model):
-            ran = layers_run(score.model, inputs)
+            ran = layers_run(score.model, score.given(inputs))
             name = _head(score.model, ran)
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [name])
             head = resolve(passes.score.model, name)
             assert isinstance(head, nn.Linear)
-            parts = in_chunks(len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], head))
+            rows = torch.arange(len(inputs))
+            parts = in_chunks(len(inputs), passes.chunk, lambda part: _pooled(passes, inputs[part], rows[part], head))
             maps, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             value = replace(passes.score, output=None).read(scores)
             values, gap = _weighed(score, head, maps, value)
@@ -133,12 +134,12 @@ class _Pools(TorchFunctionMode):
 _POOLS = {"mean", "sum", *(f"{kind}avg_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3))}
 
 
-def _pooled(passes: Passes, inputs: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
+def _pooled(passes: Passes, inputs: Tensor, rows: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
     """Return the maps that are averaged, and the class scores, proved to be the head's of their means or sums."""
     pools = _Pools(head.in_features)
     with torch.no_grad():
         with pools:
-            scores = passes.score.whole(passes.output(inputs))
+            scores = passes.score.whole(passes.output(inputs, rows))
             scores = scores[:, None] if scores.ndim == 1 else scores
         for maps in reversed(pools.maps):
             if any(agree(head(total), scores) for total in (maps.flatten(2).mean(2), maps.flatten(2).sum(2))):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from probing.attribution.base import (
@@ -41,6 +41,11 @@ class _Reading:
     layer: str
     layout: Layout
 
+    @property
+    def rows(self) -> Int[Tensor, " n"]:
+        """Numbers of the inputs."""
+        return torch.arange(len(self.inputs))
+
     def slopes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the score, the layer's output, and the score's gradient there."""
         parts = in_chunks(len(self.inputs), self.passes.chunk, self._slopes)
@@ -57,7 +62,7 @@ class _Reading:
         passes, score = self.passes, self.passes.score.of(part)
         rows = len(self.inputs[part])
         with torch.no_grad(), capture(score.model, [self.layer], rows=rows) as kept:
-            output = passes.output(self.inputs[part])
+            output = passes.output(self.inputs[part], self.rows[part])
         found = (score.read(output), kept[self.layer], score.whole(output))
         return cast("tuple[Tensor, Tensor, Tensor]", tuple(t.to(self.inputs) for t in found))
 
@@ -67,7 +72,7 @@ class _Reading:
             score = passes.score.of(part)
             rows = len(self.inputs[part])
             with capture(score.model, [self.layer], graph=True, rows=rows) as kept:
-                output = passes.output(self.inputs[part])
+                output = passes.output(self.inputs[part], self.rows[part])
             with passes.precision.gradients.arithmetic(passes.device):
                 [[slope]] = score_gradients([score], output, [kept[self.layer]], [self.layer])
         passes.n_backward += len(slope)
@@ -113,7 +118,7 @@ class _LayerMap(LocalMethod):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
             resolve(score.model, layer.partition(":")[0])
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
-            layout = Layout.of(score.model, inputs, layer, self.grid, channels_last=self.channels_last)
+            layout = Layout.of(score.model, score.given(inputs), layer, self.grid, channels_last=self.channels_last)
             value, maps = self._explain(_Reading(passes, inputs, layer, layout))
             dark = (maps <= 0).flatten(1).all(1)
             return passes.attribution(
@@ -305,7 +310,7 @@ def _falls(
     channels = output.shape[axis]
     passes = replace(
         reading.passes,
-        call=rerun(reading.passes.score.model, reading.layer, tail, reading.inputs),
+        call=rerun(reading.passes.score, reading.layer, tail, reading.inputs),
         # A row of the tail is smaller than one of the network, and keeps no graph.
         chunk=reading.passes.chunk if tail is None else 8 * reading.passes.chunk,
     )

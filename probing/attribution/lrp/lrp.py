@@ -25,6 +25,7 @@ from probing.attribution.lrp.tape import Tape
 from probing.attribution.score_passes import BatchSize, rows_at_once
 from probing.core.doubles import doubled
 from probing.core.errors import Mend
+from probing.models.calling import run
 from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import RefusedError, naming_inputs
 from probing.models.layers import LayerNotFoundError
@@ -59,6 +60,8 @@ class LRP(LocalMethod):
     terms; activations, dropout and reshaping pass relevance on; the deviation in normalisation layers, divisors and
     sigmoid gates count as constants; products of two activations share it in halves and a softmax inside the network
     passes gradient × input (AttnLRP, Achtibat et al. 2024). What has no rule is refused by module and operation.
+
+    Of token ids, the layer that looks them up is the first one; what it returns gets the relevance.
 
     `diagnostics` holds the ledger, each `[n]`: `input`, `absorbed_by_bias` (constants and position embeddings too),
     `absorbed_by_epsilon` (stabilisers, and what a rule drops), `absorbed_by_softmax`, their distance from the relevance
@@ -118,9 +121,12 @@ class LRP(LocalMethod):
             at: gives, for some rows, what takes the relevance at a layer; see `probing.attribution.lrp.conditional`.
         """
         device = device_of(score.model)
-        with naming_inputs(score.model, inputs):
-            given = AS_GIVEN.prepare(score.model, (), device, inputs)
+        whole = score.given(inputs)
+        with naming_inputs(score.model, whole):
+            given = AS_GIVEN.prepare(score.model, (), device, whole)
         taken = given.dtype or inputs.dtype
+        beside = None if score.beside is None else score.beside.placed(given.inputs)
+        placed = replace(score, beside=beside)
         size = rows_at_once(inputs, self.batch_size, device)
         if self.batch_size == "auto":  # a rule holds several tensors of a layer's size at once
             size = max(1, size // 2)
@@ -130,13 +136,13 @@ class LRP(LocalMethod):
                 parts = in_chunks(
                     len(inputs),
                     size,
-                    lambda rows: self._explain(score, inputs, rows, taken, at),
+                    lambda rows: self._explain(placed, inputs, rows, taken, at),
                 )
             except _OpenLedgerError:
-                refuse_inconsistent(score.model, inputs, device)  # the likeliest reason
+                refuse_inconsistent(score.model, whole, device)  # the likeliest reason
                 raise
-        with naming_inputs(score.model, inputs):
-            refuse_inconsistent(score.model, inputs, device)  # last: LRP's own refusals name more
+        with naming_inputs(score.model, whole):
+            refuse_inconsistent(score.model, whole, device)  # last: LRP's own refusals name more
         return Walked.join(parts), given.how
 
     def _explain(
@@ -159,7 +165,8 @@ class LRP(LocalMethod):
         return Walked.join([some(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
 
     def _propagate(self, score: Score, inputs: Tensor, tap: "LayerTap | None") -> "Walked":
-        tape = Tape(score.model, inputs.clone())
+        deep = score.beside is not None and bool(score.beside.layers)
+        tape = Tape(score.model, inputs.clone(), lambda points: run(score.model, score.given(points)), deep)
         with naming_inputs(score.model, inputs), nullcontext() if tap is None else tap.noting(tape):
             output = tape.record()
         outputs = score.whole(output)

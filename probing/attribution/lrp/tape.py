@@ -8,7 +8,7 @@ behind on it, and what the tape does not know can't slip by.
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +76,10 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
 
     model: nn.Module
     inputs: Tensor
+    call: Callable[[Tensor], object]
+    """Runs the model on the inputs."""
+    deep: bool = False
+    """Whether the inputs are a layer's outputs already, as of one that looks token ids up."""
     nodes: list[Node] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     users: Counter[int] = field(default_factory=Counter)
@@ -89,12 +93,12 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
         self._shared: dict[int, set[int]] = {}
         if self.inputs.ndim == 4 and self.inputs.device.type == "cpu" and self.inputs.dtype == torch.float32:
             self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)  # convolutions: 0.85 of the time
-        self._know(self.inputs, Value(self.inputs, 1))
+        self._know(self.inputs, Value(self.inputs, 1, self.deep))
 
     def record(self) -> object:
         """Run the model and return its output."""
         with torch.no_grad(), _plain_attention(), self:
-            return self.model(self.inputs)
+            return self.call(self.inputs)
 
     def key_of(self, tensor: Tensor) -> int | None:
         """Return the key of a tensor of the recorded pass; None if it does not depend on the input."""

@@ -1,7 +1,7 @@
 """LIME: which parts of an image, or words of a text, a score depends on, by hiding them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
+from probing.attribution.baselines import ZERO
 from probing.attribution.perturbation.parts import (
     Hidden,
     PartMean,
@@ -18,7 +19,7 @@ from probing.attribution.perturbation.parts import (
     Words,
     fillings,
 )
-from probing.attribution.perturbation.superpixels import Segmentation, Slic
+from probing.attribution.perturbation.superpixels import EachToken, Segmentation, Slic
 from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
@@ -56,6 +57,8 @@ class LIME(LocalMethod):
     coefficients, split-half; NaN as R²), `coalitions` (used), `flat_parts` (of one colour, which something else than
     their mean hides: see `PartMean`), `unhidden_parts` (that look the same when hidden).
 
+    Of token ids each token that is read is a part, and hidden ones show zero where they are looked up.
+
     Attributes:
         parts: how inputs are cut.
         hidden: what shows where a part is hidden: the part's mean colour, or a baseline, such as `Constant` (a
@@ -81,12 +84,18 @@ class LIME(LocalMethod):
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
+        beside = score.beside
+        if beside is not None and beside.layers and len(beside.names) == 1 and self.parts == SUPERPIXELS:
+            tokens = replace(self, parts=EachToken(), hidden=ZERO if self.hidden == PART_MEAN else self.hidden)
+            return tokens.explain(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             placed = inputs.to(passes.device)
             labels = self.parts(placed)
             shown = fillings(self.hidden, placed)
-            cut = [TensorParts.of(placed[i], labels[i], shown[i]) for i in range(len(inputs))]
+            read = None if beside is None else beside.read
+            kept = [None] * len(inputs) if read is None else [~r.to(passes.device) for r in read]
+            cut = [TensorParts.of(placed[i], labels[i], shown[i], kept[i]) for i in range(len(inputs))]
             found = []
             with Progress(len(cut), "LIME", unit="inputs") as meter:
                 for i, parts in enumerate(cut):

@@ -43,7 +43,8 @@ class TensorParts:
     Attributes:
         example: what is cut.
         hidden: what shows where a part is hidden.
-        labels: the part of each value; an axis of size one stands for all of that axis, such as channels.
+        labels: the part of each value, -1 for what is always shown; an axis of size one stands for all of that axis,
+            such as channels.
         count: number of parts.
         flat: parts whose own mean hides nothing, since they have one colour: something else stands there.
         unhidden: parts that look the same when hidden.
@@ -62,8 +63,15 @@ class TensorParts:
         example: Float[Tensor, "*shape"],
         labels: Int[Tensor, "*places"],
         hidden: "PartMean | Float[Tensor, '*shape']",
+        whole: Bool[Tensor, "*places"] | None = None,
     ) -> "TensorParts":
         """Cut an example by a map of labels, which may be any whole numbers: they are renumbered.
+
+        Args:
+            example: what is cut.
+            labels: the part of each value.
+            hidden: what shows where a part is hidden.
+            whole: places that no part holds, such as padding: they always show the example.
 
         Raises:
             InputError: for labels of another size, or if hiding any part would change nothing.
@@ -73,6 +81,8 @@ class TensorParts:
                 f"labels of shape {tuple(labels.shape)} don't fit an input of shape "
                 f"{tuple(example.shape)}: give one label for each pixel, or each value."
             )
+        if whole is not None:
+            return cls._beside(example, labels, hidden, whole)
         labels = contiguous(labels).to(example.device)
         flat = 0
         if isinstance(hidden, PartMean):
@@ -90,16 +100,29 @@ class TensorParts:
             )
         return cls(example, filling, labels, count, flat, unhidden)
 
+    @classmethod
+    def _beside(cls, example: Tensor, labels: Tensor, hidden: "PartMean | Tensor", whole: Tensor) -> "TensorParts":
+        """Cut what stands beside places that are always shown, all along their first axis."""
+        rows = ~whole.reshape(len(example), -1).all(1)
+        if labels.shape != example.shape or not bool((whole.reshape(len(example), -1).any(1) == ~rows).all()):
+            raise InputError("padding can be left out only where each token is a part as a whole: give parts=EachToken().")
+        inner = cls.of(example[rows], labels[rows], hidden if isinstance(hidden, PartMean) else hidden[rows])
+        filling, numbers = example.clone(), torch.full_like(labels, -1)
+        filling[rows], numbers[rows] = inner.hidden, inner.labels
+        return cls(example, filling, numbers, inner.count, inner.flat, inner.unhidden)
+
     def render(self, kept: Bool[Tensor, "k parts"]) -> Float[Tensor, "k *shape"]:
         """Return k variants, gathered on the example's device: kept values are exactly the example's."""
         places = self.labels.flatten().expand(len(kept), -1)
-        shown = kept.to(places.device).gather(1, places)  # four times as fast as indexing
+        shown = kept.to(places.device).gather(1, places.clamp(min=0))  # four times as fast as indexing
+        shown |= places < 0
         return torch.where(shown.reshape(len(kept), *self.labels.shape), self.example, self.hidden)
 
     def spread(self, values: Float[Tensor, " parts"]) -> Float[Tensor, "*shape"]:
         """Return a tensor of the example's shape that holds each part's value all over the part."""
         place = near(self.labels.device)  # values are float64
-        return values.to(place)[self.labels.to(place)].expand(self.example.shape)
+        labels = self.labels.to(place)
+        return torch.where(labels < 0, 0, values.to(place)[labels.clamp(min=0)]).expand(self.example.shape)
 
 
 @dataclass(frozen=True)

@@ -179,11 +179,20 @@ class Each:
         return labels.reshape(inputs.shape[1:]).expand(inputs.shape)
 
 
+@dataclass(frozen=True)
+class EachToken:
+    """Every token is a part of its own: for what is looked up for token ids, `[n, tokens, features]`."""
+
+    def __call__(self, inputs: Float[Tensor, "n tokens features"]) -> Int[Tensor, "n tokens features"]:
+        """Return labels."""
+        return torch.arange(inputs.shape[1], device=inputs.device)[:, None].expand(inputs.shape)
+
+
 def _refuse_other_than_images(inputs: Shaped[Tensor, "n *shape"], name: str) -> None:
     if inputs.ndim != 4:
         raise InputError(
             f"{name} needs images [n, c, h, w], got shape {tuple(inputs.shape)}: "
-            "for features use Each(), or Given.of(labels)."
+            "for features use Each(), for tokens EachToken(), or Given.of(labels)."
         )
 
 

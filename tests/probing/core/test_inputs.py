@@ -15,8 +15,9 @@ from probing.attribution import METHODS
 from probing.attribution.baselines import Samples
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
-from probing.core.inputs import InputError
-from probing.data.examples import ExampleError, TensorExamples, TextExamples, as_examples
+from probing.core.errors import ProbingError
+from probing.core.inputs import InputError, Inputs
+from probing.data.examples import TensorExamples, as_examples, concat, labels_of
 from probing.evaluation import (
     axioms,
     complexity,
@@ -38,13 +39,7 @@ IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
 ENCODED = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
 
 NOT_ONE: dict[str, tuple[object, str]] = {
-    "mapping": (
-        dict(ENCODED),
-        r"a dict of \['input_ids', 'attention_mask'\]: wrap the model in a module that takes one of them and makes the rest "
-        r"of it, as in `def forward\(self, input_ids\): return self.model\(input_ids=input_ids, attention_mask=…\)`",
-    ),
-    "BatchEncoding": (BatchEncoding(ENCODED), r"a BatchEncoding of \['input_ids'.*wrap the model"),
-    "tuple": ((X, X + 1), r"a tuple of 2 tensors: for a model of several inputs wrap it.*self\.second"),
+    "tuple": ((X, X + 1), r"a tuple of 2 tensors: give several inputs by the names.*\{'first': …, 'second': …\}"),
     "list of equal tensors": ([X[0], X[1]], r"a list of 2 tensors: torch\.stack or torch\.cat"),
     "list of tensors of different sizes": (
         [X[0], X[0, :, :3]],
@@ -56,6 +51,11 @@ NOT_ONE: dict[str, tuple[object, str]] = {
     "examples": (TensorExamples(X), r"got TensorExamples: as_examples"),
     "nothing": (None, r"got NoneType: as_examples"),
 }
+NAMED: dict[str, object] = {"mapping": dict(ENCODED), "BatchEncoding": BatchEncoding(ENCODED)}
+ONE_ONLY = (
+    r"must be one tensor \[n, …\], got a .*\['input_ids', 'attention_mask'\]: wrap the model in a module that takes one"
+)
+OTHER_NAMES = r"inputs named \['input_ids', 'attention_mask'\] don't fit ConvNet, whose forward takes \['x'\]"
 every_kind = pytest.mark.parametrize("kind", NOT_ONE)
 
 _MAPS = torch.zeros(4, 1, 6, 6)
@@ -107,6 +107,13 @@ def test_whatever_takes_inputs_refuses_what_is_not_one_tensor(name: str, conv_ne
             TAKERS[name](Score(conv_net, 1), cast("Tensor", given))
 
 
+@pytest.mark.parametrize("name", TAKERS)
+def test_named_inputs_that_do_not_fit_are_refused(name: str, conv_net: nn.Module) -> None:
+    for given in NAMED.values():
+        with pytest.raises(ProbingError, match=f"{ONE_ONLY}|{OTHER_NAMES}"):
+            TAKERS[name](Score(conv_net, 1), cast("Tensor", given))
+
+
 def _classifier() -> nn.Module:
     config = BertConfig(
         vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
@@ -152,18 +159,49 @@ def _encode(text: str) -> object:
     return {name: values[0] for name, values in ENCODED.items()}
 
 
-def test_examples_that_give_mappings_are_refused_with_the_way_out() -> None:
-    store, bert = ActivationStore(progress=False), _classifier()
-    wrap = r"wrap the model in a module that takes one.*self\.model\(input_ids=input_ids"
-    with pytest.raises(RequestError, match=f"^what Encoded loads must be one tensor.*{wrap}"):
-        store.activations(bert, [""], Encoded())
-    texts = TextExamples(["a", "b"], cast("Callable[[str], Tensor]", _encode))
-    with pytest.raises(ExampleError, match=f"^what tokenize gives must be one tensor.*{wrap}"):
-        store.activations(bert, [""], texts)
-    with pytest.raises(ExampleError, match=f"^examples must be one tensor.*{wrap}"):
-        store.activations(bert, [""], ENCODED)
-    with pytest.raises(ExampleError, match=f"^item 0 of the list must be one tensor.*{wrap}"):
-        as_examples([Image.new("RGB", (2, 2))] * 2, _encode)
+def test_examples_of_named_tensors_have_the_rows_of_these() -> None:
+    store, bert, layer = ActivationStore(progress=False), _classifier(), "bert.encoder.layer.0"
+    hidden = bert(**ENCODED, output_hidden_states=True).hidden_states[-1].detach()
+    first = {name: tensor[0] for name, tensor in ENCODED.items()}
+    sets = {
+        "a mapping": ENCODED,
+        "inputs": Inputs(ENCODED),
+        "a list of mappings": [{name: tensor[i] for name, tensor in ENCODED.items()} for i in range(2)],
+        "data with labels": as_examples({**ENCODED, "labels": torch.tensor([1, 0])}),
+        "joined": concat(as_examples([first]), as_examples({n: t[1:] for n, t in ENCODED.items()})),
+    }
+    for given in sets.values():
+        torch.testing.assert_close(store.activations(bert, [layer], given)[layer], hidden)
+    assert store.stats.forward_rows == 2  # all the others are the same examples
+    assert labels_of(as_examples({**ENCODED, "labels": torch.tensor([1, 0])})) == (1, 0)
+    texts = as_examples(["a", "b"], _encode)
+    torch.testing.assert_close(store.activations(bert, [layer], texts)[layer], hidden[[0, 0]])
+    pictures = as_examples([Image.new("RGB", (2, 2))] * 2, _encode)
+    torch.testing.assert_close(store.activations(bert, [layer], pictures)[layer], hidden[[0, 0]])
+    with pytest.raises(RequestError, match=r"^what Encoded loads is a BatchEncoding.*return probing\.Inputs"):
+        store.activations(bert, [layer], Encoded())
+
+
+def test_texts_of_several_lengths_are_padded_to_the_longest_of_their_set() -> None:
+    def encode(text: str) -> BatchEncoding:
+        ids = torch.tensor([[ord(letter) % 9 + 1 for letter in text]])
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    store, bert, layer = ActivationStore(progress=False), _classifier(), "bert.encoder.layer.0"
+    texts = ["abc", "defgh", "i"]
+    for examples in (as_examples(texts, encode), as_examples([encode(text) for text in texts])):
+        batch = examples.load([2, 0])
+        assert isinstance(batch, Inputs)
+        assert batch.tensors["attention_mask"].tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]
+        assert batch.tensors["input_ids"][0].tolist() == [7, 0, 0, 0, 0]
+        rows = store.activations(bert, [layer], examples, pool="mean")[layer]
+        for text, row in zip(texts, rows, strict=True):
+            states = bert(**encode(text), output_hidden_states=True).hidden_states[-1].detach()
+            torch.testing.assert_close(row, states[0].mean(0))
+        longer = concat(examples, as_examples(["abcdefghi"], encode))
+        assert longer.ids[0] != examples.ids[0]  # padded otherwise, so that the model sees something else
+        assert longer.load(range(4)).shape == (4, 9)
+        torch.testing.assert_close(store.activations(bert, [layer], longer, pool="mean")[layer][:3], rows)
 
 
 def test_layer_ig_reads_a_layer_that_is_given_its_inputs_by_name() -> None:

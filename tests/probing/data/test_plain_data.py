@@ -383,7 +383,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "stream": (Streaming, "a Streaming, whose items.*list.*SpooledImages"),
     "generator": (lambda: (x for x in X), "a generator, whose items.*list of them"),
     "set": (lambda: {1, 2}, "a set, whose items can't be read again"),
-    "mapping": (lambda: {"a": X, "b": X}, r"a dict of \['a', 'b'\]: wrap the model"),
+    "mapping": (lambda: {"a": X, "b": X[1:]}, r"can't be made of \['a', 'b'\]: .*one row per example"),
     "splits": (
         lambda: datasets.DatasetDict(train=hugging_face(x=[[1.0]])),
         r"choose one, as in data\['train'\]",
@@ -395,7 +395,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"for item in data",
     ),
     "mappings of several": (
-        lambda: Items(lambda i: {"a": X[i], "b": X[i]}),
+        lambda: Items(lambda i: {"a": X[i], "b": "words"}),
         r"\['a', 'b'\], of which one.*select_columns",
     ),
     "objects": (lambda: [object(), object()], "item 0 of the list is a object, which no tensor"),
