@@ -30,8 +30,11 @@ $(shell .venv/bin/python -c '' 2>/dev/null && [ "$$(cat $(READY) 2>/dev/null)" =
 audit: $(READY)
 	.venv/bin/probing audit experiments/audits/occupations.yaml --out results/occupations
 
+# In CI every call's arguments are compared with their annotations, tensors' shapes too, which takes half as long again.
+CHECKED := $(if $(CI),--jaxtyping-packages=probing,concepts,beartype.beartype)
+
 test: $(READY)
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(CHECKED)
 
 test-kernels: $(READY)
 	for threads in 1 2; do \
