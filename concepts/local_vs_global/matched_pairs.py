@@ -91,7 +91,7 @@ class Sides:
         fit, judge = (tuple(i for i, n in enumerate(concept.names) if (n in fitted_on) == side) for side in (True, False))
         if not fit or not judge:
             raise ComparisonError(
-                f"the concept {concept.name!r} has {len(fit)} training pairs and {len(judge)} held-out ones: both are needed."
+                f"the concept {concept.name!r} has {len(fit)} training pairs and {len(judge)} held-out ones: give both."
             )
         return cls(concept, fit, judge)
 
