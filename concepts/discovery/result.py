@@ -222,8 +222,8 @@ class DiscoveryResult(Result):
         """Return what must be said beside the numbers."""
         lines = [
             f"{len(self)} atoms of {self.layer} by {self.kind}, learned of {int((~self.held_out).sum())} examples and "
-            f"judged on {int(self.held_out.sum())} held-out ones: {self.unexplained:.0%} of the squared distance from the mean is "
-            f"not explained ({self.unexplained_training:.0%} in training); {int(self.dead.sum())} atoms are dead.",
+            f"judged on {int(self.held_out.sum())} held-out ones: {self.unexplained:.0%} of the squared distance from the "
+            f"mean is not explained ({self.unexplained_training:.0%} in training); {int(self.dead.sum())} atoms are dead.",
             f"{int(self.stable.sum())} of {len(self)} atoms are found again in the other half, significantly (mean cosine "
             f"{float(self.agreement.cosine.mean()):.2f}, unrelated dictionaries {float(self.agreement.chance.mean()):.2f}).",
         ]
