@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, InputError, described, kind_of, like
 from probing.models.calling import run
-from probing.models.hooks import LayerCallError, capture, other_rows, watch
+from probing.models.hooks import LayerCallError, capture, other_rows, parts_of, watch
 from probing.models.layers import split_call
 from probing.models.model_cache import remembered
 from probing.models.precision import AS_GIVEN, device_of, frozen_copy
@@ -113,7 +113,7 @@ class Ran:
 
 
 def layers_run(model: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
-    """Return all calls of layers that return a tensor, in the order in which they end.
+    """Return all calls of layers that return tensors, in the order in which they end; of several each part by itself.
 
     Worked out once per model and input shape, on tensors without values where the model allows it.
     """
@@ -429,8 +429,8 @@ def _observed(copy: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
     centres = _Centres()
 
     def ended(layer: str, out: object) -> None:
-        if isinstance(out, Tensor):
-            ran.append(Ran(layer, calls[layer], tuple(out.shape), centres.of(out)))
+        for part, tensor in parts_of(out):
+            ran.append(Ran(layer + part, calls[layer], tuple(tensor.shape), centres.of(tensor)))
         calls[layer] += 1
 
     if inputs.ndim in {3, 4, 5}:

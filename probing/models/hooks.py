@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from inspect import signature
 from threading import Lock
+from typing import cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from probing.core.errors import ArgumentError, ProbingError
-from probing.models.layers import resolve, several, split_call
+from probing.models.layers import parts_in, resolve, several, split_call, split_parts
 
 Edit = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(layer, its first input, its output) → the output that the rest of the network sees."""
 
 
 class LayerCallError(ProbingError, RuntimeError):
-    """A layer did not run exactly once in a pass, or did not return a tensor."""
+    """A layer did not run exactly once in a pass, or did not return a tensor, or not the part that is asked for."""
 
 
 class _StopPass(BaseException):
@@ -48,7 +50,8 @@ def capture(
 
     Args:
         model: any module; every path is resolved before the first hook is set.
-        layers: dotted paths, `""` for the model's own output.
+        layers: dotted paths, `""` for the model's own output; with a part, as in `"lstm[0]"`, where several tensors are
+            returned.
         graph: keep the autograd graph, so that scores can be differentiated with respect to what
             was recorded: along paths that lead through the layer, not past it.
         stop: end the `with` block at the model's call, as soon as all layers have run: what stands
@@ -81,13 +84,14 @@ def edit(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
 
     An edit that returns an output of equal value with another gradient changes backward passes
     only, as in `z_rule * (z / z_rule).detach()`. A layer that runs several times is edited every
-    time. The edit gets a copy of the input made before the layer ran, which may work in place.
+    time. The edit gets a copy of the input made before the layer ran, which may work in place. Of an address with a part,
+    as `"lstm[0]"`, that alone is given and replaced.
 
     Raises:
         LayerNotFoundError: if a path names no submodule.
         LayerCallError: if an edited layer never ran, or it or its edit returned no tensor.
     """
-    editors = [_Editor(layer, resolve(model, layer), change) for layer, change in edits.items()]
+    editors = [_Editor(n, resolve(model, n), change, parts_in(model, n)) for n, change in edits.items()]
     with _UNFUSED, ExitStack() as hooks:
         for editor in editors:
             editor.attach(hooks)
@@ -304,6 +308,7 @@ class _Editor:
     layer: str
     module: nn.Module
     change: Edit
+    parts: tuple[str, ...]
     ran: bool = False
     inputs: list[object] = field(default_factory=list)
 
@@ -318,32 +323,101 @@ class _Editor:
         before = args[0] if args else next(named, None)
         self.inputs.append(before.clone() if isinstance(before, Tensor) else before)
 
-    def _edit(self, module: nn.Module, args: tuple[object, ...], output: object) -> Tensor:
+    def _edit(self, module: nn.Module, args: tuple[object, ...], output: object) -> object:
         self.ran = True
-        before = self.inputs.pop()
-        if not isinstance(output, Tensor) or not isinstance(before, Tensor):
+        before, parts = self.inputs.pop(), self.parts
+        value = part_at(self.layer, output, parts)
+        if not isinstance(value, Tensor) or not isinstance(before, Tensor):
+            way = f"name a part, as in '{self.layer}[0]'" if _is_container(value) else "choose a layer inside it"
             raise LayerCallError(
-                f"layer {self.layer!r} maps {_kind(before)} to {_kind(output)}, "
-                "expected a tensor given first, and one tensor returned: choose a layer inside it."
+                f"layer {self.layer!r} maps {_kind(before)} to {_kind(value)}, "
+                f"expected a tensor given first, and one tensor returned: {way}."
             )
-        after: object = self.change(module, before, output)
+        after: object = self.change(module, before, value)
         if not isinstance(after, Tensor):
             raise LayerCallError(f"the edit of layer {self.layer!r} returned {_kind(after)}, expected a tensor.")
-        return after
+        return _put_at(output, parts, after)
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """One address: a module and which of its calls is meant (None: the only one)."""
+    """One address: a module, which of its calls is meant (None: the only one), and which part of what it returns."""
 
     address: str
     module: nn.Module
     call: int | None
+    parts: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module, address: str) -> "_Tap":
         name, call = split_call(address)
-        return cls(address, resolve(model, name), call)
+        return cls(address, resolve(model, name), call, parts_in(model, name))
+
+
+def parts_of(output: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in what a layer returns with what addresses them, such as `[0]`, or nothing for a tensor itself."""
+    if isinstance(output, Tensor):
+        yield "", output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            if str(key).isidentifier():
+                yield from ((f"[{key}]{rest}", tensor) for rest, tensor in parts_of(value))
+    elif _is_container(output):
+        for i, value in enumerate(cast("Sequence[object]", output)):
+            yield from ((f"[{i}]{rest}", tensor) for rest, tensor in parts_of(value))
+
+
+def part_at(layer: str, output: object, parts: Sequence[str]) -> object:
+    """Return a part of what a layer returns.
+
+    Raises:
+        LayerCallError: if it has no such part, or nothing stands there.
+    """
+    found = output
+    for part in parts:
+        inside: object = None
+        if isinstance(found, Mapping):
+            inside = found.get(part, found.get(int(part)) if part.isdecimal() else None)
+            if inside is None and part.isdecimal() and int(part) < len(found):
+                inside = [*found.values()][int(part)]
+        elif _is_container(found) and part.isdecimal() and int(part) < len(cast("Sequence[object]", found)):
+            inside = cast("Sequence[object]", found)[int(part)]
+        if inside is None:
+            raise LayerCallError(_no_part(layer, output, [a for a, _ in parts_of(output)]))
+        found = inside
+    return found
+
+
+def _no_part(layer: str, output: object, known: Sequence[str]) -> str:
+    path = split_parts(layer)[0]
+    there = f"it has {[f'{path}{part}' for part in known[:6]]}" if known and known != [""] else "it has none"
+    told = ""
+    if any(value is None for value in (output if _is_container(output) else ())):  # type: ignore[attr-defined]
+        told = (
+            "; a fused attention keeps no probabilities: load the model with attn_implementation='eager', or call "
+            "nn.MultiheadAttention with need_weights=True"
+        )
+    return f"layer {path!r} returns {_kind(output)}, in which nothing stands at {layer[len(path) :]!r}: {there}{told}."
+
+
+def _put_at(output: object, parts: Sequence[str], tensor: Tensor) -> object:
+    """Return what a layer returns with another tensor at a part."""
+    if not parts:
+        return tensor
+    first, rest = parts[0], parts[1:]
+    if isinstance(output, Mapping):
+        key = first if first in output else [*output][int(first)]
+        changed = copy(output)
+        changed[key] = _put_at(output[key], rest, tensor)  # type: ignore[index]  # of libraries, these can be written to
+        return changed
+    values = [*cast("Sequence[object]", output)]
+    values[int(first)] = _put_at(values[int(first)], rest, tensor)
+    make: Callable[[object], object] = getattr(type(output), "_make", type(output))  # of a named tuple
+    return make(values)
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, tuple | list) and not isinstance(value, nn.utils.rnn.PackedSequence)
 
 
 _RUNS_ONCE: WeakKeyDictionary[nn.Module, dict[object, WeakSet[nn.Module]]] = WeakKeyDictionary()
@@ -384,11 +458,11 @@ class _Recorder:
         shapes = _shape((args, kwargs))
         self.once = _RUNS_ONCE.setdefault(self.model, {}).setdefault(shapes, WeakSet())
 
-    def _record(self, taps: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+    def _record(self, taps: Sequence[_Tap]) -> Callable[[nn.Module, object, object], object]:
+        def hook(module: nn.Module, args: object, output: object) -> object:
             call = self.calls.get(module, 0)
             self.calls[module] = call + 1
-            result: Tensor | None = None
+            result: object = None
             for tap in taps:
                 if tap.call is None and call:
                     raise LayerCallError(_ran_again(tap.address))
@@ -404,10 +478,10 @@ class _Recorder:
     def _may_stop(self) -> bool:
         return all(tap.call is not None or tap.module in self.once for tap in self.taps)
 
-    def _finish(self, own: Sequence[_Tap]) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def _finish(self, own: Sequence[_Tap]) -> Callable[[nn.Module, object, object], object]:
         record = self._record(own)
 
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+        def hook(module: nn.Module, args: object, output: object) -> object:
             result = record(module, args, output) if own else None
             self.once.update(m for m, count in self.calls.items() if count == 1)
             if self.stop:
@@ -417,10 +491,13 @@ class _Recorder:
 
         return hook
 
-    def _keep(self, tap: _Tap, output: object) -> Tensor | None:
-        address = tap.address
+    def _keep(self, tap: _Tap, whole: object) -> object:
+        """Keep what a layer returns, and return what the network goes on with, if that is something else."""
+        address, output = tap.address, part_at(tap.address, whole, tap.parts)
         if not isinstance(output, Tensor):
-            raise LayerCallError(f"layer {address!r} returns {_kind(output)}, expected one tensor; {_instead(tap.module)}.")
+            named = [part for part, _ in parts_of(output)]
+            way = f"name a part, as in '{address}{named[0]}'" if named else _instead(tap.module)
+            raise LayerCallError(f"layer {address!r} returns {_kind(output)}, expected one tensor; {way}.")
         if self.rows is not None and (not output.ndim or len(output) != self.rows):
             raise LayerCallError(other_rows(address, tuple(output.shape), self.rows))
         if self.graph:
@@ -429,7 +506,7 @@ class _Recorder:
             # Kept with a node and memory of its own, since a layer may hand on its input, as
             # `Identity` does; the network goes on with a copy, since an in-place ReLU may follow.
             self.kept[address] = source = output.clone().requires_grad_()
-            return source.clone()
+            return _put_at(whole, tap.parts, source.clone())
         kept = output.detach() if self.reduce is None else self.reduce(address, output.detach())
         with torch.inference_mode(False):  # else what is kept could never enter autograd
             alias = kept.is_inference() or _shares_memory(kept, output)

@@ -1,5 +1,8 @@
 """A layer is a dotted path, as in `model.named_modules()`; several may be asked for by globs.
 
+What returns several tensors is addressed by part: `"lstm[0]"` is the first of a tuple, `"encoder[last_hidden_state]"` what a
+mapping calls so, `"lstm[1][0]"` the first of the second, and `"block:1[0]"` a part of the second call.
+
 A glob is matched with the whole dotted path of every module, whether or not there are layers inside it: `?` stands for
 one character, `[12]` for one of these, and `*` for any number, dots included. So `"layer?"` names the four stages of a
 ResNet, `"layer4.*"` all that is inside the last, and `"*"` everything. Of what it matches, a glob names those layers
@@ -8,6 +11,7 @@ which they end; `"*.relu:1"` names the second call of each. It never names the m
 glob. All that takes layers takes globs in this meaning, and one string where there is but one.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -25,7 +29,7 @@ class LayerNotFoundError(ProbingError, LookupError):
 
 
 def resolve(model: nn.Module, layer: str) -> nn.Module:
-    """Return the submodule at a dotted path; the empty path is the model itself.
+    """Return the submodule at a dotted path, which may end in a part; the empty path is the model itself.
 
     Raises:
         LayerNotFoundError: if there is none; the message lists paths close to it.
@@ -34,14 +38,19 @@ def resolve(model: nn.Module, layer: str) -> nn.Module:
         >>> resolve(torchvision.models.resnet18(), "layer4.1.conv2")
     """
     try:
-        return model.get_submodule(layer)
+        parts = parts_in(model, layer)
+        return model.get_submodule(split_parts(layer)[0] if parts else layer)
     except AttributeError:
         raise LayerNotFoundError(_not_found(model, layer)) from None
 
 
 def is_glob(model: nn.Module, pattern: str) -> bool:
     """Whether a pattern is a glob, and no path of the model's, which may hold any characters."""
-    return any(c in pattern for c in "*?[") and split_call(pattern)[0] not in dict(_modules(model))
+    known, name = dict(_modules(model)), split_call(pattern)[0]
+    if not any(c in pattern for c in "*?[") or name in known:
+        return False
+    path = split_parts(name)[0]
+    return path not in known or (not path and any(matches(other, name) for other in known))  # "[01]" is no part of the model
 
 
 def several(layers: str | Sequence[str]) -> list[str]:
@@ -96,9 +105,26 @@ def expand(model: nn.Module, patterns: Sequence[str], calls: Callable[[], Calls]
 
 
 def split_call(address: str) -> tuple[str, int | None]:
-    """Return the path and the call in an address such as `"relu:1"`; None if no call is named."""
-    name, colon, call = address.rpartition(":")
-    return (name, int(call)) if colon and call.isdecimal() else (address, None)
+    """Return the path, with its part, and the call in an address such as `"relu:1"`; None if no call is named."""
+    path, _ = split_parts(address)
+    name, colon, call = path.rpartition(":")
+    return (name + address[len(path) :], int(call)) if colon and call.isdecimal() else (address, None)
+
+
+def split_parts(address: str) -> tuple[str, tuple[str, ...]]:
+    """Return what stands before the parts in an address such as `"lstm[1][0]"`, and these, in their order."""
+    found = _PARTS.search(address)
+    assert found is not None
+    return address[: found.start()], tuple(_PART.findall(found.group()))
+
+
+def parts_in(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the parts that an address without a call names, of a model whose paths may hold any characters."""
+    return () if name in dict(_modules(model)) else split_parts(name)[1]
+
+
+_PART = re.compile(r"\[(\w+)\]")
+_PARTS = re.compile(r"(\[\w+\])*$")
 
 
 def _readable(model: nn.Module, pattern: str, calls: Calls) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
+from probing.models.layers import split_parts
 from probing.models.runner import Pool
 from probing.models.summary import LayerRow, summarize
 
@@ -43,7 +44,7 @@ def find_stages(model: nn.Module, inputs: Tensor, most: int = 4) -> Stages:
         ('layer1', 'layer2', 'layer3', 'layer4')
     """
     rows = summarize(model, inputs)
-    usable = [r for r in rows[1:] if r.calls == 1 and isinstance(r.output, tuple)]
+    usable = [r for r in rows[1:] if r.calls == 1 and isinstance(r.output, tuple) and not split_parts(r.path)[1]]
     last = _is_last(usable)
     width = rows[0].output[-1] if isinstance(rows[0].output, tuple) and rows[0].output else 0
     usable = [r for r in usable if _width(r, last=last) != width]

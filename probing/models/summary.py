@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, batch_of, described, kind_of, like
 from probing.models.calling import run
-from probing.models.hooks import watch
+from probing.models.hooks import parts_of, watch
 from probing.models.layers import Calls
 from probing.models.loading import Model, module_of
 from probing.models.model_cache import remembered
@@ -21,10 +21,12 @@ class LayerRow:
     """One layer.
 
     Attributes:
-        path: what names it, as in `model.named_modules()`; `""` is the model.
+        path: what names it, as in `model.named_modules()`; `""` is the model. What a layer returns in parts has a row for
+            each tensor, such as `lstm[0]`.
         kind: its class.
         calls: how often it runs in a pass; one that runs once can be read by its plain path.
-        output: what its last call returns: a shape without the batch axis, or the name of another type.
+        output: what its last call returns: a shape without the batch axis, or the name of another type. Of a part, whose
+            first axis need not be that of the batch, the shape without the first.
         parameters: weights in it and in the layers inside it, each tensor counted once.
         weight_bytes: memory of these.
     """
@@ -53,14 +55,23 @@ def summarize(model: Model, inputs: Batch | Mapping[str, Tensor]) -> list[LayerR
     model = module_of(model)
     inputs = batch_of(inputs)
     seen: dict[str, list[tuple[int, ...] | str]] = {}
+    parts: dict[str, dict[str, None]] = {}
 
     def ended(path: str, output: object) -> None:
-        of_tensor = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
-        seen.setdefault(path, []).append(type(output).__name__ if of_tensor is None else of_tensor)
+        if not isinstance(output, Tensor):
+            seen.setdefault(path, []).append(type(output).__name__)
+        for part, tensor in parts_of(output):
+            parts.setdefault(path, {})[part] = None
+            seen.setdefault(path + part, []).append(tuple(tensor.shape[1:]))
 
     given = AS_GIVEN.prepare(model, (), device_of(model), inputs)
     _pass(model, given.model.eval(), given.inputs(inputs), ended)
-    return [_row(path, module, seen.get(path, [])) for path, module in model.named_modules()]
+    found = []
+    for path, module in model.named_modules():
+        found.append(_row(path, module, seen.get(path, [])))
+        inside = [part for part in parts.get(path, ()) if part]
+        found += [LayerRow(path + p, f"of {type(module).__name__}", *_last(seen[path + p]), 0, 0) for p in inside]
+    return found
 
 
 def calls(model: nn.Module, one: Batch) -> Calls:
@@ -109,6 +120,10 @@ def _pass(model: nn.Module, clone: nn.Module, inputs: Batch, ended: Callable[[st
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise SummaryError(f"{type(model).__name__} fails on an input of {described(inputs)}: {reason}") from error
+
+
+def _last(outputs: list[tuple[int, ...] | str]) -> tuple[int, tuple[int, ...] | str]:
+    return len(outputs), outputs[-1]
 
 
 def _row(path: str, module: nn.Module, outputs: list[tuple[int, ...] | str]) -> LayerRow:

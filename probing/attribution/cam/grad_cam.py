@@ -26,7 +26,7 @@ from probing.core.progress import Progress
 from probing.models.geometry import Layout
 from probing.models.gradients import score_gradients
 from probing.models.hooks import capture
-from probing.models.layers import resolve
+from probing.models.layers import resolve, split_call
 from probing.models.model_cache import remembered, unchanged
 from probing.models.precision import Precision, agree
 from probing.models.scores import Score
@@ -116,7 +116,7 @@ class _LayerMap(LocalMethod):
         inputs = with_places(inputs)
         with unchanged(score.model):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
-            resolve(score.model, layer.partition(":")[0])
+            resolve(score.model, split_call(layer)[0])
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
             layout = Layout.of(score.model, score.given(inputs), layer, self.grid, channels_last=self.channels_last)
             value, maps = self._explain(_Reading(passes, inputs, layer, layout))

@@ -940,14 +940,14 @@ def test_what_hooks_miss_is_named_with_its_reason_and_left_out_of_globs() -> Non
     attention = "encoder.layers.0.self_attn"
     with refused("out_proj' did not run.*MultiheadAttention never calls it, but computes with its"):
         read(net, f"{attention}.out_proj", x)
-    with refused("self_attn' returns a tuple of 2, expected one tensor; read the layer that takes"):
+    with refused("self_attn' returns a tuple of 2, expected one tensor; name a part, as in '.*self_attn"):
         read(net, attention, x)
     assert not {attention, f"{attention}.out_proj"} & set(calls(net, x[:1]))
     net = seeded(Direct())
     for layer in ("direct", "function"):
         with refused("did not run.*function may compute with their weights.*forward"):
             read(net, layer, x)
-    with refused("'recurrent' returns a tuple of 2.*wrap it in a module that returns one of them"):
+    with refused("'recurrent' returns a tuple of 2.*name a part, as in 'recurrent"):
         read(net, "recurrent", x)
     assert list(calls(net, x[:1])) == ["head"]
     assert {row.path: row.calls for row in summarize(net, x)}["direct"] == 0
