@@ -1,6 +1,10 @@
 __version__: str
 
 from .atlas import Atlas as Atlas
+from .attribution.attention import (
+    AttentionRelevance as AttentionRelevance,
+    AttentionRollout as AttentionRollout,
+)
 from .attribution.cam.cam import CAM as CAM
 from .attribution.cam.grad_cam import (
     AblationCAM as AblationCAM,

@@ -115,7 +115,7 @@ class _Choice:
 
     def methods(self, loaded: "LoadedModel") -> dict[str, "AttributionMethod"]:
         """Return the methods by name, with the background and the steps where they take them."""
-        from probing.attribution import METHODS
+        from probing.attribution import ATTENTION_METHODS, METHODS
         from probing.attribution.baselines import Samples
         from probing.attribution.path import IntegratedGradients
         from probing.core.inputs import one_tensor
@@ -127,8 +127,9 @@ class _Choice:
         if self.background is not None:
             rows = pictures(self.background, loaded, "raise")
             given["background"] = Samples.of(one_tensor(rows.load(range(len(rows)))))
-        takes = {n: given.keys() & _fields(METHODS[n]) for n in self.names}
-        return {n: METHODS[n](**{k: given[k] for k in takes[n]}) for n in self.names}
+        methods = METHODS | ATTENTION_METHODS
+        takes = {n: given.keys() & _fields(methods[n]) for n in self.names}
+        return {n: methods[n](**{k: given[k] for k in takes[n]}) for n in self.names}
 
     @property
     def part(self) -> str | int | None:
@@ -137,10 +138,10 @@ class _Choice:
 
     def check(self) -> None:
         """Refuse, before a model is loaded, names that are none and methods that lack what they need."""
-        from probing.attribution import METHODS
+        from probing.attribution import ATTENTION_METHODS, METHODS
 
-        _known(self.names, METHODS)
-        needs = {name: _needs(METHODS[name]) for name in self.names}
+        _known(self.names, METHODS | ATTENTION_METHODS)
+        needs = {name: _needs((METHODS | ATTENTION_METHODS)[name]) for name in self.names}
         for name, arguments in needs.items():
             if other := [a for a in arguments if a != "background"]:
                 raise CommandError(

@@ -1,3 +1,7 @@
+from .attention import (
+    AttentionRelevance as AttentionRelevance,
+    AttentionRollout as AttentionRollout,
+)
 from .base import (
     Attribution as Attribution,
     AttributionMethod as AttributionMethod,
@@ -35,6 +39,7 @@ from .lrp.conditional import (
 )
 from .lrp.lrp import LRP as LRP
 from .methods import (
+    ATTENTION_METHODS as ATTENTION_METHODS,
     METHODS as METHODS,
     TEXT_METHODS as TEXT_METHODS,
 )

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Family = Literal["backprop", "local", "network"]
-Demand = Literal["gradients", "layer", "head", "rectifiers", "operations"]
+Demand = Literal["gradients", "layer", "head", "rectifiers", "operations", "attention"]
 
 _MOST_SHOWN = 4  # rows of what a notebook displays
 
@@ -385,7 +385,7 @@ def checked(
         raise InputError(f"input {row} holds NaN or infinity.")
     inputs = inputs.detach().to(near(inputs.device))
     with naming_inputs(score.model, inputs):
-        score = score.named(inputs)
+        score = score.named(inputs).of_texts(score.given(inputs))
     if score.count not in {None, len(inputs)}:
         raise TargetError(
             f"score.target must have one class per input, {len(inputs)}, got shape {tuple(score.target.shape)}."

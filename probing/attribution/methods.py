@@ -1,5 +1,6 @@
 """Every local method, by the name that the command line takes: the contract tests, the zoo and the scorecard go by it."""
 
+from probing.attribution.attention import AttentionRelevance, AttentionRollout
 from probing.attribution.base import LocalMethod
 from probing.attribution.cam.cam import CAM
 from probing.attribution.cam.grad_cam import (
@@ -44,6 +45,12 @@ METHODS: dict[str, type[LocalMethod]] = {
     "lrp": LRP,
     "lime": LIME,
 }
+
+ATTENTION_METHODS: dict[str, type[LocalMethod]] = {
+    "rollout": AttentionRollout,
+    "attention_relevance": AttentionRelevance,
+}
+"""These take networks with attention only, and read its weights."""
 
 TEXT_METHODS: dict[str, type[TextLIME]] = {"lime": TextLIME}
 """These explain any function from texts to class scores, and so are called with a text, not with inputs of a model."""

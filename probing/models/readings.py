@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
@@ -79,6 +79,14 @@ class Reading(ABC):
 
     def named(self: R, output: object) -> R:
         """Return the reading with what is open found in the output for the inputs themselves."""
+        return self
+
+    def of_texts(self: R, read: Bool[Tensor, "n tokens"]) -> R:
+        """Return the reading for texts of which a mask tells what is read, and what is padding.
+
+        Raises:
+            OutputError: if it is read at padding.
+        """
         return self
 
     @property
@@ -178,7 +186,8 @@ class NextToken(Reading):
     Attributes:
         token: its id; one, or one per example.
         instead_of: the id of the token that it is compared with.
-        after: the position that is read, -1 for the last; of texts that are padded behind, each has its own.
+        after: the position that is read; -1 is the last one, of texts with a mask the last that is no padding. Where no mask
+            tells, texts that are padded behind need one each.
     """
 
     own: ClassVar[Mapping[str, int]] = {"token": 0, "instead_of": 0, "after": 0}
@@ -192,6 +201,15 @@ class NextToken(Reading):
         super().__post_init__()
         if self.instead_of is not None:
             object.__setattr__(self, "unit", "logit difference")
+
+    def of_texts(self, read: Bool[Tensor, "n tokens"]) -> "NextToken":
+        if isinstance(self.after, int) and self.after < 0 and not bool(read[:, self.after :].all()):
+            left = (read.flip(1).cumsum(1) == -self.after).float()  # counted from the end
+            if not bool(left.any(1).all()):
+                raise OutputError(f"a text has no {-self.after} tokens, so none is position {self.after}.")
+            return replace(self, after=read.shape[1] - 1 - left.argmax(1).cpu())
+        _refuse_padding(self, read, torch.as_tensor(self.after))
+        return self
 
     @property
     def name(self) -> str:
@@ -221,6 +239,11 @@ class Span(Reading):
     tokens: Tensor | Sequence[int]
     start: Index
     unit: str = field(default="logprob", init=False)
+
+    def of_texts(self, read: Bool[Tensor, "n tokens"]) -> "Span":
+        for i in range(torch.as_tensor(self.tokens).shape[-1]):
+            _refuse_padding(self, read, torch.as_tensor(self.start) + i)
+        return self
 
     @property
     def name(self) -> str:
@@ -551,6 +574,16 @@ def _place(values: Float[Tensor, "n many *rest"], at: Index, what: str) -> Float
     if len(index) and (int(index.min()) < -many or int(index.max()) >= many):
         raise OutputError(f"{what} {_said(at)} is out of range: the output has {many}, 0 to {many - 1}.")
     return values[torch.arange(len(values), device=values.device), index]
+
+
+def _refuse_padding(reading: Reading, read: Bool[Tensor, "n tokens"], at: Tensor) -> None:
+    position = at.to(read.device).expand(len(read))
+    inside = (position >= -read.shape[1]) & (position < read.shape[1])  # what is not is told when it is read
+    row = torch.arange(len(read), device=read.device)
+    padding = inside & ~read[row, torch.where(inside, position, 0)]
+    if bool(padding.any()):
+        text = int(padding.nonzero()[0])
+        raise OutputError(f"position {int(position[text])} of text {text}, which {reading.name} reads, is padding.")
 
 
 def _detections(output: object) -> list[Mapping[str, Tensor]]:

@@ -122,7 +122,8 @@ class Score:
         refuse_training(self.model)
         whole = self.given(batch_of(inputs), rows)
         output = run(self.model, whole)
-        score = (self._named(output) if self.is_open and rows is None else self).read(output, rows)
+        named = self if rows is not None else self.of_texts(whole)
+        score = (named._named(output) if named.is_open and rows is None else named).read(output, rows)
         if len(score) != len(whole):
             raise OutputError(f"the model returns {len(score)} rows of scores for {len(whole)} inputs.")
         return score
@@ -206,6 +207,17 @@ class Score:
         if isinstance(self.target, Reading):
             return replace(self, target=joined([r for r in found if isinstance(r, Reading)]))
         return replace(self, target=torch.cat([t.cpu() for t in found if isinstance(t, Tensor)]))
+
+    def of_texts(self, inputs: Batch) -> "Score":
+        """Return the score read at no padding, of texts whose mask tells it.
+
+        Raises:
+            OutputError: if what it names is padding.
+        """
+        read = None if isinstance(inputs, Tensor) else inputs.read
+        if not isinstance(self.target, Reading) or read is None or self.count not in {None, len(read)}:
+            return self
+        return replace(self, target=self.target.of_texts(read))
 
     def _named(self, output: object) -> "Score":
         if isinstance(self.target, Reading):

@@ -307,6 +307,13 @@ def test_the_class_scores_of_an_output_of_several_parts_are_named(
     torch.testing.assert_close(found.values, whole.values)
 
 
+def test_a_network_without_attention_has_no_rollout(
+    photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(MODEL, photos[0], "--method", "rollout", "--out", tmp_path) == 2
+    assert "--method rollout: no attention weights were seen in" in capsys.readouterr().err.replace("\n", " ")
+
+
 def but_for_times(printed: str) -> list[str]:
     """Return the lines that a machine says however quick it is."""
     lines = printed.splitlines()

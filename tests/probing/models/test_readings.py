@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probing.attribution import LRP, GradCAM, IntegratedGradients, Saliency
 from probing.core.errors import ArgumentError, ProbingError
+from probing.core.inputs import Inputs
 from probing.data.examples import as_examples
 from probing.models.readings import (
     Box,
@@ -293,3 +294,30 @@ def test_lrp_refuses_other_starts_of_what_is_no_class() -> None:
             OutputError, match=f"a start with {start!r} is one of classes: start with the score by start='score'"
         ):
             LRP(start=start)(model, x, NextToken(1))
+
+
+def _with_mask(mask: list[list[int]]) -> Inputs:
+    read = torch.tensor(mask)
+    return Inputs({"input_ids": torch.arange(read.numel()).view_as(read), "attention_mask": read})
+
+
+class Texts(nn.Module):
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return TEXTS
+
+
+def test_the_last_token_of_a_text_is_no_padding() -> None:
+    behind, before = _with_mask([[1, 1, 0, 0], [1, 1, 1, 1]]), _with_mask([[0, 0, 1, 1], [1, 1, 1, 1]])
+    score = Score(Texts().eval(), NextToken(1))
+    assert score(behind).tolist() == [float(TEXTS[0, 1, 1]), float(TEXTS[1, 3, 1])]
+    assert score(before).tolist() == TEXTS[:, 3, 1].tolist()
+    second = Score(Texts().eval(), NextToken(1, after=-2))
+    assert second(behind).tolist() == [float(TEXTS[0, 0, 1]), float(TEXTS[1, 2, 1])]
+    named = Score(Texts().eval(), NextToken(1, after=[1, 3]))
+    assert named(behind).tolist() == score(behind).tolist()
+    with pytest.raises(OutputError, match="position 2 of text 0, which token 1 after position 2 reads, is padding"):
+        Score(Texts().eval(), NextToken(1, after=2))(behind)
+    with pytest.raises(OutputError, match=r"position 2 of text 0, which tokens \(1, 2\) from position 1 reads, is padding"):
+        Score(Texts().eval(), Span([1, 2], 1))(behind)
+    with pytest.raises(OutputError, match="a text has no 3 tokens"):
+        Score(Texts().eval(), NextToken(1, after=-3))(behind)
