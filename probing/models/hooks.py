@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from inspect import signature
 from threading import Lock
+from types import FunctionType
 from typing import cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -288,8 +289,21 @@ def _masks_of(names: Sequence[str]) -> list[str]:
 
 
 def _arguments(module: nn.Module) -> list[str]:
+    forward = module.forward
+    function = getattr(forward, "__func__", None)
+    if not isinstance(function, FunctionType):
+        return _parameters(forward)
+    if function not in _PARAMETERS:
+        _PARAMETERS[function] = _parameters(function)[1:]
+    return _PARAMETERS[function]
+
+
+_PARAMETERS: WeakKeyDictionary[FunctionType, list[str]] = WeakKeyDictionary()
+
+
+def _parameters(function: Callable[..., object]) -> list[str]:
     try:
-        return list(signature(module.forward).parameters)
+        return list(signature(function).parameters)
     except (TypeError, ValueError):  # written in another language
         return []
 

@@ -19,9 +19,16 @@ _KNOWN: ContextVar[tuple[tuple[nn.Module, str], ...]] = ContextVar("known models
 def unchanged(model: nn.Module) -> Iterator[str]:
     """Compute the model's content id, and trust it inside the block: a method that calls others asks once."""
     name = identity(model)
+    with trusted(model, name):
+        yield name
+
+
+@contextmanager
+def trusted(model: nn.Module, name: str) -> Iterator[None]:
+    """Trust inside the block that a model still has the content id that the work at hand began with."""
     token = _KNOWN.set((*_KNOWN.get(), (model, name)))
     try:
-        yield name
+        yield
     finally:
         _KNOWN.reset(token)
 

@@ -225,8 +225,10 @@ def agree(a: object, b: object) -> bool:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's tensors are; the CPU if it has none."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+    first: Tensor | None = next(model.parameters(), None)
+    if first is None:
+        first = next(model.buffers(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

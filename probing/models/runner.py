@@ -1,6 +1,8 @@
 """One batch through a prepared model: layers' outputs and several scores' gradients in one pass."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,6 +26,14 @@ channels last. Of texts the mean is one over tokens, where modules of the model 
 
 The pooled *gradient* is the sum over positions: the change of the score when every position moves
 alike, which is its derivative with respect to the mean."""
+
+
+Land = Callable[[int, str, Tensor], Tensor]
+"""Of a part (0: outputs, 1, 2, …: the scores' gradients), a layer and its rows: a copy of these where they are to stay."""
+
+
+def _copied(part: int, layer: str, rows: Tensor) -> Tensor:
+    return rows.contiguous()
 
 
 class NonFiniteError(ProbingError, ValueError):
@@ -75,6 +85,8 @@ class Runner:
         layers: Sequence[str],
         pool: Pool | Mapping[str, Pool],
         scores: Sequence[Score] = (),
+        *,
+        land: Land = _copied,
     ) -> list[dict[str, Tensor]]:
         """Return layers' pooled outputs, then per score its pooled gradients there.
 
@@ -86,6 +98,7 @@ class Runner:
             layers: as the runner was prepared for, or fewer.
             pool: what is kept of each output and gradient, for all layers or for each.
             scores: of the model the runner was made of, with one class each.
+            land: puts rows where they are to stay, as soon as they are there; whole batches, or halves of them.
 
         Raises:
             LayerCallError, PoolError, ZeroPathError: for a layer that can't be read so.
@@ -93,7 +106,10 @@ class Runner:
         """
         with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
             pools = pool if isinstance(pool, Mapping) else dict.fromkeys(layers, pool)
-            return self._run(inputs, layers, pools, scores)
+            found = self._run(inputs, layers, pools, scores, land)
+        for part, rows in enumerate(found):
+            _refuse_not_finite("gradient" if part else "output", rows)
+        return found
 
     def _run(
         self,
@@ -101,23 +117,24 @@ class Runner:
         layers: Sequence[str],
         pools: Mapping[str, Pool],
         scores: Sequence[Score],
+        land: Land,
     ) -> list[dict[str, Tensor]]:
         try:
             if scores:
-                return self._gradients(inputs, layers, pools, scores)
-            return [self._outputs(inputs, layers, pools)]
+                return self._gradients(inputs, layers, pools, scores, land)
+            return [self._outputs(inputs, layers, pools, land)]
         except torch.OutOfMemoryError:
             if len(inputs) == 1:
                 raise
-        halves = [self._run(half, layers, pools, scores) for half in inputs.tensor_split(2)]
+        halves = [self._run(half, layers, pools, scores, land) for half in inputs.tensor_split(2)]
         return [{n: torch.cat([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)]
 
-    def _outputs(self, inputs: Batch, layers: Sequence[str], pools: Mapping[str, Pool]) -> dict[str, Tensor]:
+    def _outputs(self, inputs: Batch, layers: Sequence[str], pools: Mapping[str, Pool], land: Land) -> dict[str, Tensor]:
         early = self._early_layers(inputs, layers, pools)
 
         def pool(layer: str, output: Tensor) -> Tensor:
             read = _read(masks, layer, output, pools[layer])
-            return pooled(output, pools[layer], read=read).contiguous()
+            return land(0, layer, pooled(output, pools[layer], read=read))
 
         def reduce(layer: str, output: Tensor) -> Tensor:
             return output if layer in early else pool(layer, output)
@@ -126,12 +143,15 @@ class Runner:
         with (
             torch.no_grad(),
             self.prepared.arithmetic(),
-            token_masks(model) as masks,
+            self._masks(pools) as masks,
             capture(model, layers, stop=not early, reduce=reduce, rows=len(inputs)) as kept,
         ):
             run(model, self.prepared.inputs(inputs))
-        rows = {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
-        return {layer: _checked(layer, "output", rows[layer]) for layer in layers}
+        return {n: pool(n, kept[n]) if n in early else kept[n] for n in layers}
+
+    def _masks(self, pools: Mapping[str, Pool]) -> AbstractContextManager[TokenMasks]:
+        """Return what notes masks of padding, where a mean over tokens needs them."""
+        return token_masks(self.prepared.model) if "mean" in pools.values() else nullcontext(TokenMasks())
 
     def _early_layers(self, inputs: Batch, layers: Sequence[str], pools: Mapping[str, Pool]) -> set[str]:
         """Return layers that end before the model is told of padding, as embeddings do; found by a pass, once."""
@@ -162,21 +182,21 @@ class Runner:
         layers: Sequence[str],
         pools: Mapping[str, Pool],
         scores: Sequence[Score],
+        land: Land,
     ) -> list[dict[str, Tensor]]:
         with torch.enable_grad(), self.prepared.arithmetic():
             with (
-                token_masks(self.prepared.model) as masks,
+                self._masks(pools) as masks,
                 capture(self.prepared.model, layers, graph=True, rows=len(inputs)) as kept,
             ):
                 output = run(self.prepared.model, self.prepared.inputs(inputs))
             _refuse_own_positions(scores, inputs)
             slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
         read = {n: _read(masks, n, kept[n], pools[n]) for n in layers}
-        outputs = {n: pooled(kept[n].detach(), pools[n], read=read[n]).contiguous() for n in layers}
-        found = [{n: _checked(n, "output", values) for n, values in outputs.items()}]
-        for gradients in slopes:
+        found = [{n: land(0, n, pooled(kept[n].detach(), pools[n], read=read[n])) for n in layers}]
+        for part, gradients in enumerate(slopes, 1):
             rows = {n: pooled(g, pools[n], read=read[n], total=True) for n, g in zip(layers, gradients, strict=True)}
-            found.append({n: _checked(n, "gradient", g.contiguous()) for n, g in rows.items()})
+            found.append({n: land(part, n, g) for n, g in rows.items()})
         return found
 
 
@@ -223,12 +243,16 @@ def pooled(values: Tensor, pool: Pool, *, read: Tensor | None = None, total: boo
     return values.sum(axes) if total else values.mean(axes)
 
 
-def _checked(layer: str, what: str, values: Tensor) -> Tensor:
-    # NaN and infinity survive summation: a finite sum proves finite terms, others are looked into.
-    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        rows = torch.isfinite(values.reshape(len(values), -1)).all(1)
-        raise NonFiniteError(
-            f"the {what} of layer {layer!r} is not finite (NaN or infinity) "
-            f"for row {int((~rows).nonzero()[0])} of the batch."
-        )
-    return values
+def _refuse_not_finite(what: str, rows: Mapping[str, Tensor]) -> None:
+    """Raise where rows hold NaN or infinity; the host reads one number for all layers."""
+    # Both survive summation: a finite sum proves finite terms, others are looked into.
+    sums = [values.sum().to(torch.float32) for values in rows.values()]
+    if math.isfinite(float(torch.stack(sums).sum())):
+        return
+    for layer, values in rows.items():
+        if not torch.isfinite(values).all():
+            finite = torch.isfinite(values.reshape(len(values), -1)).all(1)
+            raise NonFiniteError(
+                f"the {what} of layer {layer!r} is not finite (NaN or infinity) "
+                f"for row {int((~finite).nonzero()[0])} of the batch."
+            )

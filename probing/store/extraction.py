@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from probing.core.content_ids import bytes_id
 from probing.core.errors import ProbingError
-from probing.core.inputs import Batch, row_ids
+from probing.core.inputs import Batch, kind_of
 from probing.core.progress import Progress
+from probing.models.model_cache import remembered, trusted
 from probing.models.precision import Precision, device_of
-from probing.models.runner import Runner
-from probing.store.memory import MemoryTier, Place, gather
+from probing.models.runner import Land, Runner
+from probing.store.memory import Landing, MemoryTier, Place, gather
 from probing.store.prefetch import LoadAhead, WriteBehind
 from probing.store.requests import Estimate, Job, RequestError, Rows, StoreStats
 from probing.store.shards import ANOTHER_FOLDER, DamagedShardError, Disk, ShardWriter, Space
@@ -64,21 +65,36 @@ class Engine:
     _shapes: dict[Space, tuple[int, ...]] = field(default_factory=dict)
     _trusted: set[Space] = field(default_factory=set)
 
-    def stream(self, job: Job) -> Iterator[Rows]:
-        """Yield the rows of a job, batch by batch; chunks that another process computes come last, from its shards."""
+    def collect(self, job: Job) -> Rows:
+        """Return all rows of a job, which are allocated once."""
+        landing = Landing(job.positions, len(job.examples), self.tiers[0].device)
+        for piece in self.stream(job, landing):
+            for part, by_layer in enumerate((piece.activations, *piece.gradients)):
+                for layer, rows in by_layer.items():
+                    landing.take(part, layer, piece.positions, rows)
+        gradients = [landing.rows(part) for part in range(1, len(job.scores) + 1)]
+        return Rows(list(range(len(job.examples))), landing.rows(0), gradients)
+
+    def stream(self, job: Job, landing: Landing | None = None) -> Iterator[Rows]:
+        """Yield the rows of a job, batch by batch; chunks that another process computes come last, from its shards.
+
+        Args:
+            job: which rows.
+            landing: where whole batches of computed rows are put, which are then yielded from there.
+        """
         self._check_canaries(job)
         chunks, waiting = _rotated(split(list(job.positions), _SHARD_ROWS)), set[str]()
         title = f"{type(job.model).__name__}: {', '.join(job.layers[:3])}{' …' if len(job.layers) > 3 else ''}"
         with (
             Progress(len(job.positions), title, self.show_progress) as progress,
-            LoadAhead(job.load) as loader,
+            LoadAhead(job.load_with_ids) as loader,
         ):
             room_checked = self.disk is None
             while chunks:
                 chunk = chunks.popleft()
                 with self._claim(job, chunk, wait=chunk[0] in waiting) as claimed:
                     if claimed:
-                        for rows, computed in self._chunk(job, chunk, loader):
+                        for rows, computed in self._chunk(job, chunk, loader, landing):
                             progress.advance(len(set(rows.positions)), computed=computed)
                             if computed and not room_checked:
                                 room_checked = self._has_room(job, rows)
@@ -130,7 +146,7 @@ class Engine:
         waiting, title = set[str](), f"{type(job.model).__name__}, {share}"
         with (
             Progress(len(own), title, self.show_progress) as progress,
-            LoadAhead(job.load) as loader,
+            LoadAhead(job.load_with_ids) as loader,
         ):
             progress.advance(len(own) - len(chunks), computed=False)
             while chunks:
@@ -150,10 +166,11 @@ class Engine:
         wanted = [ids for ids in wanted if ids]
         with _Writers(self.disk, unwritten) as writers:
             for names, ahead in zip(wanted, [*wanted[1:], []], strict=True):
-                inputs = loader.get(names)
+                inputs, input_ids = loader.get(names)
                 loader.start(ahead)
                 lacking = {s: [e for e in names if e in m] for s, m in members.items()}
                 lacking = {space: ids for space, ids in lacking.items() if ids}
+                self._input_ids.update(zip(names, input_ids, strict=True))
                 computed = self._compute(job, lacking, names, inputs)
                 self.stats.forward_rows += len(names)
                 index = {e: i for i, e in enumerate(names)}
@@ -178,7 +195,12 @@ class Engine:
         own = self._runners.get(job.model, {})
         key = (job.weights, job.layers, precision, device, inputs.dtype)
         if key not in own:
-            made = Runner.of(job.model, job.layers, precision, device, inputs)
+            with trusted(job.model, job.weights):
+                made = remembered(
+                    job.model,
+                    ("runner", *key[1:], kind_of(inputs)),
+                    lambda: Runner.of(job.model, job.layers, precision, device, inputs),
+                )
             self.stats.prepared.add(made.prepared.how)
             self._forget_runners()
             own = self._runners.setdefault(job.model, {})
@@ -218,7 +240,9 @@ class Engine:
         found = {space: [e for e in chunk if e not in rows[space] and e not in others[space]] for space in job.spaces}
         return {space: ids for space, ids in found.items() if ids}
 
-    def _chunk(self, job: Job, chunk: list[str], loader: LoadAhead) -> Iterator[tuple[Rows, bool]]:
+    def _chunk(
+        self, job: Job, chunk: list[str], loader: LoadAhead, landing: Landing | None = None
+    ) -> Iterator[tuple[Rows, bool]]:
         """Yield a chunk's rows batch by batch, and whether any were computed; commit those that were unwritten."""
         lacking = self._lacking(job, chunk)
         batches = split(chunk, self._batch_rows(job) if lacking else len(chunk))
@@ -227,13 +251,13 @@ class Engine:
         with _Writers(self.disk, self._unwritten(job, chunk)) as writers:
             for ids, ahead in zip(batches, [*wanted[1:], []], strict=True):
                 loader.start(ahead)
-                found, computed = self._batch(job, ids, loader)
+                found, computed = self._batch(job, ids, loader, landing)
                 writers.append(ids, found, self._input_ids)
                 self.stats.reused_rows += len(ids) - computed
                 yield self._rows(job, ids, found), computed > 0
             writers.commit()
 
-    def _batch(self, job: Job, ids: list[str], loader: LoadAhead) -> tuple[_Found, int]:
+    def _batch(self, job: Job, ids: list[str], loader: LoadAhead, landing: Landing | None) -> tuple[_Found, int]:
         """Return where a batch's rows are, having computed those that were nowhere, and how many examples that took."""
         found = {space: self._find(space, ids) for space in job.spaces}
         lacking = {space: [e for e in ids if e not in places] for space, places in found.items()}
@@ -242,31 +266,44 @@ class Engine:
             return found, 0
         members = set().union(*lacking.values())
         names = [e for e in ids if e in members]
-        computed = self._compute(job, lacking, names, loader.get(names))
+        inputs, input_ids = loader.get(names)
+        self._input_ids.update(zip(names, input_ids, strict=True))
+        computed = self._compute(job, lacking, names, inputs, landing)
         self.stats.forward_rows += len(names)
         for space, rows in computed.items():
             keep = lacking[space]
             index = {e: i for i, e in enumerate(names)}
             block = rows if len(keep) == len(names) else rows[[index[e] for e in keep]]
-            found[space] |= self._remember(space, keep, block)
+            whole = None if landing is None else landing.whole_of(block)
+            found[space] |= self._remember(space, keep, block, whole)
         return found, len(names)
 
-    def _compute(self, job: Job, lacking: _Lacking, names: list[str], inputs: Batch) -> dict[Space, Tensor]:
+    def _compute(
+        self,
+        job: Job,
+        lacking: _Lacking,
+        names: list[str],
+        inputs: Batch,
+        landing: Landing | None = None,
+    ) -> dict[Space, Tensor]:
         """Pass examples through the model once and return rows of the spaces that lack some."""
-        self._input_ids.update(zip(names, row_ids(inputs), strict=True))
         layers = [n for n in job.layers if any(by.get(n) in lacking for by in (job.outputs, *job.slopes))]
         scores = [i for i, by_layer in enumerate(job.slopes) if any(s in lacking for s in by_layer.values())]
         found: dict[Space, Tensor] = {}
         if scores:
             runner = self._runner(job, self.precision.gradients, inputs)
-            outputs, *gradients = runner.run(inputs, layers, job.pools, [job.scores[i] for i in scores])
+            same = self.precision.gradients == self.precision
+            parts = [job.outputs if same else {}, *(job.slopes[i] for i in scores)]
+            land = _landing(landing, parts, [0, *(i + 1 for i in scores)], lacking, names)
+            outputs, *gradients = runner.run(inputs, layers, job.pools, [job.scores[i] for i in scores], land=land)
             self.stats.backward_rows += len(names) * len(scores)
             for i, by_layer in zip(scores, gradients, strict=True):
                 found |= {job.slopes[i][layer]: rows for layer, rows in by_layer.items()}
-            if self.precision.gradients == self.precision and job.outputs:
+            if same and job.outputs:
                 found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         if rest := [n for n in layers if n in job.outputs and job.outputs[n] in lacking and job.outputs[n] not in found]:
-            [outputs] = self._runner(job, self.precision, inputs).run(inputs, rest, job.pools)
+            land = _landing(landing, [job.outputs], [0], lacking, names)
+            [outputs] = self._runner(job, self.precision, inputs).run(inputs, rest, job.pools, land=land)
             found |= {job.outputs[layer]: rows for layer, rows in outputs.items()}
         return {space: rows for space, rows in found.items() if space in lacking}
 
@@ -287,14 +324,14 @@ class Engine:
             found |= self._remember(space, here, rows)
         return found
 
-    def _remember(self, space: Space, ids: list[str], rows: Tensor) -> dict[str, Place]:
+    def _remember(self, space: Space, ids: list[str], rows: Tensor, whole: Tensor | None = None) -> dict[str, Place]:
         shape = self._shapes.setdefault(space, tuple(rows.shape[1:]))
         if shape != tuple(rows.shape[1:]):
             raise RaggedRowsError(
                 f"layer {space.layer!r} returns rows of differing shape, {shape} and {tuple(rows.shape[1:])}; "
                 "use pool='mean', or examples of one size."
             )
-        home = self.tiers[0].put(space.id, ids, rows)
+        home = self.tiers[0].put(space.id, ids, rows, whole)
         return {e: (home, i) for i, e in enumerate(ids)}
 
     def _rows(self, job: Job, ids: list[str], found: _Found) -> Rows:
@@ -360,7 +397,8 @@ class Engine:
     def _check(self, job: Job, ids: list[str], spaces: list[Space]) -> None:
         stored = {space: self._find(space, ids) for space in spaces}
         was = {e: self._input_ids[e] for places in stored.values() for e in places}
-        inputs = job.load(ids)
+        inputs, input_ids = job.load_with_ids(ids)
+        self._input_ids.update(zip(ids, input_ids, strict=True))
         backward = self.stats.backward_rows
         now = self._compute(job, dict.fromkeys(spaces, ids), ids, inputs)
         self.stats.backward_rows = backward
@@ -382,6 +420,24 @@ class Engine:
                         f"now: relative difference {gap:.2g} for example {e}. {_UNSEEN}",
                         mends=[ANOTHER_FOLDER],
                     )
+
+
+def _landing(
+    landing: Landing | None,
+    parts: Sequence[Mapping[str, Space]],
+    numbers: Sequence[int],
+    lacking: _Lacking,
+    names: list[str],
+) -> Land:
+    """Return what puts the rows of a pass where they are to stay: those of spaces that lack all of them."""
+
+    def land(part: int, layer: str, rows: Tensor) -> Tensor:
+        space = parts[part].get(layer)
+        if landing is None or space is None or lacking.get(space) != names:
+            return rows.contiguous()
+        return landing.land(numbers[part], layer, names, rows)
+
+    return land
 
 
 _UNSEEN = (

@@ -10,13 +10,17 @@ from probing.core.inputs import Batch
 _IN_FLIGHT = 4
 
 
+Loaded = tuple[Batch, list[str]]
+"""A batch, and the content id of each row of it, found on the thread that loads."""
+
+
 class LoadAhead:
     """Calls a load function for the batch after the one at work."""
 
-    def __init__(self, load: Callable[[Sequence[str]], Batch]) -> None:
+    def __init__(self, load: Callable[[Sequence[str]], Loaded]) -> None:
         self._load = load
         self._thread = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[str, ...], Future[Batch]] = {}
+        self._ahead: dict[tuple[str, ...], Future[Loaded]] = {}
 
     def __enter__(self) -> "LoadAhead":
         return self
@@ -26,7 +30,7 @@ class LoadAhead:
         if ids:
             self._ahead[tuple(ids)] = self._thread.submit(self._load, ids)
 
-    def get(self, ids: Sequence[str]) -> Batch:
+    def get(self, ids: Sequence[str]) -> Loaded:
         """Return a batch, loaded ahead or now; batches that were not asked for are forgotten."""
         future = self._ahead.pop(tuple(ids), None)
         return self._load(ids) if future is None else future.result()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from probing.core.content_ids import is_sharded
 from probing.core.errors import ProbingError
-from probing.core.inputs import Batch, Inputs, not_one_tensor
+from probing.core.inputs import Batch, Inputs, not_one_tensor, row_ids
 from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
 from probing.models.geometry import channel_axis
 from probing.models.layers import expand
@@ -121,6 +121,11 @@ class Job:
         if not isinstance(batch, Tensor | Inputs):
             raise RequestError(not_one_tensor(batch, f"what {type(self.examples).__name__} loads"))
         return batch
+
+    def load_with_ids(self, ids: Sequence[str]) -> tuple[Batch, list[str]]:
+        """Return examples by id, and the content ids of what the model is given."""
+        inputs = self.load(ids)
+        return inputs, row_ids(inputs)
 
     @classmethod
     def of(

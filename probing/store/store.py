@@ -87,7 +87,7 @@ class ActivationStore:
             StaleRowsError: if stored rows are not what the model computes now.
             StoreWriteError: if the cache folder can't be written.
         """
-        return self._collect(self._job(model, layers, examples, pool)).activations
+        return self._engine.collect(self._job(model, layers, examples, pool)).activations
 
     def gradients(
         self, score: Score, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
@@ -139,7 +139,7 @@ class ActivationStore:
             >>> by_class = store.gradients_of([Score(net, k) for k in classes], ["layer4"], images, pool="mean")
         """
         job = self._job(model_of(scores), layers, examples, pool, scores)
-        return self._collect(replace(job, outputs={})).gradients
+        return self._engine.collect(replace(job, outputs={})).gradients
 
     def read(
         self,
@@ -153,7 +153,7 @@ class ActivationStore:
 
         Both come from one pass where they have the same precision. Raises as `activations`.
         """
-        return self._collect(self._job(model_of(scores), layers, examples, pool, scores))
+        return self._engine.collect(self._job(model_of(scores), layers, examples, pool, scores))
 
     def batches(
         self, model: Model, layers: Sequence[str], examples: Examples, *, pool: Pool = "none"
@@ -206,22 +206,3 @@ class ActivationStore:
         scores: Sequence[Score] = (),
     ) -> Job:
         return Job.of(model, layers, examples, pool, self.precision, scores)
-
-    def _collect(self, job: Job) -> Rows:
-        n = len(job.examples)
-        total = Rows(list(range(n)), {}, [{} for _ in job.scores])
-        for piece in self._engine.stream(job):
-            first, last = piece.positions[0], piece.positions[-1]
-            in_order = piece.positions == list(range(first, last + 1))
-            where = slice(first, last + 1) if in_order else piece.positions  # a slice is a plain copy
-            parts = zip(
-                [total.activations, *total.gradients],
-                [piece.activations, *piece.gradients],
-                strict=True,
-            )
-            for whole, part in parts:
-                for layer, rows in part.items():
-                    if layer not in whole:
-                        whole[layer] = rows.new_empty((n, *rows.shape[1:]))
-                    whole[layer][where] = rows
-        return total

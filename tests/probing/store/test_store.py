@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import nets
@@ -11,6 +13,8 @@ import pytest
 import torch
 from store_worker import fill
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from where import SUPPORT
 
 from probing.data.examples import Subset, TensorExamples
@@ -242,7 +246,9 @@ def test_stored_rows_of_nan_are_no_match_for_what_is_computed(
     net: nn.Module, pictures: TensorExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("probing.models.runner._checked", lambda layer, what, values: values * torch.nan)
+        patched.setattr(
+            "probing.models.runner._refuse_not_finite", lambda what, rows: [v.fill_(torch.nan) for v in rows.values()]
+        )
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
     with pytest.raises(StaleRowsError, match="relative difference nan"):
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
@@ -578,3 +584,143 @@ def test_two_processes_fill_a_store_without_what_only_posix_has(tmp_path: Path) 
     fill(tmp_path / "one", TensorExamples(nets.images(96, size=24)))
     kept = {name: data for name, data in found.items() if name.endswith((".json", ".safetensors"))}
     assert kept == files(tmp_path / "one")
+
+
+# Rows land once
+
+
+WIDE = nets.images(24, size=64)  # whose rows are too large to share memory with others
+
+
+def storages(rows: dict[str, Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in rows.values()}
+
+
+def test_rows_are_written_where_they_are_returned_and_kept_there(net: nn.Module) -> None:
+    store = ActivationStore(batch_size=5)
+    rows = store.activations(net, LAYERS, WIDE)
+    tier = store._engine.tiers[0]
+    assert {slab.memory.untyped_storage().data_ptr() for slab in tier._slabs.values()} == storages(rows)
+    assert tier.bytes == sum(tensor.untyped_storage().nbytes() for tensor in rows.values())
+    again = store.activations(net, LAYERS, WIDE)
+    assert not storages(again) & storages(rows)
+    assert all(torch.equal(again[layer], rows[layer]) for layer in LAYERS)
+    assert store.stats.forward_rows == 24
+
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda rows: rows[3].zero_(),
+    "through .data": lambda rows: rows.data[3].zero_(),
+    "through numpy": lambda rows: rows.numpy()[3].fill(0),
+    "in the last bit": lambda rows: rows.view(torch.int32)[3, 0, 0, 0].add_(1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_a_caller_does_to_large_rows_does_not_reach_the_store(
+    net: nn.Module, tmp_path: Path, write: Callable[[Tensor], object], on_disk: bool
+) -> None:
+    store = ActivationStore(tmp_path if on_disk else None, batch_size=5)
+    rows = store.activations(net, LAYERS, WIDE)
+    expected = {layer: tensor.clone() for layer, tensor in rows.items()}
+    write(rows[LAYERS[0]])
+    for _ in range(2):
+        found = store.activations(net, LAYERS, WIDE)
+        assert all(torch.equal(found[layer], expected[layer]) for layer in LAYERS)
+        found[LAYERS[1]].zero_()
+    assert store.stats.forward_rows == (24 if on_disk else 29)  # the batch that was written to is computed anew
+
+
+def test_rows_of_batches_may_be_written_to_while_the_sweep_goes_on(net: nn.Module) -> None:
+    store = ActivationStore(batch_size=5)
+    expected = store.activations(net, LAYERS, WIDE)[LAYERS[0]].clone()
+    for positions, rows in store.batches(net, LAYERS, WIDE):
+        assert torch.equal(rows[LAYERS[0]], expected[positions])
+        rows[LAYERS[0]].zero_()
+    assert torch.equal(store.activations(net, LAYERS, WIDE)[LAYERS[0]], expected)
+
+
+def test_memory_that_a_view_keeps_counts_as_a_whole() -> None:
+    tier = MemoryTier(1000, torch.device("cpu"))
+    whole = torch.arange(200.0).reshape(20, 10)
+    tier.put("space", ["a", "b"], whole[:2], whole)
+    assert tier.bytes == whole.nbytes
+    tier.put("space", ["c"], whole[2:3], whole)
+    assert tier.bytes == whole.nbytes  # the same memory
+    assert set(tier.find("space", ["a", "b", "c"])) == {"a", "b", "c"}
+    other = torch.zeros(20, 10)
+    tier.put("other", ["a"], other[:1], other)  # both do not fit
+    assert not tier.find("space", ["a", "b", "c"])
+    assert tier.bytes == other.nbytes
+    large = torch.zeros(30, 10)
+    tier.put("large", ["a"], large[:1], large)  # more than fits at all
+    assert not tier.find("large", ["a"])
+    assert tier.bytes == other.nbytes
+
+
+def test_what_was_written_to_does_not_go_to_the_tier_below() -> None:
+    host = MemoryTier(10_000, torch.device("cpu"))
+    near = MemoryTier(1000, torch.device("cpu"), below=host)
+    whole = torch.arange(200.0).reshape(20, 10)
+    near.put("space", ["a", "b"], whole[:2], whole)
+    near.put("space", ["c"], whole[2:3], whole)
+    whole[2] += 1
+    near.put("other", ["a"], torch.zeros(1, 200))
+    assert set(host.find("space", ["a", "b", "c"])) == {"a", "b"}
+
+
+def test_examples_in_another_order_or_twice_get_their_own_rows(net: nn.Module) -> None:
+    order = [7, 3, 3, 20, 0, 23, 7, 1, 2]
+    store = ActivationStore(batch_size=2)
+    expected = ActivationStore(batch_size=2).activations(net, LAYERS, WIDE)
+    for examples in (WIDE[order], WIDE):
+        found = store.activations(net, LAYERS, examples)
+        for layer in LAYERS:
+            rows = expected[layer][order] if examples is not WIDE else expected[layer]
+            torch.testing.assert_close(found[layer], rows)
+
+
+def test_equal_scores_get_rows_of_their_own(net: nn.Module) -> None:
+    first, second = ActivationStore().gradients_of([Score(net, 0), Score(net, 0)], LAYERS, WIDE)
+    assert torch.equal(first[LAYERS[0]], second[LAYERS[0]])
+    first[LAYERS[0]].zero_()
+    assert second[LAYERS[0]].any()
+
+
+def test_peak_memory_is_little_more_than_the_rows(net: nn.Module) -> None:
+    """Tensors are counted as they are made: rows, and besides them what one batch needs."""
+    alive: list[weakref.ref[Tensor]] = []
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest, alive
+            out = func(*args, **(kwargs or {}))
+            alive += [weakref.ref(t) for t in tree_leaves(out) if isinstance(t, Tensor) and t.layout == torch.strided]
+            there = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for r in alive if (t := r()) is not None}
+            alive = [r for r in alive if r() is not None]
+            largest = max(largest, sum(there.values()))
+            return out
+
+    store, examples = ActivationStore(batch_size=1), TensorExamples(WIDE)
+    store.activations(net, LAYERS, examples)  # prepares the model
+    store = ActivationStore(batch_size=1)
+    with Watch():
+        rows = store.activations(net, LAYERS, examples)
+    size = sum(tensor.nbytes for tensor in rows.values())
+    assert size < largest < 1.5 * size
+
+
+def test_a_model_is_prepared_once_for_all_stores(net: nn.Module, pictures: TensorExamples) -> None:
+    first, second = ActivationStore(), ActivationStore()
+    for store in (first, second):
+        store.activations(net, LAYERS, pictures)
+    [one], [other] = (store._engine._runners[net].values() for store in (first, second))
+    assert one is other
+    with torch.no_grad():
+        net.features[0].weight.data += 1
+    third = ActivationStore()
+    rows = third.activations(net, LAYERS, pictures)
+    assert one not in third._engine._runners[net].values()
+    torch.testing.assert_close(rows[LAYERS[1]], direct(net, nets.images(40))[1])
