@@ -166,9 +166,9 @@ class SmoothGrad(LocalMethod):
                 "SmoothGrad needs at least 2 samples and noise of at least 0, "
                 f"got samples={self.samples} and noise={self.noise}."
             )
-        passes = Passes.of(score, inputs, self.batch_size)
         scale = self._scale(inputs, None if score.beside is None else score.beside.read)
         with unchanged(score.model):
+            passes = Passes.of(score, inputs, self.batch_size)
             clean = passes.values(inputs, torch.arange(len(inputs)))
             moments, last = Moments(), None
             for maps in self._maps(score, inputs, scale, max(1, passes.chunk // len(inputs)), passes):
@@ -207,11 +207,12 @@ class SmoothGrad(LocalMethod):
         """Yield the method's maps of some noisy copies at a time, copies first, then examples."""
         generator = torch.Generator().manual_seed(self.seed)
         scale = scale.reshape(-1, *[1] * (inputs.ndim - 1))
+        explain = self.method.explain if isinstance(self.method, LocalMethod) else self.method  # inputs were checked
         with Progress(self.samples, "SmoothGrad", unit="noisy copies of each input") as meter:
             for start in range(0, self.samples, at_once):
                 count = min(at_once, self.samples - start)
                 noise = torch.stack([_noise(score, inputs, generator) for _ in range(count)])
-                maps = self.method(score.of(torch.arange(len(inputs)).repeat(count)), (inputs + scale * noise).flatten(0, 1))
+                maps = explain(score.of(torch.arange(len(inputs)).repeat(count)), (inputs + scale * noise).flatten(0, 1))
                 passes.n_forward += maps.n_forward
                 passes.n_backward += maps.n_backward
                 meter.advance(count)

@@ -115,7 +115,7 @@ class Passes:
         """Return the score of each example and its gradient there, chunk by chunk."""
         rows = torch.arange(len(points))
         parts = [self.gradient(points[p], rows[p], gates) for p in self.slices(len(points))]
-        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
+        return parts[0] if len(parts) == 1 else (torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts]))
 
     def gradient(
         self,
@@ -144,7 +144,7 @@ class Passes:
 
     def _gradient(self, points: Tensor, rows: Tensor | None, gates: Gates | None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            at = points.detach().clone().requires_grad_()
+            at = points.detach().requires_grad_()  # what enters the model is a copy
             with gates or nullcontext():
                 value = self.value(at, rows)
             if not value.requires_grad:

@@ -237,12 +237,13 @@ class _Structure:
         for base in cls.__mro__[:-1]:
             if self._again(("base", base)):
                 continue
-            members = vars(base)
             self.marks.append(base.__qualname__)
+            members: Mapping[str, object] = vars(base)
+            if is_library(base):  # of which ids read nothing else
+                members = {"forward": members.get("forward")}
             self.leaves += members
             self.leaves += members.values()
-            read = [members.get("forward")] if is_library(base) else members.values()
-            for member in read:
+            for member in members.values():
                 function = function_of(member)
                 if function is not None:
                     self._function(function, deep=False)

@@ -107,8 +107,7 @@ class Runner:
         with torch.inference_mode(False):  # else rows of a caller in that mode never enter autograd
             pools = pool if isinstance(pool, Mapping) else dict.fromkeys(layers, pool)
             found = self._run(inputs, layers, pools, scores, land)
-        for part, rows in enumerate(found):
-            _refuse_not_finite("gradient" if part else "output", rows)
+        _refuse_not_finite(found)
         return found
 
     def _run(
@@ -243,16 +242,17 @@ def pooled(values: Tensor, pool: Pool, *, read: Tensor | None = None, total: boo
     return values.sum(axes) if total else values.mean(axes)
 
 
-def _refuse_not_finite(what: str, rows: Mapping[str, Tensor]) -> None:
-    """Raise where rows hold NaN or infinity; the host reads one number for all layers."""
+def _refuse_not_finite(found: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raise where outputs, or the gradients after them, hold NaN or infinity; the host reads one number for all."""
     # Both survive summation: a finite sum proves finite terms, others are looked into.
-    sums = [values.sum().to(torch.float32) for values in rows.values()]
+    sums = [values.sum().to(torch.float32) for rows in found for values in rows.values()]
     if math.isfinite(float(torch.stack(sums).sum())):
         return
-    for layer, values in rows.items():
-        if not torch.isfinite(values).all():
-            finite = torch.isfinite(values.reshape(len(values), -1)).all(1)
-            raise NonFiniteError(
-                f"the {what} of layer {layer!r} is not finite (NaN or infinity) "
-                f"for row {int((~finite).nonzero()[0])} of the batch."
-            )
+    for part, rows in enumerate(found):
+        for layer, values in rows.items():
+            if not torch.isfinite(values).all():
+                finite = torch.isfinite(values.reshape(len(values), -1)).all(1)
+                raise NonFiniteError(
+                    f"the {'gradient' if part else 'output'} of layer {layer!r} is not finite (NaN or infinity) "
+                    f"for row {int((~finite).nonzero()[0])} of the batch."
+                )

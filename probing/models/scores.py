@@ -243,8 +243,9 @@ class Score:
             return _read(self.target, part_of(output, self.output), rows)
         scores = class_scores(output, self.output)
         target = self._targets(scores, rows)
-        if len(target) and (int(target.min()) < 0 or int(target.max()) >= scores.shape[1]):
-            bad = int(target.min()) if int(target.min()) < 0 else int(target.max())
+        low, high = self._extremes() if len(target) else (0, 0)
+        if low < 0 or high >= scores.shape[1]:
+            bad = low if low < 0 else high
             if scores.shape[1] == 1:
                 raise TargetError(
                     f"class {bad} is out of range: the model has one class score, class 0, which is the logit of label "
@@ -254,6 +255,13 @@ class Score:
                 f"class {bad} is out of range: the model has {scores.shape[1]} classes, 0 to {scores.shape[1] - 1}."
             )
         return _in_unit(scores, target, self.unit)
+
+    def _extremes(self) -> tuple[int, int]:
+        """Return the smallest and the largest class, read where they lie: an accelerator would have to be waited for."""
+        if not isinstance(self.target, Tensor):
+            return self.target, self.target  # type: ignore[return-value]  # a class, as `_targets` has seen
+        low, high = self.target.aminmax()
+        return int(low), int(high)
 
     def _targets(self, scores: Float[Tensor, "n classes"], rows: Tensor | None) -> Int[Tensor, " n"]:
         """Return the class of each row of scores."""
@@ -266,13 +274,12 @@ class Score:
             )
         target = self.target.to(scores.device)
         if rows is not None:
-            rows = rows.to(scores.device)
             if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(target)):
                 raise TargetError(
                     f"rows must name examples 0 to {len(target) - 1}, one per class of the target; "
                     f"got {int(rows.min())} to {int(rows.max())}."
                 )
-            target = target[rows]
+            target = target[rows.to(scores.device)]
         if len(target) != len(scores):
             what = "score.target has" if rows is None else "rows name"
             raise TargetError(f"{what} {len(target)} classes for {len(scores)} inputs: give one each, or `rows`.")
@@ -301,8 +308,8 @@ def classes(target: object) -> int | Int[Tensor, " examples"] | None:
     Raises:
         TargetError: if it is no whole number, nor one per example.
     """
-    if target is None:
-        return None
+    if target is None or type(target) is int:
+        return target
     try:
         values = target if isinstance(target, Tensor) else torch.tensor(np.asarray(target))
     except (TypeError, ValueError):  # text, or lists of several lengths
@@ -361,6 +368,8 @@ def class_scores(output: object, part: str | int | None = None) -> Float[Tensor,
 
 def refuse_training(model: nn.Module) -> None:
     """Raise `ModelModeError` if any part of the model is in training mode."""
+    if not any(module.training for module in model.modules()):
+        return
     for name, module in model.named_modules():
         if module.training:
             where = f"{name!r} of {type(model).__name__}" if name else type(model).__name__

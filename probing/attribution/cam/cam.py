@@ -85,8 +85,8 @@ def _weighed(
     column = torch.as_tensor(score.column, device=maps.device).expand(len(maps))
     values = torch.einsum("nk,nk...->n...", head.weight.detach().to(maps)[column], maps)
     bias = 0.0 if head.bias is None else head.bias.detach().to(value)[column]
-    gaps = [side + bias - value for side in (values.flatten(1).mean(1), values.flatten(1).sum(1))]
-    return values, min(gaps, key=lambda gap: float(gap.abs().max()))
+    by_mean, by_sum = (side + bias - value for side in (values.flatten(1).mean(1), values.flatten(1).sum(1)))
+    return values, torch.where(by_mean.abs().max() <= by_sum.abs().max(), by_mean, by_sum)
 
 
 def _head(model: nn.Module, ran: tuple[Ran, ...]) -> str:

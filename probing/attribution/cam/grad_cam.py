@@ -49,7 +49,7 @@ class _Reading:
     def slopes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the score, the layer's output, and the score's gradient there."""
         parts = in_chunks(len(self.inputs), self.passes.chunk, self._slopes)
-        score, output, slope = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        score, output, slope = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         return score, output, slope
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,8 +241,8 @@ class GuidedGradCAM(LocalMethod):
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         with unchanged(score.model):
-            where = self.cam(score, inputs)
-            what = self.backprop(score, inputs)
+            where = self.cam.explain(score, inputs)
+            what = self.backprop.explain(score, inputs)
             return attribution(
                 self,
                 score,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from host_reads import host_reads
 from nets import ConvNet, seeded
 from test_content_ids import CHANGES, HOOKS, SAME, Everything, everything
 from torch import Tensor, fx, nn
@@ -388,11 +389,9 @@ def test_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, generator:
 
 
 def test_an_accelerators_checksum_is_read_as_one_number() -> None:
-    from host_reads import host_reads
-
     tensors = [torch.randn(100, 100), torch.zeros(3)]
     checksums.on_device(tensors, torch.device("cpu"))
-    with host_reads() as reads:
+    with host_reads(tensors) as reads:
         checksums.on_device(tensors, torch.device("cpu"))
     assert len(reads) == 1
 

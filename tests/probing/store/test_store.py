@@ -247,7 +247,8 @@ def test_stored_rows_of_nan_are_no_match_for_what_is_computed(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            "probing.models.runner._refuse_not_finite", lambda what, rows: [v.fill_(torch.nan) for v in rows.values()]
+            "probing.models.runner._refuse_not_finite",
+            lambda found: [v.fill_(torch.nan) for rows in found for v in rows.values()],
         )
         ActivationStore(tmp_path).activations(net, LAYERS, pictures)
     with pytest.raises(StaleRowsError, match="relative difference nan"):
