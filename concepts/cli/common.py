@@ -120,15 +120,15 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def named_folders(given: Sequence[str]) -> dict[str, Path]:
-    """Return the folders given as `--concept NAME=DIR`, by name."""
+def named_folders(given: Sequence[str], option: str = "--concept") -> dict[str, Path]:
+    """Return the folders given as `--concept NAME=DIR`, by name, or by another option."""
     found: dict[str, Path] = {}
     for item in given:
         name, _, folder = item.partition("=")
         if not name or not folder:
-            raise CommandError(f"--concept takes NAME=DIR, as in striped=photos/striped, got {item!r}.")
+            raise CommandError(f"{option} takes NAME=DIR, as in striped=photos/striped, got {item!r}.")
         if name in found:
-            raise CommandError(f"--concept {name!r} is given twice: put its pictures into one folder.")
+            raise CommandError(f"{option} {name!r} is given twice: put its pictures into one folder.")
         found[name] = Path(folder)
     return found
 

@@ -70,7 +70,7 @@ def agreement(first: Dictionary, second: Dictionary, rows: Float[Tensor, "rows m
     cosine = _matched(one, other, signed=first.signed)
     turning = _Turning.of(rows, second)
     rng = np.random.default_rng([seed, 11])
-    null = torch.stack([_matched(one, turning(other, rng), signed=first.signed) for _ in range(draws)])
+    null = torch.stack([_matched(one, turning(rng), signed=first.signed) for _ in range(draws)])
     return Agreement(
         cosine=cosine,
         p=permutation_p(cosine, null.amax(1, keepdim=True).expand_as(null)),
@@ -81,12 +81,14 @@ def agreement(first: Dictionary, second: Dictionary, rows: Float[Tensor, "rows m
 
 @dataclass(frozen=True)
 class _Turning:
-    """Turns atoms at random among the directions in which rows vary."""
+    """Turns a dictionary's atoms at random among the directions in which rows vary."""
 
-    mean: Float[Tensor, " m"]
-    """Of unit length, or 0."""
+    along: Float[Tensor, "atoms m"]
+    """What of each atom lies along the rows' mean, which stays."""
     spread: Float[Tensor, "kept m"]
     """Directions in which rows vary at right angles to the mean, each as long as rows' deviation along it."""
+    left: Float[Tensor, "atoms rank"]
+    """What a rotation leaves of the rest, in units of these directions: left singular vectors times singular values."""
 
     @classmethod
     def of(cls, rows: Tensor, dictionary: Dictionary) -> "_Turning":
@@ -101,15 +103,16 @@ class _Turning:
             covariance += moved.mT @ moved
         values, vectors = torch.linalg.eigh(covariance / len(rows))
         kept = values > _KEPT * values[-1]
-        return cls(mean, (vectors[:, kept] * values[kept].sqrt()).mT)
-
-    def __call__(self, atoms: Tensor, rng: np.random.Generator) -> Tensor:
-        along = (atoms @ self.mean)[:, None] * self.mean
-        whitened = (atoms - along) @ torch.linalg.pinv(self.spread)
-        count, kept = whitened.shape
-        # What a uniform rotation makes of the vectors hangs on their products only: right singular vectors are drawn.
+        deviations = values[kept].sqrt()
+        atoms = doubled(dictionary.atoms)
+        along = (atoms @ mean)[:, None] * mean
+        whitened = (atoms - along) @ vectors[:, kept] / deviations
         left, sizes, _ = torch.linalg.svd(whitened, full_matrices=False)
-        gaussian = torch.from_numpy(rng.standard_normal((kept, min(count, kept))))
+        return cls(along, (vectors[:, kept] * deviations).mT, left * sizes)
+
+    def __call__(self, rng: np.random.Generator) -> Float[Tensor, "atoms m"]:
+        # What a uniform rotation makes of vectors hangs on their products only: right singular vectors are drawn.
+        gaussian = torch.from_numpy(rng.standard_normal((len(self.spread), self.left.shape[1])))
         basis, triangle = torch.linalg.qr(gaussian)
         basis = basis * triangle.diagonal().sign()
-        return unit(along + (left * sizes) @ basis.mT @ self.spread)[0]
+        return unit(self.along + self.left @ basis.mT @ self.spread)[0]
