@@ -15,6 +15,7 @@ from concepts.discovery.rows import read_rows
 from concepts.dissection.page import masked
 from probing.attribution.lrp.conditional import ConditionalLRP
 from probing.attribution.lrp.lrp import LRP
+from probing.core.inputs import one_tensor
 from probing.data.examples import ExampleSet, ImageExamples, PicturedExamples, Subset
 from probing.models.geometry import RefusedError
 from probing.models.loading import Model
@@ -137,7 +138,7 @@ def _relevant(
     amounts = torch.full(result.peaks.shape, -torch.inf, dtype=torch.float64)
     for start in range(0, len(pool), _AT_ONCE):
         some = pool[start : start + _AT_ONCE]
-        amounts[some] = atom_relevance(method, score, examples.load(some), result.layer, result.dictionary).cpu()
+        amounts[some] = atom_relevance(method, score, one_tensor(examples.load(some)), result.layer, result.dictionary).cpu()
     inside = torch.zeros(len(result.held_out), dtype=torch.bool)
     inside[pool] = True
     jobs = [(atom, i) for atom, top in enumerate(tops) for i in top]
@@ -147,7 +148,7 @@ def _relevant(
     jobs = list(dict.fromkeys(jobs))
     for start in range(0, len(jobs), _AT_ONCE):
         some_jobs = jobs[start : start + _AT_ONCE]
-        inputs = examples.load([i for _, i in some_jobs])
+        inputs = one_tensor(examples.load([i for _, i in some_jobs]))
         parts = [AtomPart(result.dictionary, atom) for atom, _ in some_jobs]
         values = ConditionalLRP(result.layer, method)(score, inputs, parts).values
         if values.ndim != 4:
