@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
     from probing.attribution.base import Attribution, AttributionMethod
     from probing.attribution.perturbation.lime import TextAttribution
+    from probing.core.inputs import Inputs
     from probing.core.progress import Progress
     from probing.models.loading import LoadedModel
     from probing.models.scores import Score
+    from probing.models.weights import Keys
 
 EXAMPLE = "probing attribute torchvision:resnet18 zebra.jpg --method ig --method gradcam --target zebra --out results/zebra"
 TOP, AUTO = "top", "auto"
@@ -41,8 +43,8 @@ def attribute(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="timm:NAME, torchvision:NAME or package.module:function, which makes the model; with --text the "
-            "function itself, from a list of texts to class scores.",
+            help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function, which makes the model; with "
+            "--text hf:NAME_OR_FOLDER, or a function itself, from a list of texts to class scores.",
         ),
     ],
     images: Annotated[
@@ -85,6 +87,12 @@ def attribute(
     device: DeviceOption = "auto",
 ) -> None:
     """Show which places of pictures, or words of a text, a model's class score depends on."""
+    if text is not None and model.startswith("hf:"):
+        if images or background:
+            raise CommandError("--text takes no pictures and no --background: leave them out.")
+        choice = _Choice(method, target, None, steps, output, channels)
+        _explain_tokens(model, text, choice, out, (weights, keys, device))
+        return
     if text is not None:
         if images or weights or background or steps or output:
             raise CommandError("--text takes no pictures, --weights, --background, --steps or --output: leave them out.")
@@ -240,7 +248,7 @@ class _Page:
             for i, target in enumerate(targets):
                 score = Score(self.loaded.model, target, output=self.choice.part)
                 one = self.inputs[i : i + 1]
-                result = _explained(name, explain, score, one, self.images[i])
+                result = _explained(name, explain, score, one, repr(str(self.images[i])))
                 result.save(self.out / self.names[i] / name)
                 found.setdefault(name, []).append(result)
                 meter.advance(1)
@@ -281,17 +289,19 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
     return f"{said}; --steps auto takes as many as bring it to {path.tolerance:.0%}, up to 1,600."
 
 
-def _explained(name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor", image: Path) -> "Attribution":
+def _explained(
+    name: str, explain: "AttributionMethod", score: "Score", inputs: "Tensor | Inputs", what: str
+) -> "Attribution":
     from probing.core.inputs import InputError
     from probing.models.geometry import RefusedError
     from probing.models.readings import OutputError
 
     try:
-        return explain(score, inputs)
+        return explain(score, inputs)  # type: ignore[arg-type]  # methods of the suite take named tensors too
     except (RefusedError, OutputError) as error:
         raise CommandError(f"--method {name}: {error.args[0]}", mends=error.mends) from None
     except InputError as error:  # of this picture, among others
-        said = f"{str(image)!r}, --method {name}: {error.args[0]}"
+        said = f"{what}, --method {name}: {error.args[0]}"
         raise CommandError(said, mends=error.mends) from None
 
 
@@ -402,6 +412,41 @@ def _explain_text(model: str, text: str, method: Sequence[str], target: str, out
         (out / f"{name}.html").write_text(page, encoding="utf-8")
         _show_words(result)
         say(f"Saved in {out}; TextAttribution.load({str(out / name)!r}) reads it back.")
+
+
+def _explain_tokens(model: str, text: str, choice: _Choice, out: Path, how: "tuple[str | None, Keys, str]") -> None:
+    """Explain a text by a model of transformers, at what it looks up for the tokens."""
+    from probing.core.inputs import Inputs
+    from probing.data.examples import examples
+    from probing.models import loading
+    from probing.models.hugging_face import TextTokens
+    from probing.models.scores import Score
+    from probing.results.figures import save_figure
+
+    choice.check()
+    _refuse_text(text)
+    output_folder(out)
+    weights, keys, device = how
+    loaded = loading.load(model, weights=weights, keys=keys, device=device)
+    if not isinstance(loaded.transform, TextTokens):
+        raise CommandError(f"{model!r} takes no texts, or came without its tokeniser: give pictures, or save it beside.")
+    inputs = examples([text], loaded.transform).load([0])
+    assert isinstance(inputs, Inputs)
+    target = None if choice.target == TOP else class_index(loaded, choice.target)
+    for name, explain in choice.methods(loaded).items():
+        result = _explained(name, explain, Score(loaded.model, target, output=choice.part), inputs, repr(text[:40]))
+        result.save(out / name)
+        if result.values.ndim == 3:
+            save_figure(result.plot(), out / name)
+            page = f'<!doctype html><meta charset="utf-8"><title>{name}</title>{result.text_html(0)}\n'
+            (out / f"{name}.html").write_text(page, encoding="utf-8")
+            table = new_table("token", "contribution")
+            for token, part in zip(inputs.tokens[0], result.token_values()[0].tolist(), strict=True):
+                table.add_row(token, f"{part:+.4g}")
+            show(table)
+        said = f"{_class_name(loaded, result.target[0])}, {result.unit} {float(result.score[0]):.4g}; {result.checks()[0]}"
+        say(f"{name}: {said.removesuffix('; ')}")
+        say(f"Saved in {out}; Attribution.load({str(out / name)!r}) reads it back.")
 
 
 _LONGEST = 100_000

@@ -16,6 +16,7 @@ from concepts.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from probing.core.inputs import Inputs
     from probing.models.loading import LoadedModel
 
 EXAMPLE = "probing layers torchvision:resnet18 'layer4.*'"
@@ -40,7 +41,7 @@ def layers(
     from probing.models.layers import matching
     from probing.models.summary import summarize
 
-    fetched = model.partition(":")[0] in {"timm", "torchvision"}  # shapes need no trained weights
+    fetched = model.partition(":")[0] in {"timm", "torchvision", "hf"}  # shapes need no trained weights
     loaded = loading.load(model, weights=weights or ("random" if fetched else None), keys=keys)
     wanted = set(matching(loaded.model, patterns)) if patterns else None
     table = new_table("layer", "type", "output", "runs", "parameters", "weights")
@@ -52,12 +53,17 @@ def layers(
     show(table)
 
 
-def _blank_input(loaded: "LoadedModel", shape: str | None) -> "Tensor":
+def _blank_input(loaded: "LoadedModel", shape: str | None) -> "Tensor | Inputs":
     import torch
     from PIL import Image
 
+    from probing.data.examples import examples
+    from probing.models.hugging_face import TextTokens
+
     if shape is None and loaded.transform is None:
         raise CommandError("the model does not say what input it takes: give --shape, as in --shape 3,224,224.")
+    if shape is None and isinstance(loaded.transform, TextTokens):
+        return examples(["a"], loaded.transform).load([0])
     if shape is None:
         return loaded.preprocess(Image.new("RGB", (64, 64)))[None]
     try:

@@ -218,11 +218,23 @@ class Attribution(Result):
             parts.append(picture_html(self._first().plot(), f"{self._title}: heat maps"))
         if self.tokens and self.values.ndim == 3:
             some = range(min(_MOST_SHOWN, len(self.values)))
-            parts += [highlight_html(*self._text(row), caption=self._caption(row)) for row in some]
+            parts += [self.text_html(row) for row in some]
         parts.append(f"<table>{head}{cells}</table>")
         if more > 0:
             parts.append(f"<p>and {more} more</p>")
         return f"<div>{''.join(parts)}</div>"
+
+    def text_html(self, row: int) -> str:
+        """Return a text as an HTML element, its tokens in the colours of what they contribute.
+
+        Raises:
+            RenderError: where the tokens are not known.
+        """
+        if not self.tokens:
+            raise RenderError(
+                "the tokens of these inputs are not known: give Inputs(…, tokens=…), as loaded.preprocess does."
+            )
+        return highlight_html(*self._text(row), caption=self._caption(row))
 
     def _text(self, row: int) -> tuple[str, list[list[tuple[int, int]]], list[float]]:
         """Return a text made of its tokens, where each stands, and what it contributes; padding is left out."""

@@ -247,7 +247,8 @@ def padded(batch: Inputs, tokens: int, fill: int = 0) -> Inputs:
         wide[:, :own] = tensor
         return wide
 
-    return replace(batch, tensors={name: wider(name, tensor) for name, tensor in batch.tensors.items()})
+    tokens_ = tuple((*row, *[""] * (tokens - own)) for row in batch.tokens)
+    return replace(batch, tensors={name: wider(name, tensor) for name, tensor in batch.tensors.items()}, tokens=tokens_)
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:

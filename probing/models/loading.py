@@ -1,4 +1,4 @@
-"""Models by reference: torchvision, timm or a function of the user's, with weights and their own preprocessing."""
+"""Models by reference: torchvision, timm, transformers or a function of the user's, with weights and preprocessing."""
 
 import dataclasses
 import importlib
@@ -18,6 +18,7 @@ from probing.core.errors import ProbingError
 from probing.core.packages import require
 from probing.data.examples import Transform
 from probing.data.images import Interpolation, Preprocess
+from probing.models.hugging_face import from_hub
 from probing.models.weights import Keys, WeightsError, load_weights, weights_file
 
 
@@ -42,7 +43,7 @@ class LoadedModel:
     """A model in evaluation mode with what is needed to use it.
 
     Attributes:
-        transform: from a picture to the model's input, None where the model's maker did not say.
+        transform: from a picture, or a text, to the model's input, None where the model's maker did not say.
         classes: one name per output, empty where unknown; they are the names of the library's own weights.
         reference: what the model was asked for by.
         weights: where its weights come from, in words.
@@ -112,8 +113,9 @@ def load(
     A function named by `package.module:function` is imported and called: name only code you trust.
 
     Args:
-        reference: `timm:NAME`, `torchvision:NAME`, or `package.module:function`, which is called without arguments
-            and returns a module or a `LoadedModel`.
+        reference: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` for what transformers loads by its configuration
+            (safetensors, no code that comes with a model; a folder without the network), or `package.module:function`,
+            which is called without arguments and returns a module or a `LoadedModel`.
         weights: None for the library's own pretrained weights (or what the function built), which may be fetched
             from the network; `"random"`; a file of safetensors or of `torch.save`d tensors; or
             `package:NAME/path/inside` for a file inside an installed package.
@@ -140,7 +142,7 @@ def load(
     kind, _, name = reference.partition(":")
     if not kind or not name:
         raise ModelReferenceError(
-            f"{reference!r} names no model: write timm:NAME, torchvision:NAME or package.module:function."
+            f"{reference!r} names no model: write timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function."
         )
     place = device_named(device)  # before the work
     file = None if weights is None or weights == "random" else weights_file(weights)
@@ -181,6 +183,10 @@ def _build(kind: str, name: str, weights: str | Path | None) -> LoadedModel:
         return _timm(name, weights)
     if kind == "torchvision":
         return _torchvision(name, weights)
+    if kind == "hf":
+        found = from_hub(name, random=weights is not None)
+        made = cast("Transform | None", found.preprocess)  # of texts named tensors are made
+        return LoadedModel(found.model, made, found.classes, weights=found.weights)
     return _function(kind, name, weights)
 
 
