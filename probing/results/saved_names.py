@@ -94,6 +94,8 @@ _PLACES = _by_name(
         "concepts.discovery.result": "DiscoveryResult Importance:AtomImportance TwinReading",
         "concepts.discovery.learners": "KMeans Nmf Pca:PcaDictionary SemiNmf",
         "concepts.discovery.sparse_autoencoder": "TopKAutoencoder",
+        "concepts.erasure.erasure": "Erasure",
+        "concepts.erasure.result": "ErasureResult",
         "concepts.tcav.associations": "Associations",
         "concepts.local_vs_global.compare": "Compare",
         "concepts.local_vs_global.result": "Comparison Parting",

@@ -1,0 +1,5 @@
+"""Erasure: whether a network uses what can be read from its layers, by taking it away."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
