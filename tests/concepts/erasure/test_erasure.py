@@ -96,16 +96,13 @@ def test_after_an_earlier_layer_there_is_nothing_left_in_a_later_one() -> None:
 
 def test_accuracy_is_lost_where_classes_hang_on_the_attribute() -> None:
     net = Planted(3.0)
-    x, kinds, clusters = examples()
+    x, *_ = examples()
     with torch.no_grad():
         labels = net(x).argmax(1)
     found = erased(net, Erasure("first", controls=10), labels=labels)
     assert found.accuracy == 1
     assert found.lost_low.item() > 0.1
-    with torch.no_grad():
-        net.head.weight[1, :] = net.head.weight[1, :] * 0 + 1e-3
-        labels = net(x).argmax(1)
-    assert erased(net, Erasure("first", controls=10)).lost.isnan().all()
+    assert erased(net, Erasure("first", controls=2)).lost.isnan().all()  # without labels
 
 
 class Maps(nn.Module):
