@@ -15,7 +15,7 @@ from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_s
 from probing.models.hooks import capture
 from probing.models.layers import resolve
 from probing.models.model_cache import remembered, unchanged
-from probing.models.readings import Reading
+from probing.models.readings import Pixel, Reading, Region
 from probing.models.scores import Score
 
 
@@ -59,6 +59,13 @@ def _cam_layer(score: Score, points: Tensor) -> str:
     runs = layers_run(model, one)
     calls = Counter(r.layer for r in runs)
     once = [r for r in runs if r.layer and calls[r.layer] == 1]
+    if isinstance(score.target, Pixel | Region):
+        raise RefusedError(
+            f"a {type(score.target).__name__} is read from a map, whose own layer would show but that: name the layer to "
+            "look at, such as the encoder's last."
+        )
+    if score.output is not None or isinstance(score.target, Reading):  # other heads may come last
+        once = _on_the_way(score, points, once)
     start, last = _last_matrix(model, one, once)
     near = [m for r in once[start:] if (m := _map(model, one, r)) and m.size == last.size]
     if near[-1].layout.kind != "tokens":
@@ -108,6 +115,21 @@ def _that_matters(score: Score, one: Tensor, tokens: Sequence[_Map]) -> str | No
         if slope is not None and bool(found.layout.maps(slope).any()):
             return found.layer
     return None
+
+
+def _on_the_way(score: Score, one: Tensor, once: Sequence[Ran]) -> list[Ran]:
+    """Return the layers with places whose outputs the score depends on."""
+    ranks = {3, score.given(one).ndim}
+    once = [r for r in once if len(r.shape) in ranks and r.shape[0] == 1]
+    layers = [r.layer for r in once]
+    with torch.inference_mode(False), torch.enable_grad():
+        passes = Passes.of(score.of(slice(0, 1)), one, "auto", FLOAT32, layers)
+        at = one.detach().clone()
+        with capture(passes.score.model, layers, graph=True) as kept:
+            value = passes.value(at.requires_grad_(at.is_floating_point()), None)
+        reached = [r for r in once if kept[r.layer].requires_grad]
+        slopes = torch.autograd.grad(value.sum(), [kept[r.layer] for r in reached], allow_unused=True)
+    return [r for r, slope in zip(reached, slopes, strict=True) if slope is not None]
 
 
 def _without_head(maps: list[_Map]) -> list[_Map]:

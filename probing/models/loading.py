@@ -113,9 +113,9 @@ def load(
     A function named by `package.module:function` is imported and called: name only code you trust.
 
     Args:
-        reference: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` for what transformers loads by its configuration
-            (safetensors, no code that comes with a model; a folder without the network), or `package.module:function`,
-            which is called without arguments and returns a module or a `LoadedModel`.
+        reference: `timm:NAME`, `torchvision:NAME` (for classes, segmentation, detection or video), `hf:NAME_OR_FOLDER` for
+            what transformers loads by its configuration (safetensors, no code that comes with a model; a folder without the
+            network), or `package.module:function`, which is called without arguments and returns a module or `LoadedModel`.
         weights: None for the library's own pretrained weights (or what the function built), which may be fetched
             from the network; `"random"`; a file of safetensors or of `torch.save`d tensors; or
             `package:NAME/path/inside` for a file inside an installed package.
@@ -224,9 +224,10 @@ def _timm_transform(config: Mapping[str, Any]) -> Transform:
 def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     from torchvision import models
 
-    names = models.list_models(module=models)
+    kinds = (models, models.segmentation, models.detection, models.video)
+    names = {n: kind for kind in kinds for n in models.list_models(module=kind)}
     if name not in names:
-        raise ModelReferenceError(f"torchvision has no model {name!r}. Close names: {_near(name, names)}.")
+        raise ModelReferenceError(f"torchvision has no model {name!r}. Close names: {_near(name, list(names))}.")
     entries = models.get_model_weights(name)
     # a file of torchvision's keeps its name, which tells the preprocessing it was trained with
     named = [w for w in entries if weights and w.url.endswith(f"/{Path(weights).name}")]
@@ -235,10 +236,15 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
         with _fetching(f"torchvision:{name}"):
             model = models.get_model(name, weights=entry)
     else:
-        model = models.get_model(name, weights=None)
+        own: dict[str, Any] = {}
+        if names[name] in {models.segmentation, models.detection}:
+            own["weights_backbone"] = None  # else they would be fetched
+        if names[name] is models.segmentation and named and not name.startswith("lraspp"):
+            own["aux_loss"] = True  # as in the network that the file was trained with
+        model = models.get_model(name, weights=None, **own)
     return LoadedModel(
         model,
-        _torchvision_transform(entry.transforms()),
+        None if names[name] is models.video else _torchvision_transform(entry.transforms()),
         tuple(entry.meta["categories"]),
         weights=str(entry),
     )
