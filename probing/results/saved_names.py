@@ -81,6 +81,7 @@ _PLACES = _by_name(
         "probing.probes.training_probes": "ProbeHistory",
         "concepts.dissection.ablation": "Ablation AblationResult",
         "concepts.auditing.analyses.atlas": "AttributeAtlases",
+        "concepts.auditing.analyses.discovery": "AttributeAtoms",
         "concepts.auditing.analyses.heat_maps": "HeatMapComparison Shown:ShownMaps",
         "concepts.auditing.analyses.dissection": "AttributeUnits",
         "concepts.auditing.analyses.dreams": "ConceptDreams Dreams",

@@ -2,10 +2,13 @@
 
 from concepts.auditing.analyses.atlas import Atlases
 from concepts.auditing.analyses.base import Analysis
+from concepts.auditing.analyses.discovery import Atoms
 from concepts.auditing.analyses.dissection import Units
 from concepts.auditing.analyses.dreams import Dreams
 from concepts.auditing.analyses.heat_maps import HeatMaps
 from concepts.auditing.analyses.probes import Probes
+from concepts.discovery.dictionary import DictionaryError
+from concepts.discovery.result import DiscoveryError
 from concepts.effects.concept_attribution import DirectionError
 from probing.models.geometry import RefusedError
 from probing.statistics.hypothesis_tests import TooFewError
@@ -14,9 +17,10 @@ ANALYSES: dict[str, Analysis] = {
     "probes": Probes(),
     "dissection": Units(),
     "atlas": Atlases(),
+    "discovery": Atoms(),
     "heat_maps": HeatMaps(),
     "dreams": Dreams(),
 }
 
-NOT_ADMITTED = (DirectionError, TooFewError, RefusedError)
+NOT_ADMITTED = (DirectionError, TooFewError, RefusedError, DictionaryError, DiscoveryError)
 """What an analysis raises where data or model do not admit it: it is left out then, and the audit says why."""

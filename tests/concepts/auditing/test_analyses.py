@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from concepts.auditing import analyses
 from concepts.auditing.analyses import ANALYSES, Analysis
 from concepts.auditing.analyses.atlas import Atlases, AttributeAtlases, chance, neighbours
+from concepts.auditing.analyses.discovery import Atoms, AttributeAtoms
 from concepts.auditing.analyses.dissection import AttributeUnits, Units
 from concepts.auditing.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.auditing.analyses.probes import AttributeProbes, Probes
@@ -200,7 +201,7 @@ def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
     assert store.stats.forward_rows == images
     Units().measure(material, store)
     assert store.stats.forward_rows == images + images + 6  # random weights, and the scenes
-    for analysis in (Units(), Atlases(), Probes()):
+    for analysis in (Units(), Atlases(), Probes(), Atoms()):
         analysis.measure(material, store)
     assert store.stats.forward_rows == 2 * images + 6
 
@@ -239,6 +240,31 @@ def test_units_of_noise_make_no_finding(folder: Path) -> None:
     assert "Largest" not in plain(finding.evidence)
     section = Units().section(results, replace(idle, names=None))
     assert len(section.blocks) == 4  # no points on scenes
+
+
+def test_an_atom_that_nobody_named_moves_with_the_planted_attribute_alone(folder: Path) -> None:
+    saved = Result.load(folder / "out" / "analyses" / "discovery")
+    assert isinstance(saved, AttributeAtoms)
+    found = saved.discovery
+    assert found.layer == "mix"
+    assert found.attributes[0] == "woman against man"
+    assert found.shifts is not None
+    results = replace(AuditResults.load(folder / "out"), alpha=0.1)  # five held-out roles can be swapped in 16 ways
+    called = replace(saved, discovery=replace(found, level=0.9))
+    assert called.discovery.moves[0].any()
+    finding = Atoms().findings(results, called)[0]
+    moved = int(called.discovery.moves[0].sum())
+    assert finding.claim.startswith(f"{moved} of {len(found)} directions that nobody named move with woman against man")
+    assert "Largest: atom" in plain(finding.evidence)
+    assert len(Atoms().tables(results, saved)[0].rows) == len(found) * len(found.attributes)
+    idle = replace(saved, discovery=replace(found, shifts=replace(found.shifts, p=torch.ones_like(found.shifts.p))))
+    nothing = Atoms().findings(AuditResults.load(folder / "out"), idle)[0]
+    assert nothing.claim.startswith("0 of")
+    assert "No p could be below 0.062: there are 5 roles to swap" in plain(nothing.evidence)
+    assert (folder / "out" / "figures" / "atoms.png").exists()
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Directions that nobody named" in page
+    assert set(found.held_out.nonzero()[:, 0].tolist()) >= {i for i in saved.shown.flatten().tolist() if i >= 0}
 
 
 def test_neighbours_are_counted_over_other_clusters_and_beside_chance(folder: Path) -> None:
