@@ -7,7 +7,7 @@ import platform
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +33,8 @@ class Row:
     agrees: str
 
 
-def arguments(description: str, *, on_device: bool = True) -> argparse.Namespace:
-    """Parse what every benchmark takes; `--device` only where the work can be done on an accelerator."""
+def arguments(description: str, *, on_device: bool = True, numbers: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse what every benchmark takes, and whole numbers by name; `--device` only where an accelerator can do the work."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--tiny", action="store_true", help="a small case, to see that the script runs")
@@ -42,6 +42,8 @@ def arguments(description: str, *, on_device: bool = True) -> argparse.Namespace
     parser.add_argument("--only", default="", help="run the cases whose name holds this")
     if on_device:
         parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    for name in numbers:
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)

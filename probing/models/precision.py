@@ -18,7 +18,7 @@ from probing.core.inputs import Batch, Inputs, joined
 from probing.models.calling import run
 from probing.models.layers import resolve, split_call
 
-Kind = Literal["float32", "fast", "reference", "float64"]
+Kind = Literal["float32", "tf32", "fast", "reference", "float64"]
 BatchT = TypeVar("BatchT", Tensor, Inputs, Batch)
 
 
@@ -28,7 +28,8 @@ class Precision:
 
     Attributes:
         kind: `float32`: channels_last layout and BatchNorm folded into convolutions, equal to the
-            model as given up to rounding. `fast`: bfloat16 autocast besides (about three digits),
+            model as given up to rounding. `tf32`: the same on a CUDA device, which rounds factors of products to ten
+            bits (about three digits); gradients in `float32`. `fast`: bfloat16 autocast besides (about three digits),
             with gradients in `float32`. `reference`: the model exactly as given. `float64`: double
             precision throughout.
     """
@@ -42,19 +43,20 @@ class Precision:
     @property
     def gradients(self) -> "Precision":
         """How gradients are computed: bfloat16 is unfit for them (cosine to float32 0.91–0.97)."""
-        return Precision("float32") if self.kind == "fast" else self
+        return Precision("float32") if self.kind in {"fast", "tf32"} else self
 
     @property
     def tolerance(self) -> float:
         """Relative difference (in norm) that rounding and batch shape explain."""
-        return {"float32": 1e-3, "fast": 5e-2, "reference": 1e-3, "float64": 1e-9}[self.kind]
+        return {"float32": 1e-3, "tf32": 2e-2, "fast": 5e-2, "reference": 1e-3, "float64": 1e-9}[self.kind]
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context that forward and backward passes run in."""
         if self.kind == "fast":
             return torch.autocast(device.type, torch.bfloat16)
-        exact = self.kind == "float32" and device.type == "cuda"
-        return _ieee_float32() if exact else nullcontext()
+        if device.type != "cuda" or self.kind not in {"float32", "tf32"}:
+            return nullcontext()
+        return _float32_as("ieee" if self.kind == "float32" else "tf32")
 
     def prepare(self, model: nn.Module, layers: Collection[str], device: torch.device, example: Batch) -> "Prepared":
         """Return a frozen copy of the model, ready to run, that shares weights it need not change.
@@ -74,7 +76,7 @@ class Precision:
         """
         with torch.inference_mode(False):  # folded weights take part in gradients later
             given = self._as_given(model, device, example)
-            if self.kind not in {"float32", "fast"}:
+            if self.kind not in {"float32", "tf32", "fast"}:
                 return given
             candidates = list(_candidates(given, layers, example))
             if not candidates:
@@ -91,6 +93,8 @@ class Precision:
     def _as_given(self, model: nn.Module, device: torch.device, example: Batch) -> "Prepared":
         if self.kind == "float64" and not has_doubles(device):
             raise ArgumentError(f"{device.type} has no float64: compute in float32, or move the model to the CPU.")
+        if self.kind == "tf32" and device.type != "cuda":
+            raise ArgumentError(f"tf32 is a format of CUDA devices, which {device.type} has not: compute in float32.")
         copy = frozen_copy(model).to(device)
         if self.kind == "float64":
             return Prepared(copy.double(), self, device, torch.float64)
@@ -191,20 +195,20 @@ def _candidates(given: Prepared, layers: Collection[str], example: Batch) -> Ite
 
 
 @contextmanager
-def _ieee_float32() -> Iterator[None]:
-    """Multiply float32 as float32: GPUs round a convolution's factors to TF32's ten bits otherwise."""
+def _float32_as(how: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """Multiply float32 as float32, or with factors rounded to TF32's ten bits, as GPUs do in convolutions by default."""
     cudnn, products = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.cuda.matmul)
     new = hasattr(cudnn, "conv")  # since torch 2.9
     switches = [cudnn.conv, cudnn.rnn, products] if new else [cudnn, products]
-    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    name, value = ("fp32_precision", how) if new else ("allow_tf32", how == "tf32")
     before = [getattr(switch, name) for switch in switches]
     try:
         for switch in switches:
-            setattr(switch, name, exact)
+            setattr(switch, name, value)
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            setattr(switch, name, value)
+        for switch, was in zip(switches, before, strict=True):
+            setattr(switch, name, was)
 
 
 def agree(a: object, b: object) -> bool:

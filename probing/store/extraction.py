@@ -94,7 +94,7 @@ class Engine:
                 chunk = chunks.popleft()
                 with self._claim(job, chunk, wait=chunk[0] in waiting) as claimed:
                     if claimed:
-                        for rows, computed in self._chunk(job, chunk, loader, landing):
+                        for rows, computed in self._chunk(job, chunk, loader, landing, chunks):
                             progress.advance(len(set(rows.positions)), computed=computed)
                             if computed and not room_checked:
                                 room_checked = self._has_room(job, rows)
@@ -241,7 +241,12 @@ class Engine:
         return {space: ids for space, ids in found.items() if ids}
 
     def _chunk(
-        self, job: Job, chunk: list[str], loader: LoadAhead, landing: Landing | None = None
+        self,
+        job: Job,
+        chunk: list[str],
+        loader: LoadAhead,
+        landing: Landing | None = None,
+        upcoming: Sequence[list[str]] = (),
     ) -> Iterator[tuple[Rows, bool]]:
         """Yield a chunk's rows batch by batch, and whether any were computed; commit those that were unwritten."""
         lacking = self._lacking(job, chunk)
@@ -249,13 +254,19 @@ class Engine:
         members = set().union(*lacking.values())
         wanted = [[e for e in ids if e in members] for ids in batches]
         with _Writers(self.disk, self._unwritten(job, chunk)) as writers:
-            for ids, ahead in zip(batches, [*wanted[1:], []], strict=True):
+            for ids, ahead in zip(batches, [*wanted[1:], self._first(job, upcoming)], strict=True):
                 loader.start(ahead)
                 found, computed = self._batch(job, ids, loader, landing)
                 writers.append(ids, found, self._input_ids)
                 self.stats.reused_rows += len(ids) - computed
                 yield self._rows(job, ids, found), computed > 0
             writers.commit()
+
+    def _first(self, job: Job, chunks: Sequence[list[str]]) -> list[str]:
+        """Return the first batch of the next chunk that has to be computed, as far as can be told now."""
+        chunk = chunks[0] if chunks else []
+        members = set().union(*self._lacking(job, chunk).values())
+        return [e for e in split(chunk, self._batch_rows(job))[0] if e in members] if members else []
 
     def _batch(self, job: Job, ids: list[str], loader: LoadAhead, landing: Landing | None) -> tuple[_Found, int]:
         """Return where a batch's rows are, having computed those that were nowhere, and how many examples that took."""

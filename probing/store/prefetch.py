@@ -8,6 +8,7 @@ from types import TracebackType
 from probing.core.inputs import Batch
 
 _IN_FLIGHT = 4
+_AHEAD = 2
 
 
 Loaded = tuple[Batch, list[str]]
@@ -29,6 +30,8 @@ class LoadAhead:
         """Begin to load a batch that will be asked for."""
         if ids:
             self._ahead[tuple(ids)] = self._thread.submit(self._load, ids)
+            if len(self._ahead) > _AHEAD:  # what another process came to compute
+                del self._ahead[next(iter(self._ahead))]
 
     def get(self, ids: Sequence[str]) -> Loaded:
         """Return a batch, loaded ahead or now; batches that were not asked for are forgotten."""

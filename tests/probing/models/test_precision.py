@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from probing.core.content_ids import model_id
+from probing.core.errors import ArgumentError
 from probing.models.gradients import layer_gradients
 from probing.models.hooks import capture
 from probing.models.layers import LayerNotFoundError
@@ -590,10 +591,19 @@ def test_float32_on_an_accelerator_is_not_rounded_to_tf32_and_switches_are_left_
     assert before[0] == "tf32"  # as torch has it
     with Precision().arithmetic(cuda):
         assert switches() == ["ieee", "ieee"]
+    with Precision("tf32").arithmetic(cuda), Precision("tf32").gradients.arithmetic(cuda):
+        assert switches() == ["ieee", "ieee"]  # of gradients
+    with Precision().arithmetic(cuda), Precision("tf32").arithmetic(cuda):
+        assert switches() == ["tf32", "tf32"]
     assert switches() == before
     for precision, device in ((Precision("reference"), cuda), (Precision(), CPU)):
         with precision.arithmetic(device):
             assert switches() == before
+
+
+def test_tf32_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ArgumentError, match=r"tf32 is a format of CUDA devices, which cpu has not: compute in float32\."):
+        Precision("tf32").prepare(seeded(BatchNormNet()), [], CPU, images())
 
 
 def test_float64_computes_in_double_precision_and_folds_nothing() -> None:

@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nets
@@ -725,3 +726,22 @@ def test_a_model_is_prepared_once_for_all_stores(net: nn.Module, pictures: Tenso
     rows = third.activations(net, LAYERS, pictures)
     assert one not in third._engine._runners[net].values()
     torch.testing.assert_close(rows[LAYERS[1]], direct(net, nets.images(40))[1])
+
+
+def test_only_the_first_batch_is_waited_for(net: nn.Module) -> None:
+    """The thread that loads is ahead also where a chunk ends."""
+    here, elsewhere = [0], [0]
+
+    class Watched(TensorExamples):
+        def load(self, indices: Sequence[int]) -> Tensor:
+            if len(indices) == 4:  # not those that a look at the examples takes
+                (here if threading.current_thread() is threading.main_thread() else elsewhere)[0] += 1
+            return super().load(indices)
+
+    examples = Watched(nets.images(32))
+    store = ActivationStore(batch_size=4)
+    store.activations(net, LAYERS, Subset(examples, range(16, 24)))
+    here[0] = elsewhere[0] = 0
+    store.activations(net, LAYERS, examples)  # four chunks, of which the third is there
+    assert (here[0], elsewhere[0]) == (1, 5)
+    assert store.stats.forward_rows == 32
