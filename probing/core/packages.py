@@ -17,6 +17,8 @@ _EXTRAS = {
     "resvg-py": "drawings",
     "h5py": "toxicity",
     "transformers": "transformers",
+    "gguf": "gguf",
+    "accelerate": "gguf",
 }
 
 

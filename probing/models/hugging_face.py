@@ -112,10 +112,12 @@ def from_hub(name: str, *, random: bool = False) -> FromHub:
     """Return a model of transformers, of the class that its configuration names.
 
     Weights are safetensors, in float32; no code is run that comes with a model; a folder is read without the network.
-    Attention is computed by plain operations, so that its probabilities can be read.
+    Attention is computed by plain operations, so that its probabilities can be read. A GGUF file is read by the library's
+    own loader, which needs gguf and accelerate: what was quantised is brought to float32, and rows of queries and keys,
+    which such files permute, to the library's order.
 
     Args:
-        name: a folder that `save_pretrained` has written, or a name on the hub.
+        name: a folder that `save_pretrained` has written, a name on the hub, or a file that ends in `.gguf`.
         random: whether the weights are drawn, and none are read.
 
     Raises:
@@ -124,10 +126,16 @@ def from_hub(name: str, *, random: bool = False) -> FromHub:
         PackageMissingError: without transformers.
     """
     library = require("transformers")
-    local = {"local_files_only": True} if Path(name).is_dir() else {}
+    place, file = Path(name), {}
+    if place.suffix == ".gguf":
+        for package in ("gguf", "accelerate"):
+            require(package)
+        place, file = place.parent, {"gguf_file": place.name}
+    whole, name = name, str(place) if file else name
+    local = {**file, **({"local_files_only": True} if place.is_dir() else {})}
     with _told(library, f"hf:{name}", HubReferenceError):
         config = library.AutoConfig.from_pretrained(name, trust_remote_code=False, **local)
-    kind = _class_of(library, name, config)
+    kind = _language_model(library, whole, config) if file else _class_of(library, name, config)
     config.use_cache = False  # keys and values of earlier tokens are nothing that is read
     how = {"attn_implementation": "eager", "dtype": torch.float32}
     with _told(library, f"the weights of hf:{name}", WeightsError):
@@ -136,7 +144,7 @@ def from_hub(name: str, *, random: bool = False) -> FromHub:
             missing: list[str] = []
         else:
             model, told = kind.from_pretrained(
-                name, config=config, use_safetensors=True, output_loading_info=True, **how, **local
+                name, config=config, use_safetensors=not file, output_loading_info=True, **how, **local
             )
             missing = sorted(told["missing_keys"])
     if missing:
@@ -145,7 +153,7 @@ def from_hub(name: str, *, random: bool = False) -> FromHub:
             "would be random: name a model that was trained for its task, or give weights='random'."
         )
     commit = getattr(config, "_commit_hash", None)
-    said = f"safetensors of {name}" + (f" at {commit}" if commit else "")
+    said = f"{'GGUF' if file else 'safetensors'} of {whole}" + (f" at {commit}" if commit else "")
     return FromHub(model, _preprocess(library, name, model, local), _classes(kind, config), said)
 
 
@@ -162,6 +170,14 @@ def _class_of(library: Any, name: str, config: Any) -> Any:
         kind = library.MODEL_MAPPING.get(type(config), None)
         if kind is None:
             raise HubReferenceError(f"'hf:{name}' is of the type {config.model_type!r}, of which there is no plain model.")
+    return kind
+
+
+def _language_model(library: Any, name: str, config: Any) -> Any:
+    """Return the class that continues texts, which is what GGUF files hold; they name none."""
+    kind = library.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise HubReferenceError(f"'hf:{name}' is of the type {config.model_type!r}, of which no model continues texts.")
     return kind
 
 
@@ -200,7 +216,7 @@ def _preprocess(library: Any, name: str, model: nn.Module, local: dict[str, Any]
 def _or_none(maker: Any, name: str, local: dict[str, Any]) -> Any:
     try:
         return maker.from_pretrained(name, trust_remote_code=False, **local)
-    except (OSError, ValueError, KeyError, ImportError):  # what a model came without
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError):  # what a model came without
         return None
 
 
