@@ -14,6 +14,7 @@ from probing.attribution.quadrature import Quadrature, nodes
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.content_ids import tensor_id
 from probing.core.errors import ProbingError
+from probing.core.inputs import one_tensor
 from probing.models.geometry import channel_axis
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
@@ -192,13 +193,13 @@ class ConceptGradients:
         starts: Float[Tensor, "n *shape"] | None = None,
     ) -> LayerPath:
         """Return the paths to inputs' outputs of the layer, from those of `starts` or from zero."""
-        score, inputs = checked(score, inputs)
+        score, inputs = checked(score, one_tensor(inputs))
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [self.layer])
             end = read_layer(passes, inputs, self.layer)
             start = torch.zeros_like(end)
             if starts is not None:
-                start = read_layer(passes, checked(score, starts)[1], self.layer)
+                start = read_layer(passes, checked(score, one_tensor(starts))[1], self.layer)
             along = tail_passes(passes, inputs, self.layer, end)
             slope = self._mean_slope(along, start, end)
             axis = self._axis(score.model, inputs, end)

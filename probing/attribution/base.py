@@ -414,8 +414,10 @@ def _set_apart(score: Score, inputs: Batch, *, integers: bool) -> tuple[Score, T
     if inputs.ndim < 2 or not inputs.numel():
         raise InputError(f"inputs must be a batch [n, …] of at least one, got shape {tuple(inputs.shape)}.")
     if isinstance(inputs, Tensor):
-        if inputs.is_floating_point() or integers or score.beside is not None:
+        if inputs.is_floating_point() or integers:
             return score, inputs
+        if score.beside is not None:
+            raise InputError("the score holds other inputs already, and points of these are real numbers: give a new score.")
         if inputs.dtype in {torch.bool, torch.uint8} or inputs.ndim != 2:
             raise InputError(f"inputs must be floating point in model space, or token ids [n, tokens], got {inputs.dtype}.")
         inputs = Inputs({"": inputs})

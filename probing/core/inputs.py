@@ -98,7 +98,10 @@ class Inputs:
     def read(self) -> Tensor | None:
         """Which tokens are read, `[n, tokens]`; None where there is no mask, or of another shape."""
         mask = self.tensors.get(MASK)
-        return mask != 0 if mask is not None and mask.ndim == 2 else None
+        if mask is None or mask.ndim != 2:
+            return None
+        added = mask.is_floating_point() and not bool((mask > 0).any())  # to attention's scores: 0 for what is read
+        return mask == 0 if added else mask != 0
 
     @property
     def shape(self) -> torch.Size:
@@ -232,7 +235,7 @@ def padded(batch: Inputs, tokens: int, fill: int = 0) -> Inputs:
     """Return texts with padding after them, up to so many tokens.
 
     Args:
-        batch: with a mask, whose number of tokens tells which of the inputs are sequences of these.
+        batch: with a mask. What is of its shape, and no real number, or is called `inputs_embeds`, goes by tokens.
         tokens: of each text.
         fill: the token id that stands for padding; other inputs get 0.
     """
@@ -241,7 +244,8 @@ def padded(batch: Inputs, tokens: int, fill: int = 0) -> Inputs:
         return batch
 
     def wider(name: str, tensor: Tensor) -> Tensor:
-        if tensor.ndim < 2 or tensor.shape[1] != own:
+        of_tokens = name in {MASK, "inputs_embeds"} or (tensor.ndim == 2 and not tensor.is_floating_point())
+        if not of_tokens or tensor.shape[1] != own:
             return tensor
         wide = tensor.new_full((len(tensor), tokens, *tensor.shape[2:]), fill if name == _TOKEN_IDS else 0)
         wide[:, :own] = tensor

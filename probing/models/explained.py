@@ -57,6 +57,8 @@ class Explained:
         points = parts[0]
         if len(parts) > 1:
             kind = reduce(torch.promote_types, (part.dtype for part in parts))
+            if not all(part.is_floating_point() for part in parts):
+                kind = torch.float64  # which holds any token id exactly
             points = torch.cat([part.to(points.device, kind).flatten(1) for part in parts], 1)
         return cls(inputs, names, layers, tuple(tuple(part.shape[1:]) for part in parts)), points
 

@@ -13,12 +13,12 @@ from transformers import BertConfig, BertForSequenceClassification
 import probing as pb
 from concepts.data.concept_sets import Concept
 from concepts.tcav.tcav import Tcav
-from probing.attribution.base import Attribution, AttributionMethod
+from probing.attribution.base import Attribution, AttributionMethod, checked
 from probing.attribution.baselines import Constant
-from probing.attribution.lrp.composites import EpsilonPlus
+from probing.attribution.lrp.composites import EpsilonPlus, EpsilonPlusFlat
 from probing.attribution.perturbation.superpixels import Each
 from probing.attribution.perturbation.surrogate import ExactShapley
-from probing.core.inputs import InputError, Inputs
+from probing.core.inputs import InputError, Inputs, padded
 from probing.models.precision import Precision
 from probing.probes import LayerProbes, RidgeProbe
 
@@ -198,6 +198,11 @@ def test_maps_of_a_text_do_not_depend_on_its_padding(method: AttributionMethod, 
                 torch.testing.assert_close(found.diagnostics[name][row], value[0], rtol=0, atol=1e-5, equal_nan=True)
 
 
+def test_what_is_looked_up_is_no_first_layers_input_to_lrp(bert: nn.Module) -> None:
+    default, plain = (pb.LRP(composite)(bert, TEXTS, target=1) for composite in (EpsilonPlusFlat(), EpsilonPlus()))
+    torch.testing.assert_close(default.values, plain.values)  # the flat rule is for pixels
+
+
 def test_rows_probes_and_tcav_do_not_depend_on_padding(bert: nn.Module) -> None:
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 20, (30, 6), generator=generator)
@@ -287,3 +292,52 @@ def test_named_inputs_that_a_model_does_not_take_are_refused(scaled: nn.Module) 
         Inputs({"x": A, "offsets": [[0, 1]] * 3})  # type: ignore[dict-item]
     with pytest.raises(InputError, match=r"can't be told which are to be explained: name them by Inputs"):
         _ = Inputs({"words": IDS, "letters": IDS}).explained
+
+
+class Captioned(nn.Module):
+    """Adds what is looked up for ids to a picture's means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(4000, 3), nn.Linear(3, 2)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = (self.table(input_ids) * attention_mask[..., None]).sum(1)
+        return self.head((pixel_values.mean((2, 3)) + words).tanh())
+
+
+def test_token_ids_beside_pictures_of_few_digits_stay_what_they_are() -> None:
+    net = nets.seeded(Captioned()).half()
+    ids = torch.tensor([[3001, 2], [2049, 3999]])  # of which float16 holds only half
+    both = {"pixel_values": torch.randn(2, 3, 4, 4).half(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = pb.LayerIntegratedGradients("table", pb.IntegratedGradients(steps=4))(net, both, target=1)
+    torch.testing.assert_close(found.score.float(), net(**both)[:, 1].detach().float(), rtol=0, atol=1e-3)
+    assert found.values.shape == (2, 2, 3)
+
+
+def test_padding_widens_what_goes_by_tokens_only() -> None:
+    few = Inputs({"pixel_values": torch.randn(1, 3, 4, 4), "sizes": torch.ones(1, 3), **_text(3)})
+    wide = padded(few, 5, fill=9)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wide.tensors.items()}
+    assert shapes == {"pixel_values": (1, 3, 4, 4), "sizes": (1, 3), "input_ids": (1, 5), "attention_mask": (1, 5)}
+    assert wide.tensors["input_ids"].tolist() == [[1, 2, 3, 9, 9]]
+    assert wide.tensors["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    added = torch.tensor([[0.0, 0.0, -torch.inf]])
+    read = Inputs({"input_ids": IDS[:1, :3], "attention_mask": added}).read
+    assert read is not None
+    assert read.tolist() == [[True, True, False]]
+
+
+def _text(length: int) -> dict[str, Tensor]:
+    ids = torch.arange(1, length + 1)[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_a_score_with_other_inputs_takes_no_ids_in_their_place(bert: nn.Module) -> None:
+    score, points = checked(pb.Score(bert, 1), TEXTS)
+    assert points.shape == (3, 9, 16)
+    with pytest.raises(InputError, match="holds other inputs already"):
+        pb.Saliency()(score, IDS)
+    with pytest.raises(InputError, match="2 points of 3 examples"):
+        score(points[:2])
+    torch.testing.assert_close(score(points[:2], torch.tensor([0, 1])), pb.Score(bert, 1)(TEXTS)[:2])

@@ -1,5 +1,6 @@
 """GGUF files: the library's loader gives back the model that was written, with queries and keys in its own order."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,13 @@ def test_a_file_gives_back_the_logits_of_the_model_it_was_made_of(tmp_path: Path
 
 
 def test_without_its_packages_a_file_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, load = importlib.import_module, pb.load
+
     def absent(module: str) -> object:
         if module == "gguf":
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
-        return object()
+        return there(module)
 
     monkeypatch.setattr(packages.importlib, "import_module", absent)
     with pytest.raises(packages.PackageMissingError, match=r"^the package 'gguf' .*pip install 'probing-concepts\[gguf\]'$"):
-        pb.load(f"hf:{tmp_path / 'tiny.gguf'}")
+        load(f"hf:{tmp_path / 'tiny.gguf'}")
