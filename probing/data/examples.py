@@ -722,11 +722,18 @@ def _dataset_of(loader: "DataLoader[Any]") -> object:
 
 def _of_files(names: Sequence[str | Path], preprocess: Prepare | None, labels: Sequence[object] | None = None) -> ExampleSet:
     """Return the examples of picture files, or of one folder of them; other strings are texts."""
-    if len(names) == 1 and Path(names[0]).is_dir():
+    if len(names) == 1 and _is_folder(names[0]):
         return ImageExamples(ImageFiles.in_folder(names[0]), _needed(preprocess, "pictures"))
     if all(isinstance(name, Path) or _names_picture(name) for name in names):
         return ImageExamples(names, _needed(preprocess, "pictures"), labels=labels)
     return TextExamples([str(n) for n in names], _needed(preprocess, "texts"), labels=labels)
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # a text that is too long for a name, or holds what none may hold
+        return False
 
 
 def _names_picture(name: str) -> bool:

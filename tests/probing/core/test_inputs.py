@@ -182,6 +182,10 @@ def test_examples_of_named_tensors_have_the_rows_of_these() -> None:
         store.activations(bert, [layer], Encoded())
 
 
+def test_one_long_text_is_no_name_of_a_folder() -> None:
+    assert len(as_examples(["so it goes " * 400], _encode)) == 1
+
+
 def test_texts_of_several_lengths_are_padded_to_the_longest_of_their_set() -> None:
     def encode(text: str) -> BatchEncoding:
         ids = torch.tensor([[ord(letter) % 9 + 1 for letter in text]])
