@@ -364,7 +364,8 @@ class LogitEffect:
         if swap is None and design.matched:
             swap = measure_swap(store, targets, positive, negative, names.positive, names.negative, self.level)
         provenance = Provenance.collect(model=model, examples=_ids(positive, negative, inputs), method=self)
-        return summarize(found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance)
+        result = summarize(found, swap, tuple(sides[0]), tuple(targets), design, self.level, provenance)
+        return replace(result, units=tuple(score.unit for score in targets.values()))
 
 
 def measure_swap(
@@ -383,9 +384,14 @@ def measure_swap(
     """
     _, index = _index([*positive_clusters, *negative_clusters])
     model = next(iter(targets.values())).model
-    outputs = torch.cat([store.activations(model, [""], side)[""] for side in (positive, negative)])
-    scores = torch.stack([replace(score, output=None).read(outputs).cpu() for score in targets.values()], 1)
-    return measured_swap(scores, torch.arange(len(scores)) < len(positive), index, level)
+    parts = {score.output: "" if score.output is None else f"[{score.output}]" for score in targets.values()}
+    outputs = {
+        part: torch.cat([store.activations(model, [address], side)[address] for side in (positive, negative)])
+        for part, address in parts.items()
+    }
+    scores = [replace(score, output=None).read(outputs[score.output]).cpu() for score in targets.values()]
+    table = torch.stack(scores, 1)
+    return measured_swap(table, torch.arange(len(table)) < len(positive), index, level)
 
 
 def measured_swap(

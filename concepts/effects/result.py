@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EffectResult(Result):
-    """Predicted effects in logits, layer by layer, beside the measured effect of a swap."""
+    """Predicted effects, in units of the score such as logits, layer by layer, beside the measured effect of a swap."""
 
     layers: tuple[str, ...]
     targets: tuple[str, ...]
@@ -60,6 +60,8 @@ class EffectResult(Result):
     exact: bool
     """Whether the relabellings are all there are."""
     level: float
+    units: tuple[str, ...] = ()
+    """Of the targets' scores, and so of effects and swaps; none in results from before they were kept: logits."""
 
     def correlation(self, layer: str) -> Correlation:
         """Return the agreement at a layer."""
@@ -75,6 +77,7 @@ class EffectResult(Result):
             {"layer": layer, "target": target}
             | {name: float(getattr(self, name)[i, k]) for name in columns}
             | {name: float(getattr(self, name)[k]) for name in ("swap", "swap_low", "swap_high", "swap_p")}
+            | ({"unit": self.units[k]} if self.units else {})
             for i, layer in enumerate(self.layers)
             for k, target in enumerate(self.targets)
         ]
@@ -90,8 +93,10 @@ class EffectResult(Result):
             for i in range(len(self.layers)):
                 axes = figure.add_subplot(rows, columns, i + 1)
                 self._panel(axes, i)
-            figure.supxlabel("predicted effect (logits)", fontsize=8)
-            figure.supylabel("measured swap (logits)", fontsize=8)
+            units = sorted(set(self.units)) or ["logit"]
+            unit = "logits" if units == ["logit"] else ", ".join(units)
+            figure.supxlabel(f"predicted effect ({unit})", fontsize=8)
+            figure.supylabel(f"measured swap ({unit})", fontsize=8)
         return figure
 
     def _panel(self, axes: "Axes", i: int) -> None:

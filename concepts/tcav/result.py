@@ -118,6 +118,8 @@ class TcavResult(Result):
     gradient_spread: Float[Tensor, "layers targets"]
     """Largest distance of an input's gradient from the mean gradient, over the latter's length."""
     pseudo_concepts: int
+    units: tuple[str, ...] = ()
+    """Of the targets' scores, and so of effects; none where they were not told, or not kept: logits."""
 
     @property
     def exists(self) -> Bool[Tensor, "layers concepts"]:
@@ -199,6 +201,7 @@ class TcavResult(Result):
                     row["stability"] = float(self.stability[i, c])
                     row |= {name: bool(getattr(self, name)[i, c, k]) for name in ("significant", "effect_significant")}
                     row["linear_tail"] = bool(self.linear_tail[i, k])
+                    row |= {"unit": self.units[k]} if self.units else {}
                     rows.append(row)
         return pd.DataFrame(rows)
 

@@ -5,7 +5,7 @@ Sets of examples become rows of one table; `concepts.tcav.sampling` says which r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -132,12 +132,13 @@ class Tcav:
         features = [store.activations(model, layers, part, pool=self.pool) for part in parts]
         gradients = _gradients(store, targets, layers, by_target, self.pool)
         ids = [list(part.ids) for part in [*parts, *by_target.values()]]
-        return self.measure(
+        found = self.measure(
             {layer: torch.cat([f[layer].cpu() for f in features]) for layer in features[0]},
             {layer: [g[layer].cpu() for g in gradients] for layer in features[0]},
             sets,
             Provenance.collect(model=model, examples=content_id(ids), method=self),
         )
+        return replace(found, units=tuple(score.unit for score in targets.values()))
 
     def measure(
         self,
@@ -214,6 +215,7 @@ class Tcav:
             effect_p_max_t=effect_p_max_t,
             gradient_spread=torch.stack([reader.gradient_spread for reader in readers]),
             pseudo_concepts=min(len(plan.null) // len(plan.fit) for plan in plans),
+            units=(),
             **values,
         )
 

@@ -182,7 +182,9 @@ class Scoring:
         return found.values[:, 0, 0].nanmean(0).abs()
 
     def _sufficient(self, insertion: Insertion, found: Attribution, score: Score, inputs: Tensor) -> Tensor:
-        """Return the smallest share of patches with nine tenths of the class's probability."""
+        """Return the smallest share of patches with nine tenths of the class's probability; NaN for other scores."""
+        if isinstance(score.target, Reading) and score.unit != "probability":
+            return torch.full((len(inputs),), torch.nan, dtype=torch.float64)
         try:
             curves = insertion(found, replace(score, unit="probability"), inputs)
         except OutputError:  # of a model that returns probabilities already

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from concepts.data.concept_sets import Concept, OverlapError
+from concepts.effects.logit_effect import Clusters, LogitEffect
 from concepts.tcav.associations import associate
 from concepts.tcav.editing import edit_along
 from concepts.tcav.result import TcavResult
@@ -18,6 +19,7 @@ from concepts.tcav.sampling import LeaveOneOut, Relabelled, Sets
 from concepts.tcav.tcav import Tcav
 from probing.data.examples import TensorExamples
 from probing.models.precision import Precision
+from probing.models.readings import Custom, Regression
 from probing.models.scores import Score
 from probing.results.result import Provenance, describe, rebuild
 from probing.statistics.estimators import Logistic, Pattern, Ridge
@@ -118,6 +120,50 @@ def test_tc_5_logits_are_differentiated_not_a_loss() -> None:
     saturated = h.detach().float().requires_grad_()
     (slope,) = torch.autograd.grad(net(saturated[:, None]).softmax(1)[:, 0].sum(), saturated)
     assert slope[1] == 0  # of the probability: a saturated example would not count
+
+
+class InParts(nn.Module):
+    """The same network, whose class scores are one part of what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TwoLogits()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"predicted": self.inner(x), "other": x}
+
+
+def test_concepts_of_what_is_no_class_are_those_of_the_same_number_in_its_own_unit() -> None:
+    concept = Concept("c", TensorExamples(torch.linspace(0.5, 1.5, 12)[:, None]))
+    pool = TensorExamples(torch.linspace(-1.5, -0.5, 40)[:, None])
+    inputs = TensorExamples(torch.tensor([[0.9], [1.0], [200.0]]))
+    plain, parts = TwoLogits().eval(), InParts().eval()
+    classes = {"a": Score(plain, 0), "b": Score(plain, 1)}
+    numbers = {
+        "a": Score(parts, Regression(0, unit="kg"), output="predicted"),
+        "b": Score(parts, Custom(lambda y: y[:, 1], unit="kPa"), output="predicted"),
+    }
+    one, other = (
+        QUICK(ActivationStore(), targets, [layer], [concept], inputs, pool)
+        for targets, layer in ((classes, "layer"), (numbers, "inner.layer"))
+    )
+    assert one.units == ("logit", "logit")
+    assert other.units == ("kg", "kPa")
+    assert other.to_pandas()["unit"].tolist() == ["kg", "kPa"]
+    for name in ("mean", "effect", "p", "effect_p"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    effects = [
+        LogitEffect(relabellings=99, bootstraps=20)(
+            ActivationStore(), targets, [layer], concept.examples, pool.load(range(12)), inputs, Clusters.pairs(12, 3)
+        )
+        for targets, layer in ((classes, "layer"), (numbers, "inner.layer"))
+    ]
+    assert torch.equal(effects[0].effect, effects[1].effect)
+    assert torch.equal(effects[0].swap, effects[1].swap)
+    assert effects[1].units == ("kg", "kPa")
+    axes = effects[1].plot()
+    assert axes.get_supxlabel() == "predicted effect (kPa, kg)"
+    assert effects[0].plot().get_supxlabel() == "predicted effect (logits)"
 
 
 def cloud(count: int = 16, shift: float = 1.0, features: int = 8, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coloured import COLOUR, Coloured
-from nets import seeded
+from nets import ConvNet, images, seeded
 from PIL import Image
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ from probing.evaluation.scorecard.measure import (
     Scoring,
     declared,
     effective_number,
+    evaluate,
     parts_to_read,
     spread_out,
     stated,
@@ -52,6 +53,7 @@ from probing.evaluation.scorecard.page import scorecard_page
 from probing.evaluation.scorecard.ranking import ranks, standings, summary
 from probing.evaluation.scorecard.scorecard import Row, Scorecard
 from probing.models.loading import LoadedModel
+from probing.models.readings import Regression
 from probing.models.scores import Score
 from probing.results.result import Provenance
 
@@ -517,3 +519,14 @@ def test_a_network_without_places_has_no_dissection_and_says_so(material: Materi
     row = NetworkRows("2", scenes=8, draws=9)(Score(net, 0), colours, COLOUR, material)[1]
     assert "returns shape (1, 4), no map" in row.refused
     assert not row.values
+
+
+def test_a_score_of_another_kind_gets_a_scorecard_without_what_needs_a_probability() -> None:
+    score = Score(seeded(ConvNet()), Regression(1, unit="kg"))
+    methods = {"saliency": Saliency(), "input": GradientTimesInput()}
+    card = evaluate(score, images(3), methods=methods, scoring=Scoring(steps=4, grid=3, draws=8, probed=2))
+    assert [row.name for row in card.rows] == ["saliency", "input"]
+    assert all(bool(row.values["sufficient"].isnan().all()) for row in card.rows)
+    assert bool(card.rows[0].values["abpc"].isfinite().all())
+    assert set(card.to_pandas()["method"]) == {"saliency", "input"}
+    assert "saliency" in str(scorecard_page(card, "a number"))
