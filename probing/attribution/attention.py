@@ -45,6 +45,8 @@ class _AttentionMap(LocalMethod):
     demands: ClassVar[tuple[Demand, ...]] = ("gradients", "attention")
     takes_integers: ClassVar[bool] = True
 
+    signed: ClassVar[bool] = True
+
     token: int | None = None
     grid: tuple[int, ...] | None = None
     batch_size: BatchSize = "auto"
@@ -68,6 +70,7 @@ class _AttentionMap(LocalMethod):
                 values.contiguous(),
                 value,
                 diagnostics={"tokens_read": read} | facts.pop("diagnostics"),
+                signed=self.signed,
                 **facts,
             )
 
@@ -161,6 +164,8 @@ class AttentionRollout(_AttentionMap):
     positive and, with those of class tokens, add up to 1. They tell which tokens can be mixed in, not whether they speak for
     the class: of all classes that are read at the same token the map is the same.
     """
+
+    signed: ClassVar[bool] = False
 
     def _mix(self, weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
         mixed = torch.eye(weights[0].shape[-1]).to(weights[0]).expand(len(weights[0]), -1, -1)

@@ -80,6 +80,8 @@ class Attribution(Result):
     """How its output was read, such as `7 x 7 cells, maps [n, c, h, w]`."""
     geometry: Geometry | None = None
     """Where the cells of a class activation map lie in the input; None for maps of another shape."""
+    signed: bool = True
+    """Whether a value says by its sign whether a place raises the score; False for shares, as of attention rollout."""
     explained: str = ""
     """What was read of the output, such as `logit of class 3`; what is no class is named with its content."""
     prepared: str = ""
@@ -194,7 +196,7 @@ class Attribution(Result):
         maps = self.upsampled().detach().cpu()
         if bool((maps == maps[:, :1]).all()):
             maps = maps[:, :1]
-        signed = channels == "sum"
+        signed = channels == "sum" and self.signed
         return Column(title, reduce_channels(maps, channels), notes, signed=signed, alpha=alpha)
 
     @property

@@ -177,8 +177,10 @@ def test_rollout_is_shares_and_the_same_for_every_class_and_relevance_is_not() -
     one, two = (AttentionRollout()(model, X, k) for k in (0, 1))
     torch.testing.assert_close(one.values.flatten(1).sum(1) + one.diagnostics["prefix"], torch.ones(3, dtype=torch.float64))
     assert torch.equal(one.values, two.values)
+    assert not one.column("shares").signed  # whose colours don't say that a place raises the score
     one, two = (AttentionRelevance()(model, X, k) for k in (0, 1))
     assert not torch.allclose(one.values, two.values)
+    assert one.column("relevance").signed
     assert float(one.values.min()) >= 0
 
 
