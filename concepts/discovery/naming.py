@@ -4,6 +4,7 @@ A name is given by its strength in each example: the area of a label, a folder t
 of picture and text in a joint space. Many atoms have none, and that is an answer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Strengths:
         values = torch.zeros(len(scenes), count)
         for i in range(len(scenes)):
             labels = scenes.labels(i)
-            area = np.bincount(labels.planes.ravel(), minlength=count + 1)[1:] / labels.planes[0].size
+            area = np.bincount(labels.planes.ravel(), minlength=count + 1)[1:] / max(1, math.prod(labels.planes.shape[1:]))
             values[i] = torch.from_numpy(area)
             values[i, [label - 1 for label in labels.whole]] = 1.0
         return cls(tuple(scenes.vocabulary.names), values)

@@ -24,7 +24,7 @@ from probing.core.doubles import doubled
 from probing.core.errors import ProbingError
 from probing.models.geometry import RefusedError, channel_axis
 from probing.models.hooks import LayerCallError, other_rows, watch
-from probing.models.layers import resolve, split_call
+from probing.models.layers import resolve, split_call, split_parts
 from probing.models.loading import Model
 from probing.models.scores import Score, Target
 
@@ -189,6 +189,8 @@ _AMOUNTS = ("at_layer", "through_layer", "past_layer")
 
 def _units_last(score: Score, inputs: Tensor, layer: str) -> bool | None:
     """Return whether a map's units come last; None where that hangs on its number of axes."""
+    if split_parts(layer)[1]:
+        raise LayerCallError(f"{layer!r} is a part of what a layer returns: name a layer after it that returns one tensor.")
     resolve(score.model, split_call(layer)[0])
     axis = channel_axis(score.model, inputs, layer) if inputs.ndim == 4 else None
     return None if axis is None else axis == -1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from discovery_worlds import THINGS, SeesThings, World, world
+from dissection_nets import named, scenes_of
 from nets import ConvNet, LinearTailNet, images, seeded
 from torch import Tensor, nn
 
@@ -360,6 +361,10 @@ def test_strengths_come_from_labels_scenes_and_a_space_of_images_and_texts() -> 
     said = Strengths.of_labels(["cat", "dog", "cat"])
     assert said.names == ("cat", "dog")
     assert said.values.tolist() == [[1, 0], [0, 1], [1, 0]]
+    planes = torch.zeros(2, 1, 4, 4, dtype=torch.long)
+    planes[0, 0, :2] = 2  # half of the first image
+    scenes = scenes_of(torch.zeros(2, 3, 4, 4), planes, named(3), [[], [3]])
+    assert Strengths.of_scenes(scenes).values.tolist() == [[0, 0.5, 0], [0, 0, 1]]
     pictures = torch.rand(5, THINGS, 6, 6, generator=generator())
     axes = torch.eye(THINGS)
 

@@ -169,6 +169,8 @@ def test_what_does_not_fit_is_refused_and_the_model_left_as_it_was() -> None:
         ConditionalLRP("features.3")(score, inputs, [UnitPart(0)] * 3)
     with pytest.raises(LayerNotFoundError):
         ConditionalLRP("nothing")(score, inputs, UnitPart(0))
+    with pytest.raises(LayerCallError, match=r"'split\[0\]' is a part of what a layer returns: name a layer after it"):
+        ConditionalLRP("split[0]")(Score(seeded(TupleNet()), 0), torch.randn(2, 4), UnitPart(0))
     with pytest.raises(LayerCallError, match="layer 'split' returns no tensor"):
         ConditionalLRP("split")(Score(seeded(TupleNet()), 0), torch.randn(2, 4), UnitPart(0))
     assert all(not module._forward_hooks for module in net.modules())
