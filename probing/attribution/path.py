@@ -243,15 +243,14 @@ def _integrate(
     """Return the mean over baselines of the path integral from each, with its completeness gap."""
     if starts.shape[1:] != ends.shape:
         raise InputError(f"the baseline has shape {tuple(starts.shape[1:])}, expected {tuple(ends.shape)}.")
-    rows = torch.arange(len(ends))
-    value = passes.values(ends, rows)
-    moments, bases, errors = Moments(), [], []
+    rows = torch.arange(len(ends)).repeat(1 + len(starts))
+    every = passes.values(torch.cat([ends, *starts.to(ends)]), rows)  # in as few passes as can be
+    value, *bases = every.reshape(-1, len(ends)).unbind()
+    moments, errors = Moments(), []
     steps = torch.zeros(len(ends), dtype=torch.long, device=ends.device)
-    for start in starts:
-        base = passes.values(start, rows)
+    for start, base in zip(starts, bases, strict=True):
         found, used = _one_path(method, passes, ends, start, torch.stack([base, value]))
         moments.add(found.mean[None])
-        bases.append(base)
         errors.append(found.error)
         steps = torch.maximum(steps, used)
     base = torch.stack(bases).mean(0)

@@ -144,7 +144,8 @@ class Passes:
 
     def _gradient(self, points: Tensor, rows: Tensor | None, gates: Gates | None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            at = points.detach().requires_grad_()  # what enters the model is a copy
+            at = (points.clone() if points.is_inference() else points).detach()  # what enters the model is a copy
+            at.requires_grad_()
             with gates or nullcontext():
                 value = self.value(at, rows)
             if not value.requires_grad:

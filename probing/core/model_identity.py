@@ -134,7 +134,8 @@ class _Structure:
         for name, value in attributes.items():
             if name not in unread:
                 leaves.append(name)
-                if type(value) in _LEAVES:
+                held = type(value)
+                if held in _LEAVES or (held is tuple and _LEAVES.issuperset(map(type, value))):
                     leaves.append(value)
                 else:
                     self._value(value)
