@@ -196,11 +196,7 @@ class Engine:
         key = (job.weights, job.layers, precision, device, inputs.dtype)
         if key not in own:
             with trusted(job.model, job.weights):
-                made = remembered(
-                    job.model,
-                    ("runner", *key[1:], kind_of(inputs)),
-                    lambda: Runner.of(job.model, job.layers, precision, device, inputs),
-                )
+                made = _runner_of(job, precision, device, inputs)
             self.stats.prepared.add(made.prepared.how)
             self._forget_runners()
             own = self._runners.setdefault(job.model, {})
@@ -431,6 +427,18 @@ class Engine:
                         f"now: relative difference {gap:.2g} for example {e}. {_UNSEEN}",
                         mends=[ANOTHER_FOLDER],
                     )
+
+
+def _runner_of(job: Job, precision: Precision, device: torch.device, inputs: Batch) -> Runner:
+    """Return the prepared model for a job, of which all stores share the last few of a model."""
+    made = remembered(job.model, "runners", dict[tuple[object, ...], Runner])
+    key = (job.layers, precision, device, kind_of(inputs))
+    if key not in made:
+        runner = Runner.of(job.model, job.layers, precision, device, inputs)
+        while len(made) >= _RUNNERS:
+            del made[next(iter(made))]
+        made[key] = runner
+    return made[key]
 
 
 def _landing(
