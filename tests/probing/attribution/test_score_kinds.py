@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probing.attribution import METHODS
+from probing.attribution import METHODS, GradCAM
 from probing.attribution.lrp.composites import Uniform
 from probing.attribution.lrp.rules import Epsilon
 from probing.attribution.path import IntegratedGradients
@@ -123,7 +123,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "smoothgrad": {"samples": STEPS},
     "expected_gradients": {"background": BACKGROUND, "samples": STEPS},
     "lrp": {"composite": Uniform(Epsilon(0.0))},
-    "guided_gradcam": {},
+    "guided_gradcam": {"cam": GradCAM("net.features")},
     **{name: {"layer": "net.features"} for name in ("gradcam", "gradcam++", "hirescam", "layercam", "ablationcam")},
 }
 
