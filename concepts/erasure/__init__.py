@@ -1,4 +1,4 @@
-"""Erasure: whether a network uses what can be read from its layers, by taking it away."""
+"""Erasure and patching: whether a network uses what can be read from its layers, by taking it away or putting it over."""
 
 import lazy_loader
 

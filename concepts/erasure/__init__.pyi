@@ -6,4 +6,12 @@ from .eraser import (
     random_eraser as random_eraser,
 )
 from .erasure import Erasure as Erasure
+from .patching import (
+    Patching as Patching,
+    PatchingResult as PatchingResult,
+    Places as Places,
+    Subspace as Subspace,
+    Units as Units,
+    Whole as Whole,
+)
 from .result import ErasureResult as ErasureResult

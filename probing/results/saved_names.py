@@ -96,6 +96,7 @@ _PLACES = _by_name(
         "concepts.discovery.learners": "KMeans Nmf Pca:PcaDictionary SemiNmf",
         "concepts.discovery.sparse_autoencoder": "TopKAutoencoder",
         "concepts.erasure.erasure": "Erasure",
+        "concepts.erasure.patching": "Patching PatchingResult",
         "concepts.erasure.result": "ErasureResult",
         "concepts.tcav.associations": "Associations",
         "concepts.local_vs_global.compare": "Compare",

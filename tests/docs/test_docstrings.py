@@ -119,6 +119,15 @@ stripes, grass = changed(2, "stripes"), changed(20, "grass")
 Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
 """
     ),
+    "concepts.erasure.patching:Patching": (
+        """
+from concepts.erasure import Units
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+other = pictures.clone()
+other[:, :, 2:10, 4:16] = 1 - other[:, :, 2:10, 4:16]
+concept = MatchedConcept("stripes", images, TensorExamples(other))
+"""
+    ),
     "concepts.dissection.dissection:Dissection": (
         """
 from concepts.data.segmentation.emoji_scenes import EmojiScenes

@@ -1,0 +1,378 @@
+"""Patching: what a layer carries of a measured swap, by putting one member's activations into the other's pass.
+
+Causal mediation (Vig et al. 2020, arXiv:2004.12265) and tracing (Meng et al. 2022, arXiv:2202.05262): a swap of matched
+inputs changes a score by a measured amount. With all of a layer's activations put over, a layer that everything passes
+carries all of it; some of its units, places or directions carry a share, beside what as many at random carry. To first
+order the same is the gradient times the difference of activations (attribution patching, Syed et al. 2023,
+arXiv:2310.10348); both are measured, so that its error is known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from concepts.erasure.eraser import ErasureError
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+from probing.core.content_ids import content_id
+from probing.core.inputs import Batch
+from probing.core.seeds import seed_of
+from probing.data.examples import ExampleSet
+from probing.models.calling import run
+from probing.models.geometry import channel_axis
+from probing.models.gradients import frozen_parameters, score_gradients
+from probing.models.hooks import capture, edit
+from probing.models.layers import several
+from probing.models.precision import device_of
+from probing.models.scores import Score, refuse_training
+from probing.results.figures import COLUMN_WIDTH, FAINT, PALETTE, new_figure, style
+from probing.results.result import Provenance, Result
+from probing.statistics.clustered import clustered_mean
+from probing.statistics.hypothesis_tests import codes
+from probing.store.requests import model_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_ROWS = 16
+_ROUNDING = 64  # last digits of a score that a pass may leave open
+Rows = Float[Tensor, "n *places features"]
+
+
+@runtime_checkable
+class Part(Protocol):
+    """What of a layer's activations is put over; features are the last axis here."""
+
+    def of(self, difference: Rows) -> Rows:
+        """Return the part of a difference of activations that is put over."""
+        ...
+
+    def at_random(self, features: int, seed: int) -> "Part | None":
+        """Return as large a part, drawn at random; None where there is none of that size but this."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All of a layer's activations."""
+
+    def of(self, difference: Rows) -> Rows:
+        return difference
+
+    def at_random(self, features: int, seed: int) -> Part | None:
+        return None
+
+
+WHOLE = Whole()
+
+
+@dataclass(frozen=True)
+class Units:
+    """Some channels, or features, at every place.
+
+    Attributes:
+        units: their numbers.
+    """
+
+    units: tuple[int, ...]
+
+    def of(self, difference: Rows) -> Rows:
+        if self.units and not 0 <= min(self.units) <= max(self.units) < difference.shape[-1]:
+            raise ErasureError(f"units {self.units} are not all among the layer's {difference.shape[-1]}.")
+        kept = torch.zeros(difference.shape[-1], dtype=torch.bool, device=difference.device)
+        kept[list(self.units)] = True
+        return torch.where(kept, difference, 0)
+
+    def at_random(self, features: int, seed: int) -> Part | None:
+        if len(self.units) >= features:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        return Units(tuple(torch.randperm(features, generator=generator)[: len(self.units)].tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Some places of maps, or some tokens, with all their channels.
+
+    Attributes:
+        where: of a map's rows and columns, or of tokens.
+    """
+
+    where: Bool[Tensor, "*places"]
+
+    def of(self, difference: Rows) -> Rows:
+        if difference.shape[1:-1] != self.where.shape:
+            raise ErasureError(
+                f"places of shape {tuple(self.where.shape)} are not those of the layer, {tuple(difference.shape[1:-1])}."
+            )
+        return torch.where(self.where.to(difference.device)[..., None], difference, 0)
+
+    def at_random(self, features: int, seed: int) -> Part | None:
+        order = torch.randperm(self.where.numel(), generator=torch.Generator().manual_seed(seed))
+        return None if bool(self.where.all()) else Places(self.where.flatten()[order].view(self.where.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """The span of some directions among a layer's channels, at every place: a CAV, an atom, what an eraser removes.
+
+    Attributes:
+        directions: one in each row; they need be neither of unit length nor orthogonal.
+    """
+
+    directions: Float[Tensor, "r features"]
+
+    def of(self, difference: Rows) -> Rows:
+        if self.directions.shape[1] != difference.shape[-1]:
+            raise ErasureError(f"directions have {self.directions.shape[1]} components, the layer {difference.shape[-1]}.")
+        basis = torch.linalg.qr(self.directions.double().mT).Q.to(difference)
+        projected: Tensor = difference @ basis @ basis.mT
+        return projected
+
+    def at_random(self, features: int, seed: int) -> Part | None:
+        count = len(self.directions)
+        generator = torch.Generator().manual_seed(seed)
+        return None if count >= features else Subspace(torch.randn(count, features, generator=generator))
+
+
+@dataclass(frozen=True)
+class PatchingResult(Result):
+    """What layers carry of a swap, in score units.
+
+    Attributes:
+        concept: that the swap is of.
+        part: what of the activations was put over.
+        layers: where activations were put over, one layer at a time.
+        targets: names of the scores.
+        swap: mean change of each score from negatives to positives.
+        swap_low, swap_high: its interval over clusters.
+        carried: mean change when the part of the positive's activations is put into the negative's pass.
+        low, high: its interval over clusters.
+        p: of nothing being carried, two-sided, not corrected.
+        share: what is carried over the swap: 1 where all of it is. NaN where the swap's interval holds zero.
+        control: mean over random parts of the same size; NaN where there are none.
+        beyond_low, beyond_high: interval over clusters of what is carried less the control, the parts drawn taken as
+            they are.
+        first_order: the same by the gradient at the negative, as attribution patching estimates it.
+        pairs: matched inputs.
+        controls: random parts.
+        level: of the intervals.
+    """
+
+    concept: str
+    part: str
+    layers: tuple[str, ...]
+    targets: tuple[str, ...]
+    swap: Float[Tensor, " targets"]
+    swap_low: Float[Tensor, " targets"]
+    swap_high: Float[Tensor, " targets"]
+    pairs: int
+    controls: int
+    level: float
+    carried: Float[Tensor, "layers targets"]
+    low: Float[Tensor, "layers targets"]
+    high: Float[Tensor, "layers targets"]
+    p: Float[Tensor, "layers targets"]
+    share: Float[Tensor, "layers targets"]
+    control: Float[Tensor, "layers targets"]
+    beyond_low: Float[Tensor, "layers targets"]
+    beyond_high: Float[Tensor, "layers targets"]
+    first_order: Float[Tensor, "layers targets"]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per layer and target."""
+        import pandas as pd
+
+        names = ("carried", "low", "high", "p", "share", "control", "beyond_low", "beyond_high", "first_order")
+        return pd.DataFrame(
+            {"layer": layer, "target": target, "swap": float(self.swap[t])}
+            | {name: float(getattr(self, name)[i, t]) for name in names}
+            for i, layer in enumerate(self.layers)
+            for t, target in enumerate(self.targets)
+        )
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return what must be said beside the numbers."""
+        said = [
+            "What is put over leaves the rest of the pass at the other input, a state that the network may never be in; "
+            "shares of parts need not add up to 1."
+        ]
+        still = [t for i, t in enumerate(self.targets) if self.swap_low[i] <= 0 <= self.swap_high[i]]
+        if still:
+            said.append(f"The swap is not shown to move {', '.join(still)}: there is no share of it.")
+        return tuple(said)
+
+    def plot(self) -> "Figure":
+        """Draw what each layer carries of each score's swap."""
+        with style():
+            figure = new_figure(max(COLUMN_WIDTH, 0.9 + 0.55 * len(self.layers)), 0.9 + 1.25 * len(self.targets))
+            panels = figure.subplots(len(self.targets), 1, squeeze=False, sharex=True)[:, 0]
+            places = list(range(len(self.layers)))
+            for t, (panel, target) in enumerate(zip(panels, self.targets, strict=True)):
+                panel.axhspan(float(self.swap_low[t]), float(self.swap_high[t]), color=FAINT, alpha=0.3, lw=0, label="swap")
+                panel.axhline(0, color=FAINT, lw=0.5)
+                ends = torch.stack([self.carried[:, t] - self.low[:, t], self.high[:, t] - self.carried[:, t]])
+                panel.errorbar(places, self.carried[:, t], ends.tolist(), fmt="o-", color=PALETTE[0], label="carried")
+                if not bool(self.control[:, t].isnan().all()):
+                    panel.plot(places, self.control[:, t], "s-", color=FAINT, label="random parts")
+                panel.set_title(target)
+            panels[-1].set_xticks(places, self.layers, rotation=30, ha="right")
+            figure.supylabel("change of the score", fontsize=8)
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=3)
+        return figure
+
+
+@dataclass(frozen=True)
+class Patching:
+    """Puts activations of each positive into the pass of its negative, layer by layer.
+
+    Attributes:
+        layers: dotted paths.
+        controls: random parts of the same size, where there are any.
+        level: of intervals.
+        seed: of the random parts.
+
+    Raises:
+        ErasureError: for a part that a layer has not.
+
+    Example:
+        >>> found = Patching(("layer3", "layer4"))({"zebra": Score(net, 3)}, concept, Units((0, 7)))
+        >>> found.to_pandas()[["layer", "swap", "carried", "share", "first_order"]]
+    """
+
+    layers: str | tuple[str, ...]
+    controls: int = 10
+    level: float = 0.95
+    seed: int = 0
+
+    def __call__(self, scores: Mapping[str, Score], concept: MatchedConcept, part: Part = WHOLE) -> PatchingResult:
+        """Return what each layer carries of the swap from negatives to positives.
+
+        Args:
+            scores: by name, of one model, with one class each.
+            concept: matched inputs, and what they belong to.
+            part: of the activations: `Whole`, `Units`, `Places` or `Subspace`.
+        """
+        model, clusters = model_of(list(scores.values())), codes(concept.names)
+        refuse_training(model)
+        own, other = (_outputs(model, scores, side) for side in (concept.negative, concept.positive))
+        swap = clustered_mean(_change(model, other, own), clusters, self.level)
+        readings = [self._layer(model, scores, concept, part, layer, own, clusters) for layer in several(self.layers)]
+        told = (swap.low > 0) | (swap.high < 0)
+
+        def stack(name: str) -> Float[Tensor, "layers targets"]:
+            return torch.stack([reading[name] for reading in readings])
+
+        return PatchingResult(
+            provenance=Provenance.collect(
+                model=model,
+                examples=content_id([*concept.negative.ids, *concept.positive.ids, part]),
+                method=self,
+            ),
+            concept=concept.name,
+            part=type(part).__name__,
+            layers=tuple(several(self.layers)),
+            targets=tuple(scores),
+            swap=swap.mean,
+            swap_low=swap.low,
+            swap_high=swap.high,
+            pairs=len(own),
+            controls=self.controls,
+            level=self.level,
+            share=torch.where(told, stack("carried") / swap.mean, torch.nan),
+            **{n: stack(n) for n in ("carried", "low", "high", "p", "control", "beyond_low", "beyond_high", "first_order")},
+        )
+
+    def _layer(
+        self,
+        model: nn.Module,
+        scores: Mapping[str, Score],
+        concept: MatchedConcept,
+        part: Part,
+        layer: str,
+        own: Float[Tensor, "n targets"],
+        clusters: Int[Tensor, " n"],
+    ) -> dict[str, Tensor]:
+        one = concept.negative.load([0])
+        last = one.ndim == 4 and channel_axis(model, one, layer) == -1
+        patched, first, controls = [], [], []
+        for start in range(0, len(own), _ROWS):
+            rows = range(start, min(start + _ROWS, len(own)))
+            negative, positive = (s.load(rows).to(device_of(model)) for s in (concept.negative, concept.positive))
+            given = _activations(model, layer, positive)
+            axis = -1 if last or given.ndim in {2, 3} else 1
+            before, slopes = _gradients(model, scores, layer, negative)
+            difference = (given - before).movedim(axis, -1)
+            moved = part.of(difference)
+            first.append(torch.stack([(s.movedim(axis, -1) * moved).flatten(1).sum(1) for s in slopes], 1).cpu().double())
+            patched.append(_patched(model, scores, layer, negative, moved, axis))
+            seeds = [seed_of(self.seed, layer, k) for k in range(self.controls)]
+            drawn = [part.at_random(difference.shape[-1], seed) for seed in seeds]
+            some = [_patched(model, scores, layer, negative, p.of(difference), axis) for p in drawn if p is not None]
+            controls.append(torch.stack(some).mean(0) if some else torch.full_like(patched[-1], torch.nan))
+        carried, control = (_change(model, torch.cat(scores_of), own) for scores_of in (patched, controls))
+        found = clustered_mean(carried, clusters, self.level)
+        beyond = clustered_mean(carried - control, clusters, self.level)
+        return {
+            "carried": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
+            "control": control.mean(0),
+            "beyond_low": beyond.low,
+            "beyond_high": beyond.high,
+            "first_order": torch.cat(first).mean(0),
+        }
+
+
+def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor, "n targets"]) -> Tensor:
+    """Return the difference of scores; what rounding explains is none, which many equal inputs would else make certain."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    eps = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
+    change = new - old
+    return torch.where(change.abs() <= _ROUNDING * eps * old.abs().amax(0), 0.0, change)
+
+
+def _read(scores: Mapping[str, Score], output: object) -> Float[Tensor, "n targets"]:
+    return torch.stack([score.read(output) for score in scores.values()], 1)
+
+
+def _outputs(model: nn.Module, scores: Mapping[str, Score], examples: ExampleSet) -> Float[Tensor, "n targets"]:
+    found = []
+    for start in range(0, len(examples), _ROWS):
+        batch = examples.load(range(start, min(start + _ROWS, len(examples)))).to(device_of(model))
+        with torch.no_grad():
+            found.append(_read(scores, run(model, batch)).cpu().double())
+    return torch.cat(found)
+
+
+def _activations(model: nn.Module, layer: str, batch: Batch) -> Float[Tensor, "n ..."]:
+    with torch.no_grad(), capture(model, [layer], rows=len(batch)) as kept:
+        run(model, batch)
+    return kept[layer]
+
+
+def _gradients(
+    model: nn.Module, scores: Mapping[str, Score], layer: str, batch: Batch
+) -> tuple[Float[Tensor, "n ..."], list[Float[Tensor, "n ..."]]]:
+    """Return a layer's activations, and the gradient of each score there."""
+    with torch.inference_mode(False), torch.enable_grad(), frozen_parameters(model):
+        with capture(model, [layer], graph=True, rows=len(batch)) as kept:
+            output = run(model, batch)
+        slopes = score_gradients(list(scores.values()), output, [kept[layer]], [layer])
+    return kept[layer].detach(), [by_layer[0] for by_layer in slopes]
+
+
+def _patched(
+    model: nn.Module, scores: Mapping[str, Score], layer: str, batch: Batch, part: Rows, axis: int
+) -> Float[Tensor, "n targets"]:
+    def put(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
+        return output + part.movedim(-1, axis)
+
+    with torch.no_grad(), edit(model, {layer: put}):
+        return _read(scores, run(model, batch)).cpu().double()
