@@ -81,7 +81,7 @@ class Inputs:
         if len(ids) > 1 or not floats + ids:
             raise InputError(
                 f"of the inputs {list(self.tensors)} it can't be told which {'are' if ids else 'is'} to be explained:",
-                mends=[Mend("name them", "Inputs({…}, explain=(…,))")],
+                mends=[Mend("name them", "explain=…")],
             )
         return (*floats, *ids)
 

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from probing.core.checksums import checksum
 from probing.core.content_ids import GRAPH_MACHINERY, MACHINERY, function_of, is_library, model_id
+from probing.core.errors import ProbingError
 from probing.core.foreign import HOOKS, refuse_global_hooks
 
 
@@ -61,7 +62,7 @@ def identity(model: nn.Module) -> str:
     return name
 
 
-class _UnprovableError(Exception):
+class _UnprovableError(ProbingError, ValueError):
     """A part of a model may change without any assignment that the walk sees."""
 
 

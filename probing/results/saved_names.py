@@ -131,7 +131,6 @@ _PLACES_0_1 = _by_name(
         "probing.geometry": "Geometry",
         "probing.estimators": "Hinge Lda Logistic Pattern Ridge:RidgeEstimator",
         "probing.embedding": "Atlas AtlasResult Pca Umap",
-        "probing.attribution.attention": "AttentionRelevance AttentionRollout",
         "probing.attribution.base": "Attribution",
         "probing.attribution.baselines": "Blurred Constant Mean Samples Uniform:UniformBaseline",
         "probing.attribution.cam": "AblationCAM GradCAM GradCAMPlusPlus GuidedGradCAM HiResCAM LayerCAM",

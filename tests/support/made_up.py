@@ -17,6 +17,7 @@ import concepts
 import probing
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.model_comparison.compare import Difference, Side, SideBySide
+from concepts.discovery.dictionary import Projection
 from probing.results.result import Provenance, Result
 
 SIZES = {
@@ -63,6 +64,8 @@ _FIXED: dict[tuple[str, str], object] = {
     ("HeatMapComparison", "shown"): (),
     ("DissectionResult", "label_tests"): (),
     ("AttributeUnits", "names"): None,
+    ("Dictionary", "coder"): Projection(),
+    ("DiscoveryResult", "attributes"): (),
 }
 _LONG = {"images": 3, "probes": 3, "atlases": 3, "results": 3, "rows": 3, "names": 3, "ids": 3}
 
