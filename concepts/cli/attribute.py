@@ -442,7 +442,7 @@ def _explain_tokens(model: str, text: str, choice: _Choice, out: Path, how: "tup
             (out / f"{name}.html").write_text(page, encoding="utf-8")
             table = new_table("token", "contribution")
             for token, part in zip(inputs.tokens[0], result.token_values()[0].tolist(), strict=True):
-                table.add_row(token, f"{part:+.4g}")
+                table.add_row(token.strip(), f"{part:+.4g}")
             show(table)
         said = f"{_class_name(loaded, result.target[0])}, {result.unit} {float(result.score[0]):.4g}; {result.checks()[0]}"
         say(f"{name}: {said.removesuffix('; ')}")

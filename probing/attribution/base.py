@@ -94,7 +94,7 @@ class Attribution(Result):
     read: Bool[Tensor, "n tokens"] | None = None
     """Which tokens are read, and no padding; None where no mask tells."""
     tokens: tuple[tuple[str, ...], ...] = ()
-    """Of each input, in front of its padding or behind it; none where they are not known."""
+    """Of each input, each with the gap before it, as far as that is known; none where they are not known."""
 
     def token_values(self) -> Float[Tensor, "n tokens"]:
         """Return what each token contributes, its features added up.
@@ -243,9 +243,12 @@ class Attribution(Result):
         values = self.token_values()[row].tolist()
         shown = [True] * len(values) if self.read is None else self.read[row].tolist()
         kept = [(t, v) for t, v, read in zip(self.tokens[row], values, shown, strict=True) if read]
-        ends = list(accumulate((len(token) + 1 for token, _ in kept), initial=0))
-        spans = [[(start, start + len(token))] for start, (token, _) in zip(ends, kept, strict=False)]
-        return " ".join(token for token, _ in kept), spans, [value for _, value in kept]
+        tokens = [token for token, _ in kept]
+        if not any(token[:1].isspace() for token in tokens):  # without the gaps between them
+            tokens = [f" {token}" if i else token for i, token in enumerate(tokens)]
+        ends = list(accumulate(map(len, tokens), initial=0))
+        spans = [[(e - len(t.lstrip()), e)] for t, e in zip(tokens, ends[1:], strict=True)]
+        return "".join(tokens), spans, [value for _, value in kept]
 
     def _caption(self, row: int) -> str:
         return f"{self.unit} of {self.target[row]}: {float(self.score[row]):.3g}. {self.checks()[row]}".strip()

@@ -49,8 +49,23 @@ class TextTokens:
         found = self.tokenizer(text, return_tensors="pt", **cut)
         ids = found["input_ids"]
         tensors = {MASK: torch.ones_like(ids), **found}
-        tokens = self.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-        return Inputs({name: tensors[name] for name in self.names if name in tensors}, tokens=(tuple(tokens),))
+        return Inputs(
+            {n: tensors[n] for n in self.names if n in tensors}, tokens=(self._shown(text, found, ids[0].tolist()),)
+        )
+
+    def _shown(self, text: str, found: Any, ids: list[int]) -> tuple[str, ...]:
+        """Return tokens as they stand in the text, with the gap before each; what stands for none there by its own name."""
+        names = self.tokenizer.convert_ids_to_tokens(ids)
+        if not getattr(self.tokenizer, "is_fast", False):
+            return tuple(names)
+        own, shown, end, apart = set(self.tokenizer.all_special_ids), list[str](), 0, False
+        for i, (token, name) in enumerate(zip(ids, names, strict=True)):
+            span = found.token_to_chars(0, i)
+            start, stop = (end, end) if span is None else (span.start, span.end)
+            gap = text[end:start] or (" " if shown and (apart or token in own) else "")
+            shown.append(gap + (name if token in own or stop == start else text[start:stop]))
+            end, apart = max(end, stop), token in own
+        return tuple(shown)
 
     def __getstate__(self) -> dict[str, object]:
         """Return what it does, by which it is named; not where its files lie."""
