@@ -31,7 +31,8 @@ class CAM(LocalMethod):
     """A logit's own parts: the weights of the last layer applied at each place (Zhou et al. 2016, eq. 2).
 
     Exact, and so refused unless a global average (or sum) of a map feeds the linear layer that gives the logits. The
-    map has no ReLU; its mean (or sum) is the logit minus its bias, `diagnostics["completeness_gap"]` aside.
+    map has no ReLU; its mean (or sum) is the logit minus its bias, `diagnostics["completeness_gap"]` aside. Of scores it
+    takes what one output of that layer is: a class's or a label's logit, a column of a regression.
 
     Attributes:
         batch_size: examples of a pass.

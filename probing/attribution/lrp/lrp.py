@@ -63,6 +63,9 @@ class LRP(LocalMethod):
 
     Of token ids, the layer that looks them up is the first one; what it returns gets the relevance.
 
+    It takes class scores in every unit, and of readings those that are a sum of the model's outputs, each times a number: a
+    column, a label's logit, a token's or the difference of two, a pixel, a region. Others are refused.
+
     `diagnostics` holds the ledger, each `[n]`: `input`, `absorbed_by_bias` (constants and position embeddings too),
     `absorbed_by_epsilon` (stabilisers, and what a rule drops), `absorbed_by_softmax`, their distance from the relevance
     at the start as `conservation_gap`, and `fallbacks`, the α-β outputs that lacked products of one sign.
