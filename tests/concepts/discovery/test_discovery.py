@@ -195,6 +195,11 @@ def test_pairs_that_atoms_were_learned_of_are_not_judged_on() -> None:
     assert found.shifts is not None
     assert bool(found.shifts.fitted.isfinite().all())
     assert found.moves.any()
+    # Other pictures of the same clusters are no others.
+    elsewhere = MatchedConcept("thing 0", TensorExamples(seen.with_it + 0.01), TensorExamples(seen.without + 0.01), names)
+    again = plain(ActivationStore(), net, both, clusters=clusters, matched=[elsewhere]).shifts
+    assert again is not None
+    assert bool(again.fitted.isfinite().all())
     few = [i for i in range(20) if not found.held_out[i]]
     few.append(next(i for i in range(20) if found.held_out[i]))
     sides = (TensorExamples(seen.with_it[few]), TensorExamples(seen.without[few]))
@@ -298,7 +303,7 @@ def test_pooled_codes_are_means_and_peaks_over_places() -> None:
 # Where there is nothing, tests keep their level; where something grows, they find it.
 
 
-@pytest.mark.parametrize("learner", [Pca(3), KMeans(3), SemiNmf(3, iterations=30)], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("learner", [Pca(5), KMeans(6), SemiNmf(5, iterations=30)], ids=lambda one: type(one).__name__)
 def test_dictionaries_of_rows_without_structure_agree_no_more_than_unrelated_ones(learner: Pca) -> None:
     draws, hits = 40, []
     for seed in range(draws):
