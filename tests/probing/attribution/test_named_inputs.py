@@ -290,7 +290,7 @@ def test_named_inputs_that_a_model_does_not_take_are_refused(scaled: nn.Module) 
         Inputs({"x": A}, explain=("z",))
     with pytest.raises(InputError, match="a list: leave it out, or make one of it"):
         Inputs({"x": A, "offsets": [[0, 1]] * 3})  # type: ignore[dict-item]
-    with pytest.raises(InputError, match=r"can't be told which are to be explained: name them by Inputs"):
+    with pytest.raises(InputError, match=r"can't be told which are to be explained: name them by explain=…"):
         _ = Inputs({"words": IDS, "letters": IDS}).explained
 
 
