@@ -71,7 +71,7 @@ def test_the_text_of_a_result_tells_shapes_ranges_and_names_and_survives_any_ten
     assert repr(found) == (
         "Attribution by Saliency:\n"
         "    values [2, 4] from -1.5 to 2.25, score [1, 2], target (3, 1), unit 'logit', n_forward 2,\n"
-        "    n_backward 2, diagnostics of 1 (steps)"
+        "    n_backward 2, diagnostics of 1 (steps), signed True"
     )
     for values, said in (
         (torch.full((2, 9), torch.nan), "values [2, 9] of NaN"),
