@@ -28,7 +28,7 @@ from probing.models.hooks import capture, edit
 from probing.models.layers import several
 from probing.models.precision import device_of
 from probing.models.scores import Score, refuse_training
-from probing.results.figures import COLUMN_WIDTH, FAINT, PALETTE, new_figure, style
+from probing.results.figures import COLUMN_WIDTH, FAINT, INK, PALETTE, new_figure, style
 from probing.results.result import Provenance, Result
 from probing.statistics.clustered import clustered_mean
 from probing.statistics.hypothesis_tests import codes
@@ -213,7 +213,8 @@ class PatchingResult(Result):
             panels = figure.subplots(len(self.targets), 1, squeeze=False, sharex=True)[:, 0]
             places = list(range(len(self.layers)))
             for t, (panel, target) in enumerate(zip(panels, self.targets, strict=True)):
-                panel.axhspan(float(self.swap_low[t]), float(self.swap_high[t]), color=FAINT, alpha=0.3, lw=0, label="swap")
+                panel.axhspan(float(self.swap_low[t]), float(self.swap_high[t]), color=FAINT, alpha=0.3, lw=0)
+                panel.axhline(float(self.swap[t]), color=INK, lw=0.7, ls=(0, (4, 3)), label="swap")
                 panel.axhline(0, color=FAINT, lw=0.5)
                 ends = torch.stack([self.carried[:, t] - self.low[:, t], self.high[:, t] - self.carried[:, t]])
                 panel.errorbar(places, self.carried[:, t], ends.tolist(), fmt="o-", color=PALETTE[0], label="carried")
