@@ -10,6 +10,8 @@ from concepts.cli.common import (
     DeviceOption,
     KeysOption,
     ModelArgument,
+    SeedOption,
+    SkipOption,
     WeightsOption,
     output_folder,
     pictures,
@@ -37,10 +39,8 @@ def atlas(
     thumbnails: Annotated[bool, typer.Option("--thumbnails/--no-thumbnails", help="Show a picture in each cell.")] = True,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
-    ] = False,
+    seed: SeedOption = 0,
+    skip_unreadable: SkipOption = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:

@@ -49,6 +49,9 @@ CacheOption = Annotated[
     ),
 ]
 
+SeedOption = Annotated[int, typer.Option(help="Of all random draws.")]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")]
+
 EngineOption = Annotated[
     Literal["local", "torchrun", "slurm", "ray"],
     typer.Option(help="Who does the work: this process, the ranks of a torchrun, the tasks of a SLURM array, or Ray."),

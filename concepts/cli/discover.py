@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from concepts.cli import common
 from concepts.cli.common import (
     CacheOption,
     CommandError,
     DeviceOption,
     KeysOption,
     ModelArgument,
+    SeedOption,
+    SkipOption,
     WeightsOption,
     class_index,
     named_folders,
-    new_table,
     output_folder,
     pictures,
     say,
-    show,
 )
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def discover(
     maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Follow relevance through each atom.")] = True,
     weights: WeightsOption = None,
     keys: KeysOption = "name",
-    seed: Annotated[int, typer.Option(help="Of the division and all draws.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
-    ] = False,
+    seed: SeedOption = 0,
+    skip_unreadable: SkipOption = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,
 ) -> None:
@@ -99,7 +98,7 @@ def discover(
     drawn = atom_pictures(result, store, loaded.model, examples, targets[first] if maps and first else None)
     subject = f"{model}, layer {layer}, {len(examples)} pictures of {images}, {atoms} atoms by {learner}"
     discovery_page(result, drawn, subject, first).save(out / "index.html")
-    show(_table(result))
+    common.show(_table(result))
     for sentence in result.sentences():
         say(sentence)
     say(f"Saved in {out}: index.html, atoms.csv; DiscoveryResult.load({str(out)!r}) reads it back.")
@@ -156,7 +155,9 @@ def _matched(name: str, folder: Path, loaded: "LoadedModel") -> "MatchedConcept"
 def _table(result: "DiscoveryResult") -> "Table":
     from probing.results.html_report import number, p_value
 
-    table = new_table("atom", "stability", "p", "active, %", *(["part", "p "] if result.importance is not None else []))
+    table = common.new_table(
+        "atom", "stability", "p", "active, %", *(["part", "p "] if result.importance is not None else [])
+    )
     for atom in range(len(result)):
         cells = [
             result.name(atom),

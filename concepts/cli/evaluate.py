@@ -12,6 +12,7 @@ from concepts.cli.common import (
     EngineOption,
     KeysOption,
     ModelArgument,
+    SeedOption,
     WeightsOption,
     class_index,
     have_done,
@@ -74,7 +75,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Random pictures that these concepts are compared with."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    seed: SeedOption = 0,
     fast: Annotated[bool, typer.Option("--fast", help="bfloat16 for perturbed passes, not for gradients.")] = False,
     engine: EngineOption = "local",
 ) -> None:

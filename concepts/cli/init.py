@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.cli.common import CacheOption, DeviceOption, KeysOption, WeightsOption, say
+from concepts.cli.common import CacheOption, DeviceOption, KeysOption, SkipOption, WeightsOption, say
 
 EXAMPLE = "probing init my_audit --images photos --model torchvision:resnet18"
 
@@ -56,9 +56,7 @@ def init(
         typer.Option("--grouped", help="Folders inside a concept's hold pictures that belong together."),
     ] = False,
     most: Annotated[int, typer.Option(min=10, help="Pictures of a concept at most.")] = 100,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
-    ] = False,
+    skip_unreadable: SkipOption = False,
     split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
     column: Annotated[str | None, typer.Option(help="Of a data set: what names the concepts.")] = None,
     image_column: Annotated[str, typer.Option(help="Of a data set: what holds the pictures.")] = "image",

@@ -46,10 +46,8 @@ def probe(
     untrained: Annotated[bool, typer.Option("--untrained/--no-untrained", help="Read random weights too.")] = True,
     weights: common.WeightsOption = None,
     keys: common.KeysOption = "name",
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
-    ] = False,
+    seed: common.SeedOption = 0,
+    skip_unreadable: common.SkipOption = False,
     device: common.DeviceOption = "auto",
     cache: common.CacheOption = None,
     engine: common.EngineOption = "local",

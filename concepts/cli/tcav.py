@@ -10,6 +10,8 @@ from concepts.cli.common import (
     DeviceOption,
     KeysOption,
     ModelArgument,
+    SeedOption,
+    SkipOption,
     WeightsOption,
     class_index,
     named_folders,
@@ -50,10 +52,8 @@ def tcav(
     weights: WeightsOption = None,
     keys: KeysOption = "name",
     runs: Annotated[int, typer.Option(min=2, help="CAVs for each concept.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read.")
-    ] = False,
+    seed: SeedOption = 0,
+    skip_unreadable: SkipOption = False,
     allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Accept sets of pictures that share some.")] = False,
     device: DeviceOption = "auto",
     cache: CacheOption = None,

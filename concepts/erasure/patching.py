@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _ROWS = 16
 _ROUNDING = 64  # last digits of a score that a pass may leave open
 Rows = Float[Tensor, "n *places features"]
+Cells = Float[Tensor, "layers targets"]
 
 
 @runtime_checkable
@@ -167,16 +168,16 @@ class PatchingResult(Result):
     part: str
     layers: tuple[str, ...]
     targets: tuple[str, ...]
-    swap: Float[Tensor, " targets"]
-    swap_low: Float[Tensor, " targets"]
-    swap_high: Float[Tensor, " targets"]
     pairs: int
     controls: int
     level: float
-    carried: Float[Tensor, "layers targets"]
-    low: Float[Tensor, "layers targets"]
-    high: Float[Tensor, "layers targets"]
-    p: Float[Tensor, "layers targets"]
+    swap: Float[Tensor, " targets"]
+    swap_low: Float[Tensor, " targets"]
+    swap_high: Float[Tensor, " targets"]
+    carried: Cells
+    low: Cells
+    high: Cells
+    p: Cells
     share: Float[Tensor, "layers targets"]
     control: Float[Tensor, "layers targets"]
     beyond_low: Float[Tensor, "layers targets"]

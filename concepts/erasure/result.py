@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Cells = Float[Tensor, "layers targets columns"]
-PerTarget = Float[Tensor, "layers targets"]
-
 
 @dataclass(frozen=True)
 class ErasureResult(Result):
@@ -54,33 +51,33 @@ class ErasureResult(Result):
     """
 
     layers: tuple[str, ...]
-    sequence: bool
     targets: tuple[str, ...]
     columns: tuple[str, ...]
-    rank: tuple[int, ...]
-    readable: Float[Tensor, " layers"]
-    readable_after: Float[Tensor, " layers"]
-    chance: float
     slope: Float[Tensor, "targets columns"]
     slope_low: Float[Tensor, "targets columns"]
     slope_high: Float[Tensor, "targets columns"]
-    accuracy: float
-    slope_after: Cells
-    slope_control: Cells
-    used: Cells
-    used_low: Cells
-    used_high: Cells
-    used_p: Cells
-    as_much: Cells
+    sequence: bool
+    level: float
+    readable: Float[Tensor, " layers"]
+    readable_after: Float[Tensor, " layers"]
+    chance: float
+    rank: tuple[int, ...]
+    slope_after: Float[Tensor, "layers targets columns"]
+    slope_control: Float[Tensor, "layers targets columns"]
+    controls: int
+    used: Float[Tensor, "layers targets columns"]
+    used_low: Float[Tensor, "layers targets columns"]
+    used_high: Float[Tensor, "layers targets columns"]
+    used_p: Float[Tensor, "layers targets columns"]
+    as_much: Float[Tensor, "layers targets columns"]
     fitted: int
     judged: int
-    moved: PerTarget
-    moved_control: PerTarget
+    moved: Float[Tensor, "layers targets"]
+    moved_control: Float[Tensor, "layers targets"]
+    accuracy: float
     lost: Float[Tensor, " layers"]
     lost_low: Float[Tensor, " layers"]
     lost_high: Float[Tensor, " layers"]
-    controls: int
-    level: float
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per layer, target and column."""
