@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock, get_ident
 from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -39,17 +40,24 @@ def identity(model: nn.Module) -> str:
 
 
 _MOST_REMEMBERED = 16
+_ONE_AT_A_TIME = RLock()
 _REMEMBERED: WeakKeyDictionary[nn.Module, tuple[str, dict[Hashable, object]]] = WeakKeyDictionary()
 
 
 def remembered(model: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
-    """Return what was made of a model before, under a key, as long as the model computes the same."""
+    """Return what was made of a model before, under a key, as long as the model computes the same.
+
+    Each thread has its own: passes of two would meet in the hooks of one copy. What is made may pass the model itself, so
+    that one thread makes at a time.
+    """
     name = identity(model)
     if model not in _REMEMBERED or _REMEMBERED[model][0] != name:
         _REMEMBERED[model] = (name, {})
-    made = _REMEMBERED[model][1]
-    if key not in made:
-        made[key] = make()
+    made, own = _REMEMBERED[model][1], (get_ident(), key)
+    if own in made:
+        return cast("T", made[own])
+    with _ONE_AT_A_TIME:
+        found = made[own] = make()
         if len(made) > _MOST_REMEMBERED:  # copies hold weights of their own where BatchNorm is folded
             del made[next(iter(made))]
-    return cast("T", made[key])
+    return found

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -193,7 +194,7 @@ class Engine:
         device = self.device or device_of(job.model)
         # It shares memory with the very model it was made from: one of equal weights must not stand in for it.
         own = self._runners.get(job.model, {})
-        key = (job.weights, job.layers, precision, device, inputs.dtype)
+        key = (job.weights, job.layers, precision, device, inputs.dtype, get_ident())
         if key not in own:
             with trusted(job.model, job.weights):
                 made = _runner_of(job, precision, device, inputs)
