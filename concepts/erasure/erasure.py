@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from concepts.effects.logit_effect import split_clusters
 from concepts.erasure.eraser import CrossMoments, Eraser, ErasureError, leace, mean_projection, random_eraser
+from concepts.erasure.passes import feature_axis, output_with, read
 from concepts.erasure.result import ErasureResult
 from probing.core.content_ids import content_id
 from probing.core.seeds import seed_of
 from probing.data.examples import Examples, ExampleSet, Subset, as_examples
-from probing.models.calling import run
-from probing.models.geometry import channel_axis
-from probing.models.gradients import frozen_parameters
-from probing.models.hooks import edit
+from probing.models.hooks import Edit
 from probing.models.layers import several
 from probing.models.precision import device_of
 from probing.models.scores import Score, class_scores
@@ -29,7 +27,6 @@ from probing.store.requests import model_of
 from probing.store.store import ActivationStore
 
 Kind = Literal["leace", "mean"]
-Change = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _ROWS = 32
 _ROUNDING = 1e-6  # of scores, as a share of their spread
 
@@ -153,7 +150,7 @@ class _Run:
         plain, right = self._outputs(self.judge, {}, labels)
         columns = self.attribute.values[list(self.judge)]
         slope = _slopes(plain, columns, self.clusters, how.level)
-        before: dict[str, Change] = {}
+        before: dict[str, Edit] = {}
         parts: list[_Layer] = []
         for layer in layers:
             parts.append(self._layer(layer, before, plain, right, labels, columns))
@@ -202,7 +199,7 @@ class _Run:
     def _layer(
         self,
         layer: str,
-        before: Mapping[str, Change],
+        before: Mapping[str, Edit],
         plain: Float[Tensor, "n targets"],
         right: Float[Tensor, " n"] | None,
         labels: Tensor | None,
@@ -247,16 +244,15 @@ class _Run:
             lost,
         )
 
-    def _rows(self, layer: str, before: Mapping[str, Change]) -> tuple[Float[Tensor, "n m"], int]:
+    def _rows(self, layer: str, before: Mapping[str, Edit]) -> tuple[Float[Tensor, "n m"], int]:
         """Return means over places of a layer's output, those to fit on first, and the axis of its features."""
         order = [*self.fit, *self.judge]
         some = Subset(self.examples, order)
         one = self.examples.load([0])
-        last = one.ndim == 4 and channel_axis(self.model, one, layer) == -1
         shape = next(iter(self.store.activations(self.model, [layer], Subset(self.examples, [0])).values())).shape
-        axis = -1 if last or len(shape) in {2, 3} else 1
+        axis = feature_axis(self.model, one, layer, len(shape))
         if not before:
-            pool: Literal["mean", "mean_last"] = "mean_last" if last else "mean"
+            pool: Literal["mean", "mean_last"] = "mean_last" if axis == -1 and len(shape) == 4 else "mean"
             found = self.store.activations(self.model, [layer], some, pool=pool)
             return next(iter(found.values())).cpu().double(), axis
         kept: list[Tensor] = []
@@ -270,15 +266,14 @@ class _Run:
         return torch.cat(kept), axis
 
     def _outputs(
-        self, order: Sequence[int], changes: Mapping[str, Change], labels: Tensor | None
+        self, order: Sequence[int], changes: Mapping[str, Edit], labels: Tensor | None
     ) -> tuple[Float[Tensor, "n targets"], Float[Tensor, " n"] | None]:
         """Return scores of examples with layers changed, and whether the largest class score is the label's."""
         found, classes = [], []
         for start in range(0, len(order), _ROWS):
             batch = self.examples.load(order[start : start + _ROWS]).to(device_of(self.model))
-            with torch.no_grad(), frozen_parameters(self.model), edit(self.model, changes):
-                output = run(self.model, batch)
-            found.append(torch.stack([score.read(output).cpu().double() for score in self.scores.values()], 1))
+            output = output_with(self.model, batch, changes)
+            found.append(read(self.scores, output))
             if labels is not None:
                 part = next(iter(self.scores.values())).output
                 classes.append(class_scores(output, part).argmax(1).cpu())
@@ -306,7 +301,7 @@ class _Run:
 class _Layer:
     """What one layer's erasure shows."""
 
-    change: Change
+    change: Edit
     rank: int
     readable: float
     readable_after: float
@@ -319,7 +314,7 @@ class _Layer:
     lost: tuple[float, float, float]
 
 
-def _everywhere(eraser: Eraser, axis: int) -> Change:
+def _everywhere(eraser: Eraser, axis: int) -> Edit:
     """Return the edit of a layer that erases at every place."""
     return lambda module, given, output: eraser(output.movedim(axis, -1)).movedim(-1, axis)
 

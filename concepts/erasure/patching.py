@@ -16,15 +16,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from concepts.erasure.eraser import ErasureError
+from concepts.erasure.passes import feature_axis, output_with, read
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
 from probing.core.inputs import Batch
 from probing.core.seeds import seed_of
 from probing.data.examples import ExampleSet
 from probing.models.calling import run
-from probing.models.geometry import channel_axis
 from probing.models.gradients import frozen_parameters, score_gradients
-from probing.models.hooks import capture, edit
+from probing.models.hooks import capture
 from probing.models.layers import several
 from probing.models.precision import device_of
 from probing.models.scores import Score, refuse_training
@@ -301,13 +301,12 @@ class Patching:
         clusters: Int[Tensor, " n"],
     ) -> dict[str, Tensor]:
         one = concept.negative.load([0])
-        last = one.ndim == 4 and channel_axis(model, one, layer) == -1
         patched, first, controls = [], [], []
         for start in range(0, len(own), _ROWS):
             rows = range(start, min(start + _ROWS, len(own)))
             negative, positive = (s.load(rows).to(device_of(model)) for s in (concept.negative, concept.positive))
             given = _activations(model, layer, positive)
-            axis = -1 if last or given.ndim in {2, 3} else 1
+            axis = feature_axis(model, one, layer, given.ndim)
             before, slopes = _gradients(model, scores, layer, negative)
             difference = (given - before).movedim(axis, -1)
             moved = part.of(difference)
@@ -340,16 +339,11 @@ def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor
     return torch.where(change.abs() <= _ROUNDING * eps * old.abs().amax(0), 0.0, change)
 
 
-def _read(scores: Mapping[str, Score], output: object) -> Float[Tensor, "n targets"]:
-    return torch.stack([score.read(output) for score in scores.values()], 1)
-
-
 def _outputs(model: nn.Module, scores: Mapping[str, Score], examples: ExampleSet) -> Float[Tensor, "n targets"]:
     found = []
     for start in range(0, len(examples), _ROWS):
         batch = examples.load(range(start, min(start + _ROWS, len(examples)))).to(device_of(model))
-        with torch.no_grad():
-            found.append(_read(scores, run(model, batch)).cpu().double())
+        found.append(read(scores, output_with(model, batch, {})))
     return torch.cat(found)
 
 
@@ -376,5 +370,4 @@ def _patched(
     def put(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
         return output + part.movedim(-1, axis)
 
-    with torch.no_grad(), edit(model, {layer: put}):
-        return _read(scores, run(model, batch)).cpu().double()
+    return read(scores, output_with(model, batch, {layer: put}))

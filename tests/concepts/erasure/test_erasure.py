@@ -128,6 +128,14 @@ def test_maps_and_tokens_are_erased_at_every_place(tokens: bool) -> None:
     assert found.rank == (1,)
 
 
+def test_a_layer_of_a_series_is_refused_where_its_channels_are_not_known() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)).double().eval()
+    x, kinds = torch.rand(20, 2, 5, dtype=torch.float64), ["old", "new"] * 10
+    with pytest.raises(ErasureError, match="which of them holds channels is not known"):
+        Erasure("0")(ActivationStore(), {"score": Score(net, 1)}, x, kinds)
+    assert Erasure("2", controls=1)(ActivationStore(), {"score": Score(net, 1)}, x, kinds).rank == (1,)
+
+
 def test_a_continuous_attribute_is_a_slope_per_unit() -> None:
     x, *_ = examples()
     generator = torch.Generator().manual_seed(3)
