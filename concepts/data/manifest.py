@@ -277,7 +277,7 @@ class Manifest:
             )
         for name in matched.within:
             self.attribute(name)
-        for value in set(self.attribute(matched.vary)):
+        for value in sorted(set(self.attribute(matched.vary))):
             self._keyed(matched, self.select({matched.vary: value}))
 
     def unreadable(self) -> dict[int, Skipped]:

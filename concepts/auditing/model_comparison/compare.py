@@ -247,7 +247,7 @@ def _not_same_swaps(a: Side, b: Side) -> str:
     pairs = [
         {(r.concept, r.target, r.cluster, r.pairs) for r in side.results.by_cluster if r.target in shared} for side in (a, b)
     ]
-    for name in {c.name for c in a.results.contrasts} & {c.name for c in b.results.contrasts}:
+    for name in sorted({c.name for c in a.results.contrasts} & {c.name for c in b.results.contrasts}):
         own = [{row for row in found if row[0] == name} for found in pairs]
         if a.swaps_of(name) != b.swaps_of(name) or own[0] != own[1]:
             return f"the contrast {name!r} does not swap the same images in both"
