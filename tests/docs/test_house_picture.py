@@ -30,7 +30,7 @@ def test_the_picture_hangs_on_no_order_of_sets() -> None:
     """Sets of names are iterated in an order that each process draws anew; half of them moved boxes once."""
     draw = "import hashlib, house; print(hashlib.sha256(house.svg().encode()).hexdigest())"
     drawn = {
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             [sys.executable, "-c", draw],
             env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT / "docs")},
             capture_output=True,
