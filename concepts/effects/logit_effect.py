@@ -52,6 +52,7 @@ from probing.statistics.row_products import grouped_products, sums
 from probing.store.store import ActivationStore
 
 _PART = 1000  # relabellings looked at together
+_ROUNDING = 1e-12  # of an effect, as a share of the products that it is a difference of
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,9 @@ def effect_of(cross: Float[Tensor, "targets input_units units"], design: Design)
         )
         for part in map(Tensor.double, torch.split(design.relabelled.labels, _PART))
     ]
-    return LayerEffect(effect, torch.cat(null), draws)
+    # What cancels to within rounding is no effect, which relabellings of rounding would call one.
+    least = _ROUNDING * cross.abs().sum((1, 2)) / (weight.sum() * sizes.sum())
+    return LayerEffect(*(torch.where(e.abs() > least, e, 0.0) for e in (effect, torch.cat(null), draws)))
 
 
 def _effects(

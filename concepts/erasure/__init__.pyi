@@ -10,8 +10,11 @@ from .patching import (
     Patching as Patching,
     PatchingResult as PatchingResult,
     Places as Places,
+    Removed as Removed,
     Subspace as Subspace,
     Units as Units,
     Whole as Whole,
 )
+from .read_used_moved import ReadUsedMoved as ReadUsedMoved
 from .result import ErasureResult as ErasureResult
+from .table import ReadUsedMovedResult as ReadUsedMovedResult

@@ -9,12 +9,15 @@ Statistics are streamed: `CrossMoments` takes rows batch by batch and merges wit
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from probing.core.errors import ProbingError
+
+Kind = Literal["leace", "mean"]
 
 
 class ErasureError(ProbingError, ValueError):
@@ -111,9 +114,13 @@ class Eraser:
         """How many directions are removed."""
         return self.left.shape[1]
 
+    def taken(self, rows: Float[Tensor, "*n m"]) -> Float[Tensor, "*n m"]:
+        """Return what erasing takes from rows that are differences of others: their part in the directions removed."""
+        left, right = (part.to(rows) for part in (self.left, self.right))
+        return rows @ right.mT @ left.mT
+
     def __call__(self, rows: Float[Tensor, "*n m"]) -> Float[Tensor, "*n m"]:
-        mean, left, right = (part.to(rows) for part in (self.mean, self.left, self.right))
-        return rows - ((rows - mean) @ right.mT) @ left.mT
+        return rows - self.taken(rows - self.mean.to(rows))
 
 
 def leace(found: CrossCovariance, *, shrink: bool = True) -> Eraser:
@@ -136,6 +143,11 @@ def mean_projection(found: CrossCovariance) -> Eraser:
     """Return the orthogonal projection off the cross-covariance: for two groups, off the difference of their means."""
     basis = _basis(found.cross, _noise(torch.eye(len(found.mean), dtype=torch.float64), found))
     return Eraser(found.mean, basis, basis.mT)
+
+
+def eraser_of(found: CrossCovariance, kind: Kind) -> Eraser:
+    """Return the eraser of a kind: `leace`, or `mean` for `mean_projection`."""
+    return leace(found) if kind == "leace" else mean_projection(found)
 
 
 def random_eraser(found: CrossCovariance, rank: int, seed: int, *, whitened: bool = True, shrink: bool = True) -> Eraser:

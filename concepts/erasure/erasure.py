@@ -1,8 +1,7 @@
 """Amnesic probing: what a network's scores lose when an attribute can no longer be read from a layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from concepts.effects.logit_effect import split_clusters
-from concepts.erasure.eraser import CrossMoments, Eraser, ErasureError, leace, mean_projection, random_eraser
-from concepts.erasure.passes import feature_axis, output_with, read
+from concepts.erasure.eraser import CrossMoments, Eraser, ErasureError, Kind, eraser_of, random_eraser
+from concepts.erasure.passes import ROWS, mean_rows, output_with, read
 from concepts.erasure.result import ErasureResult
 from probing.core.content_ids import content_id
 from probing.core.seeds import seed_of
@@ -26,8 +25,6 @@ from probing.statistics.hypothesis_tests import codes
 from probing.store.requests import model_of
 from probing.store.store import ActivationStore
 
-Kind = Literal["leace", "mean"]
-_ROWS = 32
 _ROUNDING = 1e-6  # of scores, as a share of their spread
 
 
@@ -74,6 +71,7 @@ class Erasure:
         *,
         clusters: Sequence[str] = (),
         labels: Sequence[int] | Int[Tensor, " n"] | None = None,
+        fitted_on: Collection[str] | None = None,
     ) -> ErasureResult:
         """Return what readers and scores lose.
 
@@ -85,6 +83,7 @@ class Erasure:
                 for a continuous one.
             clusters: which examples belong together; by default each is its own.
             labels: the true class of each, for accuracy.
+            fitted_on: the clusters that erasers are fitted on; by default `share` of them, drawn at random.
         """
         model, examples = model_of(list(scores.values())), as_examples(examples)
         table = _Attribute.of(attribute, len(examples))
@@ -93,8 +92,10 @@ class Erasure:
             raise ErasureError(f"{len(examples)} examples need as many clusters and labels, if any.")
         if self.controls < 1:
             raise ErasureError(f"controls must be at least 1, got {self.controls}: else no loss has a measure.")
-        fitted_on, _ = split_clusters(names, self.share, self.seed)
-        fit, judge = (tuple(i for i, n in enumerate(names) if (n in fitted_on) == side) for side in (True, False))
+        chosen = split_clusters(names, self.share, self.seed)[0] if fitted_on is None else fitted_on
+        fit, judge = (tuple(i for i, n in enumerate(names) if (n in chosen) == side) for side in (True, False))
+        if not fit or not judge:
+            raise ErasureError(f"{len(fit)} examples are of clusters to fit on, and {len(judge)} of others: give both.")
         erased = _Run(self, store, model, scores, examples, table, fit, judge, codes([names[i] for i in judge]))
         return erased.result(names, None if labels is None else torch.as_tensor(labels)[list(judge)])
 
@@ -157,7 +158,7 @@ class _Run:
             if how.sequence:
                 before = before | {layer: parts[-1].change}
         # Used is what is there, and goes: both must be shown.
-        used_p = holm(torch.stack([torch.maximum(slope.p, _more(part.used)) for part in parts]))
+        used_p = holm(torch.stack([torch.maximum(slope.p, more(part.used)) for part in parts]))
 
         def stack(pick: Callable[[_Layer], Tensor | float]) -> Tensor:
             return torch.stack([torch.as_tensor(pick(part), dtype=torch.float64) for part in parts])
@@ -211,14 +212,14 @@ class _Run:
         moments = CrossMoments()
         moments.add(first, self.attribute.values[list(self.fit)])
         found = moments.value()
-        eraser = leace(found) if how.kind == "leace" else mean_projection(found)
+        eraser = eraser_of(found, how.kind)
         drawn = [
             random_eraser(found, eraser.rank, seed_of(how.seed, layer, k), whitened=how.kind == "leace")
             for k in range(how.controls)
         ]
-        change = _everywhere(eraser, axis)
+        change = everywhere(eraser, axis)
         erased, still_right = self._outputs(self.judge, {**before, layer: change}, labels)
-        others = [self._outputs(self.judge, {**before, layer: _everywhere(e, axis)}, labels) for e in drawn]
+        others = [self._outputs(self.judge, {**before, layer: everywhere(e, axis)}, labels) for e in drawn]
         controls = torch.stack([scores for scores, _ in others])
         whole, after = (_slopes(x, columns, self.clusters, how.level).mean for x in (plain, erased))
         sign = whole.sign()
@@ -237,7 +238,7 @@ class _Run:
             self._readable(eraser(first), eraser(second)),
             after,
             each.mean(0),
-            _signed(gain, sign),
+            signed(gain, sign),
             (sign * each <= sign * after).double().mean(0),
             (erased - plain).abs().mean(0),
             (controls - plain).abs().mean((0, 1)),
@@ -247,14 +248,9 @@ class _Run:
     def _rows(self, layer: str, before: Mapping[str, Edit]) -> tuple[Float[Tensor, "n m"], int]:
         """Return means over places of a layer's output, those to fit on first, and the axis of its features."""
         order = [*self.fit, *self.judge]
-        some = Subset(self.examples, order)
-        one = self.examples.load([0])
-        shape = next(iter(self.store.activations(self.model, [layer], Subset(self.examples, [0])).values())).shape
-        axis = feature_axis(self.model, one, layer, len(shape))
+        rows, axis = mean_rows(self.store, self.model, layer, Subset(self.examples, order))
         if not before:
-            pool: Literal["mean", "mean_last"] = "mean_last" if axis == -1 and len(shape) == 4 else "mean"
-            found = self.store.activations(self.model, [layer], some, pool=pool)
-            return next(iter(found.values())).cpu().double(), axis
+            return rows, axis
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
@@ -270,8 +266,8 @@ class _Run:
     ) -> tuple[Float[Tensor, "n targets"], Float[Tensor, " n"] | None]:
         """Return scores of examples with layers changed, and whether the largest class score is the label's."""
         found, classes = [], []
-        for start in range(0, len(order), _ROWS):
-            batch = self.examples.load(order[start : start + _ROWS]).to(device_of(self.model))
+        for start in range(0, len(order), ROWS):
+            batch = self.examples.load(order[start : start + ROWS]).to(device_of(self.model))
             output = output_with(self.model, batch, changes)
             found.append(read(self.scores, output))
             if labels is not None:
@@ -314,7 +310,7 @@ class _Layer:
     lost: tuple[float, float, float]
 
 
-def _everywhere(eraser: Eraser, axis: int) -> Edit:
+def everywhere(eraser: Eraser, axis: int) -> Edit:
     """Return the edit of a layer that erases at every place."""
     return lambda module, given, output: eraser(output.movedim(axis, -1)).movedim(-1, axis)
 
@@ -338,12 +334,12 @@ def _slopes(
     return clustered_mean(slope + influence - influence.mean(0), clusters, level)
 
 
-def _more(found: ClusteredMean) -> Float[Tensor, "targets k"]:
+def more(found: ClusteredMean) -> Float[Tensor, "*cells"]:
     """Return p of the mean being no more than zero."""
     return torch.where(found.mean > 0, found.p / 2, 1 - found.p / 2)
 
 
-def _signed(found: ClusteredMean, sign: Float[Tensor, "targets k"]) -> ClusteredMean:
+def signed(found: ClusteredMean, sign: Float[Tensor, "*cells"]) -> ClusteredMean:
     """Return means with some of them turned round."""
     low, high = found.low * sign, found.high * sign
     return replace(found, mean=found.mean * sign, low=torch.minimum(low, high), high=torch.maximum(low, high))

@@ -1,4 +1,4 @@
-"""What erasing and patching both do: scores of a pass with layers changed, and which axis of a layer holds its features."""
+"""What erasing and patching both do: scores of passes with layers changed, and a layer's rows and axis of features."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,17 @@ from torch import Tensor, nn
 
 from concepts.erasure.eraser import ErasureError
 from probing.core.inputs import Batch
+from probing.data.examples import ExampleSet, Subset
 from probing.models.calling import run
 from probing.models.geometry import channel_axis
 from probing.models.gradients import frozen_parameters
 from probing.models.hooks import Edit, edit
+from probing.models.precision import device_of
 from probing.models.scores import Score
+from probing.store.store import ActivationStore
+
+ROWS = 32
+"""Examples in one pass."""
 
 
 def output_with(model: nn.Module, batch: Batch, changes: Mapping[str, Edit]) -> object:
@@ -24,6 +30,31 @@ def output_with(model: nn.Module, batch: Batch, changes: Mapping[str, Edit]) -> 
 def read(scores: Mapping[str, Score], output: object) -> Float[Tensor, "n targets"]:
     """Return all scores of an output, in float64 on the CPU."""
     return torch.stack([score.read(output).cpu().double() for score in scores.values()], 1)
+
+
+def outputs(
+    model: nn.Module, scores: Mapping[str, Score], examples: ExampleSet, changes: Mapping[str, Edit]
+) -> Float[Tensor, "n targets"]:
+    """Return all scores of examples with some layers' outputs changed, in float64 on the CPU."""
+    found = []
+    for start in range(0, len(examples), ROWS):
+        batch = examples.load(range(start, min(start + ROWS, len(examples)))).to(device_of(model))
+        found.append(read(scores, output_with(model, batch, changes)))
+    return torch.cat(found)
+
+
+def mean_rows(
+    store: ActivationStore, model: nn.Module, layer: str, examples: ExampleSet
+) -> tuple[Float[Tensor, "n m"], int]:
+    """Return means over places of a layer's output, in float64 on the CPU, and the axis of its features.
+
+    Raises:
+        ErasureError: as `feature_axis`.
+    """
+    shape = next(iter(store.activations(model, [layer], Subset(examples, [0])).values())).shape
+    axis = feature_axis(model, examples.load([0]), layer, len(shape))
+    found = store.activations(model, [layer], examples, pool="mean")
+    return next(iter(found.values())).cpu().double(), axis
 
 
 def feature_axis(model: nn.Module, one: Batch, layer: str, axes: int) -> int:

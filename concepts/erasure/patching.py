@@ -7,7 +7,7 @@ order the same is the gradient times the difference of activations (attribution 
 arXiv:2310.10348); both are measured, so that its error is known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -15,16 +15,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from concepts.erasure.eraser import ErasureError
-from concepts.erasure.passes import feature_axis, output_with, read
+from concepts.erasure.eraser import CrossCovariance, Eraser, ErasureError, random_eraser
+from concepts.erasure.passes import ROWS, feature_axis, output_with, outputs, read
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
 from probing.core.inputs import Batch
 from probing.core.seeds import seed_of
-from probing.data.examples import ExampleSet
 from probing.models.calling import run
 from probing.models.gradients import frozen_parameters, score_gradients
-from probing.models.hooks import capture
+from probing.models.hooks import Edit, capture
 from probing.models.layers import several
 from probing.models.precision import device_of
 from probing.models.scores import Score, refuse_training
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_ROWS = 16
 _ROUNDING = 64  # last digits of a score that a pass may leave open
 Rows = Float[Tensor, "n *places features"]
 Cells = Float[Tensor, "layers targets"]
@@ -138,6 +136,31 @@ class Subspace:
         count = len(self.directions)
         generator = torch.Generator().manual_seed(seed)
         return None if count >= features else Subspace(torch.randn(count, features, generator=generator))
+
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """What an eraser takes away, at every place: of linear readers' directions the one that they read the attribute by.
+
+    Attributes:
+        eraser: fitted to an attribute.
+        found: the rows' covariance, from which random directions are drawn.
+        whitened: whether they are drawn uniformly among those of white rows, as for LEACE.
+    """
+
+    eraser: Eraser
+    found: CrossCovariance
+    whitened: bool
+
+    def of(self, difference: Rows) -> Rows:
+        if self.eraser.left.shape[0] != difference.shape[-1]:
+            raise ErasureError(
+                f"the eraser is of {self.eraser.left.shape[0]} features, the layer has {difference.shape[-1]}."
+            )
+        return self.eraser.taken(difference)
+
+    def at_random(self, features: int, seed: int) -> "Removed":
+        return Removed(random_eraser(self.found, self.eraser.rank, seed, whitened=self.whitened), self.found, self.whitened)
 
 
 @dataclass(frozen=True)
@@ -262,9 +285,8 @@ class Patching:
         """
         model, clusters = model_of(list(scores.values())), codes(concept.names)
         refuse_training(model)
-        own, other = (_outputs(model, scores, side) for side in (concept.negative, concept.positive))
-        swap = clustered_mean(_change(model, other, own), clusters, self.level)
-        readings = [self._layer(model, scores, concept, part, layer, own, clusters) for layer in several(self.layers)]
+        swap = clustered_mean(swap_of(scores, concept), clusters, self.level)
+        readings = [self._layer(scores, concept, part, layer, clusters) for layer in several(self.layers)]
         told = (swap.low > 0) | (swap.high < 0)
 
         def stack(name: str) -> Float[Tensor, "layers targets"]:
@@ -283,7 +305,7 @@ class Patching:
             swap=swap.mean,
             swap_low=swap.low,
             swap_high=swap.high,
-            pairs=len(own),
+            pairs=len(clusters),
             controls=self.controls,
             level=self.level,
             share=torch.where(told, stack("carried") / swap.mean, torch.nan),
@@ -291,32 +313,10 @@ class Patching:
         )
 
     def _layer(
-        self,
-        model: nn.Module,
-        scores: Mapping[str, Score],
-        concept: MatchedConcept,
-        part: Part,
-        layer: str,
-        own: Float[Tensor, "n targets"],
-        clusters: Int[Tensor, " n"],
+        self, scores: Mapping[str, Score], concept: MatchedConcept, part: Part, layer: str, clusters: Int[Tensor, " n"]
     ) -> dict[str, Tensor]:
-        one = concept.negative.load([0])
-        patched, first, controls = [], [], []
-        for start in range(0, len(own), _ROWS):
-            rows = range(start, min(start + _ROWS, len(own)))
-            negative, positive = (s.load(rows).to(device_of(model)) for s in (concept.negative, concept.positive))
-            given = _activations(model, layer, positive)
-            axis = feature_axis(model, one, layer, given.ndim)
-            before, slopes = _gradients(model, scores, layer, negative)
-            difference = (given - before).movedim(axis, -1)
-            moved = part.of(difference)
-            first.append(torch.stack([(s.movedim(axis, -1) * moved).flatten(1).sum(1) for s in slopes], 1).cpu().double())
-            patched.append(_patched(model, scores, layer, negative, moved, axis))
-            seeds = [seed_of(self.seed, layer, k) for k in range(self.controls)]
-            drawn = [part.at_random(difference.shape[-1], seed) for seed in seeds]
-            some = [_patched(model, scores, layer, negative, p.of(difference), axis) for p in drawn if p is not None]
-            controls.append(torch.stack(some).mean(0) if some else torch.full_like(patched[-1], torch.nan))
-        carried, control = (_change(model, torch.cat(scores_of), own) for scores_of in (patched, controls))
+        seeds = [seed_of(self.seed, layer, k) for k in range(self.controls)]
+        carried, control = carried_of(scores, concept, layer, part, seeds)
         found = clustered_mean(carried, clusters, self.level)
         beyond = clustered_mean(carried - control, clusters, self.level)
         return {
@@ -327,8 +327,57 @@ class Patching:
             "control": control.mean(0),
             "beyond_low": beyond.low,
             "beyond_high": beyond.high,
-            "first_order": torch.cat(first).mean(0),
+            "first_order": _first_order(scores, concept, layer, part).mean(0),
         }
+
+
+def swap_of(
+    scores: Mapping[str, Score], concept: MatchedConcept, changes: Mapping[str, Edit] | None = None
+) -> Float[Tensor, "n targets"]:
+    """Return by how much each pair's positive scores higher than its negative, with some layers' outputs changed."""
+    model = model_of(list(scores.values()))
+    return _change(model, *(outputs(model, scores, side, changes or {}) for side in (concept.positive, concept.negative)))
+
+
+def carried_of(
+    scores: Mapping[str, Score], concept: MatchedConcept, layer: str, part: Part, seeds: Sequence[int]
+) -> tuple[Float[Tensor, "n targets"], Float[Tensor, "n targets"]]:
+    """Return by how much each negative's scores change when a part of its positive's activations is put into its pass.
+
+    Second: the same in the mean over random parts of that size, one for each seed; NaN where there are none.
+    """
+    model = model_of(list(scores.values()))
+    patched, controls = [], []
+    for negative, given, before, axis in _batches(model, concept, layer):
+        difference = (given - before).movedim(axis, -1)
+        parts = [part, *(p for seed in seeds if (p := part.at_random(difference.shape[-1], seed)) is not None)]
+        own, *some = (_patched(model, scores, layer, negative, p.of(difference), axis) for p in parts)
+        patched.append(own)
+        controls.append(torch.stack(some).mean(0) if some else torch.full_like(own, torch.nan))
+    plain = outputs(model, scores, concept.negative, {})
+    return _change(model, torch.cat(patched), plain), _change(model, torch.cat(controls), plain)
+
+
+def _first_order(scores: Mapping[str, Score], concept: MatchedConcept, layer: str, part: Part) -> Float[Tensor, "n targets"]:
+    """Return the gradient at each negative times the part of the difference that is put over."""
+    model, found = model_of(list(scores.values())), []
+    for negative, given, _, axis in _batches(model, concept, layer):
+        before, slopes = _gradients(model, scores, layer, negative)
+        moved = part.of((given - before).movedim(axis, -1))
+        found.append(torch.stack([(s.movedim(axis, -1) * moved).flatten(1).sum(1) for s in slopes], 1).cpu().double())
+    return torch.cat(found)
+
+
+def _batches(
+    model: nn.Module, concept: MatchedConcept, layer: str
+) -> Iterator[tuple[Batch, Float[Tensor, "n ..."], Float[Tensor, "n ..."], int]]:
+    """Yield negatives, what the layer returns for their positives and for them, and the axis of its features."""
+    one = concept.negative.load([0])
+    for start in range(0, len(concept.negative), ROWS):
+        rows = range(start, min(start + ROWS, len(concept.negative)))
+        negative, positive = (s.load(rows).to(device_of(model)) for s in (concept.negative, concept.positive))
+        given, before = (_activations(model, layer, side) for side in (positive, negative))
+        yield negative, given, before, feature_axis(model, one, layer, given.ndim)
 
 
 def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor, "n targets"]) -> Tensor:
@@ -337,14 +386,6 @@ def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor
     eps = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
     change = new - old
     return torch.where(change.abs() <= _ROUNDING * eps * old.abs().amax(0), 0.0, change)
-
-
-def _outputs(model: nn.Module, scores: Mapping[str, Score], examples: ExampleSet) -> Float[Tensor, "n targets"]:
-    found = []
-    for start in range(0, len(examples), _ROWS):
-        batch = examples.load(range(start, min(start + _ROWS, len(examples)))).to(device_of(model))
-        found.append(read(scores, output_with(model, batch, {})))
-    return torch.cat(found)
 
 
 def _activations(model: nn.Module, layer: str, batch: Batch) -> Float[Tensor, "n ..."]:

@@ -50,6 +50,12 @@ from probing.statistics.row_products import SharedRows
 """
 LARGE = "loaded = replace(loaded, transform=Preprocess())"  # 224 pixels
 FEW = "\nmany, EmojiScenes = EmojiScenes, lambda count: many(12)\n"
+MATCHED = """
+from concepts.local_vs_global.matched_pairs import MatchedConcept
+other = pictures.clone()
+other[:, :, 2:10, 4:16] = 1 - other[:, :, 2:10, 4:16]
+concept = MatchedConcept("stripes", images, TensorExamples(other))
+"""
 # What an example calls by name, beside the names above; whatever its module imports is there too.
 OF_IMAGES = """
 images = pictures
@@ -119,14 +125,9 @@ stripes, grass = changed(2, "stripes"), changed(20, "grass")
 Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
 """
     ),
-    "concepts.erasure.patching:Patching": (
-        """
-from concepts.erasure import Units
-from concepts.local_vs_global.matched_pairs import MatchedConcept
-other = pictures.clone()
-other[:, :, 2:10, 4:16] = 1 - other[:, :, 2:10, 4:16]
-concept = MatchedConcept("stripes", images, TensorExamples(other))
-"""
+    "concepts.erasure.patching:Patching": MATCHED + "from concepts.erasure import Units",
+    "concepts.erasure.read_used_moved:ReadUsedMoved": (
+        MATCHED + "ReadUsedMoved = partial(ReadUsedMoved, controls=2, relabellings=99, bootstraps=100)"
     ),
     "concepts.dissection.dissection:Dissection": (
         """

@@ -248,6 +248,24 @@ def test_a_net_that_uses_one_concept_and_ignores_another_is_told_apart() -> None
     assert ((ignored.low <= 0) & (ignored.high >= 0)).all()
 
 
+def test_an_effect_that_cancels_to_rounding_is_none_and_never_significant() -> None:
+    """The gradient is orthogonal to every difference of pairs, in a basis in which that takes a sum of rounded products."""
+    turn = torch.linalg.qr(normal(6, 6)).Q
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 1, bias=False)).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(turn)
+        net[1].weight.copy_(turn[:, 3][None])
+    negative = normal(16, 6, seed=1)
+    positive = negative.clone()
+    positive[:, 0] += 2
+    targets, pairs = {"score": Score(net, 0)}, Clusters.pairs(16, 16)
+    found = QUICK(store(), targets, ["0"], positive, negative, negative, pairs)
+    assert found.effect.item() == 0
+    assert found.p.item() == found.p_max_t.item() == 1
+    positive[:, 3] += 1e-6  # small is not rounding
+    assert QUICK(store(), targets, ["0"], positive, negative, negative, pairs).effect.item() == pytest.approx(1e-6)
+
+
 def test_few_pairs_are_swapped_in_all_ways() -> None:
     v = normal(2, 4)
     sides = (normal(5, 4) + 1, normal(5, 4, seed=1), normal(3, 4, seed=2))

@@ -183,12 +183,13 @@ def test_a_result_is_a_table_a_figure_sentences_and_a_folder(tmp_path: Path) -> 
         ({"attribute": torch.full((96,), torch.nan)}, "NaN or infinity"),
         ({"clusters": ["a", "b"]}, "as many clusters and labels"),
         ({"labels": [1]}, "as many clusters and labels"),
+        ({"fitted_on": ["pair 99"]}, "0 examples are of clusters to fit on, and 96 of others"),
         ({"how": Erasure("first", controls=0)}, "controls must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_erased_is_refused(change: dict[str, object], message: str) -> None:
     x, kinds, clusters = examples()
-    given = {"attribute": kinds, "clusters": clusters, "labels": None, "how": Erasure("first")} | change
+    given = {"attribute": kinds, "clusters": clusters, "labels": None, "fitted_on": None, "how": Erasure("first")} | change
     how = given.pop("how")
     assert isinstance(how, Erasure)
     with pytest.raises(ErasureError, match=message):
@@ -199,4 +200,5 @@ def test_what_cannot_be_erased_is_refused(change: dict[str, object], message: st
             given["attribute"],  # type: ignore[arg-type]
             clusters=given["clusters"],  # type: ignore[arg-type]
             labels=given["labels"],  # type: ignore[arg-type]
+            fitted_on=given["fitted_on"],  # type: ignore[arg-type]
         )
