@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from concepts.erasure.eraser import ErasureError
 from probing.core.inputs import Batch
-from probing.data.examples import ExampleSet, Subset
+from probing.data.examples import ExampleSet
 from probing.models.calling import run
 from probing.models.geometry import channel_axis
 from probing.models.gradients import frozen_parameters
-from probing.models.hooks import Edit, edit
+from probing.models.hooks import Edit, capture, edit
 from probing.models.precision import device_of
 from probing.models.scores import Score
 from probing.store.store import ActivationStore
@@ -43,6 +43,13 @@ def outputs(
     return torch.cat(found)
 
 
+def activations(model: nn.Module, layer: str, batch: Batch) -> Float[Tensor, "n ..."]:
+    """Return what a layer makes of a batch."""
+    with torch.no_grad(), capture(model, [layer], rows=len(batch)) as kept:
+        run(model, batch)
+    return kept[layer]
+
+
 def mean_rows(
     store: ActivationStore, model: nn.Module, layer: str, examples: ExampleSet
 ) -> tuple[Float[Tensor, "n m"], int]:
@@ -51,8 +58,8 @@ def mean_rows(
     Raises:
         ErasureError: as `feature_axis`.
     """
-    shape = next(iter(store.activations(model, [layer], Subset(examples, [0])).values())).shape
-    axis = feature_axis(model, examples.load([0]), layer, len(shape))
+    one = examples.load([0]).to(device_of(model))
+    axis = feature_axis(model, one, layer, activations(model, layer, one).ndim)
     found = store.activations(model, [layer], examples, pool="mean")
     return next(iter(found.values())).cpu().double(), axis
 

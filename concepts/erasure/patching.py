@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from concepts.erasure.eraser import CrossCovariance, Eraser, ErasureError, random_eraser
-from concepts.erasure.passes import ROWS, feature_axis, output_with, outputs, read
+from concepts.erasure.passes import ROWS, activations, feature_axis, output_with, outputs, read
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
 from probing.core.inputs import Batch
@@ -376,7 +376,7 @@ def _batches(
     for start in range(0, len(concept.negative), ROWS):
         rows = range(start, min(start + ROWS, len(concept.negative)))
         negative, positive = (s.load(rows).to(device_of(model)) for s in (concept.negative, concept.positive))
-        given, before = (_activations(model, layer, side) for side in (positive, negative))
+        given, before = (activations(model, layer, side) for side in (positive, negative))
         yield negative, given, before, feature_axis(model, one, layer, given.ndim)
 
 
@@ -386,12 +386,6 @@ def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor
     eps = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
     change = new - old
     return torch.where(change.abs() <= _ROUNDING * eps * old.abs().amax(0), 0.0, change)
-
-
-def _activations(model: nn.Module, layer: str, batch: Batch) -> Float[Tensor, "n ..."]:
-    with torch.no_grad(), capture(model, [layer], rows=len(batch)) as kept:
-        run(model, batch)
-    return kept[layer]
 
 
 def _gradients(

@@ -206,7 +206,7 @@ class _Run:
             needed=clustered_mean(erased, clusters, how.level),
             needed_control=control.mean(0),
             needed_p=more_needed,
-            predicted=self._predicted(concept),
+            predicted=self._predicted(concept, swap),
             swap=swap,
             fitted=len({concept.names[i] for i in sides.fit}),
         )
@@ -239,13 +239,15 @@ class _Run:
         drawn = relabellings(sides, each, self.how.relabellings, self.how.seed)
         return max_t(total.sum(0), (1 - 2 * drawn.labels[:, :count].double()) @ total, exact=drawn.exact)
 
-    def _predicted(self, concept: MatchedConcept) -> EffectResult:
+    def _predicted(self, concept: MatchedConcept, swap: ClusteredMean) -> EffectResult:
         how = self.how
         inputs = concept.negative if self.inputs is None else as_examples(self.inputs)
         names = concept.names if self.inputs is None else self.input_clusters or tuple(inputs.ids)
         method = LogitEffect("mean", how.relabellings, how.bootstraps, how.level, how.seed)
         clusters = Clusters(concept.names, concept.names, names)
-        return method(self.store, self.scores, several(how.layers), concept.positive, concept.negative, inputs, clusters)
+        return method(
+            self.store, self.scores, several(how.layers), concept.positive, concept.negative, inputs, clusters, swap
+        )
 
 
 def _part(concept: MatchedConcept, pairs: Sequence[int]) -> MatchedConcept:

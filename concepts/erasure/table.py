@@ -45,11 +45,11 @@ class ReadUsedMovedResult(Result):
         error_low, error_high: its interval over clusters.
         read_p: of erring as by chance, 1/2; by relabelling clusters.
         carried: what the attribute's directions of the layer change, put over from positives into negatives' passes.
-        carried_low, carried_high: its interval over clusters.
+        carried_low, carried_high: its interval over clusters, the fitted directions taken as they are.
         carried_control: the same of random directions, in the mean over draws.
         carried_p: of no swap, or of carrying no more of it than random directions do: the larger p of the two.
         needed: what goes of the swap when the attribute's directions are erased in both passes.
-        needed_low, needed_high: its interval over clusters.
+        needed_low, needed_high: its interval over clusters, the fitted directions taken as they are.
         needed_control: the same of random directions, in the mean over draws.
         needed_p: of no swap, or of erasing taking no more of it than random directions: the larger p of the two.
         predicted: the gradient times the mean difference of other clusters, in the mean over inputs.

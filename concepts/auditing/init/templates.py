@@ -183,10 +183,10 @@ class Draft:
 
     def _rest(self) -> Iterator[str]:
         if self.matched:
-            yield "# Also: dissection, discovery, heat_maps, dreams."
+            yield "# Also: read_used_moved, dissection, discovery, heat_maps, dreams."
             yield "analyses: [tcav, probes, atlas]"
         else:
-            yield "# atlas, discovery, dissection, dreams and heat_maps look at matched pictures, not at plain folders."
+            yield "# Other analyses look at matched pictures, not at plain folders."
             yield f"analyses: [tcav{', probes' if len(self.pictures.concepts) > 1 else ''}]"
         least = max(199, 40 * len(self.pictures.concepts) - 1)  # p below 0.05 after correction
         yield "statistics:"

@@ -144,7 +144,7 @@ class StatisticsPart(Schema):
     seed: int = 0
 
 
-AnalysisName = Literal["tcav", "probes", "dissection", "atlas", "discovery", "heat_maps", "dreams"]
+AnalysisName = Literal["tcav", "probes", "read_used_moved", "dissection", "atlas", "discovery", "heat_maps", "dreams"]
 """What an audit may look at; TCAV always is, `concepts.auditing.analyses` has the others."""
 TCAV = "tcav"
 

@@ -40,7 +40,7 @@ def _swapped(results: AuditResults) -> tuple[Section | None, ...]:
 
 
 SCORECARD = "scorecard/result"
-_NUMBERS = ("probes", "dissection")  # analyses that come before pictures
+_NUMBERS = ("probes", "read_used_moved", "dissection")  # analyses that come before pictures
 
 
 def _scorecard(folder: Path, provenance: Mapping[str, object]) -> Section | None:

@@ -21,6 +21,7 @@ from concepts.auditing.analyses.discovery import Atoms, AttributeAtoms
 from concepts.auditing.analyses.dissection import AttributeUnits, Units
 from concepts.auditing.analyses.dreams import ConceptDreams, Dreams, _ways
 from concepts.auditing.analyses.probes import AttributeProbes, Probes
+from concepts.auditing.analyses.read_used_moved import Use
 from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material
 from concepts.auditing.measurement.spec import AnalysisName, read_audit
@@ -29,6 +30,8 @@ from concepts.auditing.report.page import audit_page
 from concepts.auditing.run import audit, rebuild
 from concepts.data.manifest import Pairs
 from concepts.data.yaml_schema import SchemaError
+from concepts.erasure.table import ReadUsedMovedResult
+from probing.models.scores import Score
 from probing.results.html_report import plain
 from probing.results.result import Result
 from probing.statistics.hypothesis_tests import TooFewError
@@ -201,9 +204,12 @@ def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
     assert store.stats.forward_rows == images
     Units().measure(material, store)
     assert store.stats.forward_rows == images + images + 6  # random weights, and the scenes
-    for analysis in (Units(), Atlases(), Probes(), Atoms()):
+    scores = [Score(material.loaded.model, i) for i in material.targets.values()]
+    store.gradients_of(scores, material.layers, material.subset(material.inputs), pool="mean")
+    before = store.stats.forward_rows, store.stats.backward_rows
+    for analysis in (Units(), Atlases(), Probes(), Atoms(), Use()):
         analysis.measure(material, store)
-    assert store.stats.forward_rows == 2 * images + 6
+    assert (store.stats.forward_rows, store.stats.backward_rows) == before
 
 
 def test_units_that_carry_the_planted_attribute_are_found_and_no_others(folder: Path) -> None:
@@ -227,6 +233,38 @@ def test_units_that_carry_the_planted_attribute_are_found_and_no_others(folder: 
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Units that separate the attributes" in page
     assert "In 6 drawn scenes" in page
+
+
+def test_what_is_read_is_told_from_what_is_used(folder: Path) -> None:
+    saved = Result.load(folder / "out" / "analyses" / "read_used_moved")
+    assert isinstance(saved, ReadUsedMovedResult)
+    results = AuditResults.load(folder / "out")
+    assert saved.attributes == ("woman against man", "dark against light")
+    assert saved.layers == results.layers
+    # Gender is red and nothing else, which the net hands on as it is: what is carried is the swap, and so is the effect.
+    red = torch.tensor([4.0, -4, 2, 0, 0, 0]).double()
+    torch.testing.assert_close(saved.moved[0] / saved.moved[0, 0], red / 4, atol=0.02, rtol=0)
+    for name in ("carried", "needed"):
+        torch.testing.assert_close(getattr(saved, name)[0, 0], saved.moved[0], atol=0.1 * float(saved.moved[0, 0]), rtol=0)
+    for c in results.cells:
+        if c.concept in saved.attributes:
+            at = saved.attributes.index(c.concept), saved.layers.index(c.layer), saved.targets.index(c.target)
+            assert float(saved.predicted[at]) == pytest.approx(c.effect, abs=1e-5)
+    found = Use().findings(results, saved)
+    assert found[0].claim.startswith("woman against man moves 3 of 6 logits on 5 held-out roles; ")
+    assert "Readable does not" not in plain(found[0].evidence)
+    idle = replace(saved, moved_p=torch.ones_like(saved.moved_p))
+    nothing = Use().findings(results, idle)[0]
+    assert nothing.claim.startswith("woman against man is not shown to move any of 6 logits on 5 held-out roles")
+    unused = replace(saved, **{f"{n}_p": torch.ones_like(saved.carried_p) for n in ("carried", "needed")})
+    assert Use().findings(results, unused)[0].claim.endswith("; none is shown to use what is read.")
+    called = replace(saved, carried_p=torch.zeros_like(saved.carried_p))
+    assert Use().findings(results, called)[0].claim.endswith("; 3 of them are shown to use what is read at features.")
+    assert "of which the directions carry " in plain(Use().findings(results, called)[0].evidence)
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Five questions on the same held-out roles." in page
+    assert (folder / "out" / "tables" / "read_used_moved.csv").exists()
+    assert (folder / "out" / "figures" / "read_used_moved.pdf").exists()
 
 
 def test_units_of_noise_make_no_finding(folder: Path) -> None:
