@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -130,12 +131,12 @@ def _prepare(kind: str, share: float) -> None:
 
 
 def _count_calls(strike: Callable[[], object], step: int, *, only: bool) -> None:
-    calls = [0]
+    calls = count(1)  # of several threads
 
     def counted(function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **kwargs: object) -> object:
-            calls[0] += 1
-            if calls[0] == step or (calls[0] > step and not only):
+            now = next(calls)
+            if now == step or (now > step and not only):
                 strike()
             return function(*args, **kwargs)
 
@@ -318,7 +319,7 @@ class Trial:
     def _last(self) -> None:
         whole = self._whole()
         chunks = Counter(Path(name).stem for name in whole if name.endswith(".json"))
-        missing = COUNT - CHUNK * sum(count == SHARDS for count in chunks.values())
+        missing = COUNT - CHUNK * sum(n == SHARDS for n in chunks.values())
         rows, store = read(self.root)
         if not all(map(torch.equal, flat(rows), self.expected)):
             self._fail("the last run was served wrong rows")

@@ -4,7 +4,8 @@
 
 Small calls are repeated and seconds are those of one call. `floor` is one plain forward and backward pass for each point
 that the method asks for (of the store and of class activation maps: a forward pass), of the model as given and without any
-check; captum does no more than that either. A first call, which looks at the model, is not measured.
+check; captum does no more than that either. `floor, named` reads the weights once besides, whose checksum proves that the
+model a result names is still the one that it was. A first call, which looks at the model, is not measured.
 """
 
 import os
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import Deconvolution, GradientTimesInput, GuidedBackprop, Saliency, SmoothGrad
 from probing.attribution.path import IntegratedGradients
+from probing.core.checksums import checksum
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
 from probing.store.store import ActivationStore
@@ -82,11 +84,16 @@ def single_passes(net: nn.Module, layer: str | None, images: Tensor) -> Iterator
     def leaf() -> Tensor:
         return images.clone().requires_grad_()
 
-    floor = passes(net, images)
+    floor, reading = passes(net, images), [*net.parameters(), *net.buffers()]
+
+    def named(work: Work) -> Work:
+        return lambda: (work(), checksum(reading))
+
     yield (
         "saliency",
         {
             "floor": floor,
+            "floor, named": named(floor),
             "ours": lambda: Saliency()(score, images),
             "captum": captum_quietly(lambda: CaptumSaliency(net).attribute(leaf(), target=TARGET, abs=False)),
         },
@@ -95,16 +102,18 @@ def single_passes(net: nn.Module, layer: str | None, images: Tensor) -> Iterator
         "guided backprop",
         {
             "floor": floor,
+            "floor, named": named(floor),
             "ours": lambda: GuidedBackprop()(score, images),
             "captum": captum_quietly(lambda: CaptumGuided(net).attribute(leaf(), target=TARGET)),
         },
     )
     if layer is not None:
-        module = net.get_submodule(layer)
+        module, forward = net.get_submodule(layer), passes(net, images, back=False)
         yield (
             "Grad-CAM",
             {
-                "floor": passes(net, images, back=False),
+                "floor": forward,
+                "floor, named": named(forward),
                 "ours": lambda: GradCAM(layer)(score, images),
                 "captum": captum_quietly(
                     lambda: LayerGradCam(net, module).attribute(images, target=TARGET, relu_attributions=True)

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -488,9 +489,11 @@ class _Writers:
 
     def commit(self) -> None:
         self._behind.wait()
-        for writer in self._writers.values():
-            assert self._disk is not None
-            self._disk.add(writer.commit())
+        if self._disk is None or not self._writers:
+            return
+        with ThreadPoolExecutor(len(self._writers)) as pool:  # each waits for the disk several times
+            for shard in pool.map(ShardWriter.commit, self._writers.values()):
+                self._disk.add(shard)
 
     def __exit__(self, *_: object) -> None:
         self._behind.close()

@@ -40,6 +40,8 @@ from probing.core.storage import (
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PAGE = 4096
+_SYNCED_AT_ONCE = 2**23
+"""Bytes after which a shard is brought to the disk, behind the passes: else its commit waits for all of them."""
 _BINARY = getattr(os, "O_BINARY", 0)  # without it Windows changes the ends of lines
 
 
@@ -149,6 +151,7 @@ class ShardWriter:
         self.path = self.folder / f"{_shard_name(self.ids)}.safetensors"
         self.temporary = beside(self.path)
         self.file: int | None = None
+        self._unsynced = 0
 
     def append(self, rows: Tensor, inputs: Sequence[str]) -> None:
         """Write rows that follow the ones before."""
@@ -157,6 +160,10 @@ class ShardWriter:
         size = math.prod(self.shape) * rows.element_size()
         view = tensor_bytes(rows)
         self._write(view)
+        self._unsynced += len(view)
+        if self._unsynced >= _SYNCED_AT_ONCE:
+            with writing(self.folder):
+                self._sync()
         self.checksums += [xxhash.xxh3_64_hexdigest(view[i * size : (i + 1) * size]) for i in range(len(rows))]
         self.inputs += inputs
 
@@ -165,7 +172,7 @@ class ShardWriter:
         if self.file is None or len(self.checksums) != len(self.ids):
             raise ArgumentError(f"{len(self.checksums)} of {len(self.ids)} rows were written: nothing to commit.")
         with writing(self.folder):
-            os.fsync(self.file)
+            self._sync()
             self._close()
             move(self.temporary, self.path)
             shard = Shard(
@@ -203,6 +210,11 @@ class ShardWriter:
         with writing(self.folder):
             while len(data):
                 data = data[os.write(self.file, data) :]
+
+    def _sync(self) -> None:
+        assert self.file is not None
+        os.fsync(self.file)
+        self._unsynced = 0
 
     def _close(self) -> None:
         if self.file is not None:

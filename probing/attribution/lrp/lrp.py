@@ -29,6 +29,7 @@ from probing.models.calling import run
 from probing.models.consistency import refuse_inconsistent
 from probing.models.geometry import RefusedError, naming_inputs
 from probing.models.layers import LayerNotFoundError
+from probing.models.model_cache import unchanged
 from probing.models.precision import AS_GIVEN, Precision, device_of
 from probing.models.readings import OutputError, Reading
 from probing.models.scores import Score
@@ -100,18 +101,19 @@ class LRP(LocalMethod):
     batch_size: BatchSize = "auto"
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
-        found, how = self.walk(score, inputs)
-        return attribution(
-            self,
-            score,
-            inputs,
-            found.values.to(inputs),
-            found.score.to(inputs),
-            n_forward=len(inputs),
-            n_backward=len(inputs),
-            diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
-            prepared=how,
-        )
+        with unchanged(score.model):
+            found, how = self.walk(score, inputs)
+            return attribution(
+                self,
+                score,
+                inputs,
+                found.values.to(inputs),
+                found.score.to(inputs),
+                n_forward=len(inputs),
+                n_backward=len(inputs),
+                diagnostics={name: entry.to(inputs.device) for name, entry in found.ledger.items()},
+                prepared=how,
+            )
 
     def walk(
         self, score: Score, inputs: Float[Tensor, "n *shape"], at: "Callable[[slice], LayerTap] | None" = None
@@ -275,19 +277,21 @@ def _finish(flow: Flow, score: Tensor, begun: Tensor) -> Walked:
 
 def _refuse_open_ledger(gap: Tensor, size: Tensor, dtype: torch.dtype) -> None:
     """Refuse a map whose relevance is undefined, or does not add up to what it started from."""
-    undefined = (~(gap.isfinite() & size.isfinite())).nonzero().flatten().tolist()
-    if undefined:
-        raise RefusedError(
-            f"the relevance of input {undefined[0]} is no finite number, so an activation or the score is none either: "
-            "look for an overflow, which float64 mends, or for a row of attention that a mask hides altogether."
-        )
     tolerance = max(1e-3, 8 * torch.finfo(dtype).eps)
-    open_rows = (gap.abs() > tolerance * size).nonzero().flatten().tolist()
-    if open_rows:
-        raise _OpenLedgerError(
-            f"the relevance of input {open_rows[0]} and what was absorbed miss its start by "
-            f"{float(gap[open_rows[0]]):.3g}: this is rounding, which float64 mends."
+    undefined = ~(gap.isfinite() & size.isfinite())
+    is_open = gap.abs() > tolerance * size
+    if not bool((undefined | is_open).any()):
+        return
+    if undefined.any():
+        raise RefusedError(
+            f"the relevance of input {int(undefined.nonzero()[0])} is no finite number, so an activation or the score is "
+            "none either: look for an overflow, which float64 mends, or for a row of attention that a mask hides altogether."
         )
+    row = int(is_open.nonzero()[0])
+    raise _OpenLedgerError(
+        f"the relevance of input {row} and what was absorbed miss its start by {float(gap[row]):.3g}: this is rounding, "
+        "which float64 mends."
+    )
 
 
 class _OpenLedgerError(RefusedError):

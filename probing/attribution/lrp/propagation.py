@@ -63,10 +63,12 @@ class Backward:
         tape = self.flow.tape
         self._maker = {key: node for node in tape.nodes for key in node.outputs if key is not None}
         self._folded: dict[int, tuple[Affine, Tensor]] = {}
+        self._non_negative: set[int] = set()
 
     def run(self) -> None:
         """Bring all relevance to the tape's input, forgetting what is no longer needed on the way."""
         nodes = self.flow.tape.nodes
+        self._non_negative = _without_negatives(self.flow)
         while nodes:
             node = nodes[-1]
             if self.tap is not None and self.tap.key in node.outputs:
@@ -115,6 +117,7 @@ class Backward:
             bias,
             output,
             self.flow.relevance.pop(key),
+            source in self._non_negative,
         )
         self._apply(layer, call, source, self.flow.tape.values[key].lead)
 
@@ -195,6 +198,16 @@ class Backward:
 
 
 _FORGOTTEN = torch.empty(0)
+
+
+def _without_negatives(flow: Flow) -> set[int]:
+    """Return which inputs of linear layers hold nothing below zero; the host reads once for all, however deep a network."""
+    parts = [_linear_parts(node) for node in flow.tape.nodes if node.name in LAYERS]
+    sources = list(dict.fromkeys(source for source, *_ in filter(None, parts) if flow.value(source).numel()))
+    if not sources:
+        return set()
+    found = torch.stack([flow.value(source).amin() >= 0 for source in sources]).tolist()
+    return {source for source, is_so in zip(sources, found, strict=True) if is_so}
 
 
 def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | None:

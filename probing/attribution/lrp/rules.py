@@ -58,11 +58,8 @@ class LinearCall:
     bias: Float[Tensor, " units"] | None
     output: Float[Tensor, "rows ..."]
     relevance: Relevance
-
-    @cached_property
-    def non_negative(self) -> bool:
-        """Whether all inputs are, as after a ReLU: then half of each splitting rule's work falls away."""
-        return not self.inputs.numel() or bool(self.inputs.amin() >= 0)
+    non_negative: bool = False
+    """Whether all inputs are known to be, as after a ReLU: then half of each splitting rule's work falls away."""
 
     @cached_property
     def total(self) -> Tensor:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import nets
@@ -128,7 +129,7 @@ def test_a_store_copied_half_way_serves_what_is_whole_and_computes_the_rest(
         data = whole[name]
         (copy / name).write_bytes(data[: rng.randrange(len(data))] if i == 0 else data)
     there = {n: sum(m.startswith(n.removesuffix(".json")) for m in names[1:]) for n in names[1:]}
-    complete = sum(count == 2 for name, count in there.items() if name.endswith(".json"))
+    complete = sum(files == 2 for name, files in there.items() if name.endswith(".json"))
     found = verify_cache(copy)
     assert found.shards == complete
     alone = sum(n.endswith(".safetensors") for n in names) - complete
@@ -291,12 +292,11 @@ def test_a_read_only_cache_is_one_line_with_a_way_out(
 def test_a_disk_that_fills_at_any_step_is_named_and_leaves_a_sound_store(
     step: int, tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = [0]
+    calls = count(1)  # of several threads
 
     def counted(function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **kwargs: object) -> object:
-            calls[0] += 1
-            if calls[0] == step:
+            if next(calls) == step:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return function(*args, **kwargs)
 
@@ -317,10 +317,27 @@ def test_a_disk_that_fills_at_any_step_is_named_and_leaves_a_sound_store(
     assert verify_cache(tmp_path).shards == SHARDS
 
 
-def probe(folder: Path, model: str, count: int = 6) -> list[str]:
+def test_large_shards_are_brought_to_the_disk_as_they_grow(
+    tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their commit, which the passes wait for, finds little left to sync."""
+    monkeypatch.setattr(shards, "_SYNCED_AT_ONCE", 1)
+    synced, sync = [0], os.fsync
+    monkeypatch.setattr(shards.os, "fsync", lambda file: (synced.append(os.fstat(file).st_size), sync(file)))
+    writer = shards.ShardWriter(tmp_path, shards.Space("w", "m", "layer", "activation", "none", "float32"), ("a", "b", "c"))
+    for name in ("a", "b", "c"):
+        before = len(synced)
+        writer.append(torch.ones(1, 8), [name])
+        assert len(synced) == before + 1
+        assert synced[-1] > synced[-2]
+    writer.commit()
+    assert writer.path.exists()
+
+
+def probe(folder: Path, model: str, pictures: int = 6) -> list[str]:
     """Return a command that reads two classes of pictures."""
     rng = np.random.default_rng(0)
-    for i in range(count):
+    for i in range(pictures):
         path = folder / "pictures" / "ab"[i % 2] / f"{i // 2 // 8}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (6, 6), dtype=np.uint8)).save(path)
