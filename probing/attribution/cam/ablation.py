@@ -82,7 +82,7 @@ class Head:
         blocks = weight.view(len(weight), c, -1).permute(1, 2, 0)
         deltas = torch.bmm(change.transpose(0, 1), blocks).transpose(0, 1)
         found = change.new_zeros(n, c)
-        for i, alive in enumerate(change.any(2).tolist()):  # a silent channel takes nothing
+        for i, alive in enumerate(change.any(2).cpu().tolist()):  # a silent channel takes nothing
             channels = [k for k, moves in enumerate(alive) if moves]
             at = torch.tensor(channels, device=found.device, dtype=torch.long)
             found[i, at] = self._fall(passes, [b[i] for b in bases], deltas[i, at], rows[i])

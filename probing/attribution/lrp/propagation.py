@@ -206,7 +206,7 @@ def _without_negatives(flow: Flow) -> set[int]:
     sources = list(dict.fromkeys(source for source, *_ in filter(None, parts) if flow.value(source).numel()))
     if not sources:
         return set()
-    found = torch.stack([flow.value(source).amin() >= 0 for source in sources]).tolist()
+    found = torch.stack([flow.value(source).amin() >= 0 for source in sources]).cpu().tolist()
     return {source for source, is_so in zip(sources, found, strict=True) if is_so}
 
 
