@@ -1,4 +1,8 @@
 from .layer_probes import LayerProbes as LayerProbes
+from .leave_one_out import (
+    LeaveOneOutProbes as LeaveOneOutProbes,
+    LeaveOneOutResult as LeaveOneOutResult,
+)
 from .probes import (
     RidgeProbe as RidgeProbe,
     SoftmaxProbe as SoftmaxProbe,

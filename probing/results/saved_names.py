@@ -76,6 +76,7 @@ _PLACES = _by_name(
         "probing.maximization.transforms": "Crop Jitter Pad Rotate Scale",
         "probing.probes.probes": "RidgeProbe SoftmaxProbe",
         "probing.probes.layer_probes": "LayerProbes",
+        "probing.probes.leave_one_out": "LeaveOneOutProbes LeaveOneOutResult",
         "probing.probes.reduction": "Flat:FlatReduction GlobalAverage Grid:GridReduction RandomProjection RandomSubset",
         "probing.probes.result": "ProbeResult",
         "probing.probes.training_probes": "ProbeHistory",

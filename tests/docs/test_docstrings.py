@@ -247,6 +247,12 @@ labels = features[:, 0] > 0
 others, theirs = features[:20], labels[:20]
 """
     ),
+    "probing.probes.leave_one_out:leave_out": (
+        "rows = torch.randn(20, 4, generator=generator)\ntargets = torch.ones(20, 1)\ntargets[10:] = -1"
+    ),
+    "probing.probes.leave_one_out:leave_out_of_cav": ROWS
+    + PAIRS
+    + "striped, plain = torch.arange(20), torch.arange(20, 40)",
     "probing.probes.layer_probes:LayerProbes": (
         "people = list('abcdefabcdef')\nLayerProbes = partial(LayerProbes, controls=2)"
     ),
