@@ -20,4 +20,8 @@ from .rows import (
     LayerRows as LayerRows,
     read_rows as read_rows,
 )
+from .slices import (
+    Slices as Slices,
+    SlicesResult as SlicesResult,
+)
 from .sparse_autoencoder import TopKAutoencoder as TopKAutoencoder

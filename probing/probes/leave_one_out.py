@@ -73,7 +73,7 @@ def leave_out(
     wide = torch.cat([rows.double(), rows.new_ones(len(rows), 1).double()], 1)
     outputs, turn = torch.empty_like(targets, dtype=torch.float64), torch.empty_like(targets, dtype=torch.float64)
     whole = (_solved(wide, penalty * len(rows)) @ targets.double())[:-1]
-    for size in sizes.unique().tolist():
+    for size in torch.unique(sizes).tolist():
         solved = _solved(wide, penalty * (len(rows) - size))
         known = solved @ targets.double()
         residual = targets - wide @ known

@@ -95,6 +95,7 @@ _PLACES = _by_name(
         "concepts.discovery.replacement": "Replacement",
         "concepts.discovery.result": "DiscoveryResult Importance:AtomImportance TwinReading",
         "concepts.discovery.learners": "KMeans Nmf Pca:PcaDictionary SemiNmf",
+        "concepts.discovery.slices": "Slices SlicesResult",
         "concepts.discovery.sparse_autoencoder": "TopKAutoencoder",
         "concepts.erasure.erasure": "Erasure",
         "concepts.erasure.patching": "Patching PatchingResult",
