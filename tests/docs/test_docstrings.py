@@ -152,6 +152,9 @@ thresholds = torch.zeros(512)
     "concepts.discovery.discovery:Discovery": (
         "from concepts.discovery import Nmf\nDiscovery = partial(Discovery, refits=1, draws=19, explained=2)"
     ),
+    "concepts.discovery.slices:Slices": (
+        "images, labels = TensorExamples(torch.rand(60, 3, 32, 32, generator=generator)), torch.arange(60) % 2"
+    ),
     "concepts.discovery.naming:Strengths.of_texts": """
 from types import SimpleNamespace
 space = SimpleNamespace(encode_image=lambda x: x.mean((2, 3)), encode_texts=lambda names: torch.eye(3)[: len(names)])
