@@ -4,7 +4,8 @@
 
 Nothing: rows without structure (stability), heads drawn at random (importance), matched images that differ by noise (swap),
 names of noise (names); for whole discoveries in a small network. Something: an attribute that grows. A test at 5 %
-should reject in 5 % of the data sets or fewer; what is more than 5 % + 3 standard errors is marked. All of it takes about
+should reject in 5 % of the data sets or fewer; what is more than 5 % + 3 standard errors is marked. And whether sparse
+autoencoders end where nothing is missed, if they could. All of it takes about
 15 minutes of one quiet core.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from concepts.discovery import Discovery, DiscoveryResult, KMeans, Nmf, Pca, SemiNmf, Strengths
+from concepts.discovery import Discovery, DiscoveryResult, KMeans, Nmf, Pca, SemiNmf, Strengths, TopKAutoencoder
 from concepts.discovery.learners import Learner
 from concepts.discovery.matching import agreement
 from concepts.local_vs_global.matched_pairs import MatchedConcept
@@ -81,6 +82,15 @@ def discovered(strength: float, seed: int) -> DiscoveryResult:
     )
 
 
+def misses_nothing(seed: int, *, tiny: bool) -> bool:
+    """Return whether an autoencoder ends at the optimum, error 0: rows are sums of three of sixteen orthonormal directions."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    codes = torch.rand(1000, 16, generator=generator) + 0.5
+    rows = codes * (torch.rand(1000, 16, generator=generator).argsort(1) < 3) @ directions
+    return TopKAutoencoder(16, 3, steps=300 if tiny else 2400, batch=64, seed=seed)(rows).unexplained(rows) < 1e-5
+
+
 def share(hits: Sequence[bool]) -> str:
     """Return how often, in percent, and a mark where it is too often."""
     found = float(np.mean(hits))
@@ -112,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [discovered(0.0, seed) for seed in range(draws)]
     for what, test in tests.items():
         print(f"{what}, where there is nothing: {share([test(r) for r in results])}")
+    ended = [misses_nothing(seed, tiny=tiny) for seed in range(2 if tiny else 20)]
+    print(f"autoencoders that end at the optimum: {sum(ended)} of {len(ended)}")
     for strength in (0.25, 0.5, 1.0, 2.0, 4.0):
         hits = [bool(discovered(strength, seed).moves.any()) for seed in range(3 if tiny else 40)]
         print(f"an attribute of strength {strength:g} moves an atom: {100 * float(np.mean(hits)):5.1f} % of {len(hits)}")

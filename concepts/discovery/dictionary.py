@@ -65,13 +65,13 @@ class NonNegative:
     tolerance: float = 1e-6
 
     def __call__(self, rows: Float[Tensor, "rows m"], atoms: Float[Tensor, "atoms m"]) -> Float[Tensor, "rows atoms"]:
-        gram, cross = doubled(atoms @ atoms.mT), doubled(rows @ atoms.mT)
+        gram, cross = doubled(atoms @ atoms.mT), doubled(atoms @ rows.mT)
         codes = torch.zeros_like(cross)
         for _ in range(self.sweeps):
             change = sweep(codes, cross, gram)
             if change <= self.tolerance * float(codes.abs().max()):
                 break
-        return codes.to(rows)
+        return codes.mT.to(rows)
 
 
 @dataclass(frozen=True)
@@ -93,23 +93,22 @@ def largest(values: Float[Tensor, "rows atoms"], count: int) -> Float[Tensor, "r
 
 
 def sweep(
-    codes: Float[Tensor, "rows atoms"], cross: Float[Tensor, "rows atoms"], gram: Float[Tensor, "atoms atoms"]
+    codes: Float[Tensor, "atoms rows"], cross: Float[Tensor, "atoms rows"], gram: Float[Tensor, "atoms atoms"]
 ) -> float:
     """Set each atom's codes in turn to what is best beside the others' and not below 0; return the largest change.
 
     Args:
-        codes: changed in place.
-        cross: products of rows and atoms.
+        codes: changed in place; an atom's lie side by side, since they are worked on together.
+        cross: products of atoms and rows.
         gram: products of atoms with each other.
     """
-    change = 0.0
-    for j in range(codes.shape[1]):
-        if gram[j, j] > 0:
-            step = (cross[:, j] - codes @ gram[:, j]) / gram[j, j]
-            new = (codes[:, j] + step).clamp(min=0)
-            change = max(change, float((new - codes[:, j]).abs().max()))
-            codes[:, j] = new
-    return change
+    change = torch.zeros((), dtype=codes.dtype, device=codes.device)
+    for j, square in enumerate(gram.diagonal().tolist()):
+        if square > 0:
+            new = ((cross[j] - gram[j] @ codes) / square + codes[j]).clamp(min=0)
+            change = torch.maximum(change, (new - codes[j]).abs().max())
+            codes[j] = new
+    return float(change)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,8 @@ from probing.core.doubles import doubled
 
 _SPREAD = 10_000
 """Rows among which those that atoms start at are chosen."""
+_SWEEPS = 3
+"""Over codes, and over atoms, for one pass over the rows, at most."""
 
 
 @runtime_checkable
@@ -92,7 +94,8 @@ class Nmf:
     """Non-negative matrix factorisation: rows of 0 or more as sums of parts of 0 or more (Lee & Seung 1999).
 
     Applies after a ReLU or another activation without negative values; for others there is `SemiNmf`. Alternating
-    coordinate descent (HALS, Cichocki & Phan 2009) on sums over the rows, from rows that lie apart (k-means++).
+    coordinate descent (HALS, Cichocki & Phan 2009; several sweeps to a pass over the rows, Gillis & Glineur 2012) on sums
+    over the rows, from rows that lie apart (k-means++).
 
     Attributes:
         atoms: parts.
@@ -187,22 +190,31 @@ def _any_parts(atoms: Tensor, squares: Tensor, products: Tensor) -> Tensor:
 
 
 def _alternated(rows: Tensor, count: int, seed: int, iterations: int, tolerance: float, improve: "_Improve") -> Dictionary:
-    """Alternate one sweep over codes and one over atoms, a part of the rows at a time, until little is gained."""
+    """Alternate sweeps over codes and over atoms, a part of the rows at a time, until little is gained.
+
+    A sweep takes sums that are there already, so that several cost little beside the products with the rows that make
+    them, as long as atoms are few (accelerated HALS, Gillis & Glineur 2012).
+    """
     atoms = unit(doubled(spread_rows(rows, count, seed)))[0]
-    codes = torch.zeros(len(rows), count, dtype=atoms.dtype, device=atoms.device)
+    codes = rows.new_zeros(count, len(rows))
     whole = sum(float(doubled(part).square().sum()) for part in chunks(rows))
+    sweeps = max(1, min(_SWEEPS, rows.shape[1] // (4 * count)))
     before = float("inf")
     for _ in range(iterations):
         gram = atoms @ atoms.mT
         squares, products = torch.zeros_like(gram), torch.zeros_like(atoms)
-        narrow = atoms.to(rows)
-        for part, own in zip(chunks(rows), torch.split(codes, CHUNK), strict=True):
-            sweep(own, doubled(part @ narrow.mT), gram)
-            squares += own.mT @ own
-            products += doubled(own.to(part).mT @ part)
+        narrow, gram_of_rows = atoms.to(rows), gram.to(rows)
+        for part, own in zip(chunks(rows), torch.split(codes, CHUNK, 1), strict=True):
+            cross = narrow @ part.mT
+            for _ in range(sweeps):
+                sweep(own, cross, gram_of_rows)
+            squares += (wide := doubled(own)) @ wide.mT
+            products += doubled(own @ part)
         error = whole - 2 * float((products * atoms).sum()) + float((squares * gram).sum())
-        atoms, lengths = unit(improve(atoms, squares, products))
-        codes *= lengths
+        for _ in range(sweeps):
+            atoms = improve(atoms, squares, products)
+        atoms, lengths = unit(atoms)
+        codes *= lengths.to(codes)[:, None]
         if before - error <= tolerance * max(error, 1e-12 * whole):
             break
         before = error

@@ -22,7 +22,7 @@ from harness import Row, markdown
 
 HERE = Path(__file__).parent
 ON_DEVICE = ("extraction", "overhead", "tcav", "attribution", "maximization", "evaluation")
-ON_CPU = ("dissection", "probes", "scaling")
+ON_CPU = ("discovery", "dissection", "probes", "scaling")
 
 
 def page(files: Sequence[Path]) -> str:
