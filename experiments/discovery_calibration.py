@@ -5,8 +5,7 @@
 Nothing: rows without structure (stability), heads drawn at random (importance), matched images that differ by noise (swap),
 names of noise (names); for whole discoveries in a small network. Something: an attribute that grows. A test at 5 %
 should reject in 5 % of the data sets or fewer; what is more than 5 % + 3 standard errors is marked. And whether sparse
-autoencoders end where nothing is missed, if they could. All of it takes about
-15 minutes of one quiet core.
+autoencoders end where nothing is missed, if they could. All of it takes about 20 minutes of one quiet core.
 """
 
 import argparse
@@ -83,7 +82,7 @@ def discovered(strength: float, seed: int) -> DiscoveryResult:
 
 
 def misses_nothing(seed: int, *, tiny: bool) -> bool:
-    """Return whether an autoencoder ends at the optimum, error 0: rows are sums of three of sixteen orthonormal directions."""
+    """Return whether an autoencoder ends at error 0, where rows are sums of three of sixteen orthonormal directions."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
     codes = torch.rand(1000, 16, generator=generator) + 0.5
