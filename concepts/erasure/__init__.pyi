@@ -1,3 +1,8 @@
+from .corrections import (
+    GroupDro as GroupDro,
+    LastLayer as LastLayer,
+    Projection as Projection,
+)
 from .eraser import (
     CrossMoments as CrossMoments,
     Eraser as Eraser,
@@ -6,6 +11,8 @@ from .eraser import (
     random_eraser as random_eraser,
 )
 from .erasure import Erasure as Erasure
+from .mending import Mended as Mended, Mending as Mending
+from .mending_result import MendingResult as MendingResult
 from .patching import (
     Patching as Patching,
     PatchingResult as PatchingResult,

@@ -126,6 +126,9 @@ Compare = partial(Compare, heat_maps={}, relabellings=20, pseudo_concepts=4)
 """
     ),
     "concepts.erasure.patching:Patching": MATCHED + "from concepts.erasure import Units",
+    "concepts.erasure.mending:Mending": (
+        "from concepts.erasure import Projection\ndotted, classes = [i % 3 == 0 for i in range(12)], labels"
+    ),
     "concepts.erasure.read_used_moved:ReadUsedMoved": (
         MATCHED + "ReadUsedMoved = partial(ReadUsedMoved, controls=2, relabellings=99, bootstraps=100)"
     ),
