@@ -234,8 +234,10 @@ class DiscoveryResult(Result):
             )
         if self.twin is not None:
             lines.append(
-                f"The untrained network gives atoms of mean cosine {float(self.twin.agreement.cosine.mean()):.2f} between "
-                f"halves, with {self.twin.unexplained:.0%} unexplained: what it reaches too is not owed to training."
+                "Read the same way with random weights, before any training, the network gives atoms of mean cosine "
+                f"{float(self.twin.agreement.cosine.mean()):.2f} between halves (unrelated dictionaries "
+                f"{float(self.twin.agreement.chance.mean()):.2f}), with {self.twin.unexplained:.0%} unexplained: what it "
+                "reaches too is not owed to training."
             )
         for a, attribute in enumerate(self.attributes):
             atoms = self.moves[a].nonzero()[:, 0].tolist()

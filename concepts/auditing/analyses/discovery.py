@@ -1,5 +1,6 @@
 """Directions that nobody named in an audit's last layer, and which of them an attribute moves."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,11 +15,14 @@ from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import Material
 from concepts.discovery.discovery import Discovery
 from concepts.discovery.learners import SemiNmf
+from concepts.discovery.page import atom_pictures
 from concepts.discovery.result import DiscoveryResult
-from concepts.discovery.rows import pool_of
+from concepts.discovery.rows import IN_MEMORY, Places, pool_of
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.inputs import one_tensor
 from probing.data.examples import Subset
+from probing.models.geometry import layers_run
+from probing.models.layers import split_call
 from probing.probes import untrained_copy
 from probing.results.figures import Strip, montage
 from probing.results.html_report import Block, Finding, Paragraph, Plate, Section, Table, interval, linked, number, p_value
@@ -45,9 +49,8 @@ class AttributeAtoms(Result):
     """`attributes` are the contrasts."""
     shown: Int[Tensor, "atoms shown"]
     """Held-out images, most of the atom first; -1 where fewer show it."""
-    pictures: UInt8[Tensor, "pictures side side 3"]
-    """Of the images shown, in the order of `images`."""
-    images: Int[Tensor, " pictures"]
+    pictures: UInt8[Tensor, "atoms shown side side 3"]
+    """Of these, dark where the atom is not active if its rows are places; black where there is none."""
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return one row per atom."""
@@ -64,10 +67,11 @@ class AttributeAtoms(Result):
 
 @dataclass(frozen=True)
 class Atoms:
-    """Discovers atoms in the means over places of the last layer, on training clusters, and judges them on held-out ones.
+    """Discovers atoms in the last layer, on training clusters, and judges them on held-out ones.
 
-    Rows are the audit's own where its `pool` is a mean; random weights take one pass over the data's images, which linear
-    probes read, too.
+    Rows are the places of the layer's maps, of which there are many where clusters are few: means of a dozen clusters are
+    given back by an atom for each of them, which no other clusters show. Where the maps do not fit into memory, rows are
+    the means.
     """
 
     def requests(self, material: Material) -> tuple[Request, ...]:
@@ -75,7 +79,7 @@ class Atoms:
         data, layer, model = _data(material), material.layers[-1], material.loaded.model
         one = one_tensor(data.load([0]))
         bare = untrained_copy(model, material.file.statistics.seed, example=one)
-        pool = pool_of(model, one, layer)
+        pool = "none" if _places(material) == "each" else pool_of(model, one, layer)
         return tuple(Request(each, (layer,), data, pool) for each in (model, bare))
 
     def measure(self, material: Material, store: ActivationStore) -> AttributeAtoms:
@@ -85,8 +89,9 @@ class Atoms:
         method = Discovery(
             material.layers[-1],
             SemiNmf(min(_ATOMS, max(1, distinct // 8)), seed=statistics.seed),
-            places="mean",
+            places=_places(material),
             share=material.file.inputs.fit_share,
+            refits=0,
             relabellings=statistics.relabellings,
             level=1 - statistics.alpha,
             seed=statistics.seed,
@@ -97,15 +102,17 @@ class Atoms:
         ]
         found = method(store, material.loaded.model, data, clusters=material.data_clusters, matched=matched)
         tops = [found.top(atom, _SHOWN) for atom in range(len(found))]
-        images = sorted({i for top in tops for i in top})
+        drawn = atom_pictures(found, store, material.loaded.model, data, count=_SHOWN)
+        pictures = torch.zeros(len(found), _SHOWN, _SIDE, _SIDE, 3, dtype=torch.uint8)
+        for one in drawn.atoms:
+            for strip in one.strips:
+                for slot, picture in enumerate(strip.images):
+                    pictures[one.atom, slot] = _small(picture)
         return AttributeAtoms(
             Provenance.collect(model=material.loaded.model, method=method),
             discovery=found,
             shown=torch.tensor([top + [-1] * (_SHOWN - len(top)) for top in tops]),
-            pictures=torch.stack([_small(material, i) for i in images])
-            if images
-            else torch.zeros(0, _SIDE, _SIDE, 3, dtype=torch.uint8),
-            images=torch.tensor(images, dtype=torch.long),
+            pictures=pictures,
         )
 
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
@@ -122,16 +129,19 @@ class Atoms:
         """Return the pictures of each atom, and a table of how contrasts move them."""
         assert isinstance(found, AttributeAtoms)
         result = found.discovery
+        rows = "places of the layer's maps" if result.places == "each" else "the layer's means over places"
         text = (
-            f"{' '.join(result.sentences()[:2])} Nobody said what to look for: atoms were found without the attributes'"
-            f" names, on training {audit.clusters} alone, and here are judged on the others. An atom that a contrast moves"
-            " responds to something that differs between its sides; it need not stand for the attribute, and need not be"
-            " used."
+            f"{' '.join(result.sentences()[:2])} Rows are {rows}. Nobody said what to look for: atoms were found without the"
+            f" attributes' names, on training {audit.clusters} alone, and here are judged on the others. An atom that a"
+            " contrast moves responds to something that differs between its sides; it need not stand for the attribute, and"
+            " need not be used. One that is not found again is as much a property of the images it was learned of."
         )
-        twin = "" if result.twin is None else f" {result.sentences()[2]}"
-        blocks: list[Block] = [Paragraph(text + twin)]
-        if len(found.images):
-            caption = f"The held-out images that show most of each atom of {result.layer}."
+        beside = result.sentences()[2 : len(result.sentences()) - len(result.attributes)]
+        blocks: list[Block] = [Paragraph(" ".join([text, *beside]))]
+        if bool((found.shown >= 0).any()):
+            caption = f"The held-out images that show most of each atom of {result.layer}"
+            caption += ", dark where it is not active" if result.places == "each" else ""
+            caption += ". * not found again in the other half." if not bool(result.stable.all()) else "."
             blocks.append(
                 Plate(partial(_pictured, found), "Images that show most of each atom", caption, "figures/atoms", "atoms")
             )
@@ -142,23 +152,30 @@ def _data(material: Material) -> Subset:
     return material.subset(range(len(material.manifests[0].items)))
 
 
-def _small(material: Material, index: int) -> UInt8[Tensor, "side side 3"]:
-    picture = material.examples.image(index).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(picture))
+def _places(material: Material) -> Places:
+    """Return each place where the layer's maps of all images fit into memory, else their mean."""
+    data, model = _data(material), material.loaded.model
+    name, call = split_call(material.layers[-1])
+    ran = layers_run(model, one_tensor(data.load([0])))
+    values = sum(math.prod(one.shape[1:]) for one in ran if (one.layer, one.call) == (name, call or 0))
+    return "each" if 0 < 4 * values * len(data) <= IN_MEMORY else "mean"
+
+
+def _small(picture: Image.Image) -> UInt8[Tensor, "side side 3"]:
+    return torch.from_numpy(np.array(picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)))
 
 
 def _pictured(found: AttributeAtoms) -> "Figure":
-    place = {int(i): k for k, i in enumerate(found.images)}
+    result = found.discovery
     strips = []
     for atom, top in enumerate(found.shown.tolist()):
-        pictures = [Image.fromarray(found.pictures[place[i]].numpy()) for i in top if i >= 0]
-        moved = [
-            name for name, moves in zip(found.discovery.attributes, found.discovery.moves[:, atom], strict=True) if moves
-        ]
-        if pictures:
+        own = [Image.fromarray(found.pictures[atom, k].numpy()) for k, i in enumerate(top) if i >= 0]
+        moved = [name for name, moves in zip(result.attributes, result.moves[:, atom], strict=True) if moves]
+        if own:
             many = moved[0] if len(moved) == 1 else f"{len(moved)} contrasts"  # a title is one line
-            said = f": moved by {many}" if moved else ""
-            strips.append(Strip(f"Atom {atom}{said}", pictures, [""] * len(pictures)))
+            said = f", moved by {many}" if moved else ""
+            again = "" if bool(result.stable[atom]) else "*"
+            strips.append(Strip(f"Atom {atom}{again}{said}", own, [""] * len(own)))
     return montage(strips, columns=_SHOWN, width=3.4)
 
 
@@ -202,8 +219,14 @@ def _finding(audit: AuditResults, found: AttributeAtoms, k: int) -> Finding:
         low, high = float(shifts.low[k, atom]), float(shifts.high[k, atom])
         evidence += (
             f"Largest: atom {atom}, {number(float(shifts.shift[k, atom]), sign=True)} standard deviations "
-            f"({interval(low, high)}); the other half gives it again with cosine "
-            f"{number(float(result.agreement.cosine[atom]))}. "
+            f"({interval(low, high)}). "
+        )
+        again = int((result.moves[k] & result.stable).sum())
+        others = "directions of the other half"
+        evidence += (
+            f"{again} of these {moved} {'is' if again == 1 else 'are'} found again among {others}, significantly. "
+            if again
+            else f"None of these {moved} is found again among {others}: other {audit.clusters} may give other directions. "
         )
     elif floor >= audit.alpha:
         evidence += f"No p could be below {floor:.2g}: there are {len(audit.judged_on)} {audit.clusters} to swap. "

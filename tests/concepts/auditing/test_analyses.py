@@ -207,9 +207,12 @@ def test_no_analysis_passes_anything_a_second_time(folder: Path) -> None:
     scores = [Score(material.loaded.model, i) for i in material.targets.values()]
     store.gradients_of(scores, material.layers, material.subset(material.inputs), pool="mean")
     before = store.stats.forward_rows, store.stats.backward_rows
-    for analysis in (Units(), Atlases(), Probes(), Atoms(), Use()):
+    for analysis in (Units(), Atlases(), Probes(), Use()):
         analysis.measure(material, store)
     assert (store.stats.forward_rows, store.stats.backward_rows) == before
+    for _ in range(2):
+        Atoms().measure(material, store)  # reads maps, of the network and of its untrained twin
+        assert store.stats.forward_rows == before[0] + 2 * images
 
 
 def test_units_that_carry_the_planted_attribute_are_found_and_no_others(folder: Path) -> None:
@@ -294,6 +297,13 @@ def test_an_atom_that_nobody_named_moves_with_the_planted_attribute_alone(folder
     moved = int(called.discovery.moves[0].sum())
     assert finding.claim.startswith(f"{moved} of {len(found)} directions that nobody named move with woman against man")
     assert "Largest: atom" in plain(finding.evidence)
+    for p, said in ((0.0, f"{moved} of these {moved} "), (1.0, f"None of these {moved} is found again")):
+        stable = replace(found.agreement, p=torch.full_like(found.agreement.p, p))
+        other = replace(called, discovery=replace(called.discovery, agreement=stable))
+        assert said in plain(Atoms().findings(results, other)[0].evidence)
+        assert Atoms().section(results, other).blocks  # drawn with and without the mark
+    assert found.places == "each"
+    assert torch.equal(saved.pictures.flatten(2).amax(2) > 0, saved.shown >= 0)
     assert len(Atoms().tables(results, saved)[0].rows) == len(found) * len(found.attributes)
     idle = replace(saved, discovery=replace(found, shifts=replace(found.shifts, p=torch.ones_like(found.shifts.p))))
     nothing = Atoms().findings(AuditResults.load(folder / "out"), idle)[0]
