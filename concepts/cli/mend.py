@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from concepts.erasure.corrections import Correction
     from concepts.erasure.mending_result import MendingResult
 
-EXAMPLE = "probing mend experiments/audits/occupations.yaml --by projection --out results/mended"
+EXAMPLE = "probing mend people/audit.yaml --by projection --out results/mended"
 
 How = Literal["projection", "mean-projection", "last-layer", "group-dro"]
 

@@ -157,7 +157,19 @@ class ReadUsedMovedResult(Result):
         for a, attribute in enumerate(self.attributes):
             if parts := self._parts(a):
                 said.append(f"{attribute}: {'; '.join(parts)}.")
+            if off := self._misjudged(a):
+                said.append(
+                    f"{attribute}: at {', '.join(off)} what is predicted is less than half of the swap, more than twice as "
+                    "much, or the other way, for most scores that move."
+                )
         return tuple(said)
+
+    def _misjudged(self, a: int) -> list[str]:
+        """Return the layers at which the predicted effect is no measure of most scores' swaps."""
+        moved = self.shown("moved")[a, 0]
+        ratio = (self.predicted[a] / self.moved[a])[:, moved]
+        off = ((ratio < 0.5) | (ratio > 2)).double()
+        return [layer for i, layer in enumerate(self.layers) if bool(moved.any()) and float(off[i].mean()) > 0.5]
 
     def _parts(self, a: int) -> Sequence[str]:
         """Return how many cells of an attribute are of each kind."""

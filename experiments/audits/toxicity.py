@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     integrated, gap = reader.integrated()
     explained = {"LIME": reader.lime(), "integrated gradients": integrated}
     result = reader.result(reader.logits(), explained, tcav, gap)
-    for name, found in {"words": result, "tcav": tcav, "probes": probes}.items():
+    for name, found in {"words": result, "tcav": tcav, "probes": probes, "used": reader.used(store)}.items():
         found.save(out / name)
     (out / "audit.json").write_text(file.model_dump_json(indent=1), encoding="utf-8")
     for finding in write_page(out, file, classifier.reference).findings:

@@ -131,6 +131,9 @@ FIRST = {
         "probing init my_report --images photos --model torchvision:resnet18",
         "probing audit my_report/audit.yaml --out results/occupations",
     ),
+    "probing mend people/audit.yaml --by projection --out results/mended": (
+        "probing init people --images photos --matched --model torchvision:resnet18",
+    ),
 }
 """Lines that must have been run before another."""
 LESS = {

@@ -77,41 +77,52 @@ class Use:
     def findings(self, audit: AuditResults, found: Result) -> tuple[Finding, ...]:
         """Say for each contrast how many of the logits that it moves are shown to use what is read, and where."""
         assert isinstance(found, ReadUsedMovedResult)
-        return tuple(_finding(audit, found, a) for a in range(len(found.attributes)))
+        return use_findings(found, audit.clusters)
 
     def tables(self, audit: AuditResults, found: Result) -> tuple[DataTable, ...]:
         """Return a row for each contrast, layer and class."""
         assert isinstance(found, ReadUsedMovedResult)
-        return (_numbers(found),)
+        return (use_numbers(found),)
 
     def section(self, audit: AuditResults, found: Result) -> Section:
         """Return the figure of all columns, what it says in words, and the table."""
         assert isinstance(found, ReadUsedMovedResult)
-        text = (
-            f"Five questions on the same held-out {audit.clusters}. Read: does a linear classifier tell the sides apart at a"
-            " layer? Carried: do the directions by which it does, put over from one side's pass into the other's, change"
-            " logits? Needed: does less of the swap happen where they are erased? Predicted: the effect in logits, to first"
-            " order. Moved: what the swap does. Where they part, to be read does not mean to be used."
-        )
-        caption = (
-            "Of each contrast what its directions at a layer carry, what of the swap needs them, and what is predicted, "
-            f"above what the swap of held-out {audit.clusters} does, in logits; dots mark evidence. Left: the error of the "
-            f"reader with its {found.level:.0%} interval over {audit.clusters}; one half is chance."
-        )
-        label, table = "What is read, used and moved", "read_used_moved"
-        plate = Plate(partial(_figure, found), label, caption, f"figures/{table}", table)
-        return Section(_TITLE, (Paragraph(text), plate, Points(found.sentences()), _table(found)))
+        return use_section(found, audit.clusters)
+
+
+def use_section(found: ReadUsedMovedResult, clusters: str) -> Section:
+    """Return the figure of all columns, what it says in words, and the table; clusters are called so."""
+    text = (
+        f"Five questions on the same held-out {clusters}. Read: does a linear classifier tell the sides apart at a"
+        " layer? Carried: do the directions by which it does, put over from one side's pass into the other's, change"
+        " logits? Needed: does less of the swap happen where they are erased? Predicted: the effect in logits, to first"
+        " order. Moved: what the swap does. Where they part, to be read does not mean to be used."
+    )
+    caption = (
+        "Of each contrast what its directions at a layer carry, what of the swap needs them, and what is predicted, "
+        f"above what the swap of held-out {clusters} does, in logits; dots mark evidence. Left: the error of the "
+        f"reader with its {found.level:.0%} interval over {clusters}; one half is chance."
+    )
+    label, table = "What is read, used and moved", "read_used_moved"
+    plate = Plate(partial(_figure, found), label, caption, f"figures/{table}", table)
+    return Section(_TITLE, (Paragraph(text), plate, Points(found.sentences()), _table(found)))
 
 
 def _figure(found: ReadUsedMovedResult) -> "Figure":
     return found.plot()
 
 
-def _numbers(found: ReadUsedMovedResult) -> DataTable:
+def use_numbers(found: ReadUsedMovedResult) -> DataTable:
+    """Return a row for each attribute, layer and score."""
     return DataTable.of_frame("read_used_moved", "each contrast at each layer for each class", found.to_pandas(), 3)
 
 
-def _finding(audit: AuditResults, found: ReadUsedMovedResult, a: int) -> Finding:
+def use_findings(found: ReadUsedMovedResult, clusters: str) -> tuple[Finding, ...]:
+    """Say for each attribute how many of the scores that it moves are shown to use what is read, and where."""
+    return tuple(_finding(found, a, clusters) for a in range(len(found.attributes)))
+
+
+def _finding(found: ReadUsedMovedResult, a: int, called: str) -> Finding:
     name, layers, targets = found.attributes[a], range(len(found.layers)), range(len(found.targets))
     said = [[found.says(a, i, t) for t in targets] for i in layers]
     used = [sum(s in {USED, UNPREDICTED, REVERSED} for s in row) for row in said]
@@ -119,7 +130,7 @@ def _finding(audit: AuditResults, found: ReadUsedMovedResult, a: int) -> Finding
     moved = found.shown("moved")[a, best]
     carried = found.shown("carried")[a, best] | found.shown("needed")[a, best]
     count, uses = int(moved.sum()), int((moved & carried).sum())
-    layer, clusters = found.layers[best], f"{found.judged[a]} held-out {audit.clusters}"
+    layer, clusters = found.layers[best], f"{found.judged[a]} held-out {called}"
     if not count:
         claim = f"{name} is not shown to move any of {len(targets)} logits on {clusters}, whatever can be read."
         return Finding(claim, _reading(found, a), see=_TITLE)
@@ -133,7 +144,7 @@ def _finding(audit: AuditResults, found: ReadUsedMovedResult, a: int) -> Finding
         evidence = words(
             f"Largest there: {found.targets[t]}, {number(float(found.moved[a, t]), sign=True)} logits, of which the "
             "directions carry ",
-            Link(f"{share:.0%}", _numbers(found).at(name, layer, found.targets[t])),
+            Link(f"{share:.0%}", use_numbers(found).at(name, layer, found.targets[t])),
             f" ({number(float(found.carried_control[a, best, t]), sign=True)} logits at random). ",
         )
     return Finding(claim, words(*evidence, *words(_reading(found, a))), see=_TITLE)
@@ -149,7 +160,7 @@ def _reading(found: ReadUsedMovedResult, a: int) -> str:
 
 
 def _table(found: ReadUsedMovedResult) -> Table:
-    numbers = _numbers(found)
+    numbers = use_numbers(found)
     rows = []
     for a, attribute in enumerate(found.attributes):
         for i, layer in enumerate(found.layers):

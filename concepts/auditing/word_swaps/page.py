@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from concepts.auditing.analyses.read_used_moved import use_findings, use_numbers, use_section
 from concepts.auditing.word_swaps.result import (
     AGREE,
     ALONE,
@@ -17,6 +18,7 @@ from concepts.auditing.word_swaps.result import (
     ranked,
 )
 from concepts.auditing.word_swaps.templates import WordingFile
+from concepts.erasure.table import ReadUsedMovedResult
 from concepts.tcav.result import TcavResult
 from probing.probes import ProbeResult
 from probing.results.figures import figure_of, style
@@ -55,13 +57,21 @@ def write_page(folder: Path, file: WordingFile, model: str) -> Report:
         model: the classifier, in words.
     """
     words = WordResult.load(folder / "words")
+    used = ReadUsedMovedResult.load(folder / "used") if (folder / "used").exists() else None
     tcav, probes = TcavResult.load(folder / "tcav"), ProbeResult.load(folder / "probes")
-    page = word_page(words, tcav, probes, file, model)
+    page = word_page(words, tcav, probes, file, model, used)
     page.save(folder / "report.html")
     return page
 
 
-def word_page(words: WordResult, tcav: TcavResult, probes: ProbeResult, file: WordingFile, model: str) -> Report:
+def word_page(
+    words: WordResult,
+    tcav: TcavResult,
+    probes: ProbeResult,
+    file: WordingFile,
+    model: str,
+    used: ReadUsedMovedResult | None = None,
+) -> Report:
     """Return the page on an audit of words, its figures yet to be drawn.
 
     Args:
@@ -70,6 +80,7 @@ def word_page(words: WordResult, tcav: TcavResult, probes: ProbeResult, file: Wo
         probes: of the hidden layers.
         file: what was asked.
         model: the classifier, in words.
+        used: what of words for groups is read, used and moves the logit, where that was measured.
     """
     data = (
         DataTable.of_frame("words", "each word's change, measured and predicted", words.to_pandas()),
@@ -84,15 +95,17 @@ def word_page(words: WordResult, tcav: TcavResult, probes: ProbeResult, file: Wo
             *_swap_findings(words),
             *(_method_finding(words, m) for m in words.listed[1:]),
             _tcav_finding(words, tcav),
+            *(use_findings(used, "templates") if used else ()),
         ),
         limits=(*file.limits, *_limits(words)),
         sections=(
             Section(_SWAPS, tuple(_swap_blocks(words, data[0]))),
             Section(_PARTED, tuple(_relation_blocks(words, data[0]))),
             Section(_LAYERS, tuple(_layer_blocks(tcav, probes, data[1]))),
+            *([use_section(used, "templates")] if used else []),
             Section("Words and templates", tuple(_material_blocks(words))),
         ),
-        data=data,
+        data=(*data, *([use_numbers(used)] if used else [])),
         colophon=(
             ("Model", model),
             ("Made", f"{words.provenance.created} by {' '.join(words.provenance.command)}"),

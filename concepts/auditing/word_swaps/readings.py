@@ -16,6 +16,9 @@ from torch import Tensor
 from concepts.auditing.word_swaps.result import SWAP, WordResult
 from concepts.auditing.word_swaps.templates import Wording, WordingFile
 from concepts.data.concept_sets import Concept
+from concepts.erasure.read_used_moved import ReadUsedMoved
+from concepts.erasure.table import ReadUsedMovedResult
+from concepts.local_vs_global.matched_pairs import MatchedConcept
 from concepts.tcav.result import TcavResult
 from concepts.tcav.sampling import Relabelled
 from concepts.tcav.tcav import Tcav
@@ -33,6 +36,7 @@ from probing.store.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]
 _CELLS = ("value", "low", "high", "p", "beyond")
+_CONTROLS = 4  # random subspaces; each takes a pass of every held-out sentence at every layer
 _TEXTS = 128  # explained by integrated gradients at a time
 
 
@@ -128,6 +132,34 @@ class WordReader:
             pool_clusters=clusters,
             input_clusters=[wording.templates[t] for _ in wording.reference for t in judge],
         )
+
+    def used(self, store: ActivationStore) -> ReadUsedMovedResult:
+        """Return, of each kind of words for groups, whether it is read off a layer, used there, and moves the logit.
+
+        A word in a template stands against a reference word in the same one, the reference words taking turns.
+        """
+        wording, statistics = self.wording, self.file.statistics
+        fit, _ = wording.divided(statistics.fit_share, statistics.seed)
+        places = range(len(wording.templates))
+
+        def concept(kind: str) -> MatchedConcept:
+            own = [w for w in wording.terms if wording.kinds[w] == kind]
+            turns = [wording.reference[(w + t) % len(wording.reference)] for w in own for t in places]
+            plain = [wording.text(w, t) for w, t in zip(turns, [t for _ in own for t in places], strict=True)]
+            negative = TextExamples(plain, self.classifier.words)
+            clusters = tuple(wording.templates[t] for _ in own for t in places)
+            return MatchedConcept(kind, wording.examples(self.classifier, own, places), negative, clusters)
+
+        kinds = list(dict.fromkeys(wording.kinds[w] for w in wording.terms))
+        method = ReadUsedMoved(
+            tuple(self.file.layers),
+            controls=_CONTROLS,
+            relabellings=statistics.relabellings,
+            level=1 - statistics.alpha,
+            seed=statistics.seed,
+        )
+        fitted_on = {wording.templates[t] for t in fit}
+        return method(store, {self.file.label: self.score}, [concept(kind) for kind in kinds], fitted_on=fitted_on)
 
     def probes(self, store: ActivationStore) -> ProbeResult:
         """Return how well each layer tells words for groups of people from ordinary ones, judged on words never seen."""

@@ -13,6 +13,7 @@ from concepts.auditing.word_swaps.page import write_page
 from concepts.auditing.word_swaps.readings import WordReader
 from concepts.auditing.word_swaps.result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
 from concepts.auditing.word_swaps.templates import Wording, WordingError, WordingFile, read_wording
+from concepts.erasure.table import ReadUsedMovedResult
 from probing.attribution.path import LayerIntegratedGradients
 from probing.data.texts import TextClassifier, WordIds
 from probing.store.store import ActivationStore
@@ -85,7 +86,7 @@ def audited(tmp_path_factory) -> tuple[WordResult, Path]:
     integrated, gap = reader.integrated()
     explained = {"LIME": reader.lime(), "integrated gradients": integrated}
     result = reader.result(reader.logits(), explained, tcav, gap)
-    for name, found in {"words": result, "tcav": tcav, "probes": probes}.items():
+    for name, found in {"words": result, "tcav": tcav, "probes": probes, "used": reader.used(store)}.items():
         found.save(out / name)
     write_page(out, file, "a planted model")
     return result, out
@@ -97,6 +98,20 @@ def test_the_swap_is_the_planted_weight_less_the_reference_words_mean(audited):
     torch.testing.assert_close(result.value[0], planted, atol=1e-6, rtol=0)
     assert result.moves()[0].tolist() == [True, True, False]  # plain is as the reference words are
     assert result.by_kind() == pytest.approx(dict.fromkeys(TEMPLATES, 3.0 / 3), abs=1e-6)
+
+
+def test_words_are_held_against_reference_words_in_the_same_sentence_at_every_layer(audited):
+    """The planted score is a sum over words: what the swap does is carried by each layer, and what is left is rounding."""
+    result, out = audited
+    used = ReadUsedMovedResult.load(out / "used")
+    assert used.attributes == ("group",)
+    assert used.layers == ("embedding", "total")
+    assert used.moved.item() == pytest.approx(float(result.value[0].mean()), abs=0.2)
+    low, high = used.moved_low.item(), used.moved_high.item()
+    assert low <= used.moved.item() <= high
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Five questions on the same held-out templates." in page
+    assert "Read, used, moved" in page
 
 
 def test_a_gap_of_nan_is_not_forgotten_over_those_that_follow(monkeypatch):
@@ -164,7 +179,7 @@ def test_the_page_is_made_of_the_saved_results_alone(audited):
     first = "2 of 3 words for groups of people move the logit of “toxic” for sure, 1 of them up"
     assert first in page
     names = {f.name for f in (out / "figures").iterdir()}
-    assert {f"{n}.{k}" for n in ("words", "agreement", "probes") for k in ("png", "pdf")} == names
+    assert {f"{n}.{k}" for n in ("words", "agreement", "probes", "read_used_moved") for k in ("png", "pdf")} == names
     assert (out / "tables" / "words.csv").read_text().count("\n") == 1 + len(TERMS)
     assert WordResult.load(out / "words").words == tuple(TERMS)
 

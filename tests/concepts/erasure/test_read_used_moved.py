@@ -210,7 +210,17 @@ def test_each_way_in_which_columns_part_has_its_words() -> None:
             predicted=sign * found.predicted,
         )
         assert made.says(0, 0, 0) == words
-        assert made.sentences()[-1] == f"planted: 2 of 2 {words}."
+        assert f"planted: 2 of 2 {words}." in made.sentences()
+
+
+def test_layers_at_which_the_prediction_is_no_measure_of_the_swap_are_named() -> None:
+    found = table(Planted(1.0), concept("planted"))
+    assert not any("what is predicted" in said for said in found.sentences())
+    for factor, named in ((0.4, True), (0.6, False), (1.9, False), (2.1, True), (-1.0, True)):
+        made = replace(found, predicted=torch.stack([found.predicted[:, 0], factor * found.predicted[:, 1]], 1))
+        assert any("planted: at second what is predicted is less" in said for said in made.sentences()) == named
+    still = replace(found, predicted=0 * found.predicted, moved_p=torch.ones(1, 1).double())
+    assert not any("what is predicted" in said for said in still.sentences())
 
 
 def test_a_result_is_a_table_a_figure_sentences_and_a_folder(tmp_path: Path) -> None:
