@@ -86,6 +86,9 @@ result = SimpleNamespace(
 striped = torch.arange(20)
 randoms = torch.arange(20, 40).expand(3, -1)
 """,
+    "concepts.tcav.calibrated:cav_sensitivities": ROWS
+    + "rows, gradients = activations, torch.randn(7, 5, generator=generator)\n"
+    + "striped, randoms = torch.arange(20), torch.arange(20, 40)",
     "concepts.tcav.cav:sort_by_concept": ROWS
     + PAIRS
     + """

@@ -17,6 +17,7 @@ from torch import nn
 
 from concepts.cli import app
 from concepts.tcav.result import TcavResult
+from concepts.tcav.sample_size import detectable
 from probing import __version__
 from probing.data.examples import TensorExamples
 from probing.models import loading, weights
@@ -250,6 +251,25 @@ def test_tcav_prints_and_saves_what_it_finds(
     assert line.split()[:4] == ["relu", "reddish", "red", "1.00"]
     assert "has the same gradient for every input" in printed
     assert f"Saved in {tmp_path / 'out'}" in printed
+
+
+def test_tcav_plans_without_concepts_and_saves_nothing(
+    tcav_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = tcav_arguments.index("--concept"), tcav_arguments.index("--out")
+    bare = [word for i, word in enumerate(tcav_arguments) if i not in {at[0], at[0] + 1, at[1], at[1] + 1}]
+    assert app.main([*bare, "--plan", "--size", "9", "--size", "30", "--draws", "10"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("relu")]
+    assert [line[:3] for line in lines] == [["relu", "red", "9"], ["relu", "red", "30"]]
+    assert [line[4] for line in lines] == [f"{detectable(n, 0.8, 0.05):.2f}" for n in (9, 30)]
+    assert {line[6] for line in lines} == {"0%"}  # one gradient for every input: signs tell nothing
+    assert not (tmp_path / "out").exists()
+    assert app.main(bare) == 2
+    assert "name one by --concept NAME=DIR, or plan by --plan." in one_line(capsys)
+    assert app.main(tcav_arguments[: at[1]] + tcav_arguments[at[1] + 2 :]) == 2
+    assert "name a folder by --out DIR." in one_line(capsys)
+    assert app.main([*bare, "--plan", "--power", "0.01"]) == 2
+    assert "power must lie between the level of a test, 0.05, and 1, got 0.01" in one_line(capsys)
 
 
 def test_tcav_draws_by_the_seed(tcav_arguments: list[str], tmp_path: Path) -> None:
