@@ -1,3 +1,4 @@
+from .code_maps import AtomCodes as AtomCodes
 from .dictionary import Dictionary as Dictionary
 from .discovery import Discovery as Discovery
 from .learners import (

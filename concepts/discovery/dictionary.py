@@ -56,6 +56,9 @@ class Nearest:
 class NonNegative:
     """Least squares under codes of 0 or more, by coordinate descent on the atoms' products.
 
+    Differentiable in rows, by the optimum's conditions and not through the descent: codes above 0 are least squares on
+    their atoms alone, and those at 0 stay there.
+
     Attributes:
         sweeps: over all atoms, at most.
         tolerance: largest change of a code in a sweep, as a share of the largest code, at which it ends.
@@ -65,13 +68,23 @@ class NonNegative:
     tolerance: float = 1e-6
 
     def __call__(self, rows: Float[Tensor, "rows m"], atoms: Float[Tensor, "atoms m"]) -> Float[Tensor, "rows atoms"]:
-        gram, cross = doubled(atoms @ atoms.mT), doubled(atoms @ rows.mT)
-        codes = torch.zeros_like(cross)
-        for _ in range(self.sweeps):
-            change = sweep(codes, cross, gram)
-            if change <= self.tolerance * float(codes.abs().max()):
-                break
-        return codes.mT.to(rows)
+        with torch.no_grad():
+            gram, cross = doubled(atoms @ atoms.mT), doubled(atoms @ rows.mT)
+            codes = torch.zeros_like(cross)
+            for _ in range(self.sweeps):
+                change = sweep(codes, cross, gram)
+                if change <= self.tolerance * float(codes.abs().max()):
+                    break
+            found = codes.mT.to(rows)
+        if not (torch.is_grad_enabled() and rows.requires_grad):
+            return found
+        with torch.no_grad():
+            on = (found > 0).double().to(gram.device)
+            own = on[:, :, None] * gram * on[:, None] + torch.diag_embed(1 - on)
+            inverse: Tensor = (torch.linalg.pinv(own, hermitian=True) * on[:, :, None] * on[:, None]).to(rows)
+        # In value 0; its gradient is that of the codes.
+        moved: Tensor = (inverse @ ((rows - rows.detach()) @ atoms.detach().mT)[:, :, None])[:, :, 0]
+        return found + moved
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,9 @@ result = SimpleNamespace(
 )
 """
     ),
+    "concepts.discovery.code_maps:AtomCodes": (
+        "from concepts.discovery import SemiNmf, read_rows\nfrom probing.attribution import Saliency"
+    ),
     "concepts.tcav.cav:fit_cavs": ROWS
     + PAIRS
     + """
