@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, one_tensor
 from probing.data.examples import Examples, Subset, as_examples
-from probing.models.geometry import Layout, channel_axis
+from probing.models.geometry import Layout
 from probing.models.hooks import takes_masks
 from probing.models.layers import resolve, split_call
 from probing.models.loading import Model, module_of
-from probing.models.runner import Pool
 from probing.store.store import ActivationStore
 
 Places = Literal["each", "mean"]
@@ -149,7 +148,7 @@ def read_rows(
     resolve(model, split_call(layer)[0])  # a glob may name several
     one = examples.load([0])
     if places == "mean":
-        pooled = store.activations(model, [layer], examples, pool=pool_of(model, one, layer))[layer]
+        pooled = store.activations(model, [layer], examples, pool="mean")[layer]
         return LayerRows(pooled.cpu().flatten(1).float(), len(examples), None)
     cells, values = None, torch.empty(0)
     for start in range(0, len(examples), _AT_ONCE):
@@ -162,12 +161,6 @@ def read_rows(
         first = start * (len(rows) // len(some))
         values[first : first + len(rows)] = rows
     return LayerRows(values, len(examples), cells)
-
-
-def pool_of(model: nn.Module, one: Batch, layer: str) -> Pool:
-    """Return how a layer's outputs are averaged over places, given an example."""
-    last = isinstance(one, Tensor) and one.ndim == 4 and channel_axis(model, one, layer) == -1
-    return "mean_last" if last else "mean"
 
 
 def _empty(rows: int, features: int) -> Float[Tensor, "rows features"]:

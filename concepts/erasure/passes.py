@@ -10,7 +10,7 @@ from concepts.erasure.eraser import ErasureError
 from probing.core.inputs import Batch
 from probing.data.examples import ExampleSet
 from probing.models.calling import run
-from probing.models.geometry import channel_axis
+from probing.models.geometry import units_axis
 from probing.models.gradients import frozen_parameters
 from probing.models.hooks import Edit, capture, edit
 from probing.models.precision import device_of
@@ -68,12 +68,12 @@ def feature_axis(model: nn.Module, one: Batch, layer: str, axes: int) -> int:
     """Return which axis of a layer's output holds features, of as many axes as it has.
 
     Raises:
-        ErasureError: for a layer of a series, of which it is not known whether channels come before time.
+        ErasureError: for a layer whose axes don't tell.
     """
-    if axes == 3 and one.ndim == 3 and one.is_floating_point():
+    known, axis = units_axis(model, one, layer)
+    if known == axes and axis is None:
         raise ErasureError(
-            f"layer {layer!r} returns three axes for a series, and which of them holds channels is not known here: name a "
-            "layer behind its pooling."
+            f"layer {layer!r} returns {axes} axes, and which of them holds channels can't be told: name a layer behind its "
+            "pooling."
         )
-    last = one.ndim == 4 and channel_axis(model, one, layer) == -1
-    return -1 if last or axes in {2, 3} else 1
+    return axis if known == axes and axis is not None else -1 if axes in {2, 3} else 1

@@ -100,12 +100,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Ran:
-    """One call of a layer in a forward pass: the shape of its output, and where its cells lie if that is known."""
+    """One call of a layer in a forward pass: the shape of its output, and where its cells lie if that is known.
+
+    `windowed` tells that a convolution or pooling made it, of the input or of something else.
+    """
 
     layer: str
     call: int
     shape: tuple[int, ...]
     grid: Grid | None
+    windowed: bool = False
 
     def geometry(self, size: tuple[int, ...]) -> Geometry:
         """Return where the cells of a map `[n, c, h, w]` lie in an input of a size."""
@@ -152,6 +156,40 @@ def channel_axis(model: nn.Module, inputs: Batch, layer: str) -> int | None:
         return _told_axis(own, size)
     key = ("channel axis", layer, kind_of(inputs))
     return remembered(model, key, lambda: _measured_axis(model, inputs[:1], layer))
+
+
+def units_axis(model: nn.Module, inputs: Batch, layer: str) -> tuple[int, int | None]:
+    """Return how many axes a layer's output has, and which holds units where others are places: 1 or -1, None if unknown.
+
+    Of images it is `channel_axis`, or else the first. Three axes are tokens `[n, t, units]`, unless a convolution or pooling
+    along one axis made them, and five are volumes `[n, units, d, h, w]`. What follows a convolution, as in a transformer
+    behind one, has as many places as it had, or a whole share of them: where that fits both ways or neither, it is unknown.
+
+    Args:
+        model: in evaluation mode.
+        inputs: one example or more, of which the first is passed.
+        layer: an address.
+    """
+    ran = layers_run(model, inputs)
+    own = _call_of(ran, layer)
+    if own is None or len(own.shape) not in {3, 5}:
+        axes = 0 if own is None else len(own.shape)
+        return axes, -1 if axes == 2 else channel_axis(model, inputs, layer) or 1
+    axes = len(own.shape)
+    if own.windowed:
+        return axes, 1
+    before = {r.shape[2:] for r in ran if r.windowed and len(r.shape) == axes}
+    if not before or (axes == 3 and inputs.ndim == 4):
+        return axes, -1 if axes == 3 else 1
+    first, last = (any(_shares(cells, known) for known in before) for cells in (own.shape[2:], own.shape[1:-1]))
+    return axes, None if first == last else 1 if first else -1
+
+
+def _shares(cells: Sequence[int], before: Sequence[int]) -> bool:
+    """Whether so many places, some tokens before them aside, may be made of places of a convolution."""
+    if len(cells) == 1:
+        return 0 <= cells[0] - before[0] <= MOST_PREFIXES
+    return all(known % count == 0 for count, known in zip(cells, before, strict=True))
 
 
 def map_size(ran: Ran, size: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -430,7 +468,10 @@ def _observed(copy: nn.Module, inputs: Batch) -> tuple[Ran, ...]:
 
     def ended(layer: str, out: object) -> None:
         for part, tensor in parts_of(out):
-            ran.append(Ran(layer + part, calls[layer], tuple(tensor.shape), centres.of(tensor)))
+            grid = centres.of(tensor)
+            known = grid if grid is not None and not math.isnan(grid.start[0]) else None
+            windowed = grid is not None and grid.windowed
+            ran.append(Ran(layer + part, calls[layer], tuple(tensor.shape), known, windowed))
         calls[layer] += 1
 
     if inputs.ndim in {3, 4, 5}:
@@ -472,8 +513,12 @@ class _Centres(TorchFunctionMode):
         return out
 
     def _after(self, name: str, args: tuple[object, ...], named: dict[str, object], out: Tensor) -> Grid | None:
-        sources = [t for t in _tensors((*args, *named.values())) if id(t) in self._known and t.ndim == out.ndim]
+        tensors = _tensors((*args, *named.values()))
+        sources = [t for t in tensors if id(t) in self._known and t.ndim == out.ndim]
         if not sources:
+            first = tensors[0].ndim if tensors else 0
+            if out.ndim == first and out.ndim != 4 and name in _ALONG_PLACES:  # of what is no input
+                return Grid((math.nan,) * (out.ndim - 2), (math.nan,) * (out.ndim - 2), windowed=True)
             return None
         source, grid = self._known[id(sources[0])]
         if name in _WINDOWS:
@@ -512,6 +557,7 @@ for _axes in ("1d", "2d", "3d"):
         f"max_pool{_axes}": (*_POOL, "dilation"),
         f"avg_pool{_axes}": _POOL,
     }
+_ALONG_PLACES = {*_WINDOWS, *(f"adaptive_{kind}_pool{axes}d" for kind in ("avg", "max") for axes in (1, 3))}
 
 
 def _arguments(names: Sequence[str], args: Sequence[object], named: dict[str, object]) -> dict[str, object]:

@@ -19,10 +19,11 @@ from probing.models.precision import Precision, Prepared
 from probing.models.readings import OutputError
 from probing.models.scores import Score
 
-Pool = Literal["none", "mean", "mean_last"]
-"""What is kept of a layer's output: all of it; its mean over positions, for maps `[n, c, h, w]` and
-tokens `[n, tokens, features]`; or the mean over all axes but the first and last, for maps with
-channels last. Of texts the mean is one over tokens, where modules of the model are told by a mask of padding.
+Pool = Literal["none", "mean", "mean_last", "mean_first"]
+"""What is kept of a layer's output: all of it; its mean over positions, of maps `[n, c, h, w]`, series, volumes and tokens
+`[n, tokens, features]`; or, where a layer's own axes don't tell which of them are positions, the mean over all axes but the
+first and last, or but the first two. Of texts the mean is one over tokens, where modules of the model are told by a mask of
+padding.
 
 The pooled *gradient* is the sum over positions: the change of the score when every position moves
 alike, which is its derivative with respect to the mean."""
@@ -234,7 +235,7 @@ def pooled(values: Tensor, pool: Pool, *, read: Tensor | None = None, total: boo
         values = values.float()
     if values.ndim == 2:  # features without positions
         return values
-    tokens = pool == "mean_last" or values.ndim == 3
+    tokens = pool == "mean_last" or (values.ndim == 3 and pool != "mean_first")
     axes = tuple(range(1, values.ndim - 1)) if tokens else tuple(range(2, values.ndim))
     if read is not None:
         whole = values.masked_fill(~read.to(values.device)[:, :, None], 0).sum(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, one_tensor
 from probing.data.examples import ExampleSet
-from probing.models.geometry import channel_axis
+from probing.models.geometry import units_axis
 from probing.models.layers import expand, resolve, split_call
 from probing.models.model_cache import unchanged
 from probing.models.precision import device_of
@@ -33,18 +33,19 @@ class ProbeLayerError(ProbingError, LookupError):
 class LayerShape:
     """A layer to probe: its path, what it returns for one example, and how that is reduced.
 
-    Maps have their channels first here, also where the layer returns them `last`.
+    Maps have their channels first here, and series last as tokens have them, also where the layer returns them `turned`.
     """
 
     path: str
     shape: tuple[int, ...]
     reduction: Reduction
-    last: bool = False
+    turned: bool = False
 
     def reduced(self, outputs: Float[Tensor, "k *shape"]) -> Float[Tensor, "k m"]:
         """Reduce rows as the store returns them."""
-        turned = self.last and outputs.ndim == 4
-        return self.reduction(outputs.movedim(-1, 1) if turned else outputs)
+        if not self.turned or outputs.ndim < 3:
+            return self.reduction(outputs)
+        return self.reduction(outputs.mT if outputs.ndim == 3 else outputs.movedim(-1, 1))
 
     @property
     def features(self) -> int:
@@ -98,7 +99,7 @@ class Reader:
             shapes[path] = output
         with unchanged(model):
             return tuple(
-                self._shaped(path, shape, len(examples), last=_has_last(model, first, path, shape))
+                self._shaped(path, shape, len(examples), turned=_is_turned(model, first, path))
                 for path, shape in shapes.items()
             )
 
@@ -131,8 +132,8 @@ class Reader:
         if group:
             yield group
 
-    def _shaped(self, path: str, shape: tuple[int, ...], examples: int, *, last: bool) -> LayerShape:
-        layer = LayerShape(path, (shape[-1], *shape[:-1]) if last else shape, self.reduction, last)
+    def _shaped(self, path: str, shape: tuple[int, ...], examples: int, *, turned: bool) -> LayerShape:
+        layer = LayerShape(path, (shape[-1], *shape[:-1]) if turned else shape, self.reduction, turned)
         if layer.features > self.most and self.oversized is not None:
             layer = replace(layer, reduction=self.oversized)
         refuse_size(path, layer.features, examples, self.most)
@@ -178,9 +179,12 @@ def _paths(model: nn.Module, patterns: Sequence[str] | None, first: Batch) -> li
     return leaves
 
 
-def _has_last(model: nn.Module, first: Batch, path: str, shape: tuple[int, ...]) -> bool:
-    maps = path != INPUT and len(shape) == 3 and first.ndim == 4
-    return maps and channel_axis(model, first, path) == -1
+def _is_turned(model: nn.Module, first: Batch, path: str) -> bool:
+    """Whether a layer returns maps with channels last, or a series with channels first."""
+    if path == INPUT:
+        return False
+    axes, axis = units_axis(model, first, path)
+    return axis == (1 if axes == 3 else -1) and axes > 2
 
 
 def _batches(

@@ -9,13 +9,13 @@ from probing.core.content_ids import is_sharded
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, Inputs, not_one_tensor, row_ids
 from probing.data.examples import Examples, ExampleSet, as_examples, refuse_random
-from probing.models.geometry import channel_axis
+from probing.models.geometry import units_axis
 from probing.models.layers import expand
 from probing.models.loading import Model, module_of
 from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
 from probing.models.readings import Reading
-from probing.models.runner import Pool
+from probing.models.runner import Pool, PoolError
 from probing.models.scores import Score, refuse_training
 from probing.models.summary import calls
 from probing.store.shards import Space
@@ -170,11 +170,27 @@ class Job:
 def _pools(model: nn.Module, layers: Sequence[str], examples: ExampleSet, pool: Pool) -> dict[str, Pool]:
     """Return what a pooling means at each layer: a mean is one over places, whichever axes these are."""
     pools = dict.fromkeys(layers, pool)
-    one = examples.load([0]) if pool == "mean" else None
-    if one is not None and one.ndim == 4:
-        last = [layer for layer in layers if channel_axis(model, one, layer) == -1]
-        pools |= dict.fromkeys(last, "mean_last")
-    return pools
+    if pool != "mean":
+        return pools
+    one = examples.load([0])
+    return {layer: pool_of(model, one, layer) for layer in layers}
+
+
+def pool_of(model: nn.Module, one: Batch, layer: str) -> Pool:
+    """Return how a layer's outputs are averaged over places, given an example.
+
+    Raises:
+        PoolError: if its axes don't tell which of them are places.
+    """
+    axes, axis = units_axis(model, one, layer)
+    if axis is None:
+        raise PoolError(
+            f"of what layer {layer!r} returns it can't be told which axes are places: say whether units come last or first, by "
+            "pool='mean_last' or 'mean_first'."
+        )
+    if axes == 3:
+        return "mean" if axis == -1 else "mean_first"
+    return "mean_last" if axis == -1 and axes > 3 else "mean"
 
 
 def _refuse_sharded(model: nn.Module) -> None:

@@ -17,10 +17,11 @@ from concepts.discovery.discovery import Discovery
 from concepts.discovery.learners import SemiNmf
 from concepts.discovery.page import atom_pictures
 from concepts.discovery.result import DiscoveryResult
-from concepts.discovery.rows import IN_MEMORY, Places, pool_of
+from concepts.discovery.rows import IN_MEMORY, Places
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.inputs import one_tensor
 from probing.data.examples import Subset
+from probing.models.runner import Pool
 from probing.models.geometry import layers_run
 from probing.models.layers import split_call
 from probing.probes import untrained_copy
@@ -79,7 +80,7 @@ class Atoms:
         data, layer, model = _data(material), material.layers[-1], material.loaded.model
         one = one_tensor(data.load([0]))
         bare = untrained_copy(model, material.file.statistics.seed, example=one)
-        pool = "none" if _places(material) == "each" else pool_of(model, one, layer)
+        pool: Pool = "none" if _places(material) == "each" else "mean"
         return tuple(Request(each, (layer,), data, pool) for each in (model, bare))
 
     def measure(self, material: Material, store: ActivationStore) -> AttributeAtoms:

@@ -321,7 +321,7 @@ def _falls(
             i, k = row // channels, row % channels
             points = output[i].movedim(axis, 1)  # a copy, so it may be written to
             points[torch.arange(len(row)), k] = 0
-            found[i, k] = value[i] - passes.values(points.movedim(1, axis), i)
+            found[i, k] = value[i] - passes.values(points.movedim(1, axis), i).to(value)
             meter.advance(len(row))
     reading.passes.n_forward = passes.n_forward
     return found

@@ -128,12 +128,30 @@ def test_maps_and_tokens_are_erased_at_every_place(tokens: bool) -> None:
     assert found.rank == (1,)
 
 
-def test_a_layer_of_a_series_is_refused_where_its_channels_are_not_known() -> None:
+def test_a_layer_of_a_series_is_erased_by_its_channels() -> None:
     net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)).double().eval()
     x, kinds = torch.rand(20, 2, 5, dtype=torch.float64), ["old", "new"] * 10
-    with pytest.raises(ErasureError, match="which of them holds channels is not known"):
-        Erasure("0")(ActivationStore(), {"score": Score(net, 1)}, x, kinds)
-    assert Erasure("2", controls=1)(ActivationStore(), {"score": Score(net, 1)}, x, kinds).rank == (1,)
+    along, pooled = (Erasure(n, controls=1)(ActivationStore(), {"score": Score(net, 1)}, x, kinds) for n in ("0", "2"))
+    assert along.rank == (1,)
+    assert torch.allclose(along.slope, pooled.slope)  # the mean over time is all that the head reads
+
+
+class Turned(nn.Module):
+    """As many units as places, behind a transposition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after, self.head = nn.Conv1d(2, 5, 1), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.after(self.conv(x).mT).mean(1))
+
+
+def test_a_layer_of_a_series_is_refused_where_its_channels_are_not_known() -> None:
+    net = Turned().double().eval()
+    x, kinds = torch.rand(20, 2, 5, dtype=torch.float64), ["old", "new"] * 10
+    with pytest.raises(ErasureError, match="which of them holds channels can't be told"):
+        Erasure("after")(ActivationStore(), {"score": Score(net, 1)}, x, kinds)
 
 
 def test_a_continuous_attribute_is_a_slope_per_unit() -> None:
