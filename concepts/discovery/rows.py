@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
-from probing.core.inputs import Batch, one_tensor
+from probing.core.inputs import one_tensor
 from probing.data.examples import Examples, Subset, as_examples
 from probing.models.geometry import Layout
 from probing.models.hooks import takes_masks

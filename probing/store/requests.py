@@ -185,8 +185,8 @@ def pool_of(model: nn.Module, one: Batch, layer: str) -> Pool:
     axes, axis = units_axis(model, one, layer)
     if axis is None:
         raise PoolError(
-            f"of what layer {layer!r} returns it can't be told which axes are places: say whether units come last or first, by "
-            "pool='mean_last' or 'mean_first'."
+            f"of what layer {layer!r} returns it can't be told which axes are places: say whether units come last or first, "
+            "by pool='mean_last' or 'mean_first'."
         )
     if axes == 3:
         return "mean" if axis == -1 else "mean_first"
