@@ -49,7 +49,8 @@ _PLACES = _by_name(
         "probing.attribution.path": "ExpectedGradients IntegratedGradients LayerIntegratedGradients",
         "probing.attribution.perturbation.regression": "Lasso Ridge:RidgeSurrogate",
         "probing.attribution.lrp.rules": "AlphaBeta Epsilon Flat:FlatRule Gamma Pass WSquare ZBox ZPlus",
-        "probing.attribution.perturbation.superpixels": "Each EachToken Given Grid:GridParts Quickshift Slic",
+        "probing.attribution.perturbation.superpixels": "Blocks Each EachToken Given Grid:GridParts Quickshift Separate "
+        "Slic",
         "probing.attribution.perturbation.surrogate": "ExactShapley KernelShap Local:LocalSurrogate",
         "probing.evaluation.axioms": "AxiomTable Check Completeness Dummy ImplementationInvariance InputShift Linearity "
         "SensitivityA Symmetry",

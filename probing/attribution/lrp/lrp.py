@@ -62,7 +62,8 @@ class LRP(LocalMethod):
     sigmoid gates count as constants; products of two activations share it in halves and a softmax inside the network
     passes gradient × input (AttnLRP, Achtibat et al. 2024). What has no rule is refused by module and operation.
 
-    Of token ids, the layer that looks them up is the first one; what it returns gets the relevance.
+    Of token ids, the layer that looks them up is the first one; what it returns gets the relevance. Rows of features have no
+    first layer in that sense either: a rule for pixels would give each the same share.
 
     It takes class scores in every unit, and of readings those that are a sum of the model's outputs, each times a number: a
     column, a label's logit, a token's or the difference of two, a pixel, a region. Others are refused.
@@ -170,7 +171,8 @@ class LRP(LocalMethod):
         return Walked.join([some(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
 
     def _propagate(self, score: Score, inputs: Tensor, tap: "LayerTap | None") -> "Walked":
-        deep = score.beside is not None and bool(score.beside.layers)
+        # What is looked up for ids, and a table's features, are no pixels, which the first layer's rule is for.
+        deep = inputs.ndim == 2 if score.beside is None else bool(score.beside.layers)
         tape = Tape(score.model, inputs.clone(), lambda points: run(score.model, score.given(points)), deep)
         with naming_inputs(score.model, inputs), nullcontext() if tap is None else tap.noting(tape):
             output = tape.record()

@@ -19,7 +19,7 @@ from probing.attribution.perturbation.parts import (
     Words,
     fillings,
 )
-from probing.attribution.perturbation.superpixels import EachToken, Segmentation, Slic
+from probing.attribution.perturbation.superpixels import Blocks, Segmentation, Separate, Slic, usual_parts
 from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
@@ -57,7 +57,9 @@ class LIME(LocalMethod):
     coefficients, split-half; NaN as R²), `coalitions` (used), `flat_parts` (of one colour, which something else than
     their mean hides: see `PartMean`), `unhidden_parts` (that look the same when hidden).
 
-    Of token ids each token that is read is a part, and hidden ones show zero where they are looked up.
+    Superpixels are for images. What else is explained is cut, if nothing is said, into the tokens that are read, single
+    features, or blocks of a series or a volume; of several inputs each by itself. Hidden tokens, features, and parts of one
+    of several inputs show zero, tokens where they are looked up.
 
     Attributes:
         parts: how inputs are cut.
@@ -85,9 +87,9 @@ class LIME(LocalMethod):
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
         beside = score.beside
-        if beside is not None and beside.layers and len(beside.names) == 1 and self.parts == SUPERPIXELS:
-            tokens = replace(self, parts=EachToken(), hidden=ZERO if self.hidden == PART_MEAN else self.hidden)
-            return tokens.explain(score, inputs)
+        if self.parts == SUPERPIXELS and (usual := _usual(score, inputs)) != SUPERPIXELS:
+            flat = self.hidden == PART_MEAN and not isinstance(usual, Blocks)  # a value alone is its own mean
+            return replace(self, parts=usual, hidden=ZERO if flat else self.hidden).explain(score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
             placed = inputs.to(passes.device)
@@ -126,6 +128,17 @@ class LIME(LocalMethod):
         }
         score = torch.tensor([f.score for f in found], dtype=torch.float64).to(inputs)
         return passes.attribution(self, inputs, values, score, diagnostics=diagnostics)
+
+
+def _usual(score: Score, inputs: Tensor) -> Segmentation:
+    """Return how inputs are cut where superpixels were not asked for but are the default."""
+    beside = score.beside
+    if beside is None:
+        return usual_parts(inputs.ndim)
+    tokens = tuple(name in beside.layers for name in beside.names)
+    if len(beside.names) > 1:
+        return Separate(beside.shapes, tokens)
+    return usual_parts(inputs.ndim, tokens=tokens[0])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Ways to cut images, and other tensors, into parts."""
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -186,6 +187,65 @@ class EachToken:
     def __call__(self, inputs: Float[Tensor, "n tokens features"]) -> Int[Tensor, "n tokens features"]:
         """Return labels."""
         return torch.arange(inputs.shape[1], device=inputs.device)[:, None].expand(inputs.shape)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Parts of equal size, up to a place, along every axis of a series, an image or a volume `[n, c, *size]`.
+
+    Attributes:
+        segments: about how many; fewer if they would get less than two places along an axis.
+    """
+
+    segments: int = 50
+
+    def __call__(self, inputs: Float[Tensor, "n channels *size"]) -> Int[Tensor, "n 1 *size"]:
+        """Return labels.
+
+        Raises:
+            InputError: for inputs without places, or fewer than one segment.
+        """
+        size = inputs.shape[2:]
+        if not size or self.segments < 1:
+            raise InputError(
+                f"Blocks needs inputs [n, c, *size] and one segment or more, got shape {tuple(inputs.shape)} and "
+                f"{self.segments} segments: for features use Each()."
+            )
+        labels = torch.zeros(size, dtype=torch.long, device=inputs.device)
+        for axis, length in enumerate(size):
+            count = max(1, min(length // 2, round(self.segments ** (1 / len(size)))))
+            along = torch.arange(length, device=inputs.device) * count // length
+            labels = labels * count + along.view(-1, *[1] * (len(size) - axis - 1))
+        return labels.expand(len(inputs), 1, *size)
+
+
+@dataclass(frozen=True)
+class Separate:
+    """Each of several inputs, which lie one after the other in a row, is cut as it would be alone; no part has two of them.
+
+    Attributes:
+        shapes: of each input of one example.
+        tokens: which of them are tokens `[tokens, features]`.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    tokens: tuple[bool, ...]
+
+    def __call__(self, inputs: Float[Tensor, "n points"]) -> Int[Tensor, "n points"]:
+        """Return labels."""
+        found, used = [], torch.zeros(len(inputs), 1, dtype=torch.long, device=inputs.device)
+        values = inputs.split([math.prod(shape) for shape in self.shapes], 1)
+        for part, shape, tokens in zip(values, self.shapes, self.tokens, strict=True):
+            own = part.reshape(-1, *shape)
+            labels = usual_parts(own.ndim, tokens=tokens)(own).expand(own.shape).flatten(1) + used
+            found.append(labels)
+            used = labels.amax(1, keepdim=True) + 1
+        return torch.cat(found, 1)
+
+
+def usual_parts(axes: int, *, tokens: bool = False) -> Segmentation:
+    """Return how inputs of so many axes are cut if nothing is said: images, tokens, features, or series and volumes."""
+    return EachToken() if tokens else {2: Each(), 4: Slic()}.get(axes) or Blocks()
 
 
 def _refuse_other_than_images(inputs: Shaped[Tensor, "n *shape"], name: str) -> None:

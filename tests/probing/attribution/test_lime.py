@@ -19,7 +19,7 @@ from probing.attribution.baselines import Blurred, Constant, Samples, Uniform
 from probing.attribution.perturbation.lime import LIME, TextAttribution, TextLIME
 from probing.attribution.perturbation.parts import Occurrences, PartMean, TensorParts, Words
 from probing.attribution.perturbation.regression import Lasso, LeastSquares, Ridge, select
-from probing.attribution.perturbation.superpixels import Each, Given, Grid
+from probing.attribution.perturbation.superpixels import Blocks, Each, Given, Grid
 from probing.attribution.perturbation.surrogate import (
     Contributions,
     ExactShapley,
@@ -27,7 +27,8 @@ from probing.attribution.perturbation.surrogate import (
     Local,
     every_coalition,
 )
-from probing.core.inputs import InputError
+from probing.core.inputs import InputError, Inputs
+from probing.models.explained import split_points
 from probing.models.precision import Precision
 from probing.models.readings import OutputError
 from probing.models.scores import Score, TargetError
@@ -404,7 +405,65 @@ def test_what_cannot_be_explained_is_refused(method: LIME, message: str, generat
 
 def test_inputs_that_are_no_images_are_refused_by_image_segmentations() -> None:
     with pytest.raises(InputError, match="for features use Each"):
-        LIME()(Score(nn.Linear(4, 2).eval(), 0), torch.ones(1, 4))
+        LIME(parts=NINE)(Score(nn.Linear(4, 2).eval(), 0), torch.ones(1, 4))
+
+
+def test_features_are_parts_of_their_own_if_nothing_is_said(generator: torch.Generator) -> None:
+    net, x = nn.Linear(4, 2).double().eval(), torch.randn(3, 4, generator=generator, dtype=torch.double)
+    found = LIME(surrogate=KernelShap())(Score(net, 1), x)
+    torch.testing.assert_close(found.values, (net.weight[1] * x).detach())
+
+
+@pytest.mark.parametrize("size", [(20,), (4, 6, 8)], ids=["series", "volume"])
+def test_series_and_volumes_are_cut_into_blocks(size: tuple[int, ...], generator: torch.Generator) -> None:
+    """Of a linear score each block contributes what its weights make of its difference from what hides it."""
+
+    class Weighed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * weights).flatten(1).sum(1, keepdim=True)
+
+    weights = torch.randn(2, *size, generator=generator, dtype=torch.double)
+    x = torch.randn(1, 2, *size, generator=generator, dtype=torch.double)
+    labels = Blocks(8)(x)
+    assert labels.shape == (1, 1, *size)
+    sizes = torch.bincount(labels.flatten())
+    assert len(sizes) == 8
+    assert sizes.max() - sizes.min() <= math.prod(size) // 8
+    method = LIME(parts=Blocks(8), hidden=Constant((0.5,)), surrogate=KernelShap(), precision=DOUBLE)
+    found = method(Score(Weighed().eval(), 0), x)
+    own = torch.stack([((x - 0.5) * weights * (labels == b)).sum() for b in range(8)])
+    torch.testing.assert_close(found.values[:, 0], own[labels[:, 0]])
+    usual = LIME(surrogate=Local(100))(Score(Weighed().eval(), 0), x)
+    assert torch.equal(usual.diagnostics["parts"].expand(x.shape), Blocks()(x).expand(x.shape))
+
+
+def test_several_inputs_are_cut_each_by_itself(generator: torch.Generator) -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.dense = nn.Embedding(9, 5), nn.Linear(3, 1, bias=False)
+
+        def forward(self, image: Tensor, measured: Tensor, input_ids: Tensor) -> Tensor:
+            seen = image[:, :, :8].sum((1, 2, 3)) - 2 * image[:, :, 8:].sum((1, 2, 3))
+            return seen[:, None] + self.dense(measured) + self.table(input_ids).sum((1, 2))[:, None]
+
+    net = Views().double().eval()
+    ids = torch.tensor([[1, 4, 2], [5, 6, 7]])
+    measured = torch.randn(2, 3, generator=generator, dtype=torch.double)
+    pixels = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.double)
+    given = Inputs({"image": pixels, "measured": measured, "input_ids": ids})
+    found = LIME(surrogate=KernelShap(), precision=DOUBLE)(Score(net, 0), given)
+    parts = found.parts()
+    labels = split_points(found.diagnostics["parts"], found.input_names, found.input_shapes)
+    of = [set(labels[n][0].flatten().tolist()) for n in found.input_names]
+    assert not set.intersection(*of)
+    assert sum(map(len, of)) == len(set.union(*of))
+    torch.testing.assert_close(parts["measured"], measured * net.dense.weight.detach())
+    looked_up = net.table(ids).detach().sum(2, keepdim=True)
+    torch.testing.assert_close(parts["input_ids"], looked_up.expand(-1, -1, 5))
+    superpixel = labels["image"][0] == labels["image"][0, 0, 0, 0]
+    signs = torch.where(torch.arange(16) < 8, 1.0, -2.0).double()[:, None]
+    torch.testing.assert_close(parts["image"][0, 0, 0, 0], (pixels[0] * signs)[superpixel].sum())
 
 
 # --- texts ---

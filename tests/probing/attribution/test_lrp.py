@@ -990,3 +990,11 @@ def test_rules_agree_with_zennit(rule: Rule, name: str, arguments: dict[str, obj
         _, expected = explained(x.clone(), torch.eye(3, dtype=torch.float64)[[1] * len(x)])
     ours = PerLayer({"Conv2d": rule}, Uniform(Epsilon()))
     close(explain(net, x, ours, target=1, start="one").values, expected, 1e-8)
+
+
+def test_features_of_a_table_get_no_rule_for_pixels() -> None:
+    net = nets.seeded(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))).double()
+    x = torch.randn(3, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    default, plain = (LRP(composite)(Score(net, 1), x) for composite in (EpsilonPlusFlat(), EpsilonPlus()))
+    torch.testing.assert_close(default.values, plain.values)
+    assert (default.values.std(1) > 1e-3).all()  # a flat rule would give all the same
