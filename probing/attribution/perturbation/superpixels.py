@@ -245,7 +245,8 @@ class Separate:
 
 def usual_parts(axes: int, *, tokens: bool = False) -> Segmentation:
     """Return how inputs of so many axes are cut if nothing is said: images, tokens, features, or series and volumes."""
-    return EachToken() if tokens else {2: Each(), 4: Slic()}.get(axes) or Blocks()
+    known: dict[int, Segmentation] = {2: Each(), 4: Slic()}
+    return EachToken() if tokens else known.get(axes, Blocks())
 
 
 def _refuse_other_than_images(inputs: Shaped[Tensor, "n *shape"], name: str) -> None:
