@@ -1,5 +1,6 @@
 """Network dissection: which units of a network pick out things that people have names for."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from concepts.dissection.two_passes import (
 from concepts.dissection.unit_masks import Upsampling
 from probing.attribution.base import Demand
 from probing.core.content_ids import content_id, model_id
+from probing.core.inputs import Inputs
 from probing.models.geometry import Layout
 from probing.models.layers import expand
 from probing.models.loading import Model, module_of
@@ -40,6 +42,8 @@ from probing.store.shares import Share
 from probing.store.store import ActivationStore
 
 _FLOAT32 = Precision()
+_READ = 256
+"""Texts whose masks are looked at together."""
 _CHECKED = 16
 """Images whose labels are looked at again before counts that were left in a folder are believed."""
 
@@ -58,7 +62,7 @@ class Dissection:
     none when the rows are there already.
 
     Attributes:
-        layers: paths or globs of layers that return maps, or tokens of patches.
+        layers: paths or globs of layers that return maps of images, series or volumes, or tokens of patches or texts.
         protocol: which published procedure is followed.
         min_iou: least IoU of a detector.
         rotation: dissects rotated units, as a control; the layer's own if None.
@@ -177,10 +181,11 @@ class Dissection:
     def lenses(self, model: nn.Module, scenes: Scenes) -> list[Lens]:
         """Return how the outputs of each layer asked for become units' maps, and these label cells."""
         one = scenes.examples.load([0])
+        _refuse_padding(scenes)
         lenses = []
         for layer in expand(model, self.layers, lambda: calls(model, one)):
             layout = Layout.of(model, one, layer, self.grid, channels_last=self.channels_last)
-            if layout.height * layout.width < 2:
+            if math.prod(layout.cells) < 2:
                 raise DissectionError(
                     f"layer {layer!r} returns one value per unit and image, which has no place: name a layer with a map."
                 )
@@ -222,6 +227,19 @@ class Dissection:
             level=self.level,
             top=min(self.top, len(scenes)),
         )
+
+
+def _refuse_padding(scenes: Scenes) -> None:
+    """Raise if a text has tokens that are not read, whose values are nothing's."""
+    examples = scenes.examples
+    for start in range(0, len(examples), _READ):
+        batch = examples.load(range(start, min(start + _READ, len(examples))))
+        read = batch.read if isinstance(batch, Inputs) else None
+        if read is None:
+            return
+        if not bool(read.all()):
+            text = start + int((~read.all(1)).nonzero()[0])
+            raise DissectionError(f"text {text} has padding, which no unit says anything of: dissect texts of one length.")
 
 
 def joined(counts: Sequence[Counts]) -> Counts:

@@ -1,5 +1,6 @@
 """One layer's units on their way through the images: thresholds first, then what they share with concepts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,8 +31,12 @@ class Lens:
     rotation: Rotation | None = None
 
     def maps(self, output: Float[Tensor, "n *axes"]) -> Float[Tensor, "n units h w"]:
-        """Return the units' maps in float32, in the layer's basis or a rotated one."""
+        """Return the units' maps in float32, in the layer's basis or a rotated one.
+
+        A series is one row; the slices of a volume lie below each other.
+        """
         maps = self.layout.maps(output).float()
+        maps = maps[:, :, None] if maps.ndim == 3 else maps.flatten(2, -2)
         if self.rotation is None:
             return maps
         basis = _basis(self.rotation, maps.shape[1]).to(maps)
@@ -57,7 +62,7 @@ class Levels:
     @classmethod
     def of(cls, lens: Lens, units: int, images: int) -> "Levels":
         """Prepare for so many images."""
-        cells = lens.layout.height * lens.layout.width
+        cells = math.prod(lens.layout.cells)
         if lens.protocol.threshold == "upsampled":
             cells = len(lens.upsampling.rows.cell) * len(lens.upsampling.columns.cell)
         return cls(

@@ -1,5 +1,6 @@
 """What dissection found, with the numbers that must be read beside an IoU."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -307,7 +308,7 @@ def assemble(
     low, high = (torch.cat([getattr(r.levels, end) for r in readings]) for end in ("low", "high"))
     extremes = torch.cat([r.extremes for r in readings])
     values = torch.cat(
-        [torch.full((n,), images * r.lens.layout.height * r.lens.layout.width) for n, r in zip(units, readings, strict=True)]
+        [torch.full((n,), images * math.prod(r.lens.layout.cells)) for n, r in zip(units, readings, strict=True)]
     )
     above = torch.cat([r.thresholds.above.cpu() for r in readings])
     held_out, same_choice = judged_on_the_other(*halves)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from concepts.dissection.kernels import find_active
-from concepts.dissection.protocols import Protocol
+from concepts.dissection.protocols import DissectionError, Protocol
 from probing.core.doubles import near
 from probing.models.geometry import Geometry, Layout
 from probing.statistics.kernels import compiled
@@ -46,6 +46,11 @@ class Axis:
         cell = at.floor().long()
         return cls(cell.numpy(), (at - cell).numpy(), cells)
 
+    def repeated(self, times: int) -> "Axis":
+        """Return the axis of so many maps, one after the other, between which nothing is interpolated."""
+        cell = np.concatenate([self.cell + k * self.cells for k in range(times)])
+        return Axis(cell, np.tile(self.weight, times), self.cells * times)
+
     @cached_property
     def first(self) -> Int[np.ndarray, " cells_and_one"]:
         """The first label cell that lies between each cell of the map and the next."""
@@ -76,26 +81,44 @@ class Masks:
 
 @dataclass(frozen=True)
 class Upsampling:
-    """From a layer's maps to the grid of label cells."""
+    """From a layer's maps to the grid of label cells; a series is one row, the slices of a volume lie below each other."""
 
     rows: Axis
     columns: Axis
     faded: bool
+    slices: Axis | None = None
 
     @classmethod
-    def of(cls, layout: Layout, size: tuple[int, int], protocol: Protocol) -> "Upsampling":
-        """Return the upsampling of a layer to a label grid."""
-        geometry = layout.geometry
+    def of(cls, layout: Layout, size: tuple[int, ...], protocol: Protocol) -> "Upsampling":
+        """Return the upsampling of a layer to a label grid.
+
+        Raises:
+            DissectionError: if the grid has other axes than the layer's places, or a series or volume is to fade.
+        """
+        geometry, cells, faded = layout.geometry, layout.cells, protocol.border == "zero"
+        if len(size) != len(cells):
+            raise DissectionError(
+                f"labels lie on a grid of {' x '.join(map(str, size))} cells, a unit's places on one of "
+                f"{' x '.join(map(str, cells))}: give labels with as many axes."
+            )
+        if faded and len(cells) != 2:
+            raise DissectionError("a border that falls to zero is one of images: take a protocol with border='edge'.")
         if protocol.anchors == "tiles":
-            geometry = Geometry.tiles((layout.height, layout.width), geometry.size)
-        faded = protocol.border == "zero"
-        cells = (layout.height, layout.width)
-        rows, columns = (Axis.of(geometry, axis, cells[axis], size[axis], faded=faded) for axis in range(2))
-        return cls(rows, columns, faded)
+            geometry = Geometry.tiles(cells, geometry.size)
+        axes = [Axis.of(geometry, axis, cells[axis], size[axis], faded=faded) for axis in range(len(cells))]
+        if len(axes) == 1:
+            return cls(Axis(np.zeros(1, np.int64), np.zeros(1), 1), axes[0], faded)
+        if len(axes) == 3:
+            return cls(axes[1].repeated(size[0]), axes[2], faded, axes[0])
+        return cls(axes[0], axes[1], faded)
 
     def ready(self, maps: Float[Tensor, "n units h w"]) -> Float[Tensor, "n units h2 w2"]:
         """Return maps in float32, with the ring of zeros if there is one."""
         maps = maps.float().contiguous().to(near(maps.device))
+        if self.slices is not None:
+            volumes = maps.view(*maps.shape[:2], self.slices.cells, -1, maps.shape[3])
+            between = self.slices.matrix().to(maps)
+            return torch.einsum("ds,nushw->nudhw", between, volumes).flatten(2, 3)
         return functional.pad(maps, (1, 1, 1, 1)) if self.faded else maps
 
     def full(self, ready: Float[Tensor, "n units h w"]) -> Float[Tensor, "n units rows columns"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probing.attribution.score_passes import FLOAT32, Passes
 from probing.core.inputs import Batch, kind_of
-from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size
+from probing.models.geometry import Layout, Ran, RefusedError, layers_run, map_size, text_tokens
 from probing.models.hooks import capture
 from probing.models.layers import resolve
 from probing.models.model_cache import remembered, unchanged
@@ -71,7 +71,8 @@ def _cam_layer(score: Score, points: Tensor) -> str:
     if near[-1].layout.kind != "tokens":
         maps = [m for m in near if m.layout.kind != "tokens"]
         return _stage(_without_head(maps), once, one)
-    tokens = [r for r in once if len(r.shape) == 3 and r.shape[2] == near[-1].width]
+    widths = {near[-1].width, points.shape[-1] if text_tokens(one) is not None else 0}  # a language model's head is wider
+    tokens = [r for r in once if len(r.shape) == 3 and r.shape[2] in widths]
     found = [m for r in reversed(tokens) if (m := _map(model, one, r)) and m.size == last.size]
     return _that_matters(score, points, found) or near[-1].layer
 
@@ -112,7 +113,9 @@ def _that_matters(score: Score, one: Tensor, tokens: Sequence[_Map]) -> str | No
             value = passes.value(one, None)
         slopes = torch.autograd.grad(value.sum(), [kept[t] for t in layers], allow_unused=True)
     for found, slope in zip(tokens, slopes, strict=True):
-        if slope is not None and bool(found.layout.maps(slope).any()):
+        # Of a text the last layer's may be one token alone, the one that is read.
+        least = 2 if len(found.size) == 1 and found.size[0] > 1 else 1
+        if slope is not None and int(found.layout.maps(slope).any(1).sum()) >= least:
             return found.layer
     return None
 

@@ -93,9 +93,14 @@ class Gates(TorchFunctionMode):
         """Prove on the graph of a score that every gate it depends on follows the rule.
 
         Raises:
-            RefusedError: if one does not; the message names its kind.
+            RefusedError: if one does not, or there is none; the message names its kind.
         """
         left = sorted({kind for node in _nodes(value) if (kind := _gate_kind(node))})
+        if not left and not self.count:
+            raise RefusedError(
+                f"{self._rule} rules change what rectifiers pass back, and none is met between the input and the score: the "
+                "map would be the plain gradient, which Saliency() gives by its own name."
+            )
         if left:
             mend = "" if self._which == "all" else " or ask for gates='all'"
             raise RefusedError(

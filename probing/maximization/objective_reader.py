@@ -131,7 +131,7 @@ class Reader:
     def _naming_size(self, views: Tensor) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, ProbingError) or out_of_memory(error):
                 raise
             shape = " x ".join(map(str, views.shape[1:]))

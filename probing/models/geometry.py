@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probing.core.errors import ProbingError
-from probing.core.inputs import Batch, InputError, described, kind_of, like
+from probing.core.inputs import OF_TOKENS, Batch, InputError, described, kind_of, like
 from probing.models.calling import run
 from probing.models.hooks import LayerCallError, capture, other_rows, parts_of, watch
 from probing.models.layers import split_call
@@ -156,6 +156,15 @@ def channel_axis(model: nn.Module, inputs: Batch, layer: str) -> int | None:
         return _told_axis(own, size)
     key = ("channel axis", layer, kind_of(inputs))
     return remembered(model, key, lambda: _measured_axis(model, inputs[:1], layer))
+
+
+def text_tokens(inputs: Batch) -> int | None:
+    """Return how many tokens a text's ids `[n, t]` are, padding counted; None for inputs of which some are no ids."""
+    named = {"": inputs} if isinstance(inputs, Tensor) else inputs.tensors
+    if any(t.is_floating_point() and "mask" not in name for name, t in named.items()):
+        return None
+    found = {t.shape[1] for name, t in named.items() if t.ndim == 2 and "mask" not in name and name not in OF_TOKENS}
+    return found.pop() if len(found) == 1 else None
 
 
 def units_axis(model: nn.Module, inputs: Batch, layer: str) -> tuple[int, int | None]:
@@ -321,6 +330,8 @@ class Layout:
         """
         ran = layers_run(model, inputs)
         own = _call_of(ran, layer)
+        if (tokens := text_tokens(inputs)) is not None:
+            return cls._of_text(ran, own, layer, tokens)
         size = tuple(inputs.shape[2:])
         axes = "".join(f", {axis}" for axis in "dhw"[-len(size) :]) if len(size) > 1 else ", t"
         if own is None or len(own.shape) not in {3, len(size) + 2}:
@@ -345,6 +356,16 @@ class Layout:
                     f"[n, c{axes}]: name a layer whose places convolutions or pooling of the input make."
                 )
         return cls(kind, cells, _geometry(known, cells, size))
+
+    @classmethod
+    def _of_text(cls, ran: Sequence[Ran], own: Ran | None, layer: str, tokens: int) -> "Layout":
+        if own is None or own.windowed or len(own.shape) != 3 or own.shape[1] != tokens:
+            shape = "no tensor" if own is None else f"shape {own.shape}"
+            raise RefusedError(
+                f"layer {layer!r} returns {shape}, no row [n, t, c] for each of {tokens} tokens: name another."
+            )
+        refuse_other_rows(ran, layer)
+        return cls("tokens", (tokens,), Geometry.tiles((tokens,), (tokens,)))
 
     @property
     def height(self) -> int:

@@ -18,7 +18,7 @@ from probing.core.errors import ProbingError
 from probing.data.examples import ExampleSet, ImageExamples, PicturedExamples, as_examples
 from probing.data.images import Preprocess
 
-Planes = Int[np.ndarray, "planes h w"]
+Planes = Int[np.ndarray, "planes *size"]
 
 
 class LabelError(ProbingError, ValueError):
@@ -112,14 +112,14 @@ class TensorLabels:
     """Labels in memory.
 
     Args:
-        planes: label maps of all images.
+        planes: label maps of all images; of series and texts `[n, planes, t]`, of volumes `[n, planes, d, h, w]`.
         vocabulary: what the numbers mean.
         whole: labels of whole images, one tuple per image; none by default.
     """
 
     def __init__(
         self,
-        planes: Int[Tensor, "n planes h w"],
+        planes: Int[Tensor, "n planes *size"],
         vocabulary: Vocabulary,
         whole: Sequence[Sequence[int]] = (),
     ) -> None:
@@ -146,7 +146,8 @@ class Scenes:
     Attributes:
         examples: the images.
         source: their labels, in the same order.
-        size: rows and columns of label cells; half the input's size is customary (Bau et al. 2017).
+        size: rows and columns of label cells; half the input's size is customary (Bau et al. 2017). Of series, texts and
+            volumes one number or three, the labels' own, which then cover the `input`.
         frame: whether labels cover the whole `picture`, or the model's `input` as it is.
         colours: adds a plane of the category `colour`, computed from the pixels.
 
@@ -161,7 +162,7 @@ class Scenes:
 
     examples: ExampleSet
     source: LabelSource
-    size: tuple[int, int] = (112, 112)
+    size: tuple[int, ...] = (112, 112)
     frame: Literal["picture", "input"] = "picture"
     colours: bool = False
 
@@ -173,6 +174,11 @@ class Scenes:
         skipped = len(self.examples.skipped) if isinstance(self.examples, ImageExamples) else 0
         if len(self.examples) + skipped != count:
             raise LabelError(f"{len(self.examples)} images have labels for {count}: give one each.")
+        if len(self.size) != 2 and (self.frame == "picture" or self.colours or len(self.size) not in {1, 3}):
+            raise LabelError(
+                f"size {self.size} is no grid of rows and columns, and so none of pictures: give series, texts and volumes "
+                "frame='input' and no colours."
+            )
         if self.frame == "picture" and self._preprocess is None:
             raise LabelError(
                 "labels of the picture can follow its resizing and cropping only with a Preprocess of ImageExamples: "
@@ -196,10 +202,16 @@ class Scenes:
     def labels(self, index: int) -> ImageLabels:
         """Return an image's labels on the grid; no cell has a label twice.
 
+        Those of a series are one row, the slices of a volume lie below each other.
+
         Raises:
             LabelError: for labels that are not in the table, or of another shape than the image.
         """
         own = self.source.labels(self._source_index(index))
+        if len(self.size) != 2:
+            self._check(index, own, None)
+            planes = own.planes.reshape(len(own.planes), -1, self.size[-1]).astype(np.int32)
+            return ImageLabels(_once_each(planes, own.whole), own.whole)
         shape = self._shape(index)
         self._check(index, own, shape)
         rows, columns = self._places(shape, own.planes.shape[1:])
@@ -226,7 +238,7 @@ class Scenes:
     def _source_index(self, index: int) -> int:
         return self.examples.kept[index] if isinstance(self.examples, ImageExamples) else index
 
-    def _check(self, index: int, labels: ImageLabels, shape: tuple[int, int]) -> None:
+    def _check(self, index: int, labels: ImageLabels, shape: tuple[int, int] | None) -> None:
         count, name = len(self.source.vocabulary), f"image {index}"
         if isinstance(self.examples, ImageExamples):
             name = repr(self.examples.name(index))
@@ -237,6 +249,10 @@ class Scenes:
             )
         if 0 in labels.whole:
             raise LabelError(f"the labels of {name} as a whole hold 0, which stands for none.")
+        if shape is None:
+            if labels.planes.size and labels.planes.shape[1:] != self.size:
+                raise LabelError(f"the labels of {name} have shape {labels.planes.shape[1:]}, and the grid is {self.size}.")
+            return
         if labels.planes.size and not _same_shape(labels.planes.shape[1:], shape):
             (h, w), (height, width) = labels.planes.shape[1:], shape
             raise LabelError(

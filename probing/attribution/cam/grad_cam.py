@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, fx
 
 from probing.attribution.base import (
@@ -23,7 +23,7 @@ from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.attribution.subnetwork import given, is_affine, rerun, tail_of
 from probing.core.progress import Progress
-from probing.models.geometry import Layout
+from probing.models.geometry import Layout, text_tokens
 from probing.models.gradients import score_gradients
 from probing.models.hooks import capture
 from probing.models.layers import resolve, split_call
@@ -40,6 +40,15 @@ class _Reading:
     inputs: Tensor
     layer: str
     layout: Layout
+    read: Bool[Tensor, "n tokens"] | None = None
+    """Which tokens of texts are no padding; None where all are read."""
+
+    def mean(self, maps: Float[Tensor, "n c *places"]) -> Float[Tensor, "n c *places"]:
+        """Return means of maps over places that are read; the others' values must be zero."""
+        whole = maps.mean(_places(maps), keepdim=True)
+        if self.read is None:
+            return whole
+        return whole / self.read.to(maps).mean(1)[:, None, None]
 
     @property
     def rows(self) -> Int[Tensor, " n"]:
@@ -107,7 +116,8 @@ class _LayerMap(LocalMethod):
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return maps `[n, 1, h, w]` of the layer's resolution; `.upsampled()` gives the input's.
 
-        Of series `[n, c, t]` they are `[n, 1, t]`, of volumes `[n, c, d, h, w]` `[n, 1, d, h, w]`.
+        Of series `[n, c, t]` they are `[n, 1, t]`, of volumes `[n, c, d, h, w]` `[n, 1, d, h, w]`, of texts `[n, tokens, 1]`
+        with zero for padding.
 
         Raises:
             RefusedError: if there is no layer to read a map at, or its tokens' grid can't be told.
@@ -118,17 +128,19 @@ class _LayerMap(LocalMethod):
             layer = cam_layer(score, inputs) if self.layer is None else self.layer
             resolve(score.model, split_call(layer)[0])
             passes = Passes.of(score, inputs, self.batch_size, self.precision, [layer])
-            layout = Layout.of(score.model, score.given(inputs), layer, self.grid, channels_last=self.channels_last)
-            value, maps = self._explain(_Reading(passes, inputs, layer, layout))
+            whole = score.given(inputs)
+            layout = Layout.of(score.model, whole, layer, self.grid, channels_last=self.channels_last)
+            read, text = (None, False) if isinstance(whole, Tensor) else (whole.read, text_tokens(whole) is not None)
+            value, maps = self._explain(_Reading(passes, inputs, layer, layout, read if text else None))
             dark = (maps <= 0).flatten(1).all(1)
             return passes.attribution(
                 self,
                 inputs,
-                maps[:, None].contiguous(),
+                maps.unsqueeze(-1 if text else 1).contiguous(),
                 value,
                 layer=layer,
                 layout=str(layout),
-                geometry=layout.geometry,
+                geometry=None if text else layout.geometry,
                 diagnostics={"nothing_positive": dark},
             )
 
@@ -155,7 +167,7 @@ class GradCAM(_LayerMap):
 
     def _explain(self, reading: _Reading) -> tuple[Tensor, Tensor]:
         value, maps, slopes = _maps(reading)
-        weights = slopes.mean(_places(slopes), keepdim=True) * (-1 if self.counterfactual else 1)
+        weights = reading.mean(slopes) * (-1 if self.counterfactual else 1)
         total = (weights * maps).sum(1) if self.reduce == "sum" else (weights * maps).mean(1)
         return value, total.relu() if self.relu else total
 
@@ -219,7 +231,7 @@ class AblationCAM(_LayerMap):
             found = _falls_in_head(reading, tail, output, classes, axis)
             read = (value, output, classes)
             falls = _falls_in_tail(reading, tail, read, axis) if found is None else found
-        maps = reading.layout.maps(output)
+        maps = _read(reading, output)
         return value, (falls.view(*falls.shape, *[1] * (maps.ndim - 2)) * maps).sum(1).relu()
 
 
@@ -265,7 +277,13 @@ def _places(maps: Tensor) -> tuple[int, ...]:
 
 def _maps(reading: _Reading) -> tuple[Tensor, Tensor, Tensor]:
     value, output, slope = reading.slopes()
-    return value, reading.layout.maps(output), reading.layout.maps(slope)
+    return value, _read(reading, output), _read(reading, slope)
+
+
+def _read(reading: _Reading, output: Tensor) -> Tensor:
+    """Return an output as maps, padding of texts as zero."""
+    maps = reading.layout.maps(output)
+    return maps if reading.read is None else maps.masked_fill(~reading.read[:, None].to(maps.device), 0)
 
 
 def _traced(reading: _Reading) -> fx.GraphModule | None:
