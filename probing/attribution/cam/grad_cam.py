@@ -43,7 +43,7 @@ class _Reading:
     read: Bool[Tensor, "n tokens"] | None = None
     """Which tokens of texts are no padding; None where all are read."""
 
-    def mean(self, maps: Float[Tensor, "n c *places"]) -> Float[Tensor, "n c *places"]:
+    def mean(self, maps: Float[Tensor, "n c *places"]) -> Float[Tensor, "n c *ones"]:
         """Return means of maps over places that are read; the others' values must be zero."""
         whole = maps.mean(_places(maps), keepdim=True)
         if self.read is None:
