@@ -234,9 +234,10 @@ class Separate:
     def __call__(self, inputs: Float[Tensor, "n points"]) -> Int[Tensor, "n points"]:
         """Return labels."""
         found, used = [], torch.zeros(len(inputs), 1, dtype=torch.long, device=inputs.device)
-        values = torch.split(inputs, [math.prod(shape) for shape in self.shapes], 1)
-        for part, shape, tokens in zip(values, self.shapes, self.tokens, strict=True):
-            own = part.reshape(-1, *shape)
+        end = 0
+        for shape, tokens in zip(self.shapes, self.tokens, strict=True):
+            start, end = end, end + math.prod(shape)
+            own = inputs[:, start:end].reshape(-1, *shape)
             labels = usual_parts(own.ndim, tokens=tokens)(own).expand(own.shape).flatten(1) + used
             found.append(labels)
             used = labels.amax(1, keepdim=True) + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from captum.attr import LayerIntegratedGradients as Captum
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import probing as pb
 from concepts.data.concept_sets import Concept
@@ -20,6 +20,7 @@ from probing.attribution.perturbation.superpixels import Each
 from probing.attribution.perturbation.surrogate import ExactShapley
 from probing.core.inputs import InputError, Inputs, padded
 from probing.models.precision import Precision
+from probing.models.readings import NextToken
 from probing.probes import LayerProbes, RidgeProbe
 
 DOUBLE = Precision("float64")
@@ -242,6 +243,66 @@ def test_rows_probes_and_tcav_do_not_depend_on_padding(bert: nn.Module) -> None:
     torch.testing.assert_close(
         slopes, store.gradients(pb.Score(bert, 1), [layer], texts(6), pool="mean")[layer], rtol=0, atol=1e-5
     )
+
+
+def test_probes_and_tcav_of_padded_texts_are_those_of_rows_of_each_text_alone(bert: Any) -> None:
+    generator, layer = torch.Generator().manual_seed(2), "bert.encoder.layer.0"
+    ids = torch.randint(1, 20, (30, 6), generator=generator)
+    lengths = 2 + torch.arange(30) % 5
+    labels = [i % 3 % 2 for i in range(30)]
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, given: object, output: Any) -> Any:
+        kept.append((output if isinstance(output, Tensor) else output[0]).detach().requires_grad_())
+        return kept[-1] if isinstance(output, Tensor) else (kept[-1], *output[1:])
+
+    rows, slopes = [], []
+    handle = bert.get_submodule(layer).register_forward_hook(keep)
+    for row, length in enumerate(lengths):
+        score = bert(input_ids=ids[row : row + 1, :length]).logits[0, 1]
+        (slope,) = torch.autograd.grad(score, kept[-1])
+        rows.append(kept[-1][0].detach().mean(0))
+        slopes.append(slope[0].sum(0))
+    handle.remove()
+    alone, steep = torch.stack(rows), torch.stack(slopes)
+
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    texts = {"input_ids": nn.functional.pad(ids, (0, 3)) * mask, "attention_mask": mask}
+    store = pb.ActivationStore(precision=DOUBLE, progress=False)
+    torch.testing.assert_close(store.activations(bert, [layer], texts, pool="mean")[layer], alone, rtol=0, atol=1e-5)
+    kind = {"inputs": False, "untrained": False, "controls": 0, "description_length": False}
+    found = LayerProbes(layer, RidgeProbe((1.0,)), **kind)(store, bert, texts, labels)
+    same = LayerProbes("0", RidgeProbe((1.0,)), **kind)(store, nn.Sequential(nn.Identity()).eval(), alone, labels)
+    torch.testing.assert_close(found.error, same.error, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.train_error, same.train_error, rtol=0, atol=1e-5)
+
+    parts = [pb.examples({n: t[rows] for n, t in texts.items()}) for rows in (slice(10), slice(10, 20), slice(20, 30))]
+    tcav = Tcav(null=None, runs=2, relabellings=9)
+    effect = tcav(store, {"one": pb.Score(bert, 1)}, [layer], [Concept("c", parts[0])], parts[1], parts[2]).effect
+    expected = (steep[10:20] @ (alone[:10].mean(0) - alone[20:].mean(0))).mean()
+    assert abs(float(effect) - float(expected)) < 1e-5
+    assert abs(float(expected)) > 1e-4
+
+
+def test_integrated_gradients_of_a_language_model_add_up() -> None:
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    net = nets.seeded(LlamaForCausalLM(config))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2.0)
+    for token in (NextToken(5), NextToken(5, instead_of=9)):
+        found = pb.IntegratedGradients(steps="auto")(net, TEXTS, token)
+        assert found.baseline_score is not None
+        whole = (found.score - found.baseline_score).double()
+        missed = found.values.double().flatten(1).sum(1) - whole
+        assert (missed.abs() <= 0.01 * whole.abs()).all()
 
 
 class Table(nn.Module):
