@@ -21,9 +21,9 @@ from concepts.discovery.rows import IN_MEMORY, Places
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.inputs import one_tensor
 from probing.data.examples import Subset
-from probing.models.runner import Pool
 from probing.models.geometry import layers_run
 from probing.models.layers import split_call
+from probing.models.runner import Pool
 from probing.probes import untrained_copy
 from probing.results.figures import Strip, montage
 from probing.results.html_report import Block, Finding, Paragraph, Plate, Section, Table, interval, linked, number, p_value
