@@ -117,7 +117,7 @@ def test_what_the_network_loses_and_the_untrained_one_are_told(scene: tuple[Sees
     assert found.replacement.examples == 30
     assert found.twin is not None
     assert found.twin.counterpart.shape == (THINGS,)
-    assert "The untrained network" in " ".join(found.sentences())
+    assert "Read the same way with random weights, before any training" in " ".join(found.sentences())
 
 
 def test_found_atoms_are_ordinary_directions_and_concepts(scene: tuple[SeesThings, World, DiscoveryResult]) -> None:
