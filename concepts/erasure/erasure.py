@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from concepts.effects.logit_effect import split_clusters
-from concepts.erasure.eraser import CrossMoments, Eraser, ErasureError, Kind, eraser_of, random_eraser
-from concepts.erasure.passes import ROWS, mean_rows, output_with, read
+from concepts.erasure.eraser import CrossMoments, ErasureError, Kind, eraser_of, random_eraser
+from concepts.erasure.passes import ROWS, everywhere, mean_rows, output_with, read
 from concepts.erasure.result import ErasureResult
 from probing.core.content_ids import content_id
 from probing.core.seeds import seed_of
@@ -308,11 +308,6 @@ class _Layer:
     moved: Float[Tensor, " targets"]
     moved_control: Float[Tensor, " targets"]
     lost: tuple[float, float, float]
-
-
-def everywhere(eraser: Eraser, axis: int) -> Edit:
-    """Return the edit of a layer that erases at every place."""
-    return lambda module, given, output: eraser(output.movedim(axis, -1)).movedim(-1, axis)
 
 
 def _slopes(

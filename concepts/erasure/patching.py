@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from concepts.erasure.eraser import CrossCovariance, Eraser, ErasureError, random_eraser
-from concepts.erasure.passes import ROWS, activations, feature_axis, output_with, outputs, read
+from concepts.erasure.passes import ROWS, Variants, activations, everywhere, feature_axis, outputs
 from concepts.local_vs_global.matched_pairs import MatchedConcept
 from probing.core.content_ids import content_id
 from probing.core.inputs import Batch
@@ -331,12 +331,10 @@ class Patching:
         }
 
 
-def swap_of(
-    scores: Mapping[str, Score], concept: MatchedConcept, changes: Mapping[str, Edit] | None = None
-) -> Float[Tensor, "n targets"]:
-    """Return by how much each pair's positive scores higher than its negative, with some layers' outputs changed."""
+def swap_of(scores: Mapping[str, Score], concept: MatchedConcept) -> Float[Tensor, "n targets"]:
+    """Return by how much each pair's positive scores higher than its negative."""
     model = model_of(list(scores.values()))
-    return _change(model, *(outputs(model, scores, side, changes or {}) for side in (concept.positive, concept.negative)))
+    return _change(model, *(outputs(model, scores, side) for side in (concept.positive, concept.negative)))
 
 
 def carried_of(
@@ -347,15 +345,32 @@ def carried_of(
     Second: the same in the mean over random parts of that size, one for each seed; NaN where there are none.
     """
     model = model_of(list(scores.values()))
-    patched, controls = [], []
+    variants, found = Variants(model, scores, layer), []
     for negative, given, before, axis in _batches(model, concept, layer):
         difference = (given - before).movedim(axis, -1)
         parts = [part, *(p for seed in seeds if (p := part.at_random(difference.shape[-1], seed)) is not None)]
-        own, *some = (_patched(model, scores, layer, negative, p.of(difference), axis) for p in parts)
-        patched.append(own)
-        controls.append(torch.stack(some).mean(0) if some else torch.full_like(own, torch.nan))
-    plain = outputs(model, scores, concept.negative, {})
-    return _change(model, torch.cat(patched), plain), _change(model, torch.cat(controls), plain)
+        found.append(variants(negative, [_as_is, *(_put(p.of(difference), axis) for p in parts)]))
+    plain, patched, *controls = torch.cat(found, 1)
+    control = torch.stack(controls).mean(0) if controls else torch.full_like(plain, torch.nan)
+    return _change(model, patched, plain), _change(model, control, plain)
+
+
+def lost_of(
+    scores: Mapping[str, Score], concept: MatchedConcept, layer: str, erasers: Sequence[Eraser]
+) -> Float[Tensor, "erasers n targets"]:
+    """Return by how much less each pair's sides differ in their scores with the layer erased, by eraser."""
+    model = model_of(list(scores.values()))
+    variants, sides = Variants(model, scores, layer), []
+    for side in (concept.positive, concept.negative):
+        found = []
+        for start in range(0, len(side), ROWS):
+            batch = side.load(range(start, min(start + ROWS, len(side)))).to(device_of(model))
+            if not start:
+                axis = feature_axis(model, batch, layer, activations(model, layer, batch).ndim)
+            found.append(variants(batch, [_as_is, *(everywhere(eraser, axis) for eraser in erasers)]))
+        sides.append(torch.cat(found, 1))
+    swaps = [_change(model, positive, negative) for positive, negative in zip(*sides, strict=True)]
+    return torch.stack([_change(model, swaps[0], swap) for swap in swaps[1:]])
 
 
 def _first_order(scores: Mapping[str, Score], concept: MatchedConcept, layer: str, part: Part) -> Float[Tensor, "n targets"]:
@@ -399,10 +414,10 @@ def _gradients(
     return kept[layer].detach(), [by_layer[0] for by_layer in slopes]
 
 
-def _patched(
-    model: nn.Module, scores: Mapping[str, Score], layer: str, batch: Batch, part: Rows, axis: int
-) -> Float[Tensor, "n targets"]:
-    def put(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
-        return output + part.movedim(-1, axis)
+def _put(part: Rows, axis: int) -> Edit:
+    """Return the edit that adds a part of a difference."""
+    return lambda module, before, output: output + part.movedim(-1, axis)
 
-    return read(scores, output_with(model, batch, {layer: put}))
+
+def _as_is(module: nn.Module, before: Tensor, output: Tensor) -> Tensor:
+    return output

@@ -16,9 +16,9 @@ from torch import Tensor
 from concepts.effects.logit_effect import Clusters, LogitEffect
 from concepts.effects.result import EffectResult
 from concepts.erasure.eraser import CrossMoments, ErasureError, Kind, eraser_of
-from concepts.erasure.erasure import everywhere, more, signed
+from concepts.erasure.erasure import more, signed
 from concepts.erasure.passes import mean_rows
-from concepts.erasure.patching import Removed, carried_of, swap_of
+from concepts.erasure.patching import Removed, carried_of, lost_of, swap_of
 from concepts.erasure.table import ReadUsedMovedResult
 from concepts.local_vs_global.matched_pairs import MatchedConcept, Sides
 from probing.core.content_ids import content_id
@@ -186,11 +186,13 @@ class _Run:
         sign = swap.mean.sign().expand(len(layers), -1)
         right, changes = [], []
         for layer in layers:
-            rows, axis, removed = self._fitted(layer, sides)
+            rows, removed = self._fitted(layer, sides)
             right.append(_right(rows, sides))
             seeds = [seed_of(how.seed, layer, k) for k in range(how.controls)]
             put = carried_of(self.scores, judged, layer, removed, seeds)
-            changes.append((*put, *self._erased(layer, axis, judged, removed, seeds)))
+            parts = [removed, *(removed.at_random(rows.shape[1], seed) for seed in seeds)]
+            own, *others = lost_of(self.scores, judged, layer, [part.eraser for part in parts])
+            changes.append((*put, own, torch.stack(others).mean(0)))
         carried, put_control, erased, control = (torch.stack(c, 1) for c in zip(*changes, strict=True))
         # Carried and needed are parts of a swap, and more of it than at random: both must be shown.
         more_carried, more_needed = (
@@ -211,25 +213,16 @@ class _Run:
             fitted=len({concept.names[i] for i in sides.fit}),
         )
 
-    def _erased(
-        self, layer: str, axis: int, judged: MatchedConcept, removed: Removed, seeds: Sequence[int]
-    ) -> tuple[Float[Tensor, "pairs targets"], Float[Tensor, "pairs targets"]]:
-        """Return by how much less each pair differs with the attribute erased, and with random directions removed."""
-        parts = [removed, *(removed.at_random(0, seed) for seed in seeds)]
-        whole = swap_of(self.scores, judged)
-        own, *others = (whole - swap_of(self.scores, judged, {layer: everywhere(p.eraser, axis)}) for p in parts)
-        return own, torch.stack(others).mean(0)
-
-    def _fitted(self, layer: str, sides: Sides) -> tuple[Float[Tensor, "both m"], int, Removed]:
-        """Return all rows, positives first, the axis of features, and what an eraser takes, fitted to training rows."""
+    def _fitted(self, layer: str, sides: Sides) -> tuple[Float[Tensor, "both m"], Removed]:
+        """Return all rows, positives first, and what an eraser takes that is fitted to those of some clusters."""
         concept, n = sides.concept, len(sides.concept.positive)
         model = model_of(list(self.scores.values()))
-        rows, axis = mean_rows(self.store, model, layer, concat(concept.positive, concept.negative))
+        rows, _ = mean_rows(self.store, model, layer, concat(concept.positive, concept.negative))
         fit = [*sides.fit, *(n + i for i in sides.fit)]
         moments = CrossMoments()
         moments.add(rows[fit], (torch.tensor(fit) < n).double()[:, None])
         found = moments.value()
-        return rows, axis, Removed(eraser_of(found, self.how.kind), found, self.how.kind == "leace")
+        return rows, Removed(eraser_of(found, self.how.kind), found, self.how.kind == "leace")
 
     def _read_p(self, excess: Float[Tensor, "both layers"], clusters: Int[Tensor, " pairs"]) -> Float[Tensor, " layers"]:
         """Return p of reading no better than by chance, by swapping the sides of whole clusters; corrected over layers."""
