@@ -150,7 +150,7 @@ class _Run:
         how, layers = self.how, several(self.how.layers)
         plain, right = self._outputs(self.judge, {}, labels)
         columns = self.attribute.values[list(self.judge)]
-        slope = _slopes(plain, columns, self.clusters, how.level)
+        slope = slopes(plain, columns, self.clusters, how.level)
         before: dict[str, Edit] = {}
         parts: list[_Layer] = []
         for layer in layers:
@@ -221,11 +221,11 @@ class _Run:
         erased, still_right = self._outputs(self.judge, {**before, layer: change}, labels)
         others = [self._outputs(self.judge, {**before, layer: everywhere(e, axis)}, labels) for e in drawn]
         controls = torch.stack([scores for scores, _ in others])
-        whole, after = (_slopes(x, columns, self.clusters, how.level).mean for x in (plain, erased))
+        whole, after = (slopes(x, columns, self.clusters, how.level).mean for x in (plain, erased))
         sign = whole.sign()
-        each = torch.stack([_slopes(x, columns, self.clusters, how.level).mean for x in controls])
+        each = torch.stack([slopes(x, columns, self.clusters, how.level).mean for x in controls])
         # A slope is linear in the scores: that of a mean over draws is the mean of their slopes.
-        gain = _slopes(controls.mean(0) - erased, columns, self.clusters, how.level)
+        gain = slopes(controls.mean(0) - erased, columns, self.clusters, how.level)
         lost = (float("nan"),) * 3
         if right is not None and still_right is not None:
             kept = torch.stack([hits for _, hits in others if hits is not None]).mean(0)
@@ -310,7 +310,7 @@ class _Layer:
     lost: tuple[float, float, float]
 
 
-def _slopes(
+def slopes(
     scores: Float[Tensor, "n targets"], columns: Float[Tensor, "n k"], clusters: Int[Tensor, " n"], level: float
 ) -> ClusteredMean:
     """Return by how much scores differ with each column, by least squares on that column alone, over clusters.

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from concepts.effects.logit_effect import split_clusters
 from concepts.erasure.corrections import Correction, Head, Seen
 from concepts.erasure.eraser import ErasureError
+from concepts.erasure.erasure import slopes
 from concepts.erasure.mending_result import MendingResult, paired
 from concepts.erasure.passes import ROWS
 from concepts.local_vs_global.matched_pairs import MatchedConcept
@@ -257,9 +258,21 @@ class _Groups:
             "groups": self.names,
             "count": torch.bincount(groups, minlength=len(self.names)),
             "worst": self.worst,
+            **_gap(right[0], groups == self.worst, judged, level),
             **dict(zip(names, table, strict=True)),
             **overall,
         }
+
+
+def _gap(right: Float[Tensor, " n"], worst: Bool[Tensor, " n"], judged: Seen, level: float) -> dict[str, float]:
+    """Return by how much better the others of the worst group's class are classified."""
+    assert judged.labels is not None
+    own = judged.labels == judged.labels[worst][0] if bool(worst.any()) else worst
+    if not bool((own & ~worst).any()):
+        return {}
+    clusters = torch.unique(judged.clusters[own], return_inverse=True)[1]
+    found = slopes(right[own][:, None], (~worst[own]).double()[:, None], clusters, level)
+    return {"gap": float(found.mean), "gap_low": float(found.low), "gap_high": float(found.high)}
 
 
 def _changed(right: Sequence[Float[Tensor, " n"]], clusters: Int[Tensor, " n"], level: float) -> Float[Tensor, " 5"]:

@@ -32,6 +32,8 @@ class MendingResult(Result):
         before, after: accuracy of each (0-1).
         change, change_low, change_high: of it.
         worst: the group that the network classified worst among the examples that were fitted on; -1 without labels.
+        gap, gap_low, gap_high: by how much better the others of the worst group's class were classified, before; NaN where
+            it is its whole class.
         overall_before, overall_after: accuracy of all held-out examples (0-1); NaN without labels.
         overall_change, overall_low, overall_high: of it.
         kept: share of held-out examples whose top class is as before (0-1).
@@ -79,13 +81,20 @@ class MendingResult(Result):
     fitted: int
     judged: int
     level: float
+    gap: float = math.nan
+    gap_low: float = math.nan
+    gap_high: float = math.nan
 
     @property
     def verdict(self) -> str:
-        """`mend` where the worst group is shown to gain and accuracy not shown to fall; else why not."""
+        """`mend` where the network is shown to lean on the attribute, the worst group to gain, and accuracy not to fall.
+
+        It is shown to lean where the worst group was classified worse, before, than the others of its class: a layer that is
+        fitted anew may gain where nothing leaned on the attribute, and that mends something else.
+        """
         if self.worst < 0:
             return UNKNOWN
-        if not float(self.change_low[self.worst]) > 0:
+        if self.gap_low <= 0 or not float(self.change_low[self.worst]) > 0:
             return LEAVE
         return COSTS if self.overall_high < 0 else MEND
 
@@ -119,9 +128,10 @@ class MendingResult(Result):
         change, low, high = (float(t[self.worst]) for t in (self.change, self.change_low, self.change_high))
         gain = f"{number(change, sign=True)} ({interval(low, high)})"
         cost = f"{number(self.overall_change, sign=True)} ({interval(self.overall_low, self.overall_high)})"
+        lean = f"{number(self.gap, sign=True)} ({interval(self.gap_low, self.gap_high)})"
         return (
-            f"by {self.by}, accuracy of the group that was worst before, {self.groups[self.worst]}, changes by {gain}, that "
-            f"of all by {cost}."
+            f"others of its class were classified better than the group that was worst before, {self.groups[self.worst]}, "
+            f"by {lean}; by {self.by} its accuracy changes by {gain}, that of all by {cost}."
         )
 
     def _swaps(self) -> list[str]:

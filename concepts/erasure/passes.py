@@ -78,7 +78,7 @@ class Variants:
             return torch.cat([one(module, given, output) for one in edits])
 
         found = read(self.scores, output_with(self.model, batch, {self.layer: change}))
-        return found.unflatten(0, (len(edits), len(batch)))
+        return found.reshape(len(edits), len(batch), len(self.scores))
 
 
 def activations(model: nn.Module, layer: str, batch: Batch) -> Float[Tensor, "n ..."]:

@@ -90,7 +90,12 @@ def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
                 found = mended(net, by, fit, judge, matched)
                 w = found.worst
                 row: dict[str, object] = {"rate": rate, "seed": seed, "by": name, "verdict": found.verdict}
-                row["worst group"] = found.groups[w]
+                row |= {
+                    "worst group": found.groups[w],
+                    "gap": found.gap,
+                    "gap low": found.gap_low,
+                    "gap high": found.gap_high,
+                }
                 ends = ("before", "after", "change", "low", "high")
                 fields = ("before", "after", "change", "change_low", "change_high")
                 row |= {f"worst {e}": float(getattr(found, f)[w]) for e, f in zip(ends, fields, strict=True)}
@@ -112,7 +117,8 @@ def main() -> None:
     for row in experiment(Sizes.tiny() if options.tiny else Sizes()):
         rows.append(row)
         print(
-            f"rate {row['rate']}, seed {row['seed']}, {row['by']}: {row['verdict']}; worst {row['worst before']:.2f} to "
+            f"rate {row['rate']}, seed {row['seed']}, {row['by']}: {row['verdict']}; gap "
+            f"{row['gap']:+.2f} ({row['gap low']:+.2f} to {row['gap high']:+.2f}), worst {row['worst before']:.2f} to "
             f"{row['worst after']:.2f} ({row['worst low']:+.2f} to {row['worst high']:+.2f}), all "
             f"{row['all change']:+.3f} ({row['all low']:+.3f} to {row['all high']:+.3f}), swap of the photograph "
             f"{row['photograph before']:+.2f} to {row['photograph after']:+.2f}, of the word {row['word before']:+.2f} to "

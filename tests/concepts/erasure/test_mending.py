@@ -1,5 +1,6 @@
 """Corrections of a last layer: planted shortcuts go and nothing else does; a clean network is best left alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_a_network_that_leans_on_the_attribute_is_mended_on_data_never_used(name
     assert found.fitted == found.judged == 100
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     said = found.sentences()
-    assert said[0].startswith("Mend: by ")
+    assert said[0].startswith("Mend: others of its class were classified better than the group that was worst before")
+    assert found.gap_low > 0
     assert "Swapping dark changes the top class of" in said[1]
 
 
@@ -94,7 +96,23 @@ def test_a_clean_network_is_left_alone(name: str) -> None:
     assert found.verdict == LEAVE
     assert found.overall_high >= 0
     assert found.flips_before[0] == 0
-    assert found.sentences()[0].startswith("Do not mend: by ")
+    assert found.gap_low <= 0 <= found.gap_high
+    assert found.sentences()[0].startswith("Do not mend: others of its class were classified")
+
+
+def test_the_gap_is_between_the_worst_group_and_the_rest_of_its_class() -> None:
+    found = mended(Leaning(1.5), Projection()).result
+    kind = found.groups[found.worst].split(",")[0]
+    others = [g for g, name in enumerate(found.groups) if name.startswith(kind) and g != found.worst]
+    assert found.gap == pytest.approx(float(found.before[others[0]] - found.before[found.worst]))
+    assert found.gap_low < found.gap < found.gap_high
+
+
+def test_a_gain_where_nothing_leaned_is_no_mending() -> None:
+    """As where a layer that is fitted anew serves unseen data better."""
+    found = mended(Leaning(1.5), Projection()).result
+    assert replace(found, gap_low=-0.01).verdict == LEAVE
+    assert replace(found, gap_low=float("nan")).verdict == MEND  # a class of one group tells no gap
 
 
 def test_projection_is_exact_in_the_weights_and_takes_the_attribute_away() -> None:
@@ -198,8 +216,6 @@ def test_without_labels_only_swaps_are_judged() -> None:
 
 
 def test_a_gain_that_costs_accuracy_is_called_one() -> None:
-    from dataclasses import replace
-
     found = mended(Leaning(1.5), Projection()).result
     assert replace(found, overall_high=-0.01).verdict == COSTS
 

@@ -1,4 +1,4 @@
-"""Several changes of one layer in one pass: the same as passes of their own, or these where a network admits no other way."""
+"""Several changes of one layer in one pass: the same as passes of their own, or these where a network admits no others."""
 
 import pytest
 import torch
