@@ -1,6 +1,6 @@
 """Nets that lean on a photograph by a known amount, mended: does the worst group gain, and are clean nets left alone?
 
-    python experiments/ground_truth/mending.py --out results/mending [--tiny]
+    python experiments/ground_truth/mending.py --out results/mending [--first 100] [--tiny]
 
 The nets are those of `bias.py`: vehicles stand in front of one photograph at a rate from 0.5 (clean) to 0.95. Corrections
 are fitted on pictures that are as biased as the training data, of drawings and parts of photographs that the nets have not
@@ -10,7 +10,7 @@ has seen.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class Sizes:
     fitted: int = 800
     judged: int = 800
     pairs: int = 120
+    first: int = 0
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -82,7 +83,7 @@ def experiment(sizes: Sizes) -> Iterator[dict[str, object]]:
     matched = swaps(sizes.pairs, 7000)
     judge = biased("judge", sizes.judged, 0.5, 8000)
     for rate in sizes.rates:
-        for seed in range(sizes.seeds):
+        for seed in range(sizes.first, sizes.first + sizes.seeds):
             learnt = biased("train", sizes.training, rate, seed)
             net = train(learnt.images, learnt.kinds, seed, sizes.epochs)
             fit = biased("concept", sizes.fitted, rate, 6000 + seed)
@@ -111,10 +112,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/mending"))
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first net at each rate")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for row in experiment(Sizes.tiny() if options.tiny else Sizes()):
+    for row in experiment(replace(Sizes.tiny() if options.tiny else Sizes(), first=options.first)):
         rows.append(row)
         print(
             f"rate {row['rate']}, seed {row['seed']}, {row['by']}: {row['verdict']}; gap "
