@@ -16,7 +16,6 @@ from probing.models.consistency import refuse_inconsistent
 from probing.models.gradients import score_gradients
 from probing.models.hooks import TokenMasks, capture, takes_masks, token_masks
 from probing.models.precision import Precision, Prepared
-from probing.models.readings import OutputError
 from probing.models.scores import Score
 
 Pool = Literal["none", "mean", "mean_last", "mean_first"]
@@ -190,23 +189,14 @@ class Runner:
                 capture(self.prepared.model, layers, graph=True, rows=len(inputs)) as kept,
             ):
                 output = run(self.prepared.model, self.prepared.inputs(inputs))
-            _refuse_own_positions(scores, inputs)
-            slopes = score_gradients(scores, output, [kept[layer] for layer in layers], layers)
+            each = [score.of_texts(inputs) for score in scores]  # the last token is another's place in a longer text
+            slopes = score_gradients(each, output, [kept[layer] for layer in layers], layers)
         read = {n: _read(masks, n, kept[n], pools[n]) for n in layers}
         found = [{n: land(0, n, pooled(kept[n].detach(), pools[n], read=read[n])) for n in layers}]
         for part, gradients in enumerate(slopes, 1):
             rows = {n: pooled(g, pools[n], read=read[n], total=True) for n, g in zip(layers, gradients, strict=True)}
             found.append({n: land(part, n, g) for n, g in rows.items()})
         return found
-
-
-def _refuse_own_positions(scores: Sequence[Score], inputs: Batch) -> None:
-    for score in scores:
-        if score.of_texts(inputs).count != score.count:
-            raise OutputError(
-                "texts padded behind end at positions of their own, which rows of one score are not named by: pad them in "
-                "front, or give each its score."
-            )
 
 
 def _read(masks: TokenMasks, layer: str, output: Tensor, pool: Pool) -> Tensor | None:

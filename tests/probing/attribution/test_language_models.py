@@ -8,7 +8,11 @@ from torch import nn
 from probing.attribution import LRP, GradientTimesInput, IntegratedGradients, LayerIntegratedGradients
 from probing.attribution.lrp.composites import EpsilonPlus
 from probing.core.inputs import Inputs
+from probing.models.hooks import capture
+from probing.models.precision import Precision
 from probing.models.readings import NextToken, Span
+from probing.models.scores import Score
+from probing.store.store import ActivationStore
 
 transformers = pytest.importorskip("transformers")
 SIZES = {
@@ -70,6 +74,22 @@ def test_a_text_s_map_is_that_of_it_alone(method: GradientTimesInput | LRP) -> N
     found = method(model, padded("behind"), NextToken(7))
     alone = method(model, {"input_ids": IDS[1:, :3], "attention_mask": torch.ones(1, 3, dtype=torch.long)}, NextToken(7))
     torch.testing.assert_close(found.values[1, :3], alone.values[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("name", SIZES)
+def test_rows_of_gradients_are_read_after_each_text_s_own_last_token(name: str, batch_size: int) -> None:
+    model = model_of(name).double()
+    layer = "transformer.h.0" if name == "GPT2" else "model.layers.0"
+    scores = [Score(model, NextToken(7, instead_of=9)), Score(model, NextToken(3))]
+    store = ActivationStore(precision=Precision("float64"), batch_size=batch_size)
+    whole = store.gradients_of(scores, [layer], padded("behind"), pool="mean")
+    for row, ids in enumerate([IDS[:1], IDS[1:, :3]]):
+        with capture(model, [layer], graph=True) as kept:
+            logits = model(input_ids=ids).logits[0, -1]
+        for found, value in zip(whole, [logits[7] - logits[9], logits[3]], strict=True):
+            [gradient] = torch.autograd.grad(value, kept[layer], retain_graph=True)
+            torch.testing.assert_close(found[layer][row], gradient[0].sum(0), rtol=1e-6, atol=1e-9)
 
 
 def test_a_span_is_the_sum_of_its_tokens_log_probabilities() -> None:
