@@ -48,6 +48,7 @@ from probing.statistics.hypothesis_tests import (
     same_sign,
 )
 from probing.statistics.linear_classifiers import SharedRows
+from probing.statistics.rounding import beyond_rounding
 from probing.statistics.row_products import grouped_products, sums
 from probing.store.store import ActivationStore
 
@@ -413,6 +414,7 @@ def measured_swap(
     negatives = sums(scores[~positive].double(), clusters[~positive])
     counts = torch.bincount(clusters[~positive]).unsqueeze(1)
     differences = scores[positive].double() - (negatives / counts)[clusters[positive]]
+    differences = beyond_rounding(differences, scores, scores.dtype)
     return clustered_mean(differences, clusters[positive], level)
 
 

@@ -31,13 +31,13 @@ from probing.results.figures import COLUMN_WIDTH, FAINT, INK, PALETTE, new_figur
 from probing.results.result import Provenance, Result
 from probing.statistics.clustered import clustered_mean
 from probing.statistics.hypothesis_tests import codes
+from probing.statistics.rounding import beyond_rounding, of_weights
 from probing.store.requests import model_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_ROUNDING = 64  # last digits of a score that a pass may leave open
 Rows = Float[Tensor, "n *places features"]
 Cells = Float[Tensor, "layers targets"]
 
@@ -396,11 +396,8 @@ def _batches(
 
 
 def _change(model: nn.Module, new: Float[Tensor, "n targets"], old: Float[Tensor, "n targets"]) -> Tensor:
-    """Return the difference of scores; what rounding explains is none, which many equal inputs would else make certain."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    eps = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
-    change = new - old
-    return torch.where(change.abs() <= _ROUNDING * eps * old.abs().amax(0), 0.0, change)
+    """Return the difference of scores; what rounding explains is none."""
+    return beyond_rounding(new - old, old, of_weights(model))
 
 
 def _gradients(

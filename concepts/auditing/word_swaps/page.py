@@ -5,6 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from concepts.auditing.analyses.read_used_moved import use_findings, use_numbers, use_section
 from concepts.auditing.word_swaps.result import (
     AGREE,
@@ -17,7 +20,7 @@ from concepts.auditing.word_swaps.result import (
     middle,
     ranked,
 )
-from concepts.auditing.word_swaps.templates import WordingFile
+from concepts.auditing.word_swaps.templates import Called, Expectation, WordingFile
 from concepts.erasure.table import ReadUsedMovedResult
 from concepts.tcav.result import TcavResult
 from probing.probes import ProbeResult
@@ -92,18 +95,19 @@ def word_page(
         subject=f"Audit “{file.name}” of {model}",
         question=file.question,
         findings=(
-            *_swap_findings(words),
+            *_swap_findings(words, file.called),
+            *_expected_findings(words, file),
             *(_method_finding(words, m) for m in words.listed[1:]),
             _tcav_finding(words, tcav),
             *(use_findings(used, "templates") if used else ()),
         ),
         limits=(*file.limits, *_limits(words)),
         sections=(
-            Section(_SWAPS, tuple(_swap_blocks(words, data[0]))),
-            Section(_PARTED, tuple(_relation_blocks(words, data[0]))),
-            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, data[1]))),
+            Section(_SWAPS, (*_swap_blocks(words, data[0], file.called), *_expected_blocks(words, file))),
+            Section(_PARTED, tuple(_relation_blocks(words, data[0], file.called))),
+            Section(_LAYERS, tuple(_layer_blocks(tcav, probes, data[1], file.called))),
             *([use_section(used, "templates")] if used else []),
-            Section("Words and templates", tuple(_material_blocks(words))),
+            Section("Words and templates", tuple(_material_blocks(words, file.called))),
         ),
         data=(*data, *([use_numbers(used)] if used else [])),
         colophon=(
@@ -115,30 +119,66 @@ def word_page(
     )
 
 
-def _swap_findings(words: WordResult) -> list[Finding]:
+def _swap_findings(words: WordResult, called: Called) -> list[Finding]:
     moved, out = words.moves()[0], words.stands_out()
     swap, label = words.value[0], words.label
     up = [w for w in ranked(swap) if out[w] and swap[w] > 0]
     down = [w for w in ranked(-swap) if out[w] and swap[w] < 0]
     low, high = middle(words.ordinary[0])
     claim = (
-        f"Put in place of an ordinary adjective, {int(moved.sum())} of {len(words.words)} words for groups of people move "
+        f"Put in place of an ordinary {called.other}, {int(moved.sum())} of {len(words.words)} {called.terms} move "
         f"the logit of “{label}” for sure, {int((moved & (swap > 0)).sum())} of them up; {len(up)} raise it and "
-        f"{len(down)} lower it further than all but 5% of ordinary adjectives do."
+        f"{len(down)} lower it further than all but 5% of ordinary {called.other}s do."
     )
     test = words.against_ordinary
     evidence = (
         f"Up: {_named(words, up)}. " * bool(up)
         + f"Down: {_named(words, down)}. " * bool(down)
         + f"Mean over {len(words.templates)} templates, {words.level:.0%} intervals over templates, Holm-corrected p below "
-        f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary adjectives lie between "
-        f"{number(low, sign=True)} and {number(high, sign=True)}; a word for a group raises the logit more than one of them "
+        f"{words.alpha:g}. For scale: the middle 95% of {len(words.ordinary_words)} ordinary {called.other}s lie between "
+        f"{number(low, sign=True)} and {number(high, sign=True)}; a {called.term} raises the logit more than one of them "
         f"with probability {number(test.superiority)} (p {p_value(test.p)}, words taken as independent)."
     )
-    return [Finding(claim, evidence, see=_SWAPS), *(_flagged_finding(words, w) for w in up[:1])]
+    return [Finding(claim, evidence, see=_SWAPS), *(_flagged_finding(words, w, called) for w in up[:1])]
 
 
-def _flagged_finding(words: WordResult, word: int) -> Finding:
+def _expected_findings(words: WordResult, file: WordingFile) -> list[Finding]:
+    if file.expected is None:
+        return []
+    found = spearman(words.value[0], _expected_values(words, file.expected), words.level)
+    rises = "rises" if found.low > 0 else "falls" if found.high < 0 else "is not shown to rise or fall"
+    return [
+        Finding(
+            f"Across {file.called.terms}, the measured change {rises} with {file.expected.of}, as named beforehand: "
+            f"{str(found).replace('r = ', 'rho = ')}.",
+            f"Spearman's rank correlation over {len(words.words)} words, taken as independent; source: "
+            f"{file.expected.source}. It does not tell whether the model follows the world or the texts it learnt from.",
+            see=_SWAPS,
+        )
+    ]
+
+
+def _expected_values(words: WordResult, expected: Expectation) -> Tensor:
+    return torch.tensor([expected.values[w] for w in words.words], dtype=torch.float64)
+
+
+def _expected_blocks(words: WordResult, file: WordingFile) -> list[Block]:
+    if file.expected is None:
+        return []
+    values = _expected_values(words, file.expected)
+    return [
+        Plate(
+            partial(words.plot_against, values, file.expected.of),
+            "Measured change against what was named beforehand",
+            f"Measured change of the logit of “{words.label}” against {file.expected.of} ({file.expected.source}). Bars: "
+            f"{words.level:.0%} intervals over templates.",
+            "figures/expected",
+            "words",
+        )
+    ]
+
+
+def _flagged_finding(words: WordResult, word: int, called: Called) -> Finding:
     shares = [
         f"{kind} {float(words.flagged[word, own].double().mean()):.0%} against"
         f" {float(words.reference_flagged[own].mean()):.0%}"
@@ -146,8 +186,8 @@ def _flagged_finding(words: WordResult, word: int) -> Finding:
         if (own := words.of_kind(kind))
     ]
     return Finding(
-        f"With “{words.words[word]}” {float(words.flagged[word].double().mean()):.0%} of the sentences are called "
-        f"{words.label} (probability above one half), with the reference adjectives "
+        f"With “{words.words[word]}” the probability of “{words.label}” exceeds one half in "
+        f"{float(words.flagged[word].double().mean()):.0%} of the sentences, with the reference {called.other}s in "
         f"{float(words.reference_flagged.mean()):.0%}.",
         f"By kind of sentence: {', '.join(shares)}. Mean probability {number(float(words.probability[word].mean()))} "
         f"against {number(float(words.reference_probability.mean()))}.",
@@ -204,7 +244,7 @@ def _tcav_finding(words: WordResult, tcav: TcavResult) -> Finding:
     )
 
 
-def _swap_blocks(words: WordResult, data: DataTable) -> list[Block]:
+def _swap_blocks(words: WordResult, data: DataTable, called: Called) -> list[Block]:
     order = ranked(words.value[0])
     rows = tuple(
         linked(
@@ -228,9 +268,9 @@ def _swap_blocks(words: WordResult, data: DataTable) -> list[Block]:
         Plate(
             words.plot,
             "Changes of the logit by word",
-            "Change of the logit against the reference adjectives, measured (left) and as each method predicts it; grey "
-            "squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary adjectives. "
-            "Filled: significant after correction.",
+            f"Change of the logit against the reference {called.other}s, measured (left) and as each method predicts it; "
+            "grey squares repeat the measured change. Bars: intervals. The band holds the middle 95% of ordinary "
+            f"{called.other}s. Filled: significant after correction.",
             "figures/words",
             data.name,
         ),
@@ -244,7 +284,7 @@ def _swap_blocks(words: WordResult, data: DataTable) -> list[Block]:
     ]
 
 
-def _relation_blocks(words: WordResult, data: DataTable) -> list[Block]:
+def _relation_blocks(words: WordResult, data: DataTable, called: Called) -> list[Block]:
     rows = []
     for m, method in enumerate(words.methods):
         if method == SWAP:
@@ -271,7 +311,7 @@ def _relation_blocks(words: WordResult, data: DataTable) -> list[Block]:
     )
     return [
         Paragraph(
-            "Every method predicts the same number: the change of the logit when a reference adjective is swapped for "
+            f"Every method predicts the same number: the change of the logit when a reference {called.other} is swapped for "
             "the word, as the difference of what it says of the two in the same template. Slope: measured change per "
             "predicted change."
         ),
@@ -293,7 +333,7 @@ def _relation_blocks(words: WordResult, data: DataTable) -> list[Block]:
     ]
 
 
-def _layer_blocks(tcav: TcavResult, probes: ProbeResult, data: DataTable) -> list[Block]:
+def _layer_blocks(tcav: TcavResult, probes: ProbeResult, data: DataTable, called: Called) -> list[Block]:
     rows = tuple(
         linked(
             (
@@ -325,7 +365,7 @@ def _layer_blocks(tcav: TcavResult, probes: ProbeResult, data: DataTable) -> lis
     )
     return [
         Paragraph(
-            "Probes tell sentences with a word for a group of people from those with an ordinary adjective, judged on "
+            f"Probes tell sentences with a {called.term} from those with an ordinary {called.other}, judged on "
             f"words that no probe was fitted on. Error: {errors}; naming the larger class errs in "
             f"{number(probes.majority_error)}. It says what a layer holds, not what the score uses."
         ),
@@ -359,13 +399,13 @@ def _no_direction(tcav: TcavResult) -> list[str]:
     return found
 
 
-def _material_blocks(words: WordResult) -> list[Block]:
+def _material_blocks(words: WordResult, called: Called) -> list[Block]:
     kinds = dict.fromkeys(words.template_kinds)
     by_kind = zip(words.templates, words.template_kinds, strict=True)
     templates = tuple((t, k) for t, k in by_kind)
     return [
         Paragraph(
-            f"Reference adjectives: {', '.join(words.reference_words)}. Ordinary adjectives:"
+            f"Reference {called.other}s: {', '.join(words.reference_words)}. Ordinary {called.other}s:"
             f" {', '.join(words.ordinary_words)}."
         ),
         Table(f"Templates, of {len(kinds)} kinds", ("template", "kind"), templates, text_columns=2, folded=True),
@@ -373,11 +413,12 @@ def _material_blocks(words: WordResult) -> list[Block]:
 
 
 def _limits(words: WordResult) -> list[str]:
+    hidden = "LIME hides a word and so asks what the sentence is without it; " * ("LIME" in words.methods)
     return [
         (
-            "LIME hides a word and so asks what the sentence is without it; integrated gradients begin at an empty text;"
-            " both are compared with a swap of words by the difference of what they say of the two words. TCAV's effect"
-            " is to first order, and in layers that keep the text's positions it moves all of them alike."
+            f"{hidden}integrated gradients begin at an empty text. What local methods say of two words in one place is "
+            "subtracted to be held against their swap. TCAV's effect is to first order, and in layers that keep the text's "
+            "positions it moves all of them alike."
         ),
         f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",

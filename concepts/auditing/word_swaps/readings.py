@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.auditing.word_swaps.result import SWAP, WordResult
-from concepts.auditing.word_swaps.templates import Wording, WordingFile
+from concepts.auditing.word_swaps.templates import TextModel, Wording, WordingError, WordingFile
 from concepts.data.concept_sets import Concept
 from concepts.erasure.read_used_moved import ReadUsedMoved
 from concepts.erasure.table import ReadUsedMovedResult
@@ -27,11 +27,12 @@ from probing.attribution.perturbation.lime import TextLIME
 from probing.attribution.perturbation.surrogate import Local
 from probing.core.content_ids import content_id
 from probing.data.examples import TextExamples
-from probing.data.texts import TextClassifier
+from probing.data.texts import WordIds
 from probing.models.scores import Score
 from probing.probes import LayerProbes, ProbeResult
 from probing.results.result import Provenance
 from probing.statistics.hypothesis_tests import clustered_mean, holm, spearman
+from probing.statistics.rounding import beyond_rounding, of_weights
 from probing.store.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]
@@ -46,7 +47,7 @@ class WordReader:
 
     file: WordingFile
     wording: Wording
-    classifier: TextClassifier
+    classifier: TextModel
 
     @property
     def label(self) -> int:
@@ -64,30 +65,40 @@ class WordReader:
         found = self.classifier.logits(self.wording.texts(words))[:, self.label]
         return self._grid(found.double())
 
+    @property
+    def explained(self) -> tuple[int, ...]:
+        """Places of the templates that local methods explain."""
+        return self.wording.explained(self.file.statistics.explained)
+
     def lime(self) -> Grid:
-        """Return LIME's coefficient of the word in every sentence."""
+        """Return LIME's coefficient of the word in every sentence that is explained."""
         method = TextLIME(
             surrogate=Local(samples=self.file.statistics.lime_samples, coalitions="size", seed=self.file.statistics.seed)
         )
         predict = _once(self.classifier.logits)
         found = []
         for word in range(len(self.wording.words)):
-            for text in self.wording.texts([word]):
+            for text in self.wording.texts([word], self.explained):
                 said = method(predict, text, self.label)
                 found.append(float(said.values[said.parts.index(self.wording.words[word])]))
         return self._grid(torch.tensor(found, dtype=torch.float64))
 
     def integrated(self) -> tuple[Grid, float]:
-        """Return the integrated gradient of the word's embedding in every sentence, and the largest completeness gap.
+        """Return the integrated gradient of the word's embedding in every explained sentence, and the largest gap.
 
         The path starts at the embedding of an empty text.
+
+        Raises:
+            WordingError: for a model that does not look up whole words.
         """
         method = LayerIntegratedGradients(
             self.file.embedding, IntegratedGradients(steps=self.file.statistics.steps), space="input"
         )
         vocabulary, wording = self.classifier.words, self.wording
-        names = [w for w in wording.words for _ in wording.templates]
-        texts = wording.texts(range(len(wording.words)))
+        if not isinstance(vocabulary, WordIds):
+            raise WordingError("the model does not look up whole words: use `LanguageReader`.")
+        names = [w for w in wording.words for _ in self.explained]
+        texts = wording.texts(range(len(wording.words)), self.explained)
         found, gap = [], 0.0
         for start in range(0, len(texts), _TEXTS):
             part = texts[start : start + _TEXTS]
@@ -162,7 +173,7 @@ class WordReader:
         return method(store, {self.file.label: self.score}, [concept(kind) for kind in kinds], fitted_on=fitted_on)
 
     def probes(self, store: ActivationStore) -> ProbeResult:
-        """Return how well each layer tells words for groups of people from ordinary ones, judged on words never seen."""
+        """Return how well each layer tells the terms from ordinary words, judged on words never seen."""
         wording = self.wording
         words, templates = range(len(wording.words)), range(len(wording.templates))
         kinds = ["term" if w in wording.terms else "ordinary" for w in words for _ in templates]
@@ -177,6 +188,7 @@ class WordReader:
         terms, reference = list(wording.terms), list(wording.reference)
         grids = {SWAP: logits, **explained}
         grids = {name: grid - grid[reference].mean(0) for name, grid in grids.items()}
+        grids[SWAP] = beyond_rounding(grids[SWAP], logits.flatten(), of_weights(self.classifier.model))
         local = {name: self._local(grid) for name, grid in grids.items()}
         by_method = {name: rows for name, (rows, _) in local.items()}
         by_method |= {f"TCAV {layer}": _of_layer(tcav, i) for i, layer in enumerate(tcav.layers)}
@@ -213,7 +225,7 @@ class WordReader:
     def _local(self, grid: Grid) -> tuple[dict[str, Tensor], Float[Tensor, " others"]]:
         """Return a measure's cells of the terms, in the mean over templates, and the means of ordinary words."""
         terms, ordinary = list(self.wording.terms), list(self.wording.ordinary)
-        found = clustered_mean(grid.T, torch.arange(len(self.wording.templates)), self.file.statistics.level)
+        found = clustered_mean(grid.T, torch.arange(grid.shape[1]), self.file.statistics.level)
         value, others = found.mean[terms], found.mean[ordinary]
         rows = {
             "value": value,
@@ -225,7 +237,7 @@ class WordReader:
         return rows, others
 
     def _grid(self, values: Tensor) -> Grid:
-        return values.reshape(len(self.wording.words), len(self.wording.templates))
+        return values.reshape(len(self.wording.words), -1)
 
 
 def _once(logits: Callable[[list[str]], Tensor]) -> Callable[[list[str]], Tensor]:

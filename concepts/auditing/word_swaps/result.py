@@ -24,6 +24,7 @@ OPPOSITE = "opposite sign"
 MISSES = "measured only"
 ALONE = "predicted only"
 """Whether the measured change and a method's are significant after correction, and to the same side."""
+_ALIKE = 5  # times as far as the least, methods are still drawn on one axis
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,11 @@ class WordResult(Result):
         places = range(len(order))
         with style():
             figure = new_figure(FULL_WIDTH, 1.0 + 0.16 * len(order))
-            panels = figure.subplots(1, len(self.listed), sharex=True, sharey=True, squeeze=False)[0]
+            shown = [self.methods.index(method) for method in self.listed]
+            reach = torch.maximum(self.low[shown].abs(), self.high[shown].abs()).amax(1)
+            # On one axis a method that is far off would leave nothing to see of the others.
+            alike = bool(reach.max() <= _ALIKE * reach.min())
+            panels = figure.subplots(1, len(self.listed), sharex=alike, sharey=True, squeeze=False)[0]
             for i, (axes, method) in enumerate(zip(panels, self.listed, strict=True)):
                 m = self.methods.index(method)
                 value, low, high = (t[m][order].numpy() for t in (self.value, self.low, self.high))
@@ -208,6 +213,19 @@ class WordResult(Result):
                 axes.set_ylabel("measured (logits)" if i % columns == 0 else "")
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        return figure
+
+    def plot_against(self, numbers: Float[Tensor, " words"], what: str) -> "Figure":
+        """Draw each word's measured change against a number of it, such as what was expected."""
+        with style():
+            figure = new_figure(FULL_WIDTH, 3.4)
+            axes = figure.add_subplot()
+            axes.axhline(0, color=FAINT, lw=0.6)
+            axes.vlines(numbers.numpy(), self.low[0].numpy(), self.high[0].numpy(), color=FAINT, lw=0.8)
+            axes.plot(numbers.numpy(), self.value[0].numpy(), ls="", marker="o", ms=3.5, color=PALETTE[0])
+            for word, x, y in zip(self.words, numbers.tolist(), self.value[0].tolist(), strict=True):
+                axes.annotate(word, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=6)
+            axes.set(xlabel=what, ylabel="measured change (logits)")
         return figure
 
 
