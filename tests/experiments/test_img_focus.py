@@ -62,8 +62,8 @@ def test_it_is_read_and_explained_like_any_model(script: ModuleType, net: nn.Mod
         net(images)
     handle.remove()
     torch.testing.assert_close(rows, kept[0], rtol=1e-3, atol=1e-3)
-    mask = torch.zeros(224, 224)
-    mask[80:140, 80:140] = 1
+    mask = torch.zeros(224, 224, dtype=torch.bool)
+    mask[80:140, 80:140] = True
     found = LRP(EpsilonPlus())(net, images[:1], Region(0, mask))
     parts = ("input", "absorbed_by_bias", "absorbed_by_epsilon", "absorbed_by_softmax")
     size = sum(found.diagnostics[name].abs() for name in parts)
