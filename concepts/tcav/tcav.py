@@ -293,7 +293,8 @@ def _gradients(
     pool: Pool,
 ) -> list[dict[str, Tensor]]:
     sets = list(inputs.values())
-    if all(examples is sets[0] for examples in sets):
+    one_each = any(score.is_open or score.count is not None for score in targets.values())  # a class or box of each input
+    if all(examples is sets[0] for examples in sets) and not one_each:
         return store.gradients_of(list(targets.values()), layers, sets[0], pool=pool)
     return [store.gradients(score, layers, inputs[name], pool=pool) for name, score in targets.items()]
 

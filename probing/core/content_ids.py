@@ -48,14 +48,24 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the values as bytes in row-major order, without a copy where the tensor allows it.
 
     Raises:
-        FingerprintError: for a tensor that is sparse, quantized or without values (`meta`).
+        FingerprintError: for a tensor that is sparse or without values (`meta`).
     """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.is_quantized and not tensor.is_meta:
+        return memoryview(b"".join(bytes(tensor_bytes(part)) for part in _of_quantized(tensor)))
+    if tensor.layout != torch.strided or tensor.is_meta:
         kind = f"{tensor.layout} tensor of {tensor.dtype} on {str(tensor.device)!r}"
         raise FingerprintError(f"a {kind} has no plain values to read; make it dense first.")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     flat = flat.as_strided(flat.shape, (1,))  # one value may have any stride
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _of_quantized(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return whole numbers, and the scales and zero points by which they are meant."""
+    if tensor.qscheme() in {torch.per_tensor_affine, torch.per_tensor_symmetric}:
+        return tensor.int_repr(), torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64)
+    axis = torch.tensor([tensor.q_per_channel_axis()])
+    return tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), axis
 
 
 def content_id(value: object) -> str:

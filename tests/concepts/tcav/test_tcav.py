@@ -644,3 +644,23 @@ def test_classes_whose_images_lie_along_a_concept_are_found_in_the_data() -> Non
         associate(features, classes[1:], directions, ["planted", "absent"])
     with pytest.raises(TooFewError, match="compared with those of others"):
         associate(features, ["one"] * 120, directions, ["planted", "absent"])
+
+
+def test_a_score_may_name_a_class_of_each_input() -> None:
+    net, layer = nets.seeded(nets.ConvNet()), "features.3"
+    concept, pool, inputs = (nets.images(12, seed=seed) for seed in (1, 2, 3))
+    top = net(inputs).argmax(1)
+    assert len(top.unique()) > 1
+    method = Tcav(null=None, runs=2, bootstraps=0, relabellings=9)
+    found = [
+        method(ActivationStore(), {"top": score}, [layer], [Concept("c", TensorExamples(concept))], inputs, pool)
+        for score in (Score(net), Score(net, top))
+    ]
+    kept: list[Tensor] = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda module, given, output: kept.append(output))
+    means = [net(part) is None or kept.pop().detach().mean((2, 3)).mean(0) for part in (concept, pool)]
+    slope = torch.autograd.grad(net(inputs)[torch.arange(12), top].sum(), kept[-1])[0].sum((2, 3))
+    handle.remove()
+    expected = float((slope @ (means[0] - means[1])).mean())
+    for one in found:
+        assert float(one.effect) == pytest.approx(expected, rel=1e-4)

@@ -1,5 +1,6 @@
 """Class activation maps of texts: the papers' formulas over tokens that are read, whatever padding stands beside them."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_maps_are_the_formulas_of_each_text_alone(name: str, bert: Any) -> None:
 
 def test_channels_left_out_are_those_of_each_text_alone(bert: Any) -> None:
     found = pb.AblationCAM(LAYER, precision=DOUBLE)(bert, TEXTS, target=1)
+    single = copy.deepcopy(bert).float()  # of which a float64 copy runs, on what is looked up in float32
+    widened = pb.AblationCAM(LAYER, precision=DOUBLE)(single, TEXTS, target=1)
+    torch.testing.assert_close(widened.values, found.values.float(), rtol=1e-3, atol=1e-5)
     for row, length in enumerate(LENGTHS):
         alone = pb.AblationCAM(LAYER, precision=DOUBLE)(bert, {"input_ids": IDS[row : row + 1, :length]}, target=1)
         torch.testing.assert_close(found.values[row, :length], alone.values[0], rtol=1e-4, atol=1e-6)

@@ -777,3 +777,21 @@ def test_the_id_of_a_real_model_survives_a_pass_and_costs_milliseconds() -> None
     start = time.perf_counter()
     assert model_id(net) == before
     assert time.perf_counter() - start < 2  # 0.01 s on a free machine
+
+
+def _eight_bits(seed: int) -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    return torch.ao.quantization.quantize_dynamic(seeded(net, seed), {nn.Linear}, dtype=torch.qint8).eval()
+
+
+@pytest.mark.filterwarnings("ignore")  # such tensors are deprecated
+def test_quantised_weights_are_in_the_id() -> None:
+    assert model_id(_eight_bits(0)) == model_id(_eight_bits(0)) != model_id(_eight_bits(1))
+    values = torch.tensor([[-1.0, 0.5], [0.25, 1.0]])
+    whole = torch.quantize_per_tensor(values, 0.25, 0, torch.qint8)
+    other = torch.quantize_per_tensor(values * 2, 0.5, 0, torch.qint8)
+    assert torch.equal(whole.int_repr(), other.int_repr())  # which mean other numbers
+    rows = torch.quantize_per_channel(values, torch.tensor([0.25, 0.25]), torch.tensor([0, 0]), 0, torch.qint8)
+    columns = torch.quantize_per_channel(values, torch.tensor([0.25, 0.25]), torch.tensor([0, 0]), 1, torch.qint8)
+    assert len({tensor_id(t) for t in (whole, other, rows, columns, whole.dequantize(), whole.int_repr())}) == 6
+    assert tensor_id(whole) == tensor_id(whole.clone())
