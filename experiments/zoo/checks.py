@@ -351,7 +351,8 @@ def _ablationcam(found: Attribution, truth: Truth, one: Batch) -> float | None:
             copies = copies.movedim(1, layout.axis)
             return copies if isinstance(result, Tensor) else (copies, *result[1:])
 
-        handle = truth.net.get_submodule(found.layer).register_forward_hook(without)
+        of = found.layer.partition("[")[0]  # of an address as `lstm[0]`, whose first part is replaced
+        handle = truth.net.get_submodule(of).register_forward_hook(without)
         try:
             with torch.no_grad():
                 rows = [0] * len(part)
