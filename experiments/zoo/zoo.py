@@ -48,12 +48,10 @@ BY_NATURE = {
 
 TESTED = (
     "mobilenet_v3_small",
-    "tf_efficientnet_lite0",
     "DINOv2 (timm)",
     "BERT",
     "LSTM",
     "3-D CNN of volumes",
-    "CNN in bfloat16",
 )
 
 HEADER = """# Ten operations on every kind of model
