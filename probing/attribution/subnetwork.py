@@ -63,7 +63,8 @@ def rerun(score: Score, layer: str, tail: nn.Module | None, inputs: Tensor) -> C
     def whole(points: Tensor, rows: Tensor | None) -> object:
         given = inputs if rows is None else inputs[rows.to(inputs.device)]
         with edit(score.model, {layer: lambda module, before, output: points}):
-            number = points.dtype if given.is_floating_point() else given.dtype  # the model's, at the precision asked for
+            alone = score.beside is None and given.is_floating_point()  # else token ids may be among them
+            number = points.dtype if alone else given.dtype  # the model's, at the precision asked for
             return run(score.model, score.given(given.to(points.device, number, copy=True), rows))
 
     return whole
