@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, fx, nn
 
+from probing.core.inputs import Inputs
 from probing.models.calling import run
 from probing.models.hooks import edit
 from probing.models.precision import frozen_copy
@@ -62,10 +63,13 @@ def rerun(score: Score, layer: str, tail: nn.Module | None, inputs: Tensor) -> C
 
     def whole(points: Tensor, rows: Tensor | None) -> object:
         given = inputs if rows is None else inputs[rows.to(inputs.device)]
+
+        def place(tensor: Tensor) -> Tensor:
+            return tensor.to(points.dtype) if tensor.is_floating_point() else tensor  # the model's, at the precision asked for
+
         with edit(score.model, {layer: lambda module, before, output: points}):
-            alone = score.beside is None and given.is_floating_point()  # else token ids may be among them
-            number = points.dtype if alone else given.dtype  # the model's, at the precision asked for
-            return run(score.model, score.given(given.to(points.device, number, copy=True), rows))
+            entering = score.given(given.to(points.device, copy=True), rows)  # token ids are whole numbers from here on
+            return run(score.model, entering.map(place) if isinstance(entering, Inputs) else place(entering))
 
     return whole
 
