@@ -43,7 +43,7 @@ def attribute(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function, which makes the model; with "
+            help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function, which makes the model; with "
             "--text hf:NAME_OR_FOLDER, or a function itself, from a list of texts to class scores.",
         ),
     ],

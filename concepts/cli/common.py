@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function."),
+    typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function."),
 ]
 WeightsOption = Annotated[
     str | None,

@@ -25,7 +25,7 @@ def init(
     ],
     model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function."),
+        typer.Option(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function."),
     ],
     weights: WeightsOption = None,
     keys: KeysOption = "name",

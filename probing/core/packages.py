@@ -19,6 +19,7 @@ _EXTRAS = {
     "transformers": "transformers",
     "gguf": "gguf",
     "accelerate": "gguf",
+    "open-clip": "clip",
 }
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probing.core.errors import ProbingError
 from probing.core.packages import require
 from probing.data.examples import Transform
 from probing.data.images import Interpolation, Preprocess
 from probing.models.hugging_face import from_hub
+from probing.models.open_clip import from_folder
 from probing.models.weights import Keys, WeightsError, load_weights, weights_file
 
 
@@ -47,6 +48,7 @@ class LoadedModel:
         classes: one name per output, empty where unknown; they are the names of the library's own weights.
         reference: what the model was asked for by.
         weights: where its weights come from, in words.
+        text_embeddings: from texts into the space of the model's own embeddings, `[n, features]`, where it has one.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class LoadedModel:
     classes: tuple[str, ...] = ()
     reference: str = ""
     weights: str = ""
+    text_embeddings: Callable[[Sequence[str]], Tensor] | None = None
 
     @property
     def preprocess(self) -> Transform:
@@ -115,7 +118,8 @@ def load(
     Args:
         reference: `timm:NAME`, `torchvision:NAME` (for classes, segmentation, detection or video), `hf:NAME_OR_FOLDER` for
             what transformers loads by its configuration (safetensors, no code that comes with a model; a folder without the
-            network), or `package.module:function`, which is called without arguments and returns a module or `LoadedModel`.
+            network), `open_clip:FOLDER` for the picture tower of a CLIP, with `text_embeddings` beside it, or
+            `package.module:function`, which is called without arguments and returns a module or `LoadedModel`.
         weights: None for the library's own pretrained weights (or what the function built), which may be fetched
             from the network; `"random"`; a file of safetensors or of `torch.save`d tensors; or
             `package:NAME/path/inside` for a file inside an installed package.
@@ -142,7 +146,8 @@ def load(
     kind, _, name = reference.partition(":")
     if not kind or not name:
         raise ModelReferenceError(
-            f"{reference!r} names no model: write timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER or package.module:function."
+            f"{reference!r} names no model: write timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or "
+            "package.module:function."
         )
     place = device_named(device)  # before the work
     file = None if weights is None or weights == "random" else weights_file(weights)
@@ -187,6 +192,9 @@ def _build(kind: str, name: str, weights: str | Path | None) -> LoadedModel:
         found = from_hub(name, random=weights is not None)
         made = cast("Transform | None", found.preprocess)  # of texts named tensors are made
         return LoadedModel(found.model, made, found.classes, weights=found.weights)
+    if kind == "open_clip":
+        clip = from_folder(name, random=weights is not None)
+        return LoadedModel(clip.model, clip.preprocess, weights=clip.weights, text_embeddings=clip.texts)
     return _function(kind, name, weights)
 
 
