@@ -1,6 +1,7 @@
 """What every test file shares: one thread, no network, a cache of its own, tiny nets."""
 
 import os
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import jaxtyping
 import nets
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -23,6 +25,15 @@ torch.set_num_threads(int(os.environ.get("THREADS", "1")))
 # The same examples in every run, and no deadline: a busy machine is no failure.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same in a test whatever ran before it, in fixtures that several tests share as well."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  what other libraries draw from
+    random.seed(0)
+
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 

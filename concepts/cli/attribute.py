@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from concepts.cli.common import (
+    MODEL_REFERENCES,
     CommandError,
     DeviceOption,
     KeysOption,
@@ -43,8 +44,8 @@ def attribute(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function, which makes the model; with "
-            "--text hf:NAME_OR_FOLDER, or a function itself, from a list of texts to class scores.",
+            help=f"{MODEL_REFERENCES.rstrip('.')}, which makes the model; with --text hf:NAME_OR_FOLDER, or a "
+            "function itself, from a list of texts to class scores.",
         ),
     ],
     images: Annotated[

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from probing.store.launchers import Work
     from probing.store.requests import Request
 
+MODEL_REFERENCES = "timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function."
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function."),
+    typer.Argument(metavar="MODEL", help=MODEL_REFERENCES),
 ]
 WeightsOption = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from concepts.cli.common import CacheOption, DeviceOption, KeysOption, SkipOption, WeightsOption, say
+from concepts.cli.common import MODEL_REFERENCES, CacheOption, DeviceOption, KeysOption, SkipOption, WeightsOption, say
 
 EXAMPLE = "probing init my_audit --images photos --model torchvision:resnet18"
 
@@ -25,7 +25,7 @@ def init(
     ],
     model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, open_clip:FOLDER or package.module:function."),
+        typer.Option(metavar="MODEL", help=MODEL_REFERENCES),
     ],
     weights: WeightsOption = None,
     keys: KeysOption = "name",

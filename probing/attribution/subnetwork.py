@@ -65,7 +65,8 @@ def rerun(score: Score, layer: str, tail: nn.Module | None, inputs: Tensor) -> C
         given = inputs if rows is None else inputs[rows.to(inputs.device)]
 
         def place(tensor: Tensor) -> Tensor:
-            return tensor.to(points.dtype) if tensor.is_floating_point() else tensor  # the model's, at the precision asked for
+            """Bring what is no token id to the model's number format, at the precision asked for."""
+            return tensor.to(points.dtype) if tensor.is_floating_point() else tensor
 
         with edit(score.model, {layer: lambda module, before, output: points}):
             entering = score.given(given.to(points.device, copy=True), rows)  # token ids are whole numbers from here on

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,9 @@ def test_annotations_stay_objects_that_tests_can_check(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "from __future__ import annotations" not in text
     assert "typing import Self" not in text
+    lines = text.splitlines()
+    for before, line in pairwise(lines):
+        assert "Protocol)" not in line or not line.startswith("class ") or before == "@runtime_checkable", line
 
 
 def test_the_version_is_stated_once() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from pydantic import Field
@@ -26,6 +26,7 @@ class WordingError(ProbingError, ValueError):
     """Words and templates that do not make matched sentences, or that the model does not see."""
 
 
+@runtime_checkable
 class TextModel(Protocol):
     """What an audit of words asks of a model of texts; `probing.data.texts.TextClassifier` is one."""
 
