@@ -420,7 +420,7 @@ def _limits(words: WordResult) -> list[str]:
             "subtracted to be held against their swap. TCAV's effect is to first order, and in layers that keep the text's "
             "positions it moves all of them alike."
         ),
-        f"Integrated gradients miss the change they should add up to by {words.completeness_gap:.2g} logits at most.",
+        f"Integrated gradients miss the change they should add up to by {number(words.completeness_gap, 1)} logits at most.",
         "Rank correlations take words as independent; words of one kind are alike, so the intervals are rather too short.",
         (
             "That a change is not significant does not mean that there is none: TCAV's test has half the templates only,"
