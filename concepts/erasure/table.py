@@ -153,8 +153,8 @@ class ReadUsedMovedResult(Result):
             "What is carried and needed is what goes along the directions by which a linear reader finds the attribute: "
             "what lies along others is missed, and what goes with the attribute in these pairs is taken along. Not shown "
             "does not mean absent: look at the interval.",
-            "Their intervals take the fitted directions as they are; those that endless data would give may lie outside more "
-            "often than the level says.",
+            "Their intervals take the fitted directions as they are; those that endless data would give may lie outside "
+            "more often than the level says.",
         ]
         for a, attribute in enumerate(self.attributes):
             if parts := self._parts(a):
