@@ -5,13 +5,22 @@ from .curves import (
     PixelFlipping as PixelFlipping,
     Road as Road,
 )
+from .irof import Irof as Irof
 from .localisation import (
     EnergyShare as EnergyShare,
     PointingGame as PointingGame,
 )
+from .monotonicity import (
+    Monotonicity as Monotonicity,
+    MonotonicityCorrelation as MonotonicityCorrelation,
+)
 from .randomisation import (
     CascadingRandomisation as CascadingRandomisation,
     IndependentRandomisation as IndependentRandomisation,
+)
+from .rationales import (
+    Comprehensiveness as Comprehensiveness,
+    Sufficiency as Sufficiency,
 )
 from .retraining import (
     Kar as Kar,

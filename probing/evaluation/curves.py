@@ -32,6 +32,7 @@ from probing.evaluation.removal import (
     Units,
     cuts_of,
     removal_scores,
+    scores_without_each,
     substrates,
 )
 from probing.models.model_cache import unchanged
@@ -412,18 +413,7 @@ def own_effects(
     score, inputs = checked(score, inputs)
     units = Units.of(inputs, patch)
     passes = Passes.of(score, inputs, batch_size)
-    draws = substrates(baseline, inputs)
-    whole = passes.values(inputs, torch.arange(len(inputs))).double()
-    effects = torch.zeros(len(inputs), units.count, dtype=torch.float64)
-    for i, x in enumerate(inputs):
-        for part in passes.slices(units.count):
-            alone = torch.arange(units.count)[part].view(-1, *[1] * units.labels.ndim)
-            removed = (units.labels[None] == alone).to(x.device)
-            for draw in draws:
-                with torch.no_grad():
-                    variants = Shown(draw[i])(x, removed)
-                    rows = torch.full((len(variants),), i)
-                    left = passes.value(variants, rows).double().cpu()
-                effects[i, part] += (whole[i].cpu() - left) / len(draws)
+    whole, without = scores_without_each(passes, inputs, units, substrates(baseline, inputs))
+    effects = whole[:, None] - without.mean(0)
     spread = effects[:, units.labels.flatten()].view(len(inputs), *units.labels.shape)
     return (spread[:, None] if inputs.ndim == 4 else spread).to(inputs)

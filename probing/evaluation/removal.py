@@ -215,6 +215,24 @@ def _by_input(numbers: Int[Tensor, " rows"], steps: int) -> Iterator[tuple[int, 
         yield i, numbers[owners == i] % steps
 
 
+def scores_without_each(
+    passes: Passes, inputs: Float[Tensor, "n *shape"], units: Units, draws: Float[Tensor, "draws n *shape"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "draws n units"]]:
+    """Return each input's score, and its scores with a single unit removed, which shows what was drawn instead."""
+    whole = passes.values(inputs, torch.arange(len(inputs))).double().cpu()
+    found = torch.empty(len(draws), len(inputs), units.count, dtype=torch.float64)
+    for i, x in enumerate(inputs):
+        for part in passes.slices(units.count):
+            alone = torch.arange(units.count)[part].view(-1, *[1] * units.labels.ndim)
+            removed = (units.labels[None] == alone).to(x.device)
+            for number, draw in enumerate(draws):
+                with torch.no_grad():
+                    variants = Shown(draw[i])(x, removed)
+                    rows = torch.full((len(variants),), i)
+                    found[number, i, part] = passes.value(variants, rows).double().cpu()
+    return whole, found
+
+
 def substrates(baseline: Baseline, inputs: Float[Tensor, "n *shape"]) -> Float[Tensor, "draws n *shape"]:
     """Return what shows where inputs are removed."""
     drawn = baseline(inputs)

@@ -203,6 +203,19 @@ from probing.evaluation.curves import Deletion
 deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(net, 1), pictures[:2], ["a", "b"]
 """
     ),
+    "probing.evaluation.rationales:Comprehensiveness": (
+        """
+from probing.attribution import Saliency
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 2)
+    def forward(self, ids):
+        return self.table(ids).sum(1)
+method, loaded, texts = Saliency(), Bag().eval(), torch.randint(9, (2, 5), generator=generator)
+print = lambda *said: None
+"""
+    ),
     "concepts.data.segmentation.labels:Scenes": (
         "from concepts.data.segmentation.emoji_scenes import EmojiScenes\n" + LARGE + FEW
     ),
