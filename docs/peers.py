@@ -50,6 +50,7 @@ ABILITIES = {
     "rationales of texts": "Comprehensiveness",
     "monotonicity": "Monotonicity MonotonicityCorrelation",
     "parameter randomisation": "CascadingRandomisation MPRT",
+    "randomisation by complexity, or smooth": "EfficientRandomisation SmoothRandomisation EfficientMPRT SmoothMPRT",
     "pointing game": "PointingGame",
     "infidelity": "Infidelity infidelity",
     "sensitivity to noise": "MaxSensitivity sensitivity_max",

@@ -16,7 +16,9 @@ from .monotonicity import (
 )
 from .randomisation import (
     CascadingRandomisation as CascadingRandomisation,
+    EfficientRandomisation as EfficientRandomisation,
     IndependentRandomisation as IndependentRandomisation,
+    SmoothRandomisation as SmoothRandomisation,
 )
 from .rationales import (
     Comprehensiveness as Comprehensiveness,

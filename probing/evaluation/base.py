@@ -1,7 +1,7 @@
 """What every metric takes and returns: maps of some inputs, one value per input, its mean and its interval."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -266,6 +266,25 @@ def keys_of(inputs: Float[Tensor, "n *shape"], places: int, seed: int) -> Int[Te
         generator = torch.Generator().manual_seed((own + seed * 0x9E3779B97F4A7C15) % (1 << 63))
         drawn.append(torch.randperm(places, generator=generator))
     return torch.stack(drawn)
+
+
+def drawn_noise(
+    inputs: Float[Tensor, "n *shape"], draws: int, seed: int, kind: Literal["uniform", "normal"]
+) -> Iterator[Tensor]:
+    """Yield noise of the inputs' shape, from the seed and each input's own content: from -1 to 1, or of deviation 1."""
+    generators = []
+    for row in inputs:
+        own = int(tensor_id(row)[:15], 16)
+        generators.append(torch.Generator().manual_seed((own + seed * 7919) % (1 << 63)))
+    for _ in range(draws):
+        rows = []
+        for row, generator in zip(inputs, generators, strict=True):
+            if kind == "uniform":
+                noise = 2 * torch.rand(row.shape, generator=generator, dtype=torch.float64) - 1
+            else:
+                noise = torch.randn(row.shape, generator=generator, dtype=torch.float64)
+            rows.append(noise)
+        yield torch.stack(rows).to(inputs)
 
 
 def descending(values: Float[Tensor, "n places"], keys: Int[Tensor, "n places"]) -> Int[Tensor, "n places"]:

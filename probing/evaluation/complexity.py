@@ -98,6 +98,21 @@ class Gini:
         return measurement(self, score, values, maps)
 
 
+def histogram_entropy(values: Float[Tensor, "n *places"], bins: int = 100) -> Float[Tensor, " n"]:
+    """Return the entropy, in nats, of each map's values in bins of equal width from its smallest to its largest one.
+
+    0 for a map of one value; the same for a map times a factor.
+    """
+    flat = values.detach().cpu().double().flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    width = torch.where(high > low, high - low, 1.0)
+    number = ((flat - low) / width * bins).long().clamp(max=bins - 1)
+    counts = torch.zeros(len(flat), bins, dtype=torch.float64).scatter_add_(1, number, torch.ones_like(flat))
+    shares = counts / flat.shape[1]
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum(1)
+    return entropy
+
+
 @dataclass(frozen=True)
 class PictureBytes:
     """The size of the map as a PNG of 8 bits: how much there is to see; NaN for a map of zeros, which shows nothing.

@@ -1,7 +1,15 @@
 """Is an explanation caused by what the network learned? Parameters are drawn anew, and the maps must change.
 
-Adebayo et al. 2018, sec. 3. The class explained is the trained network's at every step: explaining the randomised
-network's own favourite would mix a change of class into it, as the authors' notebooks do.
+Adebayo et al. 2018, sec. 3, and two later forms of the test (Hedström et al. 2023, arXiv:2401.06465). The class
+explained is the trained network's at every step: explaining the randomised network's own favourite would mix a change of
+class into it, as the authors' notebooks do.
+
+Which to read when: `CascadingRandomisation` shows at which depth maps change, but by similarities that noise lowers as well
+as forgetting does: a noisier method passes more easily. `SmoothRandomisation` takes noise out of all maps first, at many
+times the cost, and is read against its own bands. `EfficientRandomisation` compares nothing place by place: it asks whether
+maps become more disordered, so no choice of similarity or of the order of layers enters, but neither can it see that a
+map stays the same while its disorder does: a map that ignores the network gets 0, as does one that is noise throughout.
+None tells that a map is right, only that it hangs on what was learned.
 """
 
 import math
@@ -15,15 +23,20 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor, nn
 
-from probing.attribution.base import AttributionMethod
+from probing.attribution.base import Attribution, AttributionMethod
 from probing.evaluation.base import (
     Better,
     EvaluationError,
+    Maps,
+    Measurement,
+    drawn_noise,
     keys_of,
     maps_of,
     mean_interval,
+    measurement,
     pixels,
 )
+from probing.evaluation.complexity import histogram_entropy
 from probing.evaluation.reinitialise import Plan, plan_of, randomised, redraw
 from probing.evaluation.similarity import SIMILARITIES, TITLES
 from probing.models.copies import own_copy
@@ -253,6 +266,102 @@ class IndependentRandomisation(RandomisationMetric):
     order: ClassVar[Literal["cascading", "independent"]] = "independent"
 
 
+@dataclass(frozen=True)
+class SmoothRandomisation(CascadingRandomisation):
+    """The cascade, of maps that are each the mean over noisy inputs: sMPRT (Hedström et al. 2023).
+
+    All networks see the same noise. Its bands are of smooth maps, too, which are more alike than single ones: judge by
+    them, not by the size of a similarity. A method that averages over noise itself, such as SmoothGrad, needs none of it.
+
+    Attributes:
+        draws: noisy inputs of a map.
+        noise: standard deviation of the noise, as a share of each input's range.
+    """
+
+    draws: int = 50
+    noise: float = 0.1
+    cost: ClassVar[str] = "draws times those of the cascade, maps"
+
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Randomisation:
+        """Return the similarities.
+
+        Raises:
+            EvaluationError: for settings that can't be followed.
+            UnchangedError: if a parameter could not be changed.
+        """
+        if self.draws < 1 or self.noise <= 0:
+            raise EvaluationError(f"draws must be at least 1 and noise above 0, got {self.draws} and {self.noise}.")
+        return _randomise(self, _Smoothed(method, self.draws, self.noise, self.seed), score, inputs)
+
+
+@dataclass(frozen=True)
+class _Smoothed:
+    """A method's maps, averaged over noisy inputs."""
+
+    method: AttributionMethod
+    draws: int
+    noise: float
+    seed: int
+
+    def __call__(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
+        flat = inputs.flatten(1)
+        width = (self.noise * (flat.amax(1) - flat.amin(1))).view(-1, *[1] * (inputs.ndim - 1))
+        found = [self.method(score, inputs + width * z) for z in drawn_noise(inputs, self.draws, self.seed, "normal")]
+        return replace(
+            found[0],
+            values=torch.stack([f.values for f in found]).mean(0),
+            n_forward=sum(f.n_forward for f in found),
+            n_backward=sum(f.n_backward for f in found),
+        )
+
+
+@dataclass(frozen=True)
+class EfficientRandomisation:
+    """How much more disordered a map is once all was drawn anew: eMPRT (Hedström et al. 2023).
+
+    `(ξ(randomised) - ξ(trained)) / ξ(trained)`, where ξ is the entropy of a histogram of the map's values: above 0 where
+    maps become noise, 0 for maps that ignore the network. Networks whose maps die out are left out of the mean.
+
+    Attributes:
+        seeds: independent draws, averaged.
+        bins: of the histogram, between a map's smallest and largest value. With many more than the map has values, all
+            maps are as disordered as can be.
+        channels: how the maps' channels become one value.
+        keep: paths or globs of tensors that stay.
+        calibrate: estimate running statistics of drawn BatchNorms on the inputs; else they start over.
+        seed: the first of the seeds.
+    """
+
+    seeds: int = 5
+    bins: int = 100
+    channels: Channels = "sum"
+    keep: tuple[str, ...] = ()
+    calibrate: bool = True
+    seed: int = 0
+    better: ClassVar[Better] = "higher"
+    range: ClassVar[tuple[float, float]] = (-1.0, float("inf"))
+    cost: ClassVar[str] = "seeds plus 1 maps"
+
+    def __call__(self, method: AttributionMethod, score: Score, inputs: Float[Tensor, "n *shape"]) -> Measurement:
+        """Return each input's relative rise; NaN where the trained network's map has one value, or all others have.
+
+        Raises:
+            EvaluationError: for settings that can't be followed.
+            UnchangedError: if a parameter could not be changed.
+        """
+        if self.seeds < 1 or self.bins < 2:
+            raise EvaluationError(f"seeds must be at least 1 and bins at least 2, got {self.seeds} and {self.bins}.")
+        run = _Prepared.of(self, method, score, inputs)
+        trained = histogram_entropy(run.explain(run.score.model), self.bins)
+        rises = []
+        for seed in range(self.seed, self.seed + self.seeds):
+            drawn = histogram_entropy(run.explain(run.stranger(seed)), self.bins)
+            rises.append((torch.where(drawn > 0, drawn, torch.nan) - trained) / trained)
+        values = torch.where(trained > 0, torch.stack(rises).nanmean(0), torch.nan)
+        passed = Maps(inputs, None, run.explain.n_forward, run.explain.n_backward)
+        return measurement(self, score, values, passed)
+
+
 @dataclass
 class _Explainer:
     """Maps of one method with one class per input, for several networks; passes are counted."""
@@ -271,6 +380,34 @@ class _Explainer:
         return pixels(found.values, self.channels)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What any of these tests starts from."""
+
+    score: Score
+    plan: Plan
+    explain: _Explainer
+    calibrate: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        metric: RandomisationMetric | EfficientRandomisation,
+        method: AttributionMethod,
+        score: Score,
+        inputs: Tensor,
+    ) -> "_Prepared":
+        score = score.named(inputs)
+        plan = plan_of(score.model, inputs, metric.keep)
+        given = AS_GIVEN.prepare(score.model, (), device_of(score.model), inputs)
+        calibrate = given.inputs(inputs) if metric.calibrate else None
+        return cls(score, plan, _Explainer(method, score, inputs, metric.channels), calibrate)
+
+    def stranger(self, seed: int) -> nn.Module:
+        """Return the network with everything drawn anew."""
+        return randomised(self.score.model, self.plan.blocks, seed, self.calibrate)
+
+
 def _randomise(
     metric: RandomisationMetric,
     method: AttributionMethod,
@@ -281,18 +418,15 @@ def _randomise(
         raise EvaluationError(
             f"seeds must be at least 1 and measures of {sorted(SIMILARITIES)}, got {metric.seeds} and {metric.measures}."
         )
-    score, order = score.named(inputs), metric.order
-    plan = plan_of(score.model, inputs, metric.keep)
+    order, run = metric.order, _Prepared.of(metric, method, score, inputs)
+    plan, explain, calibrate, score = run.plan, run.explain, run.calibrate, run.score
     depths = _depths(len(plan.blocks), metric.steps)
-    explain = _Explainer(method, score, inputs, metric.channels)
-    given = AS_GIVEN.prepare(score.model, (), device_of(score.model), inputs)
-    calibrate = given.inputs(inputs) if metric.calibrate else None
     trained = explain(score.model)
     features = _features(metric.measures, trained)
     seeds = range(metric.seed, metric.seed + metric.seeds)
 
     def stranger(seed: int) -> Tensor:
-        return explain(randomised(score.model, plan.blocks, seed, calibrate))
+        return explain(run.stranger(seed))
 
     rows, strangers = [], []
     for seed in seeds:

@@ -1,9 +1,8 @@
 """Does a map change little with the input, and say what happens when the input changes?"""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,6 @@ from torch import Tensor
 from probing.attribution.base import AttributionMethod, checked
 from probing.attribution.baselines import ZERO, Baseline
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
-from probing.core.content_ids import tensor_id
 from probing.core.inputs import one_tensor
 from probing.evaluation.base import (
     Better,
@@ -20,6 +18,7 @@ from probing.evaluation.base import (
     Explained,
     Maps,
     Measurement,
+    drawn_noise,
     keys_of,
     maps_of,
     measurement,
@@ -64,7 +63,7 @@ class MaxSensitivity:
             flat = inputs.flatten(1)
             width = self.radius * (flat.amax(1) - flat.amin(1))
             width = width.view(-1, *[1] * (inputs.ndim - 1))
-            for noise in _drawn(inputs, self.draws, self.seed, "uniform"):
+            for noise in drawn_noise(inputs, self.draws, self.seed, "uniform"):
                 moved = method(score, inputs + width * noise)
                 change = (moved.values - clean.values).double().flatten(1).norm(dim=1)
                 largest = torch.maximum(largest, change / size)
@@ -116,7 +115,7 @@ class Infidelity:
         width = width.view(-1, *[1] * (inputs.ndim - 1))
         whole = passes.values(inputs, rows).double()
         told, true = [], []
-        for drawn in _drawn(inputs, self.draws, self.seed, "normal"):
+        for drawn in drawn_noise(inputs, self.draws, self.seed, "normal"):
             step = width * drawn
             told.append((step * maps.values).double().flatten(1).sum(1))
             true.append(whole - passes.values(inputs - step, rows).double())
@@ -221,20 +220,3 @@ def with_seed(method: AttributionMethod, seed: int) -> AttributionMethod | None:
     if surrogate is not None and hasattr(surrogate, "seed"):
         return replace(method, surrogate=replace(surrogate, seed=seed))  # type: ignore[type-var]
     return None
-
-
-def _drawn(inputs: Tensor, draws: int, seed: int, kind: Literal["uniform", "normal"]) -> Iterator[Tensor]:
-    """Yield noise of the inputs' shape, from the seed and each input's own content."""
-    generators = []
-    for row in inputs:
-        own = int(tensor_id(row)[:15], 16)
-        generators.append(torch.Generator().manual_seed((own + seed * 7919) % (1 << 63)))
-    for _ in range(draws):
-        rows = []
-        for row, generator in zip(inputs, generators, strict=True):
-            if kind == "uniform":
-                noise = 2 * torch.rand(row.shape, generator=generator, dtype=torch.float64) - 1
-            else:
-                noise = torch.randn(row.shape, generator=generator, dtype=torch.float64)
-            rows.append(noise)
-        yield torch.stack(rows).to(inputs)

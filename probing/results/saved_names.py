@@ -66,7 +66,8 @@ _PLACES = _by_name(
         "probing.evaluation.rationales": "Comprehensiveness Sufficiency",
         "probing.evaluation.retraining": "DataRandomisation Kar Retrained Roar Training",
         "probing.evaluation.robustness": "Infidelity MaxSensitivity SeedStability SensitivityN",
-        "probing.evaluation.randomisation": "CascadingRandomisation IndependentRandomisation Randomisation",
+        "probing.evaluation.randomisation": "CascadingRandomisation EfficientRandomisation IndependentRandomisation "
+        "Randomisation SmoothRandomisation",
         "probing.evaluation.scorecard.scorecard": "Row Scorecard",
         "probing.evaluation.scorecard.measure": "Scoring",
         "probing.evaluation.similarity": "AbsoluteSpearman HogSimilarity SignedSpearman Ssim TopIou",
