@@ -34,6 +34,7 @@ ABILITIES = {
     "LIME of tables": "LimeTabularExplainer",
     "Shapley values": "KernelShap ShapleyValues",
     "occlusion": "Occlusion",
+    "feature ablation": "FeatureAblation",
     "conductance": "LayerConductance",
     "attributions of language models": "LLMAttribution",
     "influence of training data": "TracInCP",

@@ -31,7 +31,7 @@ TEN: dict[str, tuple[str, ...]] = {
     "LRP": ("lrp",),
     "CAMs": ("cam", "gradcam", "gradcam++", "guided_gradcam", "hirescam", "layercam", "ablationcam"),
     "attention": ("rollout", "attention_relevance"),
-    "LIME": ("lime",),
+    "perturbation": ("lime", "occlusion", "feature_ablation"),
     "rows": ("store",),
     "probes": ("probes",),
     "TCAV": ("tcav",),

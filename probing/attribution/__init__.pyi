@@ -52,4 +52,8 @@ from .perturbation.lime import (
     LIME as LIME,
     TextLIME as TextLIME,
 )
+from .perturbation.occlusion import (
+    FeatureAblation as FeatureAblation,
+    Occlusion as Occlusion,
+)
 from .priors import attribution_prior as attribution_prior

@@ -286,9 +286,7 @@ def _check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
         return _sum_check(facts, found, row)
     if "standard_error" in facts:
         return _noise_check(facts, found.values[row])
-    if "nothing_positive" in facts and bool(facts["nothing_positive"]):
-        return "empty: nothing raises the score"
-    return ""
+    return _void_check(facts)
 
 
 def _sum_check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
@@ -303,6 +301,18 @@ def _sum_check(facts: dict[str, Tensor], found: Attribution, row: int) -> str:
     missed = "" if bool(facts.get("converged", torch.tensor(True))) else ", not converged"
     own = f"; {unmoved:.0%} equals the baseline and gets 0" if unmoved >= 0.005 else ""
     return f"gap {gap:+.2g}{share}{missed}{own}"
+
+
+def _void_check(facts: dict[str, Tensor]) -> str:
+    """Return why a map, or some of it, is empty, if it is: nothing raises the score, or hiding changes nothing."""
+    if bool(facts.get("nothing_positive", torch.tensor(False))):
+        return "empty: nothing raises the score"
+    if lost := int(facts.get("unhidden_parts", torch.tensor(0))):
+        return f"{lost} parts look the same hidden"
+    share = float(facts.get("unmoved", torch.tensor(0.0)))
+    if share == 1:
+        return "empty: the input is what hides it"
+    return f"{share:.0%} looks the same hidden" if share >= 0.005 else ""
 
 
 def _noise_check(facts: dict[str, Tensor], values: Tensor) -> str:

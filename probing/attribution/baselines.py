@@ -5,12 +5,13 @@ from typing import Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from probing.core.content_ids import tensor_id
 from probing.core.errors import ProbingError
 from probing.core.inputs import InputError
+from probing.models.explained import Explained
 
 
 class SamplesError(ProbingError, LookupError):
@@ -146,6 +147,18 @@ def baseline_of(given: Baseline | float | Tensor) -> Baseline:
     if isinstance(given, Tensor):
         return Samples.of(given, paired=len(given) > 1) if given.ndim else Constant((float(given),))
     return Constant((float(given),)) if isinstance(given, int | float) else given
+
+
+def unmoved(
+    baselines: Shaped[Tensor, "draws n *shape"], inputs: Shaped[Tensor, "n *shape"], explained: Explained | None
+) -> Float64[Tensor, " n"]:
+    """Return the share of values that equal every baseline's, of those that are read: these get 0 whatever they mean."""
+    same = (baselines == inputs).all(0).flatten(1).double()
+    read = None if explained is None else explained.read
+    if read is None or read.shape != inputs.shape:
+        return same.mean(1)
+    counted = read.flatten(1).to(same)
+    return (same * counted).sum(1) / counted.sum(1)
 
 
 @dataclass(frozen=True)

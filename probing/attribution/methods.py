@@ -25,6 +25,7 @@ from probing.attribution.path import (
     LayerIntegratedGradients,
 )
 from probing.attribution.perturbation.lime import LIME, TextLIME
+from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
 
 METHODS: dict[str, type[LocalMethod]] = {
     "saliency": Saliency,
@@ -44,6 +45,8 @@ METHODS: dict[str, type[LocalMethod]] = {
     "ablationcam": AblationCAM,
     "lrp": LRP,
     "lime": LIME,
+    "occlusion": Occlusion,
+    "feature_ablation": FeatureAblation,
 }
 
 ATTENTION_METHODS: dict[str, type[LocalMethod]] = {

@@ -9,13 +9,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments
-from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of
+from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, unmoved
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.attribution.subnetwork import given, rerun, tail_of
 from probing.core.inputs import InputError
-from probing.models.explained import Explained
 from probing.models.geometry import layers_run, refuse_other_rows
 from probing.models.hooks import capture
 from probing.models.model_cache import remembered, unchanged
@@ -255,7 +254,7 @@ def _integrate(
         steps = torch.maximum(steps, used)
     base = torch.stack(bases).mean(0)
     diagnostics = _checks(method, moments, value - base, steps, torch.stack(errors))
-    diagnostics["unmoved"] = _unmoved(starts, ends, passes.origin.beside)
+    diagnostics["unmoved"] = unmoved(starts, ends, passes.origin.beside)
     return passes.attribution(
         described,
         inputs,
@@ -264,16 +263,6 @@ def _integrate(
         baseline_score=base,
         diagnostics={k: d.to(ends.dtype) if d.is_floating_point() else d for k, d in diagnostics.items()},
     )
-
-
-def _unmoved(starts: Tensor, ends: Tensor, explained: Explained | None) -> Float[Tensor, " n"]:
-    """Return the share of values that equal the baseline's, of those that are read."""
-    same = (starts == ends).all(0).flatten(1).double()
-    read = None if explained is None else explained.read
-    if read is None or read.shape != ends.shape:
-        return same.mean(1)
-    counted = read.flatten(1).to(same)
-    return (same * counted).sum(1) / counted.sum(1)
 
 
 def _checks(

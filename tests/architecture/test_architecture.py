@@ -177,6 +177,8 @@ ORACLES = {
     "ablationcam": "ablation_weighs_channels_by_the_fall",
     "lrp": "lrp",
     "lime": "lime",
+    "occlusion": "occlusion_is_the_mean_fall",
+    "feature_ablation": "feature_ablation_is_the_fall",
     "rollout": "rollout_is_the_product_of_averaged_layers",
     "attention_relevance": "relevance_is_gradients_times_weights",
 }

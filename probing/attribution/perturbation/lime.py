@@ -1,7 +1,7 @@
 """LIME: which parts of an image, or words of a text, a score depends on, by hiding them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
@@ -9,17 +9,9 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
-from probing.attribution.baselines import ZERO
-from probing.attribution.perturbation.parts import (
-    Hidden,
-    PartMean,
-    TensorParts,
-    TextParts,
-    Tokens,
-    Words,
-    fillings,
-)
-from probing.attribution.perturbation.superpixels import Blocks, Segmentation, Separate, Slic, usual_parts
+from probing.attribution.perturbation.cutting import PART_MEAN, SUPERPIXELS, cut_up, part_facts, settled
+from probing.attribution.perturbation.parts import Hidden, TensorParts, TextParts, Tokens, Words
+from probing.attribution.perturbation.superpixels import Segmentation
 from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
 from probing.core.inputs import InputError
@@ -37,7 +29,7 @@ if TYPE_CHECKING:
 Predict = Callable[[list[str]], object]
 """From texts to their class scores `[n, classes]`, as a tensor, an array or nested lists."""
 
-SUPERPIXELS, PART_MEAN, WORDS = Slic(), PartMean(), Words()
+WORDS = Words()
 FOR_IMAGES, FOR_TEXTS = Local(), Local(samples=5000, coalitions="size", features=10)
 
 
@@ -86,24 +78,16 @@ class LIME(LocalMethod):
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
-        beside = score.beside
-        if self.parts == SUPERPIXELS and (usual := _usual(score, inputs)) != SUPERPIXELS:
-            flat = self.hidden == PART_MEAN and not isinstance(usual, Blocks)  # a value alone is its own mean
-            return replace(self, parts=usual, hidden=ZERO if flat else self.hidden).explain(score, inputs)
+        method = settled(self, score, inputs)
         with unchanged(score.model):
             passes = Passes.of(score, inputs, self.batch_size, self.precision)
-            placed = inputs.to(passes.device)
-            labels = self.parts(placed)
-            shown = fillings(self.hidden, placed)
-            read = None if beside is None else beside.read
-            kept = [None] * len(inputs) if read is None else [~r.to(passes.device) for r in read]
-            cut = [TensorParts.of(placed[i], labels[i], shown[i], kept[i]) for i in range(len(inputs))]
+            cut = cut_up(method, passes, inputs)
             found = []
             with Progress(len(cut), "LIME", unit="inputs") as meter:
                 for i, parts in enumerate(cut):
                     found.append(self.surrogate(_Scored(passes, parts, i), parts.count))
                     meter.advance(1)
-            return self._result(passes, inputs, cut, found)
+            return method._result(passes, inputs, cut, found)
 
     def _result(
         self,
@@ -116,29 +100,12 @@ class LIME(LocalMethod):
             torch.stack([parts.spread(v) for parts, v in zip(cut, each, strict=True)]).to(inputs)
             for each in ([f.coefficients for f in found], [f.standard_error for f in found])
         )
-        places = [parts.labels.expand(parts.example.shape) for parts in cut]
         facts = ("r2", "intercept", "prediction", "condition", "reliability")
         diagnostics = {name: torch.tensor([getattr(f, name) for f in found], dtype=torch.float64) for name in facts}
-        diagnostics |= {
-            "standard_error": errors,
-            "parts": torch.stack(places).to(inputs.device),
-            "coalitions": torch.tensor([f.samples for f in found]),
-            "flat_parts": torch.tensor([parts.flat for parts in cut]),
-            "unhidden_parts": torch.tensor([parts.unhidden for parts in cut]),
-        }
+        diagnostics |= {"standard_error": errors, "coalitions": torch.tensor([f.samples for f in found])}
+        diagnostics |= part_facts(cut, inputs.device)
         score = torch.tensor([f.score for f in found], dtype=torch.float64).to(inputs)
         return passes.attribution(self, inputs, values, score, diagnostics=diagnostics)
-
-
-def _usual(score: Score, inputs: Tensor) -> Segmentation:
-    """Return how inputs are cut where superpixels were not asked for but are the default."""
-    beside = score.beside
-    if beside is None:
-        return usual_parts(inputs.ndim)
-    tokens = tuple(name in beside.layers for name in beside.names)
-    if len(beside.names) > 1:
-        return Separate(beside.shapes, tokens)
-    return usual_parts(inputs.ndim, tokens=tokens[0])
 
 
 @dataclass(frozen=True)

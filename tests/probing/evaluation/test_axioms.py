@@ -70,6 +70,8 @@ EXPECTED = {
     "ablationcam": "--o++",
     "lrp": "+++--",  # linear, since relevance starts with the scores themselves
     "lime": "-+-+-",  # its parts straddle the border of what is read
+    "occlusion": "++++-",  # windows of one pixel; what covers them stays as it was
+    "feature_ablation": "-+++-",  # its parts straddle, too
 }
 
 
