@@ -35,6 +35,7 @@ ABILITIES = {
     "Shapley values": "KernelShap ShapleyValues",
     "occlusion": "Occlusion",
     "feature ablation": "FeatureAblation",
+    "RISE": "RISE",
     "conductance": "LayerConductance",
     "attributions of language models": "LLMAttribution",
     "influence of training data": "TracInCP",

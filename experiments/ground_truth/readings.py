@@ -44,12 +44,13 @@ class Effort:
     smoothgrad: int = 25
     expected_gradients: int = 50
     lime: int = 300
+    rise: int = 1000
     runs: int = 10
 
     @classmethod
     def tiny(cls) -> "Effort":
         """Return what is enough to see that everything runs."""
-        return cls(3, 4, 40, 2)
+        return cls(3, 4, 40, 10, 2)
 
 
 def local_method(name: str, background: Tensor, effort: Effort) -> AttributionMethod:
@@ -61,6 +62,7 @@ def local_method(name: str, background: Tensor, effort: Effort) -> AttributionMe
             "samples": effort.expected_gradients,
         },
         "lime": {"surrogate": Local(effort.lime)},
+        "rise": {"masks": effort.rise},
     }
     return METHODS[name](**arguments.get(name, {}))
 

@@ -31,7 +31,7 @@ TEN: dict[str, tuple[str, ...]] = {
     "LRP": ("lrp",),
     "CAMs": ("cam", "gradcam", "gradcam++", "guided_gradcam", "hirescam", "layercam", "ablationcam"),
     "attention": ("rollout", "attention_relevance"),
-    "perturbation": ("lime", "occlusion", "feature_ablation"),
+    "perturbation": ("lime", "occlusion", "feature_ablation", "rise"),
     "rows": ("store",),
     "probes": ("probes",),
     "TCAV": ("tcav",),

@@ -56,4 +56,5 @@ from .perturbation.occlusion import (
     FeatureAblation as FeatureAblation,
     Occlusion as Occlusion,
 )
+from .perturbation.rise import RISE as RISE
 from .priors import attribution_prior as attribution_prior

@@ -453,12 +453,11 @@ def _read_with_graph(score: Score, one: Tensor) -> None:
             score.read(run(score.model, at))
 
 
-def with_places(inputs: Tensor) -> Tensor:
-    """Return the inputs if they are images, series or volumes."""
+def with_places(inputs: Tensor, what: str = "class activation maps need") -> Tensor:
+    """Return the inputs if they are images, series or volumes, which is what something needs."""
     if inputs.ndim not in {3, 4, 5}:
         raise InputError(
-            "class activation maps need images [n, c, h, w], series [n, c, t] or volumes [n, c, d, h, w], got shape "
-            f"{tuple(inputs.shape)}."
+            f"{what} images [n, c, h, w], series [n, c, t] or volumes [n, c, d, h, w], got shape {tuple(inputs.shape)}."
         )
     return inputs
 

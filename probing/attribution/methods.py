@@ -26,6 +26,7 @@ from probing.attribution.path import (
 )
 from probing.attribution.perturbation.lime import LIME, TextLIME
 from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
+from probing.attribution.perturbation.rise import RISE
 
 METHODS: dict[str, type[LocalMethod]] = {
     "saliency": Saliency,
@@ -47,6 +48,7 @@ METHODS: dict[str, type[LocalMethod]] = {
     "lime": LIME,
     "occlusion": Occlusion,
     "feature_ablation": FeatureAblation,
+    "rise": RISE,
 }
 
 ATTENTION_METHODS: dict[str, type[LocalMethod]] = {

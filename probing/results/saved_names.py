@@ -42,6 +42,7 @@ _PLACES = _by_name(
         "probing.attribution.gradient": "Deconvolution GradientTimesInput GuidedBackprop Saliency SmoothGrad",
         "probing.attribution.perturbation.lime": "LIME TextAttribution TextLIME",
         "probing.attribution.perturbation.occlusion": "FeatureAblation Occlusion",
+        "probing.attribution.perturbation.rise": "RISE",
         "probing.attribution.lrp.conditional": "ConditionalLRP",
         "probing.attribution.lrp.lrp": "LRP",
         "probing.attribution.lrp.composites": "EpsilonAlpha2Beta1 EpsilonAlpha2Beta1Flat EpsilonGammaBox EpsilonPlus "

@@ -179,6 +179,7 @@ ORACLES = {
     "lime": "lime",
     "occlusion": "occlusion_is_the_mean_fall",
     "feature_ablation": "feature_ablation_is_the_fall",
+    "rise": "rise_is_the_mean",
     "rollout": "rollout_is_the_product_of_averaged_layers",
     "attention_relevance": "relevance_is_gradients_times_weights",
 }

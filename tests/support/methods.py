@@ -14,6 +14,7 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "expected_gradients": {"background": Samples.of(nets.images(3, seed=9).double()), "samples": 5},
     "smoothgrad": {"samples": 3},
     "ig": {"steps": 4},
+    "rise": {"masks": 40},
     "layer_ig": {"path": IntegratedGradients(steps=4)},
 }
 
