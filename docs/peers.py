@@ -32,7 +32,7 @@ ABILITIES = {
     "LIME of images": "LIME Lime LimeImageExplainer",
     "LIME of texts": "TextLIME LimeTextExplainer",
     "LIME of tables": "LimeTabularExplainer",
-    "Shapley values": "KernelShap ShapleyValues",
+    "Shapley values": "Shapley KernelShap ShapleyValues",
     "occlusion": "Occlusion",
     "feature ablation": "FeatureAblation",
     "RISE": "RISE",

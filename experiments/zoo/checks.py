@@ -23,7 +23,7 @@ from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.methods import ATTENTION_METHODS, METHODS
 from probing.attribution.path import IntegratedGradients
-from probing.attribution.perturbation.surrogate import KernelShap
+from probing.attribution.perturbation.surrogate import KernelShap, ShapleySampling
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, Inputs
 from probing.data.examples import as_examples
@@ -36,7 +36,7 @@ from probing.store.store import ActivationStore
 
 SMOOTH, EXPECTED, COALITIONS, STEPS, MANY = 10, 20, 200, 12, 24
 
-MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3, "rollout": 1e-5, "lime": 1e-3}
+MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3, "rollout": 1e-5, "lime": 1e-3, "shapley": 1e-3}
 """The largest share of the score, or of its change, that a map's parts may miss."""
 MOST_CHANNELS = 100
 """Of a layer whose channels are left out one by one by the check too."""
@@ -194,6 +194,7 @@ def method(name: str, truth: Truth) -> LocalMethod:
         "expected_gradients": {"samples": EXPECTED},
         "smoothgrad": {"samples": SMOOTH},
         "lime": {"surrogate": KernelShap(max(COALITIONS, 2 * subject.parts))},
+        "shapley": {"by": ShapleySampling(4, exact=6)},
     }
     if name == "layer_ig" and subject.embedding:
         arguments["layer_ig"] |= {"layer": subject.layer, "space": "input"}
@@ -251,7 +252,7 @@ def missed(name: str, found: Attribution, truth: Truth, one: Batch) -> float:
         gap, whole = facts["completeness_gap"], found.score
     elif name == "rollout":
         gap, whole = found.values.flatten(1).sum(1) + facts.get("prefix", 0.0) - 1, torch.ones(1)
-    elif name == "lime":
+    elif name in {"lime", "shapley"}:
         parts = facts["parts"].flatten().expand(found.values.numel())
         values = found.values.flatten()
         own = sum(float(values[parts == p].double()[0]) for p in parts.unique())

@@ -31,7 +31,7 @@ TEN: dict[str, tuple[str, ...]] = {
     "LRP": ("lrp",),
     "CAMs": ("cam", "gradcam", "gradcam++", "guided_gradcam", "hirescam", "layercam", "ablationcam"),
     "attention": ("rollout", "attention_relevance"),
-    "perturbation": ("lime", "occlusion", "feature_ablation", "rise"),
+    "perturbation": ("lime", "occlusion", "feature_ablation", "rise", "shapley"),
     "rows": ("store",),
     "probes": ("probes",),
     "TCAV": ("tcav",),
@@ -81,7 +81,8 @@ What a cell of the tables below holds:
   and labels; the value of the image that maximisation ends at ({steps} steps) with a pass of plain PyTorch. At most 0.1 %.
 - A number, for maps whose parts must add up: what they miss. IG, of the score minus the baseline's (at most 1 %); LRP, the
   ledger against the score; CAM, against the logit; attention rollout, against 1; LIME by Kernel SHAP ({lime} coalitions or
-  more), of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times as much is let pass.
+  more) and Shapley values, of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times as much
+  is let pass.
 - `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples) and Expected Gradients
   ({expected}), which hang on draws, attention relevance, and Ablation-CAM of more than {channels} channels. `zero`: nothing
   raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the reason given below the table.

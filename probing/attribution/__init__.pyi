@@ -57,4 +57,5 @@ from .perturbation.occlusion import (
     Occlusion as Occlusion,
 )
 from .perturbation.rise import RISE as RISE
+from .perturbation.shapley import Shapley as Shapley
 from .priors import attribution_prior as attribution_prior

@@ -27,6 +27,7 @@ from probing.attribution.path import (
 from probing.attribution.perturbation.lime import LIME, TextLIME
 from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
 from probing.attribution.perturbation.rise import RISE
+from probing.attribution.perturbation.shapley import Shapley
 
 METHODS: dict[str, type[LocalMethod]] = {
     "saliency": Saliency,
@@ -49,6 +50,7 @@ METHODS: dict[str, type[LocalMethod]] = {
     "occlusion": Occlusion,
     "feature_ablation": FeatureAblation,
     "rise": RISE,
+    "shapley": Shapley,
 }
 
 ATTENTION_METHODS: dict[str, type[LocalMethod]] = {

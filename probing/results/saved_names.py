@@ -43,6 +43,7 @@ _PLACES = _by_name(
         "probing.attribution.perturbation.lime": "LIME TextAttribution TextLIME",
         "probing.attribution.perturbation.occlusion": "FeatureAblation Occlusion",
         "probing.attribution.perturbation.rise": "RISE",
+        "probing.attribution.perturbation.shapley": "Shapley",
         "probing.attribution.lrp.conditional": "ConditionalLRP",
         "probing.attribution.lrp.lrp": "LRP",
         "probing.attribution.lrp.composites": "EpsilonAlpha2Beta1 EpsilonAlpha2Beta1Flat EpsilonGammaBox EpsilonPlus "
@@ -53,7 +54,7 @@ _PLACES = _by_name(
         "probing.attribution.lrp.rules": "AlphaBeta Epsilon Flat:FlatRule Gamma Pass WSquare ZBox ZPlus",
         "probing.attribution.perturbation.superpixels": "Blocks Each EachToken Given Grid:GridParts Quickshift Separate "
         "Slic",
-        "probing.attribution.perturbation.surrogate": "ExactShapley KernelShap Local:LocalSurrogate",
+        "probing.attribution.perturbation.surrogate": "ExactShapley KernelShap Local:LocalSurrogate ShapleySampling",
         "probing.evaluation.axioms": "AxiomTable Check Completeness Dummy ImplementationInvariance InputShift Linearity "
         "SensitivityA Symmetry",
         "probing.evaluation.base": "Measurement",

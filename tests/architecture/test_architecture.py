@@ -180,6 +180,7 @@ ORACLES = {
     "occlusion": "occlusion_is_the_mean_fall",
     "feature_ablation": "feature_ablation_is_the_fall",
     "rise": "rise_is_the_mean",
+    "shapley": "shapley_values_are_the_mean",
     "rollout": "rollout_is_the_product_of_averaged_layers",
     "attention_relevance": "relevance_is_gradients_times_weights",
 }

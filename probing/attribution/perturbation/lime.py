@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
-from probing.attribution.perturbation.cutting import PART_MEAN, SUPERPIXELS, cut_up, part_facts, settled
-from probing.attribution.perturbation.parts import Hidden, TensorParts, TextParts, Tokens, Words
+from probing.attribution.perturbation.contribution_maps import FACTS, contribution_map
+from probing.attribution.perturbation.cutting import PART_MEAN, SUPERPIXELS
+from probing.attribution.perturbation.parts import Hidden, TextParts, Tokens, Words
 from probing.attribution.perturbation.superpixels import Segmentation
-from probing.attribution.perturbation.surrogate import Contributions, Local, Surrogate
-from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
+from probing.attribution.perturbation.surrogate import Local, Surrogate
+from probing.attribution.score_passes import FLOAT32, BatchSize
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
-from probing.models.model_cache import unchanged
 from probing.models.precision import Precision
 from probing.models.readings import OutputError
 from probing.models.scores import Score, TargetError, classes
@@ -40,8 +40,8 @@ class LIME(LocalMethod):
     By default as Ribeiro et al. 2016, with the reference implementation's settings: 1,000 coalitions, kernel width
     0.25, ridge regression; but superpixels by `Slic`, which needs no other package. It explains the score's own unit,
     where the reference explains probabilities. Each value of the map holds the coefficient of its whole part (0 for
-    parts that are not selected), so values are not to be added up over a part. With `surrogate=KernelShap()` or
-    `ExactShapley()` the coefficients are Shapley values instead.
+    parts that are not selected), so values are not to be added up over a part. For Shapley values use
+    `Shapley`.
 
     In the diagnostics: `parts`, the part of each value; `standard_error`, of the map's shape; and for each input
     `r2` (weighted; NaN where no coalition changes the score: an R² of nothing is none), `intercept`, `prediction` (of
@@ -78,54 +78,7 @@ class LIME(LocalMethod):
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
-        method = settled(self, score, inputs)
-        with unchanged(score.model):
-            passes = Passes.of(score, inputs, self.batch_size, self.precision)
-            cut = cut_up(method, passes, inputs)
-            found = []
-            with Progress(len(cut), "LIME", unit="inputs") as meter:
-                for i, parts in enumerate(cut):
-                    found.append(self.surrogate(_Scored(passes, parts, i), parts.count))
-                    meter.advance(1)
-            return method._result(passes, inputs, cut, found)
-
-    def _result(
-        self,
-        passes: Passes,
-        inputs: Tensor,
-        cut: list[TensorParts],
-        found: list[Contributions],
-    ) -> Attribution:
-        values, errors = (
-            torch.stack([parts.spread(v) for parts, v in zip(cut, each, strict=True)]).to(inputs)
-            for each in ([f.coefficients for f in found], [f.standard_error for f in found])
-        )
-        facts = ("r2", "intercept", "prediction", "condition", "reliability")
-        diagnostics = {name: torch.tensor([getattr(f, name) for f in found], dtype=torch.float64) for name in facts}
-        diagnostics |= {"standard_error": errors, "coalitions": torch.tensor([f.samples for f in found])}
-        diagnostics |= part_facts(cut, inputs.device)
-        score = torch.tensor([f.score for f in found], dtype=torch.float64).to(inputs)
-        return passes.attribution(self, inputs, values, score, diagnostics=diagnostics)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Scores of coalitions of one input's parts."""
-
-    passes: Passes
-    parts: TensorParts
-    row: int
-
-    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
-        found = []
-        with Progress(len(kept), "LIME", unit="passes") as meter:
-            for part in self.passes.slices(len(kept)):
-                variants = self.parts.render(kept[part])
-                rows = torch.full((len(variants),), self.row)
-                with torch.no_grad():
-                    found.append(self.passes.value(variants, rows).cpu().double())
-                meter.advance(part.stop - part.start)
-        return torch.cat(found)
+        return contribution_map(self, self.surrogate, score, inputs, (self.batch_size, self.precision), "LIME")
 
 
 @dataclass(frozen=True)
@@ -215,8 +168,7 @@ class TextLIME:
         scored = _ScoredTexts(predict, cut, chosen, self.batch_size)
         found = self.surrogate(scored, cut.count)
         scored.refuse_constant()
-        facts = ("r2", "intercept", "prediction", "condition", "reliability")
-        diagnostics = {name: float(getattr(found, name)) for name in facts}
+        diagnostics = {name: float(getattr(found, name)) for name in FACTS}
         return TextAttribution(
             Provenance.collect(method=self),
             text,

@@ -26,6 +26,7 @@ Value = Callable[[Tensor], Tensor]
 """Scores `[k]` of coalitions `[k, parts]`, boolean: true where a part is kept."""
 
 _MOST_ENUMERATED = 16  # parts: 65,536 coalitions
+_MOST_EXACT = 12  # parts: 4,096 coalitions
 RIDGE = Ridge()
 
 
@@ -217,9 +218,10 @@ class ExactShapley:
         Raises:
             InputError: for more than 12 parts.
         """
-        if count > 12:
+        if count > _MOST_EXACT:
             raise InputError(
-                f"ExactShapley takes at most 12 parts, got {count}: cut the input into fewer, or use KernelShap."
+                f"ExactShapley takes at most {_MOST_EXACT} parts, got {count}: cut the input into fewer, or use "
+                "ShapleySampling."
             )
         masks = every_coalition(count)
         scores = _distinct(value, masks)
@@ -229,6 +231,56 @@ class ExactShapley:
         r2 = weighted_r2(scores[1:-1], empty + inner.double() @ values, _shapley_kernel(inner))
         score = float(scores[-1])
         return Contributions(values, none, empty, r2, score, score, 1.0, 1.0, len(masks))
+
+
+@dataclass(frozen=True)
+class ShapleySampling:
+    """Shapley values by random orders in which parts are added (Castro et al. 2009), each followed by its reverse.
+
+    They add up exactly to the score of the whole minus that with nothing kept, and are exact up to 12 parts. An order and
+    its reverse (antithetic; Mitchell et al. 2022) even out what two parts do together: where no three parts interact, the
+    values are exact too. Standard errors are those of the mean over pairs of orders, of which half as many are drawn.
+
+    Attributes:
+        permutations: orders, an even number; each takes a pass for each part but one.
+        exact: most parts for which all coalitions are used instead, up to 12.
+        seed: of the orders.
+    """
+
+    permutations: int = 20
+    exact: int = _MOST_EXACT
+    seed: int = 0
+
+    def __call__(self, value: Value, count: int) -> Contributions:
+        """Return Shapley values, or estimates.
+
+        Raises:
+            InputError: for fewer than four permutations, an odd number of them, or more parts to be exact for than 12.
+        """
+        if self.permutations < 4 or self.permutations % 2 or not 0 <= self.exact <= _MOST_EXACT:
+            raise InputError(
+                f"ShapleySampling needs an even number of permutations from 4, and exact from 0 to {_MOST_EXACT}, "
+                f"got {self.permutations} and {self.exact}."
+            )
+        if count <= max(1, self.exact):
+            return ExactShapley()(value, count)
+        pairs = self.permutations // 2
+        generator = torch.Generator().manual_seed(self.seed)
+        rank = torch.rand(pairs, count, generator=generator).argsort(1)
+        rank = torch.stack([rank, count - 1 - rank], 1).flatten(0, 1)  # where each part stands in each order
+        masks = (rank[:, None] < torch.arange(1, count)[:, None]).flatten(0, 1)
+        ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
+        scores = _distinct(value, torch.cat([ends, masks]))
+        empty, whole = scores[:1].expand(len(rank), 1), scores[1:2].expand(len(rank), 1)
+        gains = torch.cat([empty, scores[2:].view(len(rank), -1), whole], 1).diff(dim=1)
+        of_pairs = gains.gather(1, rank).view(pairs, 2, count).mean(1)
+        values, error = of_pairs.mean(0), of_pairs.std(0) / pairs**0.5
+        sizes = masks.sum(1)
+        weights = 1 / (sizes * (count - sizes)).double()  # all sizes are drawn alike; this makes them the Shapley kernel
+        r2 = weighted_r2(scores[2:], float(scores[0]) + masks.double() @ values, weights)
+        reliability = math.nan if math.isnan(r2) else split_half(pairs, lambda rows: of_pairs[rows].mean(0))
+        score = float(scores[1])
+        return Contributions(values, error, float(scores[0]), r2, score, score, 1.0, reliability, len(scores))
 
 
 def every_coalition(count: int) -> Bool[Tensor, "k parts"]:

@@ -71,7 +71,7 @@ def test_a_read_for_each_layer_is_counted(net: nn.Module, monkeypatch: pytest.Mo
 
 # What is read besides, as what is done next hangs on it: whether the tail of a network that tracing found is its own,
 # whether a background holds anything but the input, which channels are silent, which layers get nothing below zero, whether
-# relevance adds up. LIME cuts two inputs into parts, and fits its surrogates on the host; feature ablation cuts them.
+# relevance adds up. LIME and Shapley cut two inputs into parts, and reckon on the host; feature ablation cuts them.
 MORE = {
     "layer_ig": 3,
     "expected_gradients": 3,
@@ -80,6 +80,7 @@ MORE = {
     "lrp": 4,
     "lime": 3 + 2 * 6,
     "feature_ablation": 5,
+    "shapley": 3 + 2 * 6,
 }
 
 
