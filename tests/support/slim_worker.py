@@ -35,7 +35,9 @@ from probing.attribution.baselines import Blurred, Samples
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.perturbation.lime import LIME
-from probing.attribution.perturbation.surrogate import Local
+from probing.attribution.perturbation.rise import RISE
+from probing.attribution.perturbation.shapley import Shapley
+from probing.attribution.perturbation.surrogate import Local, ShapleySampling
 from probing.core.errors import ArgumentError
 from probing.data.examples import TensorExamples
 from probing.evaluation import axioms, complexity, curves, localisation, randomisation, robustness
@@ -51,10 +53,12 @@ MANY = nets.images(40, size=8, seed=1)
 LABELS = torch.arange(40) % 2
 MANY[LABELS == 1, :, :4] += 1
 METHODS_TRIED: dict[str, AttributionMethod] = {
-    name: METHODS[name]() for name in METHODS if name not in {"expected_gradients", "lime", "ablationcam"}
+    name: METHODS[name]() for name in METHODS if name not in {"expected_gradients", "lime", "ablationcam", "rise", "shapley"}
 } | {
     "expected_gradients": METHODS["expected_gradients"](background=Samples.of(nets.images(3, size=8, seed=9)), samples=5),  # type: ignore[call-arg]
     "lime": LIME(surrogate=Local(samples=100)),
+    "rise": RISE(masks=40),
+    "shapley": Shapley(by=ShapleySampling(4)),
     "ablationcam": METHODS["ablationcam"](),
     "ig auto": IntegratedGradients(steps="auto"),
     "ig mc": IntegratedGradients(rule="mc", steps=8),

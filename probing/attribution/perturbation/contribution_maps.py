@@ -80,6 +80,6 @@ class _Scored:
                 variants = self.parts.render(kept[part])
                 rows = torch.full((len(variants),), self.row)
                 with torch.no_grad():
-                    found.append(self.passes.value(variants, rows).cpu().double())
+                    found.append(self.passes.value(variants, rows))
                 meter.advance(part.stop - part.start)
-        return torch.cat(found)
+        return torch.cat(found).cpu().double()  # read once, not in every pass

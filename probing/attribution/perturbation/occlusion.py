@@ -73,7 +73,7 @@ class Occlusion(_Falls):
             windows = _Windows.of(score.beside, placed, self.window, self.stride)
             counts = [windows.count] * len(inputs)
             values, value = mean_falls(passes, placed, shown, counts, windows.places, "occlusion")
-            same = unmoved(shown[None], placed, score.beside)
+            same = unmoved(shown[None].to(inputs), inputs, score.beside)
             values = values.expand(inputs.shape).to(inputs).contiguous()
             return passes.attribution(self, inputs, values, value.to(inputs), diagnostics={"unmoved": same.to(inputs)})
 

@@ -72,6 +72,7 @@ EXPECTED = {
     "lime": "-+-+-",  # its parts straddle the border of what is read
     "occlusion": "++++-",  # windows of one pixel; what covers them stays as it was
     "feature_ablation": "-+++-",  # its parts straddle, too
+    "shapley": "-++++",  # a part's mean moves with the input
     "rise": "-+-+-",  # what plays no role gets the mean score; drawn masks are not symmetric
 }
 
