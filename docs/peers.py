@@ -38,7 +38,7 @@ ABILITIES = {
     "RISE": "RISE",
     "conductance": "LayerConductance",
     "attributions of language models": "LLMAttribution",
-    "influence of training data": "TracInCP",
+    "influence of training data": "TracIn TracInCP",
     "adversarial attacks": "PGD",
     "TCAV": "Tcav TCAV",
     "linear probes": "LayerProbes",

@@ -59,3 +59,7 @@ from .perturbation.occlusion import (
 from .perturbation.rise import RISE as RISE
 from .perturbation.shapley import Shapley as Shapley
 from .priors import attribution_prior as attribution_prior
+from .training_data import (
+    RepresentationSimilarity as RepresentationSimilarity,
+    TracIn as TracIn,
+)

@@ -38,3 +38,8 @@ from .scorecard.measure import (
     evaluate as evaluate,
 )
 from .scorecard.scorecard import Scorecard as Scorecard
+from .significance import (
+    PartSignificance as PartSignificance,
+    other_classes as other_classes,
+    untrained_twins as untrained_twins,
+)

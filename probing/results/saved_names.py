@@ -55,6 +55,7 @@ _PLACES = _by_name(
         "probing.attribution.perturbation.superpixels": "Blocks Each EachToken Given Grid:GridParts Quickshift Separate "
         "Slic",
         "probing.attribution.perturbation.surrogate": "ExactShapley KernelShap Local:LocalSurrogate ShapleySampling",
+        "probing.attribution.training_data": "InfluenceResult RepresentationSimilarity TracIn",
         "probing.evaluation.axioms": "AxiomTable Check Completeness Dummy ImplementationInvariance InputShift Linearity "
         "SensitivityA Symmetry",
         "probing.evaluation.base": "Measurement",
@@ -71,6 +72,7 @@ _PLACES = _by_name(
         "probing.evaluation.robustness": "Infidelity MaxSensitivity SeedStability SensitivityN",
         "probing.evaluation.randomisation": "CascadingRandomisation EfficientRandomisation IndependentRandomisation "
         "Randomisation SmoothRandomisation",
+        "probing.evaluation.significance": "PartSignificance PartsResult",
         "probing.evaluation.scorecard.scorecard": "Row Scorecard",
         "probing.evaluation.scorecard.measure": "Scoring",
         "probing.evaluation.similarity": "AbsoluteSpearman HogSimilarity SignedSpearman Ssim TopIou",

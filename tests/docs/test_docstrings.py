@@ -203,6 +203,14 @@ from probing.evaluation.curves import Deletion
 deletion, method, score, inputs, names = Deletion(steps=2), Saliency(), Score(net, 1), pictures[:2], ["a", "b"]
 """
     ),
+    "probing.attribution.training_data:TracIn": "print = None\n",
+    "probing.evaluation.significance:PartSignificance": (
+        """
+from probing.attribution import Saliency
+images = pictures[:2]
+model = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+"""
+    ),
     "probing.evaluation.rationales:Comprehensiveness": (
         """
 from probing.attribution import Saliency

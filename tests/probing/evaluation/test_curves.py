@@ -211,6 +211,43 @@ def test_imputed_places_solve_their_equations() -> None:
     assert not torch.equal(noisy, Imputed(noise=0.5, seed=1)(image, removed)[0])
 
 
+def test_imputation_is_the_papers_linear_system_solved_at_once_with_noise_of_the_size_asked_for() -> None:
+    """Rong et al. 2022, sec. 4.3: the whole system as a dense matrix, solved by another solver, over many masks."""
+    generator = torch.Generator().manual_seed(0)
+    side, channels = 8, 3
+    places = [(r, c) for r in range(side) for c in range(side)]
+    for share in (0.1, 0.5, 0.9, 0.98):
+        image = torch.randn(channels, side, side, generator=generator, dtype=torch.float64)
+        removed = torch.rand(side, side, generator=generator) < share
+        removed[0, 0], removed[-1, 3], removed[4, 4] = True, True, False
+        matrix = torch.eye(side * side, dtype=torch.float64)
+        known = image.flatten(1).T.clone()
+        for i, (r, c) in enumerate(places):
+            if removed[r, c]:
+                weights = {
+                    (r + dr) * side + c + dc: 1 / 12 if dr and dc else 1 / 6
+                    for dr, dc in itertools.product((-1, 0, 1), repeat=2)
+                    if (dr or dc) and 0 <= r + dr < side and 0 <= c + dc < side
+                }
+                known[i] = 0
+                for j, weight in weights.items():
+                    matrix[i, j] = -weight / sum(weights.values())
+        expected = torch.linalg.solve(matrix, known).T.view_as(image)
+        filled = Imputed(noise=0.0)(image, removed[None])[0]
+        torch.testing.assert_close(filled, expected)
+        for values, seen in zip(filled, image, strict=True):  # no removed place is brighter or darker than all that is seen
+            left = seen[~removed]
+            assert float(left.min()) - 1e-9 <= float(values.min())
+            assert float(values.max()) <= float(left.max()) + 1e-9
+    large = torch.randn(3, 60, 60, generator=generator, dtype=torch.float64)
+    half = torch.rand(1, 60, 60, generator=generator) < 0.5
+    added = Imputed(noise=0.25)(large, half) - Imputed(noise=0.0)(large, half)
+    drawn = (added[0][:, half[0]] / (0.25 * large.std())).flatten()
+    assert abs(float(drawn.mean())) < 4 / len(drawn) ** 0.5
+    assert abs(float(drawn.square().mean()) - 1) < 4 * (2 / len(drawn)) ** 0.5
+    assert not added[0][:, ~half[0]].any()
+
+
 def test_the_precision_and_channels_are_followed() -> None:
     model, x = nets.seeded(nets.ConvNet()).double(), nets.images().double()
     signed = GradientTimesInput()(Score(model, 1), x)
