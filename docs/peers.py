@@ -31,7 +31,7 @@ ABILITIES = {
     "canonizers for LRP": "Canonizer",
     "LIME of images": "LIME Lime LimeImageExplainer",
     "LIME of texts": "TextLIME LimeTextExplainer",
-    "LIME of tables": "LimeTabularExplainer",
+    "LIME of tables": "TableLIME LimeTabularExplainer",
     "Shapley values": "Shapley KernelShap ShapleyValues",
     "occlusion": "Occlusion",
     "feature ablation": "FeatureAblation",

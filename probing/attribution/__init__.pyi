@@ -58,6 +58,10 @@ from .perturbation.occlusion import (
 )
 from .perturbation.rise import RISE as RISE
 from .perturbation.shapley import Shapley as Shapley
+from .perturbation.tables import (
+    TableAttribution as TableAttribution,
+    TableLIME as TableLIME,
+)
 from .priors import attribution_prior as attribution_prior
 from .training_data import (
     RepresentationSimilarity as RepresentationSimilarity,

@@ -44,6 +44,7 @@ _PLACES = _by_name(
         "probing.attribution.perturbation.occlusion": "FeatureAblation Occlusion",
         "probing.attribution.perturbation.rise": "RISE",
         "probing.attribution.perturbation.shapley": "Shapley",
+        "probing.attribution.perturbation.tables": "TableAttribution TableLIME",
         "probing.attribution.lrp.conditional": "ConditionalLRP",
         "probing.attribution.lrp.lrp": "LRP",
         "probing.attribution.lrp.composites": "EpsilonAlpha2Beta1 EpsilonAlpha2Beta1Flat EpsilonGammaBox EpsilonPlus "

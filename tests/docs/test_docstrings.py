@@ -100,6 +100,14 @@ cavs = fit_cavs(
     SharedRows(activations), torch.arange(20), torch.arange(20, 40).expand(1, -1), Logistic(), seed=0
 )
 """,
+    "probing.attribution.perturbation.tables:TableLIME": """
+import pandas as pd
+from types import SimpleNamespace
+people = pd.DataFrame({"age": range(20, 80), "member": [True, False] * 30})
+def predict(rows):
+    return torch.tensor(rows["age"].to_numpy() / 100.0)[:, None]
+pipeline = SimpleNamespace(predict_proba=predict)
+""",
     "probing.core.inputs:Inputs": """
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients

@@ -50,6 +50,7 @@ _FIXED: dict[tuple[str, str], object] = {
     ("Scorecard", "high"): torch.ones(OTHER, 5),
     ("Scorecard", "standing"): torch.tensor([[0.1, 0.5, 0.9, torch.nan, 0.7]] * OTHER),
     ("Row", "values"): {"abpc": torch.rand(4).double(), "gap": torch.rand(4).double(), "passes": torch.ones(1).double()},
+    ("TableAttribution", "diagnostics"): {"prediction": 0.4, "r2": 0.9},
     ("TextAttribution", "text"): "some words here",
     ("TextAttribution", "spans"): (((0, 4),), ((5, 10),), ((11, 15),)),
     ("TextAttribution", "diagnostics"): {"prediction": 0.4, "r2": 0.9},

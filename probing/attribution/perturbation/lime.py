@@ -1,7 +1,7 @@
 """LIME: which parts of an image, or words of a text, a score depends on, by hiding them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
 from probing.attribution.perturbation.contribution_maps import FACTS, contribution_map
 from probing.attribution.perturbation.cutting import PART_MEAN, SUPERPIXELS
+from probing.attribution.perturbation.function_scores import Extent, class_scores, named_class
 from probing.attribution.perturbation.parts import Hidden, TextParts, Tokens, Words
 from probing.attribution.perturbation.superpixels import Segmentation
 from probing.attribution.perturbation.surrogate import Local, Surrogate
@@ -18,8 +19,7 @@ from probing.attribution.score_passes import FLOAT32, BatchSize
 from probing.core.inputs import InputError
 from probing.core.progress import Progress
 from probing.models.precision import Precision
-from probing.models.readings import OutputError
-from probing.models.scores import Score, TargetError, classes
+from probing.models.scores import Score
 from probing.results.result import Provenance, Result
 from probing.results.text_highlight import highlight_figure, highlight_html
 
@@ -163,11 +163,11 @@ class TextLIME:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         cut = self.parts(text)
-        whole = _class_scores(predict, [text])[0]
-        chosen = int(whole.argmax()) if target is None else _a_class(target, len(whole))
+        chosen = named_class(target, class_scores(predict([text]), 1, "text")[0])
         scored = _ScoredTexts(predict, cut, chosen, self.batch_size)
         found = self.surrogate(scored, cut.count)
-        scored.refuse_constant()
+        hiding = f"parts of the text {text[:40]!r} are hidden: does the model know any of its words"
+        scored.extent.refuse_constant(chosen, hiding)
         diagnostics = {name: float(getattr(found, name)) for name in FACTS}
         return TextAttribution(
             Provenance.collect(method=self),
@@ -192,50 +192,16 @@ class _ScoredTexts:
     target: int
     batch_size: int
     count: int = 0
-    low: float = float("inf")
-    high: float = float("-inf")
+    extent: Extent = field(default_factory=Extent)
 
     def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
         found = []
         with Progress(len(kept), "LIME", unit="texts") as meter:
             for part in torch.split(kept, self.batch_size):
                 texts = self.parts.render(part)
-                found.append(_class_scores(self.predict, texts)[:, self.target])
+                found.append(class_scores(self.predict(list(texts)), len(texts), "text")[:, self.target])
                 meter.advance(len(part))
         scores = torch.cat(found)
         self.count += len(kept)
-        self.low = min(self.low, float(scores.min()))
-        self.high = max(self.high, float(scores.max()))
+        self.extent.add(scores)
         return scores
-
-    def refuse_constant(self) -> None:
-        """Raise `InputError` if no coalition changed the score, up to rounding."""
-        if self.high - self.low <= 1e-7 * max(abs(self.high), abs(self.low)):
-            raise InputError(
-                f"the score of class {self.target} stays {self.high:.4g} whichever parts of the text "
-                f"{self.parts.text[:40]!r} are hidden: does the model know any of its words?"
-            )
-
-
-def _a_class(target: object, count: int) -> int:
-    chosen = classes(target)
-    if not isinstance(chosen, int):
-        raise TargetError(f"target must be a class index, got {target!r}.")
-    if not 0 <= chosen < count:
-        raise TargetError(f"class {chosen} is out of range: the function gives {count} classes, 0 to {count - 1}.")
-    return chosen
-
-
-def _class_scores(predict: Predict, texts: list[str]) -> Float64[Tensor, "n classes"]:
-    output = predict(list(texts))
-    try:
-        scores = torch.as_tensor(output).detach().cpu().double()
-    except (TypeError, ValueError, RuntimeError):
-        raise OutputError(f"a text function must return class scores [n, classes], got a {type(output).__name__}.") from None
-    if scores.ndim != 2 or len(scores) != len(texts) or not scores.shape[1]:
-        raise OutputError(
-            f"a text function must return [n, classes] for n texts, got shape {tuple(scores.shape)} for {len(texts)}."
-        )
-    if not torch.isfinite(scores).all():
-        raise OutputError("a text function must return finite class scores, got NaN or infinity.")
-    return scores
