@@ -21,18 +21,22 @@ import torch
 import torchvision
 from captum.attr import (
     LRP as CaptumLRP,  # noqa: N811 (a class, not a constant)
+    FeatureAblation as CaptumAblation,
     GuidedBackprop as CaptumGuided,
     IntegratedGradients as CaptumIntegrated,
     LayerGradCam,
     Lime as CaptumLime,
     NoiseTunnel,
+    Occlusion as CaptumOcclusion,
     Saliency as CaptumSaliency,
+    ShapleyValueSampling,
 )
 from captum.attr._utils.lrp_rules import EpsilonRule
 from harness import Row, arguments, race, report
 from torch import Tensor, nn
 
 from probing.attribution.base import Attribution
+from probing.attribution.baselines import ZERO
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM
 from probing.attribution.gradient import GuidedBackprop, Saliency, SmoothGrad
 from probing.attribution.lrp.composites import (
@@ -47,8 +51,10 @@ from probing.attribution.lrp.lrp import LRP
 from probing.attribution.lrp.rules import Epsilon
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
+from probing.attribution.perturbation.shapley import Shapley
 from probing.attribution.perturbation.superpixels import Given, Grid
-from probing.attribution.perturbation.surrogate import Local
+from probing.attribution.perturbation.surrogate import Local, ShapleySampling
 from probing.models.gradients import input_gradient
 from probing.models.precision import Precision
 from probing.models.scores import Score
@@ -289,6 +295,52 @@ def lime_cases(net: nn.Module, images: Tensor, samples: int) -> Iterator[tuple[s
         yield f"LIME, {samples} samples, {name}, {side} px", contenders
 
 
+def removal_cases(net: nn.Module, images: Tensor) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield what hides windows or parts of one image: the same maps by captum, but for orders that each draws itself."""
+    one, score = images[:1], Score(net, TARGET)
+    side = images.shape[-1] // 8
+    masks = Grid(7, 7)(one)
+    cut = Given.of(masks[:, 0])
+    together: dict[str, Any] = {"target": TARGET, "perturbations_per_eval": 32}
+
+    def floor(count: int) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                for start in range(0, count, 32):
+                    net(one.expand(min(32, count - start), -1, -1, -1))
+
+        return run
+
+    yield (
+        "occlusion, 225 windows",
+        {
+            "floor": floor(226),
+            "ours": lambda: Occlusion()(score, one),
+            "captum": captum_quietly(
+                lambda: CaptumOcclusion(net).attribute(one, (3, side, side), (3, side // 2, side // 2), **together)
+            ),
+        },
+    )
+    yield (
+        "feature ablation, 49 parts",
+        {
+            "floor": floor(50),
+            "ours": lambda: FeatureAblation(cut)(score, one),
+            "captum": captum_quietly(lambda: CaptumAblation(net).attribute(one, feature_mask=masks, **together)),
+        },
+    )
+    yield (
+        "Shapley values, 4 orders of 49 parts",
+        {
+            "floor": floor(4 * 48 + 2),
+            "ours": lambda: Shapley(cut, ZERO, ShapleySampling(4))(score, one),
+            "captum": captum_quietly(
+                lambda: ShapleyValueSampling(net).attribute(one, feature_mask=masks, n_samples=4, **together)
+            ),
+        },
+    )
+
+
 class Free(nn.Module):
     """Scores two classes by a single pixel."""
 
@@ -356,11 +408,12 @@ def main() -> list[Row]:
         cam_cases(net, images),
         lrp_cases(images),
         lime_cases(net, images, samples),
+        removal_cases(net, images),
     )
     for case, contenders in every:
         if args.only in case:
             # Noise and coalitions are drawn by each library itself.
-            stochastic = case.startswith(("SmoothGrad", "LIME"))
+            stochastic = case.startswith(("SmoothGrad", "LIME", "Shapley"))
             compared = {"ours (bf16)"} if stochastic else set(contenders) - {"floor", "ours"}
             agrees = dict.fromkeys(compared & set(contenders), cosine)
             rows += race(case, contenders, args.rounds, agrees)

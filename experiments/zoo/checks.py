@@ -34,7 +34,7 @@ from probing.probes import LayerProbes, RidgeProbe
 from probing.probes.split import Split
 from probing.store.store import ActivationStore
 
-SMOOTH, EXPECTED, COALITIONS, STEPS, MANY = 10, 20, 200, 12, 24
+SMOOTH, EXPECTED, COALITIONS, MASKS, STEPS, MANY = 10, 20, 200, 100, 12, 24
 
 MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3, "rollout": 1e-5, "lime": 1e-3, "shapley": 1e-3}
 """The largest share of the score, or of its change, that a map's parts may miss."""
@@ -194,6 +194,7 @@ def method(name: str, truth: Truth) -> LocalMethod:
         "expected_gradients": {"samples": EXPECTED},
         "smoothgrad": {"samples": SMOOTH},
         "lime": {"surrogate": KernelShap(max(COALITIONS, 2 * subject.parts))},
+        "rise": {"masks": MASKS},
         "shapley": {"by": ShapleySampling(4, exact=6)},
     }
     if name == "layer_ig" and subject.embedding:

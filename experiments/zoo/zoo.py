@@ -14,7 +14,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from checks import COALITIONS, EXPECTED, MOST_CHANNELS, OPERATIONS, ROWS, SMOOTH, STEPS, Outcome, attempt, local, network
+from checks import (
+    COALITIONS,
+    EXPECTED,
+    MASKS,
+    MOST_CHANNELS,
+    OPERATIONS,
+    ROWS,
+    SMOOTH,
+    STEPS,
+    Outcome,
+    attempt,
+    local,
+    network,
+)
 from subjects import GROUPS, MODELS
 
 TEN: dict[str, tuple[str, ...]] = {
@@ -42,6 +55,7 @@ BY_NATURE = {
     "no attention weights were seen": "a network without attention",
     "windows, pooled or other tokens have no one map": "attention within windows or to other tokens",
     "examples influence each other": "a layer that scales its numbers by the whole batch",
+    "RISE needs images": "masks over features without places",
     "LRP shares out a score that is a sum": "a score that is no sum of outputs",
 }
 """Refusals that no code would change, by what they say."""
@@ -83,10 +97,11 @@ What a cell of the tables below holds:
   ledger against the score; CAM, against the logit; attention rollout, against 1; LIME by Kernel SHAP ({lime} coalitions or
   more) and Shapley values, of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times as much
   is let pass.
-- `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples) and Expected Gradients
-  ({expected}), which hang on draws, attention relevance, and Ablation-CAM of more than {channels} channels. `zero`: nothing
-  raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the reason given below the table.
-  `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds up, as where another box is found on the way.
+- `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples), Expected Gradients ({expected})
+  and RISE ({masks} masks), which hang on draws, occlusion, feature ablation, attention relevance, and Ablation-CAM of more
+  than {channels} channels. `zero`: nothing raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name,
+  for the reason given below the table. `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds up, as
+  where another box is found on the way.
 """
 
 
@@ -148,6 +163,7 @@ def header(found: Mapping[str, Mapping[str, Outcome]]) -> str:
         lime=COALITIONS,
         half="50 (float16) and 200 (bfloat16)",
         smooth=SMOOTH,
+        masks=MASKS,
         expected=EXPECTED,
         channels=MOST_CHANNELS,
     )
