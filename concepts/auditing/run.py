@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from concepts.auditing.analyses import ANALYSES, NOT_ADMITTED
-from concepts.auditing.measurement.exemplars import likeness_rows, picture_name, position_rows
+from concepts.auditing.measurement.exemplars import likeness_rows, pair_rows, picture_name, position_rows
 from concepts.auditing.measurement.measure import Meter
 from concepts.auditing.measurement.result_rows import (
     backdrops,
@@ -222,6 +222,7 @@ def _results(meter: Meter) -> AuditResults:
         limits=tuple(audit.limits),
         analyses=audit.further,
         by_cluster=tuple(cluster_rows(material, measured)),
+        pairs=tuple(pair_rows(meter, measured)),
     )
 
 
@@ -244,7 +245,7 @@ def _targets(material: Material) -> list[TargetInfo]:
 
 def _save_pictures(meter: Meter, results: AuditResults, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    wanted = {row.image for row in results.likeness}
+    wanted = {row.image for row in results.likeness} | {n for p in results.pairs for n in (p.negative, p.positive)}
     for i in range(len(meter.material.examples)):
         name = picture_name(meter, i)
         if name in wanted and not (folder / name).exists():

@@ -14,7 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -197,17 +199,19 @@ def slug(title: str) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of the verdict, with the numbers it rests on.
+    """One statement of the verdict, with the numbers it rests on, which the page folds under it.
 
     Attributes:
         parts: what it sums up.
         see: title of the section that shows it.
+        picture: what shows it at a glance; those of parts are not drawn.
     """
 
     claim: str
     evidence: Words = ""
     parts: "tuple[Finding, ...]" = ()
     see: str = ""
+    picture: Plate | None = None
 
     @property
     def slug(self) -> str:
@@ -215,12 +219,54 @@ class Finding:
         return slug(self.see)
 
 
+class Standing(Enum):
+    """How far something is so that makes a finding surer."""
+
+    YES = "yes"
+    PARTLY = "in part"
+    NO = "no"
+    UNTESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One short mark of how sure an answer is.
+
+    Attributes:
+        asks: the question, such as whether it replicates.
+        standing: its answer.
+        says: what that rests on, in a few words.
+    """
+
+    asks: str
+    standing: Standing
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first screen of a page, and the first sheet in print: what those read who read one screen.
+
+    Attributes:
+        answer: one sentence in plain words, no stronger than its numbers.
+        plate: the figure that shows it.
+        marks: how sure it is.
+        caveat: what it does not say, in two lines at most: what follows “It does not say”.
+    """
+
+    answer: str
+    plate: Plate
+    marks: tuple[Mark, ...]
+    caveat: str
+
+
 @dataclass(frozen=True)
 class Report:
-    """A whole page: the verdict first, then its limits, then the sections, then all numbers.
+    """A whole page: its summary if it has one, the findings, then their limits, then the sections, then all numbers.
 
     Attributes:
         subject: what was looked at, in a line.
+        question: what was asked, at length; below the summary where there is one.
         limits: what the findings do not say.
         colophon: where it all came from, as name and value.
         data: the tables that links lead to.
@@ -234,6 +280,7 @@ class Report:
     sections: tuple[Section, ...]
     colophon: tuple[tuple[str, str], ...] = ()
     data: tuple[DataTable, ...] = ()
+    summary: Summary | None = None
 
     def html(self) -> str:
         """Return the page, its figures drawn; nothing is written.
@@ -242,7 +289,7 @@ class Report:
             ReportError: if two places have one name, or a link leads nowhere.
         """
         self._check()
-        return self._page([_drawn(plate, None) for plate in _plates(self.sections)])
+        return self._page([_drawn(plate, None) for plate in self._every_plate()])
 
     def save(self, path: Path, *, alone: bool = False) -> Path:
         """Write the page and what belongs beside it: `tables/NAME.csv` of its data, and figures as PNG and PDF.
@@ -265,9 +312,17 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         for table in () if alone else self.data:
             table.write(folder / "tables")
-        drawn = [_drawn(plate, None if alone else folder) for plate in _plates(self.sections)]
+        drawn = [_drawn(plate, None if alone else folder) for plate in self._every_plate()]
         path.write_text(self._page(drawn), encoding="utf-8", errors="backslashreplace")
         return path
+
+    def _ahead(self) -> list[Plate]:
+        """Return the figures that stand above the sections: the summary's and the findings'."""
+        return [*([self.summary.plate] if self.summary else []), *(f.picture for f in self.findings if f.picture)]
+
+    def _every_plate(self) -> list[Plate]:
+        """Return the figures in the order in which they are numbered."""
+        return [*self._ahead(), *_plates(self.sections)]
 
     def _places(self) -> list[str]:
         """Return the ids that links may lead to."""
@@ -277,7 +332,7 @@ class Report:
         """Raise a `ReportError` if two places or two figures have one name."""
         if repeats := _repeated(self._places()):
             raise ReportError(f"two places of the page are called {repeats[0]!r}.")
-        if repeats := _repeated([plate.stem for plate in _plates(self.sections) if plate.stem]):
+        if repeats := _repeated([plate.stem for plate in self._every_plate() if plate.stem]):
             raise ReportError(f"two figures of the page are called {repeats[0]!r}.")
 
     def _page(self, drawn: Sequence[str]) -> str:
@@ -285,7 +340,8 @@ class Report:
         environment = _environment()
         page = environment.get_template("report.html.j2").render(
             report=self,
-            sections=_numbered(self.sections, {"plate": 0, "table": 0}),
+            cards=_cards(self.findings, 1 if self.summary else 0),
+            sections=_numbered(self.sections, {"plate": len(self._ahead()), "table": 0}),
             drawn=drawn,
             script_hash=_script_hash(environment),
             short=_short,
@@ -297,7 +353,7 @@ class Report:
         return page
 
 
-_FIXED = ("verdict", "limits", "contents", "data")  # ids that every page has
+_FIXED = ("verdict", "findings", "limits", "contents", "data")  # ids that the template gives
 
 
 def _drawn(plate: Plate, folder: Path | None) -> str:
@@ -332,6 +388,12 @@ def _table_ids(table: DataTable) -> Iterator[str]:
     yield f"data-{table.name}"
     for i in range(len(table.rows)):
         yield anchor(table.name, i)
+
+
+def _cards(findings: Sequence[Finding], before: int) -> list[tuple[Finding, int]]:
+    """Return the findings, each with its picture's number, after some figures before them."""
+    numbers = count(before + 1)
+    return [(finding, next(numbers) if finding.picture else 0) for finding in findings]
 
 
 _COUNTED = {"plate": "plate", "table": "table", "heat": "table"}

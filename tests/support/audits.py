@@ -18,6 +18,7 @@ from concepts.auditing.measurement.results import (
     ConceptInfo,
     LayerRow,
     LikenessRow,
+    PairRow,
     PickedRow,
     PositionRow,
     SwapRow,
@@ -82,6 +83,7 @@ def results(targets: tuple[str, ...] = TARGETS, seed: int = 0) -> AuditResults:
         positions=tuple(_positions(concepts[0].name, rng)),
         sources=(("Drawings", "made up"),),
         limits=("The drawings are made up.",),
+        pairs=tuple(PairRow(c.name, "cook", "0.png", "1.png") for c in concepts if c.matched),
     )
 
 

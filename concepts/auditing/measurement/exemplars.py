@@ -1,4 +1,4 @@
-"""Which images are most and least like a concept, and where neutral ones lie between the two sides of a contrast."""
+"""Which images show an audit: those like a concept, neutral ones between two sides, and a pair that a swap is typical of."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concepts.auditing.measurement.measure import Measured, Meter
-from concepts.auditing.measurement.results import LikenessRow, PositionRow
+from concepts.auditing.measurement.results import LikenessRow, PairRow, PositionRow
 from probing.statistics.hypothesis_tests import codes
 from probing.statistics.linear_classifiers import PairFits
 
@@ -97,3 +97,14 @@ def _means(values: Float[Tensor, " rows"], rows: Sequence[int], clusters: Sequen
     index = codes(clusters)
     total = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add_(0, index, values[list(rows)])
     return total / torch.bincount(index)
+
+
+def pair_rows(meter: Meter, measured: Sequence[Measured]) -> Iterator[PairRow]:
+    """Yield for each contrast the pair whose changes of the targets' logits lie nearest their mean over all pairs."""
+    logits = meter.logits[:, list(meter.material.targets.values())].double()
+    for one in measured:
+        pairs = one.sets.every
+        change = logits[list(pairs.first)] - logits[list(pairs.second)]
+        nearest = int(torch.linalg.vector_norm(change - change.mean(0), dim=1).argmin())
+        names = (picture_name(meter, rows[nearest]) for rows in (pairs.second, pairs.first))
+        yield PairRow(one.name, pairs.cluster[nearest], *names)

@@ -196,6 +196,17 @@ class PositionRow:
     position: float
 
 
+@dataclass(frozen=True)
+class PairRow:
+    """The pair of matched images whose change is most like the mean over all pairs, for people to look at."""
+
+    concept: str
+    cluster: str
+    negative: str
+    positive: str
+    """Names of the files under `images`."""
+
+
 TABLES: Mapping[str, tuple[str, str]] = {
     "swaps": ("swaps", "what swapping matched images did to each class"),
     "by_cluster": ("swaps_by_cluster", "the same in each cluster alone: intervals and tests are over these"),
@@ -250,6 +261,8 @@ class AuditResults(Result):
     """What was looked at besides swaps and TCAV; the results lie beside, under `analyses/`."""
     by_cluster: tuple[ClusterRow, ...] = ()
     """None in results of older audits."""
+    pairs: tuple[PairRow, ...] = ()
+    """One for each contrast; none in results of older audits."""
 
     def __repr__(self) -> str:
         from probing.results.notebook import in_short
@@ -293,6 +306,10 @@ class AuditResults(Result):
     def swap(self, concept: str, target: str) -> SwapRow:
         """Return what the swap did to one target."""
         return next(r for r in self.swaps if (r.concept, r.target) == (concept, target))
+
+    def pair(self, concept: str) -> PairRow | None:
+        """Return the pair of images that a contrast is shown by; None in results of older audits."""
+        return next((p for p in self.pairs if p.concept == concept), None)
 
     def trusted(self, concept: str) -> tuple[str, ...]:
         """Return the layers whose effects follow the measured swap of a concept."""

@@ -1,6 +1,13 @@
 """What may be said of an audit's numbers: what is moved, predicted, used, significant, and where measures disagree."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
 from concepts.auditing.measurement.results import AuditResults, CellRow, SwapRow
+from probing.statistics.hypothesis_tests import rank_sum
 
 AGREE = "agree"
 CONTRADICT = "opposite signs"
@@ -72,3 +79,40 @@ def floor(results: AuditResults) -> str:
         f"Scores of concepts given as one set are shown for comparison: with {results.pseudo_concepts} pseudo-concepts and "
         f"{concepts} concepts, no p of theirs could be small after correction."
     )
+
+
+def sure(results: AuditResults, concept: str, layers: Sequence[str]) -> list[CellRow]:
+    """Return the cells of a concept at some layers that are significant by score or by effect."""
+    cells = [c for c in results.cells if c.concept == concept and c.layer in layers]
+    return [c for c in cells if used(results, c) or predicted(results, c)]
+
+
+def leaning(results: AuditResults, concept: str) -> dict[str, CellRow]:
+    """Return the classes that depend on a concept's direction, each with the deepest cell that shows it."""
+    layers = [layer for layer in results.layers if exists(results, concept, layer)]
+    return {cell.target: cell for cell in sure(results, concept, layers)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean sizes of a contrast's swaps over the classes that something was expected of, and over the others.
+
+    Attributes:
+        p: of the rank-sum test, which takes classes as independent.
+    """
+
+    expected: float
+    others: float
+    p: float
+
+
+def compared(results: AuditResults, concept: str) -> Comparison | None:
+    """Return whether expected classes move more than others; None where nothing, or everything, was expected."""
+    sizes = [
+        [abs(results.swap(concept, t.name).swap) for t in results.targets if (concept in t.expected) == wanted]
+        for wanted in (True, False)
+    ]
+    if not all(sizes):
+        return None
+    p = rank_sum(torch.tensor(sizes[0]), torch.tensor(sizes[1])).p
+    return Comparison(fmean(sizes[0]), fmean(sizes[1]), p)

@@ -21,6 +21,7 @@ from concepts.auditing.report.sections.effects import (
 )
 from concepts.auditing.report.sections.method import limits, method_section, targets_section
 from concepts.auditing.report.sections.origin import origin_section, reproduction_section
+from concepts.auditing.report.summary import audit_summary
 from concepts.auditing.report.verdict import verdict
 from probing import __version__
 from probing.evaluation.scorecard.page import LIMITS, scorecard_sections
@@ -120,6 +121,7 @@ def audit_page(results: AuditResults, folder: Path, provenance: Mapping[str, obj
             *audit_tables(results),
             *(t for name, result in found.items() for t in ANALYSES[name].tables(results, result)),
         ),
+        summary=audit_summary(results, partial(saved_picture, folder)),
         limits=(*results.limits, *limits(results)),
         sections=tuple(s for s in sections if s is not None),
         colophon=(("Made", f"{provenance.get('created', '')} by probing-concepts {__version__}"),),

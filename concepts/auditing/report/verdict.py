@@ -3,16 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
-
-import torch
 
 from concepts.auditing.measurement.results import (
     AuditResults,
     CellRow,
     ConceptInfo,
     SwapRow,
-    TargetInfo,
 )
 from concepts.auditing.report.criteria import (
     AGREE,
@@ -24,6 +20,8 @@ from concepts.auditing.report.criteria import (
     TRUST,
     UNMOVED,
     UNPREDICTED,
+    Comparison,
+    compared,
     moved,
     reading,
     used,
@@ -39,7 +37,6 @@ from probing.results.html_report import (
     p_value,
     words,
 )
-from probing.statistics.hypothesis_tests import rank_sum
 
 
 def verdict(results: AuditResults) -> tuple[Finding, ...]:
@@ -151,7 +148,6 @@ def _test(results: AuditResults, contrast: ConceptInfo) -> str:
 def _expectations(results: AuditResults, contrast: ConceptInfo) -> list[Finding]:
     """Say whether what was expected came, and whether classes of which nothing was expected move as much."""
     expected = [t for t in results.targets if contrast.name in t.expected]
-    others = [t for t in results.targets if contrast.name not in t.expected]
     if not expected:
         return []
     came: dict[str, list[str]] = {name: [] for name in _OUTCOMES}
@@ -161,7 +157,8 @@ def _expectations(results: AuditResults, contrast: ConceptInfo) -> list[Finding]
     claim = f"Of {len(expected)} directions written down beforehand for {contrast.name}, {_in_words(counts)}."
     outcomes = " ".join(f"{name.capitalize()}: {', '.join(t)}." for name, t in came.items() if t)
     found = [Finding(claim, outcomes)]
-    return [*found, _comparison(results, contrast, expected, others)] if others else found
+    sizes = compared(results, contrast.name)
+    return [*found, _comparison(results, contrast, sizes)] if sizes else found
 
 
 _OUTCOMES = ("borne out", "reversed", "undecided")
@@ -183,24 +180,19 @@ def _in_words(counts: Counter[str]) -> str:
     return f"{counts['borne out']} are borne out, {counts['reversed']} reversed and {counts['undecided']} undecided"
 
 
-def _comparison(
-    results: AuditResults,
-    contrast: ConceptInfo,
-    expected: Sequence[TargetInfo],
-    others: Sequence[TargetInfo],
-) -> Finding:
+def _comparison(results: AuditResults, contrast: ConceptInfo, found: Comparison) -> Finding:
     """Compare sizes: a moved logit proves little if those of classes of which nothing was expected move as much."""
-    sizes = [[abs(results.swap(contrast.name, t.name).swap) for t in group] for group in (expected, others)]
-    p = rank_sum(torch.tensor(sizes[0]), torch.tensor(sizes[1])).p
-    more = "more" if fmean(sizes[0]) > fmean(sizes[1]) else "less"
+    more = "more" if found.expected > found.others else "less"
     claim = (
         f"Classes of which something was expected move {more} than the others."
-        if p < results.alpha
+        if found.p < results.alpha
         else "It is not shown that classes of which something was expected move more than the others."
     )
+    expected = [t for t in results.targets if contrast.name in t.expected]
     evidence = (
-        f"Mean size of the change for {contrast.name}: {number(fmean(sizes[0]))} over {len(expected)} classes against "
-        f"{number(fmean(sizes[1]))} over {len(others)}; rank-sum p {p_value(p)}, taking classes as independent."
+        f"Mean size of the change for {contrast.name}: {number(found.expected)} over {len(expected)} classes against "
+        f"{number(found.others)} over {len(results.targets) - len(expected)}; rank-sum p {p_value(found.p)}, taking classes "
+        "as independent."
     )
     return Finding(claim, evidence)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, ConceptInfo
-from concepts.auditing.report.criteria import NAMED, SCORES, exists, predicted, used
+from concepts.auditing.report.criteria import NAMED, SCORES, exists, leaning, predicted
 from probing.results.html_report import (
     Finding,
     Link,
@@ -31,18 +31,12 @@ def unmatched_verdict(results: AuditResults) -> tuple[Finding, ...]:
         return (*parts, UNSWAPPED)
     at = {c.name: [layer for layer in results.layers if exists(results, c.name, layer)] for c in results.concepts}
     separated = [name for name, layers in at.items() if layers]
-    leaning = [name for name in separated if _sure(results, name, at[name])]
+    leant_on = [name for name in separated if leaning(results, name)]
     claim = (
         f"A direction separates {len(separated)} of {len(parts)} concepts; classes are shown to depend on the directions of "
-        f"{named(leaning) if leaning else 'none'}, to first order."
+        f"{named(leant_on) if leant_on else 'none'}, to first order."
     )
     return Finding(claim, parts=parts), UNSWAPPED
-
-
-def _sure(results: AuditResults, concept: str, layers: Sequence[str]) -> list[CellRow]:
-    """Return the cells of a concept at some layers that are significant."""
-    cells = [c for c in results.cells if c.concept == concept and c.layer in layers]
-    return [c for c in cells if used(results, c) or predicted(results, c)]
 
 
 def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
@@ -59,7 +53,7 @@ def _concept_finding(results: AuditResults, concept: ConceptInfo) -> Finding:
         f"{len(layers) * len(results.targets)} pairs of layer and class were tested by TCAV score and by effect; p is "
         f"corrected for those of all {len(results.concepts)} concepts. "
     )
-    deepest = {c.target: c for c in _sure(results, name, layers)}
+    deepest = leaning(results, name)
     if not deepest:
         claim = f"“{name}” is separated from {concept.negative}, but no class is shown to depend on it."
         return Finding(claim, words(tested, accuracy), see=SCORES)

@@ -23,6 +23,7 @@ from concepts.auditing.report import criteria
 from concepts.auditing.report.verdict import verdict
 from concepts.auditing.report_cache import Seal
 from concepts.auditing.run import audit, rebuild
+from concepts.data.manifest import Manifest
 from concepts.data.yaml_schema import SchemaError
 from concepts.effects.agreement import agreement
 from concepts.tcav.sign_test import SignTest
@@ -75,6 +76,24 @@ def test_a_planted_bias_is_found_and_its_control_is_not(first: Run) -> None:
     }
     assert first.results.swap(GENDER, "purse").swap == pytest.approx(0.94, abs=0.02)  # 4 x 60 / 255
     assert first.results.swap(GENDER, "drill").swap == pytest.approx(-0.94, abs=0.02)
+
+
+def test_the_pair_that_is_shown_is_the_one_whose_changes_are_nearest_their_mean(first: Run, folder: Path) -> None:
+    data = Manifest.load(folder / "data.yaml")
+    loaded = audits.planted()
+    examples = data.examples(loaded.preprocess)
+    logits = loaded.model(examples.load(range(len(examples)))).double()
+    after, before, clusters = data.pairs("gender", "woman", "man")
+    change = [logits[a] - logits[b] for a, b in zip(after, before, strict=True)]
+    mean = sum(change) / len(change)
+    distances = [float((c - mean).norm()) for c in change]
+    nearest = distances.index(min(distances))
+    shown = first.results.pair(GENDER)
+    assert shown is not None
+    assert shown.cluster == clusters[nearest]
+    assert shown.negative == f"{examples.ids[before[nearest]]}.png"
+    assert shown.positive == f"{examples.ids[after[nearest]]}.png"
+    assert (first.folder / "images" / shown.positive).exists()
 
 
 def test_where_the_model_is_linear_predicted_effects_are_the_measured_swaps(first: Run) -> None:

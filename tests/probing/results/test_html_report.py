@@ -232,7 +232,7 @@ def test_an_audits_report_is_self_contained_whatever_its_classes_are_called(
 
 
 def test_an_audits_report_holds_every_section_and_figure(hostile_report: str) -> None:
-    assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 9
+    assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 10
     titles = re.findall(r'<h2 id="s-[^"]*">([^<]*)</h2>', hostile_report)
     assert titles[:2] == ["Concepts by class and layer", "What a swap does to each class"]
     assert 'aria-label="Images like woman against man: most like woman among neutral figures are' in hostile_report
