@@ -127,11 +127,11 @@ def _rows(axes: "Axes", panel: EffectPanel, names: Sequence[str]) -> None:
         axes.axvspan(*panel.band, color=RULE, alpha=0.45, lw=0, zorder=0)
     axes.axvline(0, color=FAINT, lw=0.6, zorder=1)
     for y, effect in enumerate(panel.effects[name] for name in names):
-        colour = PALETTE[effect.value > 0]  # as heat maps of the page are
+        colour = PALETTE[effect.value > 0] if effect.sure else FAINT  # orange up, blue down, as in the page's heat maps
         if effect.low is not None and effect.high is not None:
-            axes.plot([effect.low, effect.high], [y, y], color=colour if effect.sure else FAINT, lw=1, zorder=2)
-        face = {"color": colour} if effect.sure else {"color": FAINT, "mfc": "white"}
-        axes.plot(effect.value, y, "o", ms=3.5, mew=0.7, zorder=3, **face)
+            axes.plot([effect.low, effect.high], [y, y], color=colour, lw=1, zorder=2)
+        face = colour if effect.sure else "white"
+        axes.plot(effect.value, y, "o", ms=3.5, mew=0.7, color=colour, mfc=face, zorder=3)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -82,7 +82,7 @@ def answer(results: AuditResults) -> str:
     if not any(changed.values()):
         swaps = " or ".join(_in_place(c) for c, _ in tested[:MOST_PANELS])
         return f"Showing {swaps} is not shown to change any of {total} class scores; that does not prove that none changes."
-    said = []
+    said: list[str] = []
     for contrast, _ in tested[:MOST_PANELS]:
         rows = changed[contrast.name]
         count = str(len(rows) or "none")
