@@ -82,7 +82,8 @@ def draw_effects(panels: Sequence[EffectPanel], unit: str, sentences: Sequence[s
     lines = [line for sentence in sentences for line in fill(sentence, 62).split("\n")]
     pictured = any(panel.pictures for panel in panels)
     titles = [_broken(panel.title, 62 // (len(panels) + 1)) for panel in panels]
-    heights = [_LINE * (1 + max(t.count("\n") for t in titles)) + _PICTURES * pictured, _ROW * len(names) + 0.1]
+    titled = max(t.count("\n") + bool(t) for t in titles)
+    heights = [_LINE * titled + _PICTURES * pictured + 0.02, _ROW * len(names) + 0.1]
     with style():
         figure = new_figure(COLUMN_WIDTH, sum(heights) + 0.45 + _LINE * (len(lines) + bool(lines)))
         if lines:

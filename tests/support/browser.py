@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SECONDS = 60
 """That Chromium may take to answer."""
+MOST_WORDS, MOST_NUMBERS = 90, 12
+"""On the first screen of a page."""
 CHECKS = Path(__file__).with_name("accessibility.js")
 
 
@@ -84,12 +87,12 @@ class Browser:
         elif method == "Runtime.consoleAPICalled":
             self.complaints.append(str(what["args"]))
 
-    def open(self, page: Path, *, scripts: bool = True, width: int = 1280) -> None:
+    def open(self, page: Path, *, scripts: bool = True, width: int = 1280, height: int = 900) -> None:
         """Open a file and wait until it is laid out; what was noted of an earlier one is forgotten."""
         if not self.session:
             self._attach()
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.requests.clear()
         self.complaints.clear()
         self.ask("Page.navigate", url=page.resolve().as_uri())
@@ -152,6 +155,53 @@ class Browser:
         """Print the page."""
         made = self.ask("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
         path.write_bytes(base64.b64decode(made["data"]))
+
+    def first_screen_faults(self, page: Path, *, picture: bool = True) -> list[str]:
+        """Return what keeps a reader of one screen, of a phone, in the dark or on paper from a page's summary.
+
+        The first screen is that of 1280 × 800 dots, the sheet A4. The figure's labels and the page's controls are no words.
+
+        Args:
+            page: with a summary.
+            picture: whether its figure should hold pictures.
+        """
+        found = []
+        self.open(page, width=1280, height=800)
+        self.media()
+        for part in (".answer", "figure svg", ".marks", ".sure p"):
+            left, top, right, bottom = self.run(
+                f"(({{left, top, right, bottom}}) => [left, top, right, bottom])"
+                f"(document.querySelector('.summary {part}').getBoundingClientRect())"
+            )
+            if not (0 <= top < bottom <= 800 and right - left > 250):
+                found.append(f"{part} from {top:.0f} to {bottom:.0f} is not on the screen")
+        parts = "document.querySelectorAll('header, .summary .answer, .summary .sure')"
+        text: str = self.run(f"[...{parts}].map((part) => part.innerText).join(' ')")
+        for what, count, most in (
+            ("words", len(text.split()), MOST_WORDS),
+            ("numbers", len(re.findall(r"\d+(?:[.,]\d+)*", text)), MOST_NUMBERS),
+        ):
+            if count > most:
+                found.append(f"{count} {what}: {text}")
+        if picture and not self.run("document.querySelectorAll('.summary figure svg image').length"):
+            found.append("no picture")
+        found += [f"asks for {address}" for address in self.requests[1:]] + self.complaints
+        self.open(page, width=400)
+        for scheme in ("dark", "light"):
+            self.media(scheme)
+            if (wide := self.run("document.documentElement.scrollWidth")) > 400:
+                found.append(f"{wide} dots wide on a phone")
+            found += [f"{scheme}: {fault}" for fault in self.faults()]
+        self.open(page, width=688)  # A4 between the page's margins, at 96 dots an inch
+        self.media(kind="print")
+        if (sheet := self.run("document.querySelector('.summary').getBoundingClientRect().bottom + scrollY")) > 1001:
+            found.append(f"{sheet:.0f} dots high in print")
+        if self.run("getComputedStyle(document.querySelector('.verdict')).breakBefore") != "page":
+            found.append("in print the findings begin on the summary's sheet")
+        if not self.run("document.querySelector('.summary .read p').getBoundingClientRect().height"):
+            found.append("the figure's caption is not printed")
+        self.media()
+        return found
 
     def faults(self) -> list[str]:
         """Return what keeps people from using the page, in the words of `accessibility.js`."""

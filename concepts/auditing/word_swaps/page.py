@@ -20,6 +20,7 @@ from concepts.auditing.word_swaps.result import (
     middle,
     ranked,
 )
+from concepts.auditing.word_swaps.summary import followers, word_summary
 from concepts.auditing.word_swaps.templates import Called, Expectation, WordingFile
 from concepts.erasure.table import ReadUsedMovedResult
 from concepts.tcav.result import TcavResult
@@ -40,7 +41,7 @@ from probing.results.html_report import (
     p_value,
 )
 from probing.results.tables import DataTable
-from probing.statistics.hypothesis_tests import spearman
+from probing.statistics.hypothesis_tests import Correlation, spearman
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,18 +93,18 @@ def word_page(
     )
     return Report(
         title=file.title,
-        subject=f"Audit “{file.name}” of {model}",
+        subject=f"Audit “{file.name}” of {model.partition(',')[0]}",  # all of it stands at the page's end
         question=file.question,
         findings=(
             *_swap_findings(words, file.called),
             *_expected_findings(words, file),
-            *(_method_finding(words, m) for m in words.listed[1:]),
-            _tcav_finding(words, tcav),
+            _methods_finding(words, tcav),
             *(use_findings(used, "templates") if used else ()),
         ),
+        summary=word_summary(words, file.called, _rank_of_expected(words, file.expected)),
         limits=(*file.limits, *_limits(words)),
         sections=(
-            Section(_SWAPS, (*_swap_blocks(words, data[0], file.called), *_expected_blocks(words, file))),
+            Section(_SWAPS, tuple(_swap_blocks(words, data[0], file.called))),
             Section(_PARTED, tuple(_relation_blocks(words, data[0], file.called))),
             Section(_LAYERS, tuple(_layer_blocks(tcav, probes, data[1], file.called))),
             *([use_section(used, "templates")] if used else []),
@@ -143,10 +144,18 @@ def _swap_findings(words: WordResult, called: Called) -> list[Finding]:
 
 
 def _expected_findings(words: WordResult, file: WordingFile) -> list[Finding]:
-    if file.expected is None:
+    found = _rank_of_expected(words, file.expected)
+    if file.expected is None or found is None:
         return []
-    found = spearman(words.value[0], _expected_values(words, file.expected), words.level)
     rises = "rises" if found.low > 0 else "falls" if found.high < 0 else "is not shown to rise or fall"
+    shown = Plate(
+        partial(words.plot_against, _expected_values(words, file.expected), file.expected.of),
+        "Measured change against what was named beforehand",
+        f"Measured change of the logit of “{words.label}” against {file.expected.of} ({file.expected.source}). Bars: "
+        f"{words.level:.0%} intervals over templates.",
+        "figures/expected",
+        "words",
+    )
     return [
         Finding(
             f"Across {file.called.terms}, the measured change {rises} with {file.expected.of}, as named beforehand: "
@@ -154,28 +163,17 @@ def _expected_findings(words: WordResult, file: WordingFile) -> list[Finding]:
             f"Spearman's rank correlation over {len(words.words)} words, taken as independent; source: "
             f"{file.expected.source}. It does not tell whether the model follows the world or the texts it learnt from.",
             see=_SWAPS,
+            picture=shown,
         )
     ]
+
+
+def _rank_of_expected(words: WordResult, expected: Expectation | None) -> Correlation | None:
+    return spearman(words.value[0], _expected_values(words, expected), words.level) if expected else None
 
 
 def _expected_values(words: WordResult, expected: Expectation) -> Tensor:
     return torch.tensor([expected.values[w] for w in words.words], dtype=torch.float64)
-
-
-def _expected_blocks(words: WordResult, file: WordingFile) -> list[Block]:
-    if file.expected is None:
-        return []
-    values = _expected_values(words, file.expected)
-    return [
-        Plate(
-            partial(words.plot_against, values, file.expected.of),
-            "Measured change against what was named beforehand",
-            f"Measured change of the logit of “{words.label}” against {file.expected.of} ({file.expected.source}). Bars: "
-            f"{words.level:.0%} intervals over templates.",
-            "figures/expected",
-            "words",
-        )
-    ]
 
 
 def _flagged_finding(words: WordResult, word: int, called: Called) -> Finding:
@@ -193,6 +191,17 @@ def _flagged_finding(words: WordResult, word: int, called: Called) -> Finding:
         f"against {number(float(words.reference_probability.mean()))}.",
         see=_SWAPS,
     )
+
+
+def _methods_finding(words: WordResult, tcav: TcavResult) -> Finding:
+    """Sum up how far each method follows the measured change, and what TCAV's sign score says."""
+    parts = (*(_method_finding(words, m) for m in words.listed[1:]), _tcav_finding(words, tcav))
+    follow = followers(words)
+    claim = (
+        f"Of {len(words.listed) - 1} ways to explain the model, {len(follow) or 'none'} "
+        f"{'ranks' if len(follow) == 1 else 'rank'} the words as the measured change does, beyond chance"
+    )
+    return Finding(f"{claim}: {', '.join(follow)}." if follow else f"{claim}.", parts=parts)
 
 
 def _method_finding(words: WordResult, method: str) -> Finding:

@@ -1,6 +1,5 @@
 """The first screen of an audit: its sentence is as strong as its numbers, and one screen holds what people decide by."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from concepts.auditing.report.summary import audit_summary
 from probing.results import html_report
 from probing.results.html_report import Standing, Summary, plain
 
-WORDS, NUMBERS = 90, 12
 TITLE = "Does drawn gender or skin tone move what an ImageNet model sees in a figure at work?"
 
 
@@ -147,48 +145,36 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
         yield one
 
 
-def text_of_the_first_screen(chromium: browser.Browser) -> str:
-    """Return what is read on the first screen besides the figure's labels and controls."""
-    parts = "document.querySelectorAll('header, .summary .answer, .summary .sure')"
-    found: str = chromium.run(f"[...{parts}].map((part) => part.innerText).join(' ')")
-    return found
-
-
 @pytest.mark.parametrize("kind", ["matched", "unmatched"])
 def test_one_screen_holds_answer_picture_marks_and_caveat_in_few_words(
     chromium: browser.Browser, pages: dict[str, Path], kind: str
 ) -> None:
-    chromium.open(pages[kind], width=1280)
-    chromium.ask("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
-    chromium.media()
-    for part in (".answer", "figure svg", ".marks", ".sure p"):
-        box = chromium.run(
-            f"(({{top, bottom, width}}) => ({{top, bottom, width}}))"
-            f"(document.querySelector('.summary {part}').getBoundingClientRect())"
-        )
-        assert 0 <= box["top"] < box["bottom"] <= 800, part
-        assert box["width"] > 300, part
-    text = text_of_the_first_screen(chromium)
-    assert len(text.split()) <= WORDS, text
-    assert len(re.findall(r"\d+(?:[.,]\d+)*", text)) <= NUMBERS, text
-    assert chromium.run("document.querySelectorAll('.summary figure svg image').length") >= 2
-    assert chromium.requests == [pages[kind].resolve().as_uri()]
-    assert chromium.complaints == []
+    assert chromium.first_screen_faults(pages[kind]) == []
 
 
-@pytest.mark.parametrize("kind", ["matched", "unmatched"])
-def test_a_phone_the_dark_and_paper_hold_it_too(chromium: browser.Browser, pages: dict[str, Path], kind: str) -> None:
-    chromium.open(pages[kind], width=400)
-    for scheme in ("dark", "light"):
-        chromium.media(scheme)
-        assert chromium.run("document.documentElement.scrollWidth") <= 400
-        assert chromium.faults() == []
-    chromium.open(pages[kind], width=688)  # A4 between its margins, at 96 dots an inch
-    chromium.media(kind="print")
-    sheet = chromium.run("document.querySelector('.summary').getBoundingClientRect().bottom + scrollY")
-    assert sheet < 1001
-    assert chromium.run("getComputedStyle(document.querySelector('.verdict')).breakBefore") == "page"
-    assert chromium.run("document.querySelector('.summary .read p').getBoundingClientRect().height") > 0
+def test_the_reader_sees_what_a_screen_lacks(chromium: browser.Browser, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        "<!doctype html><html lang=en><title>a</title><header><h1>a</h1></header><main><section class=summary>"
+        f"<p class=answer>{'9 ' * 100}</p><figure><svg style='height: 900px; width: 600px'></svg></figure>"
+        "<div class=sure><ul class=marks></ul><p></p></div><p class=read></p></section><section class=verdict></section>"
+        "</main><script>console.error('no')</script>",
+        encoding="utf-8",
+    )
+    found = " ".join(chromium.first_screen_faults(broken))
+    for fault in (
+        "figure svg from",
+        ".marks from",
+        "101 words",
+        "100 numbers",
+        "no picture",
+        "'no'",
+        "wide on a phone",
+        "dark: ",
+        "dots high in print",
+        "findings begin on",
+    ):
+        assert fault in found
 
 
 def test_numbers_are_folded_under_each_finding_and_lead_to_their_rows(

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 import yaml
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from concepts.auditing.word_swaps.page import write_page
 from concepts.auditing.word_swaps.readings import WordReader
 from concepts.auditing.word_swaps.result import AGREE, ALONE, MISSES, OPPOSITE, QUIET, WordResult
-from concepts.auditing.word_swaps.templates import Wording, WordingError, WordingFile, read_wording
+from concepts.auditing.word_swaps.summary import answer, beyond_chance, methods_agree, sentences, word_summary
+from concepts.auditing.word_swaps.templates import Called, Wording, WordingError, WordingFile, read_wording
 from concepts.erasure.table import ReadUsedMovedResult
 from probing.attribution.path import LayerIntegratedGradients
 from probing.data.texts import TextClassifier, WordIds
+from probing.results.html_report import Standing
+from probing.statistics.hypothesis_tests import Correlation
 from probing.store.store import ActivationStore
 
 TERMS = {"bad": 2.0, "good": -1.0, "plain": 0.25}
@@ -179,7 +183,9 @@ def test_the_page_is_made_of_the_saved_results_alone(audited):
     first = "2 of 3 words for groups of people move the logit of “toxic” for sure, 1 of them up"
     assert first in page
     names = {f.name for f in (out / "figures").iterdir()}
-    assert {f"{n}.{k}" for n in ("words", "agreement", "probes", "read_used_moved") for k in ("png", "pdf")} == names
+    assert {
+        f"{n}.{k}" for n in ("summary", "words", "agreement", "probes", "read_used_moved") for k in ("png", "pdf")
+    } == names
     assert (out / "tables" / "words.csv").read_text().count("\n") == 1 + len(TERMS)
     assert WordResult.load(out / "words").words == tuple(TERMS)
 
@@ -213,3 +219,56 @@ def test_templates_of_each_kind_are_on_both_sides_of_the_division():
     assert sorted(fit + judge) == list(range(24))
     for side in (fit, judge):
         assert [wording.template_kinds[i] for i in side].count("kind") == 6
+
+
+def test_the_answer_counts_the_words_that_move_and_names_the_largest(audited):
+    result, _ = audited
+    assert answer(result, Called()) == (
+        "2 of 3 words for groups of people change the score of “toxic” beyond chance, most “bad” (up)."
+    )
+    falls = replace(result, value=-result.value)
+    assert answer(falls, Called()).endswith("most “bad” (down).")
+    none = replace(result, p=torch.ones_like(result.p))
+    assert answer(none, Called()) == (
+        "None of 3 words for groups of people is shown to change the score of “toxic”; that does not prove that none does."
+    )
+
+
+def test_marks_stand_as_high_as_their_numbers(audited):
+    result, _ = audited
+    chance = beyond_chance(result, Called())
+    assert (chance.standing, chance.says) == (Standing.PARTLY, "2 of 3; 2 further than 95% of ordinary adjectives.")
+    ordinary = replace(result, beyond=torch.ones_like(result.beyond))
+    assert beyond_chance(ordinary, Called()).says == "2 of 3; none further than 95% of ordinary adjectives."
+    assert beyond_chance(replace(result, p=0 * result.p), Called()).standing is Standing.YES
+    assert beyond_chance(replace(result, p=0 * result.p + 1), Called()).standing is Standing.NO
+    listed, agreement = result.listed[1:], result.agreement.clone()
+    agreement[:, 1] = -0.1  # each interval reaches below none
+    assert methods_agree(replace(result, agreement=agreement)).standing is Standing.NO
+    agreement[result.methods.index(listed[0]), 1] = 0.1
+    found = methods_agree(replace(result, agreement=agreement))
+    assert (found.standing, found.says) == (Standing.PARTLY, f"1 of {len(listed)} methods, in rank.")
+    assert word_summary(result, Called()).marks[-1].standing is Standing.UNTESTED
+
+
+@pytest.mark.parametrize(("low", "high", "standing"), [(0.1, 0.9, "YES"), (-0.2, 0.9, "NO"), (-0.9, -0.1, "NO")])
+def test_what_was_expected_came_only_if_its_interval_says_so(audited, low, high, standing):
+    result, _ = audited
+    mark = word_summary(result, Called(), Correlation((low + high) / 2, low, high, 16)).marks[2]
+    assert (mark.asks, mark.standing) == ("As expected?", Standing[standing])
+    assert mark.says == {0.1: "in rank.", -0.2: "not shown.", -0.9: "reversed."}[low]
+
+
+def test_the_sentence_shown_is_that_in_which_the_word_moves_as_in_the_mean(audited):
+    result, _ = audited
+    by_template = result.by_template.clone()
+    by_template[0] += torch.arange(24) - 7.0  # least far from the mean in the eighth
+    before, after = sentences(replace(result, by_template=by_template))
+    assert before == "“a one cat sat”"
+    assert after.endswith("“a bad cat sat”")
+
+
+def test_one_screen_holds_what_words_do(audited, tmp_path_factory):
+    _, out = audited
+    with browser.chromium(tmp_path_factory.mktemp("profile")) as chromium:
+        assert chromium.first_screen_faults(out / "report.html", picture=False) == []
