@@ -201,4 +201,4 @@ def unmatched_answer(results: AuditResults) -> str:
         said.append(f"some on {rest} more")
     if none := len(counts) - len(leant_on):
         said.append(f"none on {none} other{'s' * (none > 1)}")
-    return f"To first order, {', '.join(said)}; no image was changed to check."
+    return f"To first order, {', '.join(said)}; nothing was swapped."

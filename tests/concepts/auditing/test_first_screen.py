@@ -9,9 +9,8 @@ import browser
 import pytest
 
 from concepts.auditing.measurement.results import AuditResults, SwapRow
-from concepts.auditing.report.page import write_report
+from concepts.auditing.report.page import audit_page
 from concepts.auditing.report.summary import audit_summary
-from probing.results import html_report
 from probing.results.html_report import Standing, Summary, plain
 
 TITLE = "Does drawn gender or skin tone move what an ImageNet model sees in a figure at work?"
@@ -112,8 +111,7 @@ def test_without_matched_images_the_answer_says_that_nothing_was_changed() -> No
     )
     found = summary(replace(made_up, cells=cells))
     assert found.answer == (
-        "To first order, 2 of 8 class scores depend on the direction of “red”, none on 2 others; no image was changed to "
-        "check."
+        "To first order, 2 of 8 class scores depend on the direction of “red”, none on 2 others; nothing was swapped."
     )
     none = replace(made_up, cells=tuple(replace(c, tcav_p_corrected=1.0, effect_p_corrected=1.0) for c in made_up.cells))
     assert summary(none).answer == (
@@ -128,14 +126,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     many = tuple(f"class {i}" for i in range(18))
     matched = replace(audits.results(targets=many), title=TITLE, question=f"{TITLE} " * 3)
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html_report, "save_figure", lambda *_: None)  # the pages do not need them
-        for name, results in {"matched": matched, "unmatched": unmatched(matched)}.items():
-            folder = tmp_path_factory.mktemp(name)
-            audits.save_pictures(folder / "images")
-            results.save(folder)
-            write_report(folder, {"created": "today"})
-            found[name] = folder / "report.html"
+    for name, results in {"matched": matched, "unmatched": unmatched(matched)}.items():
+        folder = tmp_path_factory.mktemp(name)
+        audits.save_pictures(folder / "images")
+        results.save(folder)
+        whole = audit_page(results, folder, {"created": "today"})
+        # What stands below takes most of the time to draw.
+        page = replace(whole, sections=tuple(replace(section, blocks=()) for section in whole.sections))
+        found[name] = page.save(folder / "report.html", alone=True)
     return found
 
 
@@ -157,8 +155,8 @@ def test_the_reader_sees_what_a_screen_lacks(chromium: browser.Browser, tmp_path
     broken.write_text(
         "<!doctype html><html lang=en><title>a</title><header><h1>a</h1></header><main><section class=summary>"
         f"<p class=answer>{'9 ' * 100}</p><figure><svg style='height: 900px; width: 600px'></svg></figure>"
-        "<div class=sure><ul class=marks></ul><p></p></div><p class=read></p></section><section class=verdict></section>"
-        "</main><script>console.error('no')</script>",
+        "<div class=sure><ul class=marks></ul><p></p></div><div class=read><p></p></div></section>"
+        "<section class=verdict></section></main><script>console.error('no')</script>",
         encoding="utf-8",
     )
     found = " ".join(chromium.first_screen_faults(broken))
