@@ -180,16 +180,30 @@ Block = Paragraph | Points | Code | Plate | Table | Heat
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; the sections among its blocks stand a level below."""
+    """A heading and what stands under it; the sections among its blocks stand a level below.
+
+    Attributes:
+        folded: closed below its heading until the reader opens it; printed open.
+        nothing: whether it says that nothing was found, so that `nothing_last` folds it away.
+    """
 
     kind: ClassVar[str] = "section"
     title: str
     blocks: "tuple[Block | Section, ...]"
+    folded: bool = False
+    nothing: bool = False
 
     @property
     def id(self) -> str:
         """Where links lead to."""
         return slug(self.title)
+
+
+def nothing_last(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """Return sections with those that found nothing behind the others, folded into one."""
+    lost = tuple(s for s in sections if s.nothing)
+    gathered = (Section("Looked for and not found", lost, folded=True),) if lost else ()
+    return (*(s for s in sections if not s.nothing), *gathered)
 
 
 def slug(title: str) -> str:

@@ -13,6 +13,7 @@ from concepts.auditing.measurement.results import (
     SwapRow,
     TargetInfo,
 )
+from concepts.auditing.report.criteria import predicted, used
 from probing.results.figures import (
     COLUMN_WIDTH,
     DIVERGING,
@@ -24,6 +25,7 @@ from probing.results.figures import (
     PAPER,
     RULE,
     Strip,
+    look,
     montage,
     new_figure,
     spread,
@@ -275,6 +277,69 @@ def _score_axes(axes: "Axes", results: AuditResults, targets: Sequence[str]) -> 
         spine.set_visible(False)
 
 
+def told(results: AuditResults) -> "Figure":
+    """Draw how many classes have a TCAV score, and how many an effect, beyond chance for each concept at each layer."""
+    with style():
+        figure = new_figure(FULL_WIDTH, 2.3 + 0.07 * len(results.concepts))
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axes, title, counts in zip(panels, ("TCAV score", "predicted effect"), (used, predicted), strict=True):
+            for i, concept in enumerate(results.concepts):
+                cells = [c for c in results.cells if c.concept == concept.name and counts(results, c)]
+                found = [sum(c.layer == layer for c in cells) for layer in results.layers]
+                _concept_line(axes, results, i, found)
+            axes.set_title(title, loc="left", fontweight="bold")
+            axes.set_xticks(range(len(results.layers)), results.layers)
+            axes.set(
+                xlim=(-0.4, len(results.layers) - 0.6), ylim=(-0.03 * len(results.targets), 1.03 * len(results.targets))
+            )
+            axes.locator_params(axis="y", integer=True, nbins=5)
+        panels[0].set_ylabel("classes beyond chance")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    return figure
+
+
+def _concept_line(axes: "Axes", results: AuditResults, place: int, values: Sequence[float]) -> None:
+    """Draw a number of a concept over layers; those that stand beside contrasts for comparison are dotted."""
+    concept = results.concepts[place]
+    beside = not concept.matched and bool(results.contrasts)
+    axes.plot(
+        [i + 0.08 * (place % 2) for i in range(len(values))],
+        values,
+        ":" if beside else "-",
+        marker=MARKERS[place % len(MARKERS)],
+        color=FAINT if beside else PALETTE[place % len(PALETTE)],
+        mec=PAPER,
+        mew=0.5,
+        ms=3.5 if beside else 5,
+        label=concept.name,
+        zorder=2 if beside else 3,
+    )
+
+
+def trust(results: AuditResults) -> "Figure":
+    """Draw how far predicted effects of each contrast follow the measured swap, layer by layer, and what counts as trust."""
+    with style():
+        figure = new_figure(COLUMN_WIDTH, 2.0)
+        axes = figure.add_subplot()
+        axes.axhspan(results.trust, 1, color=RULE, alpha=0.45, lw=0, zorder=0)
+        axes.axhline(0, color=FAINT, lw=0.6, zorder=1)
+        for i, contrast in enumerate(results.contrasts):
+            colour, marker = look(i)
+            for k, layer in enumerate(results.layers):
+                row = results.layer(contrast.name, layer)
+                if row.r is None:
+                    continue
+                x = k + 0.14 * (i - (len(results.contrasts) - 1) / 2)
+                _whiskers(axes, (row.r, row.r_low, row.r_high), x, colour, "y")
+                face = colour if row.trusted else "white"
+                axes.plot(x, row.r, marker, color=colour, mfc=face, ms=5, mew=0.8, label="" if k else contrast.name)
+        axes.set_xticks(range(len(results.layers)), results.layers)
+        axes.set(xlim=(-0.5, len(results.layers) - 0.5), ylim=(-1.02, 1.02), ylabel="correlation r")
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
 def accuracy(results: AuditResults) -> "Figure":
     """Draw how well each concept's classifier separates held-out images, layer by layer."""
     with style():
@@ -285,24 +350,11 @@ def accuracy(results: AuditResults) -> "Figure":
         for i, concept in enumerate(results.concepts):
             beside = not concept.matched and bool(results.contrasts)
             colour = FAINT if beside else PALETTE[i % len(PALETTE)]
-            line, size = (":", 3.5) if beside else ("-", 5)
             rows = [r for r in results.layer_rows if r.concept == concept.name]
-            places = [results.layers.index(r.layer) + 0.08 * (i % 2) for r in rows]
-            for x, row in zip(places, rows, strict=True):
+            for row in rows:
                 ends = (row.accuracy, row.accuracy_low, row.accuracy_high)
-                _whiskers(axes, ends, x, colour, "y")
-            axes.plot(
-                places,
-                [r.accuracy for r in rows],
-                line,
-                marker=MARKERS[i % len(MARKERS)],
-                color=colour,
-                mec=PAPER,
-                mew=0.5,
-                ms=size,
-                label=concept.name,
-                zorder=2 if beside else 3,
-            )
+                _whiskers(axes, ends, results.layers.index(row.layer) + 0.08 * (i % 2), colour, "y")
+            _concept_line(axes, results, i, [r.accuracy for r in rows])
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.4, len(results.layers) - 0.6), ylim=(0.4, 1.02))
         axes.set_ylabel("accuracy on held-out images")

@@ -26,7 +26,7 @@ from concepts.auditing.report.verdict import verdict
 from probing import __version__
 from probing.evaluation.scorecard.page import LIMITS, scorecard_sections
 from probing.evaluation.scorecard.scorecard import Scorecard
-from probing.results.html_report import Paragraph, Report, Section
+from probing.results.html_report import Paragraph, Report, Section, nothing_last
 from probing.results.result import Result
 
 
@@ -104,11 +104,13 @@ def audit_page(results: AuditResults, folder: Path, provenance: Mapping[str, obj
         likeness_section(results, partial(saved_picture, folder)),
         *analysed.values(),
         _scorecard(folder, provenance),
+    ]
+    about = (
         targets_section(results),
         method_section(results),
         origin_section(results, provenance),
         reproduction_section(results, provenance, folder.name, _files(folder)),
-    ]
+    )
     return Report(
         title=results.title,
         subject=f"Audit “{results.name}” of {results.model}",
@@ -123,6 +125,6 @@ def audit_page(results: AuditResults, folder: Path, provenance: Mapping[str, obj
         ),
         summary=audit_summary(results, partial(saved_picture, folder)),
         limits=(*results.limits, *limits(results)),
-        sections=tuple(s for s in sections if s is not None),
+        sections=(*nothing_last([s for s in sections if s is not None]), *about),
         colophon=(("Made", f"{provenance.get('created', '')} by probing-concepts {__version__}"),),
     )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from concepts.auditing.measurement.results import (
     AuditResults,
@@ -10,6 +11,7 @@ from concepts.auditing.measurement.results import (
     ConceptInfo,
     SwapRow,
 )
+from concepts.auditing.report import figures
 from concepts.auditing.report.criteria import (
     AGREE,
     CONTRADICT,
@@ -30,6 +32,7 @@ from concepts.auditing.report.verdict_unmatched import named, unmatched_verdict
 from probing.results.html_report import (
     Finding,
     Link,
+    Plate,
     Words,
     interval,
     listed,
@@ -91,7 +94,12 @@ def _inside(results: AuditResults) -> Finding:
         claim = f"Predicted effects may be read at {named(readable)}"
     sure, cells = _tcav_cells(results)
     claim += f"; the sign-count TCAV score is significant in {len(sure)} of {len(cells)} cells."
-    return Finding(claim, parts=parts)
+    caption = (
+        f"Correlation over classes of predicted effects with measured swaps at each layer, with {results.level:.0%} "
+        "intervals. Filled: trusted, the whole interval lies in the grey band."
+    )
+    shown = Plate(partial(figures.trust, results), "Agreement by layer", caption, "figures/trust", "layers")
+    return Finding(claim, parts=parts, picture=shown if any(r.r is not None for r in results.layer_rows) else None)
 
 
 def _swap(contrast: ConceptInfo) -> str:

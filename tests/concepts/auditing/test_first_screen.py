@@ -9,9 +9,10 @@ import browser
 import pytest
 
 from concepts.auditing.measurement.results import AuditResults, SwapRow
+from concepts.auditing.report import figures
 from concepts.auditing.report.page import audit_page
 from concepts.auditing.report.summary import audit_summary
-from probing.results.html_report import Standing, Summary, plain
+from probing.results.html_report import Section, Standing, Summary, plain
 
 TITLE = "Does drawn gender or skin tone move what an ImageNet model sees in a figure at work?"
 
@@ -192,3 +193,41 @@ def test_results_of_older_audits_have_no_pair_and_are_drawn_without(tmp_path: Pa
     figure = audit_summary(older, lambda name: pytest.fail(f"asked for {name}")).plate.draw()
     assert not any(axes.images for axes in figure.axes)
     assert plain(summary(older).answer) == summary(audits.results()).answer
+
+
+def test_classes_beyond_chance_are_counted_layer_by_layer() -> None:
+    made_up = audits.results()
+    left, right = figures.told(made_up).axes
+    for axes, which in ((left, "tcav_p_corrected"), (right, "effect_p_corrected")):
+        for concept, line in zip(made_up.concepts, axes.lines, strict=True):
+            counted = [
+                sum(
+                    (getattr(c, which) if getattr(c, which) is not None else 1.0) < made_up.alpha
+                    for c in made_up.cells
+                    if (c.concept, c.layer) == (concept.name, layer)
+                )
+                for layer in made_up.layers
+            ]
+            assert list(line.get_ydata()) == counted
+    assert max(max(line.get_ydata()) for line in right.lines) > 0, "the control"
+
+
+def test_only_trusted_layers_are_filled() -> None:
+    made_up = audits.results()
+    [axes] = figures.trust(made_up).axes
+    dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    rows = [r for c in made_up.contrasts for r in made_up.layer_rows if r.concept == c.name]
+    assert [float(dot.get_ydata()[0]) for dot in dots] == [r.r for r in rows]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [r.trusted for r in rows]
+    assert {r.trusted for r in rows} == {True, False}, "the control"
+
+
+def test_what_found_nothing_is_folded_away(tmp_path: Path) -> None:
+    made_up = audits.results()
+    made_up.save(tmp_path)
+    titles = [s.title for s in audit_page(made_up, tmp_path, {}).sections]
+    assert "Which classes move most" in titles
+    lost = replace(made_up, picked=tuple(replace(r, p_corrected=0.5) for r in made_up.picked))
+    [gathered] = [s for s in audit_page(lost, tmp_path, {}).sections if s.title == "Looked for and not found"]
+    assert gathered.folded
+    assert [s.title for s in gathered.blocks if isinstance(s, Section)] == ["Which classes move most"]

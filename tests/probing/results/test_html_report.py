@@ -21,15 +21,19 @@ from probing.results.html_report import (
     Code,
     Finding,
     Link,
+    Mark,
     Paragraph,
     Plate,
     Points,
     Report,
     ReportError,
     Section,
+    Standing,
+    Summary,
     Table,
     interval,
     linked,
+    nothing_last,
     number,
     p_value,
     words,
@@ -108,6 +112,41 @@ def test_a_link_leads_to_a_place_of_the_page_or_there_is_no_page() -> None:
         replace(report, findings=(Finding("c", see="Another"),)).html()
     with pytest.raises(ReportError, match="two places of the page are called 's-a-section'"):
         replace(report, sections=report.sections * 2).html()
+
+
+def test_sections_that_found_nothing_are_folded_into_one_behind_the_others() -> None:
+    empty = [Section(f"lost {i}", (Plate(small, f"{i}", "c"),), nothing=True) for i in range(2)]
+    full = [Section(f"found {i}", (Plate(small, f"{i}", "c"),)) for i in range(2)]
+    gathered = nothing_last([empty[0], full[0], empty[1], full[1]])
+    assert [s.title for s in gathered] == ["found 0", "found 1", "Looked for and not found"]
+    assert gathered[-1].blocks == tuple(empty)
+    assert nothing_last(full) == tuple(full)
+    html = Report("t", "s", "q", (Finding("c", see="lost 1"),), (), gathered).html()  # and the link leads there
+    fold = html[html.index('<details class="folded">') :]
+    assert "<summary>lost 0; lost 1</summary>" in fold
+    assert re.findall(r"<b>Figure (\d)\.</b>", fold) == ["3", "4"]
+    assert '<h3 id="s-lost-0">' in fold
+
+
+def test_a_summary_and_the_pictures_of_findings_are_numbered_before_the_sections() -> None:
+    shown = [Plate(small, label, label, f"figures/{label}") for label in ("first", "second", "third")]
+    marks = (Mark("Beyond chance?", Standing.PARTLY, "1 of 2."), Mark("Replicated?", Standing.UNTESTED))
+    report = Report(
+        title="t",
+        subject="s",
+        question="the long question",
+        findings=(Finding("bare"), Finding("drawn", picture=shown[1])),
+        limits=(),
+        sections=(Section("a", (shown[2],)),),
+        summary=Summary("the answer", shown[0], marks, "a thing"),
+    )
+    html = report.html()
+    assert re.findall(r"<b>Figure (\d)\.</b> (\w+)", html) == [("1", "first"), ("2", "second"), ("3", "third")]
+    assert html.index("the answer") < html.index("It does not say") < html.index("the long question") < html.index("bare")
+    assert "Beyond chance? <b>In part:</b> 1 of 2." in html
+    assert "Replicated? <b>Not tested.</b>" in html
+    with pytest.raises(ReportError, match="two figures of the page are called 'figures/first'"):
+        replace(report, sections=(Section("a", (shown[0],)),)).html()
 
 
 def test_a_tables_rows_are_named_by_their_lines_in_the_csv(tmp_path: Path) -> None:
@@ -232,7 +271,7 @@ def test_an_audits_report_is_self_contained_whatever_its_classes_are_called(
 
 
 def test_an_audits_report_holds_every_section_and_figure(hostile_report: str) -> None:
-    assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 10
+    assert hostile_report.count("<svg ") == hostile_report.count("</svg>") == 12
     titles = re.findall(r'<h2 id="s-[^"]*">([^<]*)</h2>', hostile_report)
     assert titles[:2] == ["Concepts by class and layer", "What a swap does to each class"]
     assert 'aria-label="Images like woman against man: most like woman among neutral figures are' in hostile_report

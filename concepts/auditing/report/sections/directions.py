@@ -34,11 +34,16 @@ def scores_section(results: AuditResults) -> Section:
     )
     marked = sum(used(results, c) for c in results.cells)
     caption = (
-        "TCAV score by class, concept and layer; white is one half. A dot marks corrected p below "
-        f"{results.alpha:g}: {marked} of {len(results.cells)}. {floor(results)}"
+        f"How many of {len(results.targets)} classes have a TCAV score (left) or a predicted effect (right) beyond chance, "
+        f"by concept and layer: corrected p below {results.alpha:g}. Dotted: concepts given as one set. {floor(results)}"
     )
-    draw = partial(figures.scores, results)
-    shown = Plate(draw, "TCAV scores", caption, "figures/tcav", "classes_by_layer")
+    label = "Classes beyond chance by concept and layer"
+    shown = Plate(partial(figures.told, results), label, caption, "figures/told", "classes_by_layer")
+    caption = (
+        "TCAV score by class, concept and layer; white is one half. A dot marks corrected p below "
+        f"{results.alpha:g}: {marked} of {len(results.cells)}."
+    )
+    whole = Plate(partial(figures.scores, results), "TCAV scores", caption, "figures/tcav", "classes_by_layer")
     tails = [f"{r.concept} at {r.layer}" for r in results.layer_rows if r.linear_tail]
     linear = (
         Paragraph(
@@ -51,12 +56,12 @@ def scores_section(results: AuditResults) -> Section:
         f"The same by concept, and the predicted effects: below each number its {results.level:.0%} interval, a star where"
         f" the corrected p is below {results.alpha:g}."
     )
-    blocks = (Paragraph(text), shown, *(linear if tails else ()), legend, *_heat_maps(results))
-    return Section(SCORES, blocks)
+    every = Section("All scores and effects", (whole, legend, *_heat_maps(results)), folded=True)
+    return Section(SCORES, (Paragraph(text), shown, *(linear if tails else ()), every))
 
 
 def _heat_maps(results: AuditResults) -> Iterator[Heat]:
-    """Yield the scores and the effects of each concept, contrasts open and the others folded if there are contrasts."""
+    """Yield the scores and the effects of each concept; beside contrasts, those of the others are folded."""
     for concept in results.concepts:
         folded = not concept.matched and bool(results.contrasts)
         for what, square in (

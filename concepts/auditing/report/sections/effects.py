@@ -117,7 +117,7 @@ def _swap_table(results: AuditResults, contrast: ConceptInfo) -> Table:
         "corrected over contrasts and classes (swap: Holm) or contrasts, layers and classes (predicted: step-down maximum "
         "and Bonferroni)."
     )
-    return Table(caption, header, tuple(rows), text_columns=3)
+    return Table(caption, header, tuple(rows), text_columns=3, folded=True)
 
 
 def picked_section(results: AuditResults) -> Section | None:
@@ -146,7 +146,9 @@ def picked_section(results: AuditResults) -> Section | None:
         "the picking; what counts is the change on the others."
     )
     caption = "Classes picked on one part of the data and judged on the other, in logits; p is corrected (Holm)."
-    return Section("Which classes move most", (Paragraph(text), Table(caption, header, rows, text_columns=2)))
+    none = not any(r.p_corrected is not None and r.p_corrected < results.alpha for r in results.picked)
+    judged = Table(caption, header, rows, text_columns=2)
+    return Section("Which classes move most", (Paragraph(text), judged), nothing=none)
 
 
 def disagreements_section(results: AuditResults) -> Section:
@@ -156,7 +158,7 @@ def disagreements_section(results: AuditResults) -> Section:
         text = (
             "Nowhere does TCAV or a predicted effect say, after correction, what the measured swap denies, or the reverse."
         )
-        return Section("Where the measures disagree", (Paragraph(text),))
+        return Section("Where the measures disagree", (Paragraph(text),), nothing=True)
     text = (
         "What a direction inside the network predicts and what a swap of images does are two measurements. Where one "
         "is significant and the other is not, or they have opposite signs, neither explains the other. At layers that "
