@@ -11,6 +11,7 @@ from concepts.auditing.replication.replicate import (
     Replication,
     correlation_in_words,
 )
+from concepts.auditing.replication.summary import replication_summary
 from probing.results.html_report import (
     Block,
     Finding,
@@ -62,6 +63,7 @@ def replication_page(found: Replication, title: str, limits: tuple[str, ...] = (
             ),
             f"Two sets of drawings of the same {found.cluster_by}s are two cases, not a sample of all drawings.",
         ),
+        summary=replication_summary(found),
         data=(data,),
         sections=(
             Section("Both sets", (plate, *(_table(found, c, data) for c in found.contrasts))),

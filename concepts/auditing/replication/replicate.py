@@ -17,7 +17,7 @@ from concepts.auditing.measurement.results import AuditResults
 from concepts.auditing.measurement.setup import AuditError, Material
 from probing.core.content_ids import content_id
 from probing.results.figures import FAINT, FULL_WIDTH, PALETTE, new_figure, spread, style
-from probing.results.html_report import MINUS
+from probing.results.html_report import MINUS, Standing
 from probing.results.result import Provenance, Result
 from probing.statistics.hypothesis_tests import Correlation, clustered_mean, codes, holm, pearson
 from probing.store.store import ActivationStore
@@ -33,6 +33,8 @@ FIRST = "first only"
 SECOND = "second only"
 NEITHER = "neither"
 """On which set an effect is significant after correction."""
+
+_VERDICTS = {Standing.YES: "replicates", Standing.PARTLY: "replicates in part", Standing.NO: "is not found again"}
 
 Pair = Float[Tensor, "sets contrasts targets"]
 
@@ -123,22 +125,30 @@ class Replication(Result):
         p = self.difference_p[self.contrasts.index(contrast)]
         return tuple(t for t, value in zip(self.targets, p.tolist(), strict=True) if value < self.alpha)
 
-    def statement(self, contrast: str) -> str:
-        """Say in plain words whether what was found on the first set replicates on the second.
+    def standing(self, contrast: str) -> Standing:
+        """Return whether what was found on the first set replicates on the second.
 
-        It replicates if all logits moved for sure on the first are moved for sure to the same side on the second, and in
+        It does if all logits moved for sure on the first are moved for sure to the same side on the second, and in
         part if more of them are than are moved to the other; in both cases only if the correlation of the two sets'
-        changes over targets is above 0 for sure.
+        changes over targets is above 0 for sure. Where the first set moves nothing it is not tested.
         """
+        found = self.outcomes(contrast)
+        same, opposite, first = (len(found.get(o, ())) for o in (BOTH, OPPOSITE, FIRST))
+        if not same + opposite + first:
+            return Standing.UNTESTED
+        if not (self.correlation(contrast).low > 0 and same > opposite):
+            return Standing.NO
+        return Standing.PARTLY if opposite + first else Standing.YES
+
+    def statement(self, contrast: str) -> str:
+        """Say in plain words whether what was found on the first set replicates on the second, as `standing` has it."""
         found, differing = self.outcomes(contrast), self.differing(contrast)
         same, opposite, first = (len(found.get(o, ())) for o in (BOTH, OPPOSITE, FIRST))
         moved = same + opposite + first
         one, two = self.sets
         if not moved:
             return f"On {one} {contrast} moves no logit for sure: there is nothing to replicate."
-        verdict = "is not found again"
-        if self.correlation(contrast).low > 0 and same > opposite:
-            verdict = "replicates" if same == moved else "replicates in part"
+        verdict = _VERDICTS[self.standing(contrast)]
         lost = sum(t in differing for t in found.get(FIRST, ()))
         return (
             f"What {contrast} does to logits on {one} {verdict} on {two}: of {moved} logits that it moves for sure on {one},"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 import yaml
@@ -10,7 +11,7 @@ from audits import audit_file, write_drawings
 
 from concepts.auditing.measurement.setup import AuditError, Material
 from concepts.auditing.measurement.spec import read_audit
-from concepts.auditing.replication.page import write_replication
+from concepts.auditing.replication.page import replication_page, write_replication
 from concepts.auditing.replication.replicate import (
     BOTH,
     FIRST,
@@ -19,7 +20,9 @@ from concepts.auditing.replication.replicate import (
     Replication,
     replicate,
 )
+from concepts.auditing.replication.summary import answer, replication_summary
 from concepts.auditing.run import audit
+from probing.results.html_report import Standing
 from probing.store.store import ActivationStore
 
 CONTRAST = "woman against man"
@@ -114,6 +117,37 @@ def test_the_page_is_made_of_the_saved_result_alone(audits, tmp_path):
     assert "1 are borne out on both" not in page  # purse was expected up, drill down: up on one set only
     assert (tmp_path / "figures" / "replication.pdf").exists()
     assert (tmp_path / "tables" / "replication.csv").read_text().count("\n") == 1 + 2 * 6
+
+
+def test_the_first_screen_of_a_replication_says_what_its_numbers_say(audits):
+    first, turned, store = audits
+    same, opposite = _replicate(first, first, store), _replicate(first, turned, store)
+    assert answer(same).startswith("Of 3 class scores that woman against man changes on first, 3 change alike on second; ")
+    assert "changes on first, none change alike on second and 3 the other way" in answer(opposite)
+    p = same.p.clone()
+    p[1] = 1.0
+    unsure = replace(same, p=p)
+    assert "of 3 class scores" in answer(unsure).lower()
+    assert "none change alike on second;" in answer(unsure)
+    p = torch.ones_like(p)
+    none = replication_summary(replace(same, p=p))
+    assert none.marks[0].standing is Standing.UNTESTED
+    assert none.answer == "Woman against man changes none on first; dark against light changes none on first."
+    assert opposite.standing(CONTRAST) is Standing.NO
+    assert same.standing(CONTRAST) is Standing.YES
+    assert unsure.standing(CONTRAST) is Standing.NO
+    differ = replication_summary(opposite).marks[2]
+    assert differ.says == f"{sum(len(opposite.differing(c)) for c in opposite.contrasts)} of 12 for sure."
+    figure = replication_summary(same).plate.draw()
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["first", "second"]
+
+
+def test_one_screen_holds_a_replication(audits, tmp_path):
+    first, turned, store = audits
+    page = replication_page(_replicate(first, turned, store), "Does it hold on other drawings?")
+    path = page.save(tmp_path / "report.html", alone=True)
+    with browser.chromium(tmp_path) as chromium:
+        assert chromium.first_screen_faults(path, picture=False) == []
 
 
 def test_audits_that_ask_different_things_are_refused(audits):
