@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from probing.evaluation.scorecard.criteria import DESIDERATA, QUANTITIES, QUESTIONS
 from probing.evaluation.scorecard.scorecard import Record, Scorecard, sign
+from probing.evaluation.scorecard.summary import scorecard_summary
 from probing.results.html_report import (
     NONE,
     Block,
@@ -35,6 +36,7 @@ def scorecard_page(card: Scorecard, subject: str) -> Report:
         subject=subject,
         question="Which method is faithful, readable, sufficient, easy to set up, quick?",
         findings=tuple(_finding(card, d) for d in range(len(DESIDERATA))),
+        summary=scorecard_summary(card),
         limits=LIMITS,
         sections=scorecard_sections(card),
         colophon=(
