@@ -47,7 +47,9 @@ def _again(found: Replication) -> Mark:
     told = [standing for standing in each if standing is not Standing.UNTESTED]
     if not told:
         return Mark("Replicated?", Standing.UNTESTED, f"nothing changes on {found.sets[0]}.")
-    return Mark("Replicated?", told[0] if len(set(told)) == 1 else Standing.PARTLY)
+    full = sum(standing is Standing.YES for standing in told)
+    standing = told[0] if len(set(told)) == 1 else Standing.PARTLY
+    return Mark("Replicated?", standing, f"{full or 'none'} of {len(told)} contrasts in full.")
 
 
 def _in_size(found: Replication) -> tuple[Mark, Mark]:
