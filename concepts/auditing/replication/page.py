@@ -52,7 +52,7 @@ def replication_page(found: Replication, title: str, limits: tuple[str, ...] = (
     )
     return Report(
         title=title,
-        subject=f"The same audit of one model on {a} and on {b}",
+        subject=f"One audit on {a} and on {b}",
         question=f"Does what was found on {a} hold on images of the same things by other hands, {b}?",
         findings=tuple(finding for c in found.contrasts for finding in findings(found, c)),
         limits=(

@@ -49,7 +49,7 @@ def _again(found: Replication) -> Mark:
         return Mark("Replicated?", Standing.UNTESTED, f"nothing changes on {found.sets[0]}.")
     full = sum(standing is Standing.YES for standing in told)
     standing = told[0] if len(set(told)) == 1 else Standing.PARTLY
-    return Mark("Replicated?", standing, f"{full or 'none'} of {len(told)} contrasts in full.")
+    return Mark("Replicated?", standing, f"{full or 'none'} of {len(told)} in full.")
 
 
 def _in_size(found: Replication) -> tuple[Mark, Mark]:

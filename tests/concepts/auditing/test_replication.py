@@ -137,7 +137,7 @@ def test_the_first_screen_of_a_replication_says_what_its_numbers_say(audits):
     assert same.standing(CONTRAST) is Standing.YES
     assert unsure.standing(CONTRAST) is Standing.NO
     again, _, differ = replication_summary(opposite).marks
-    assert (again.standing, again.says) == (Standing.PARTLY, "1 of 2 contrasts in full.")
+    assert (again.standing, again.says) == (Standing.PARTLY, "1 of 2 in full.")
     assert differ.says == f"{sum(len(opposite.differing(c)) for c in opposite.contrasts)} of 12 for sure."
     figure = replication_summary(same).plate.draw()
     assert [axes.get_title() for axes in figure.axes[:2]] == ["first", "second"]
