@@ -130,8 +130,8 @@ _PLACES = _by_name(
         "concepts.scorecard_rows": "NetworkRows",
         "concepts.effects.concept_attribution": "ConceptAttribution ConceptGradients",
         "concepts.auditing.measurement.results": "AuditResults Backdrop:AuditBackdrop CellRow:AuditCell "
-        "ClusterRow:AuditCluster ConceptInfo:AuditConcept LayerRow:AuditLayer LikenessRow PairRow:AuditLikeness "
-        "PickedRow:AuditPicked PositionRow:AuditPosition SwapRow:AuditSwap TargetInfo:AuditTarget",
+        "ClusterRow:AuditCluster ConceptInfo:AuditConcept LayerRow:AuditLayer LikenessRow:AuditLikeness "
+        "PairRow:AuditPair PickedRow:AuditPicked PositionRow:AuditPosition SwapRow:AuditSwap TargetInfo:AuditTarget",
         "concepts.auditing.model_comparison.compare": "Difference:AuditDifference Side:AuditSide SideBySide",
         "concepts.auditing.replication.replicate": "Replication",
         "concepts.tcav.tcav": "Tcav",
