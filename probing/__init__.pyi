@@ -6,6 +6,8 @@ from .attribution.attention import (
     AttentionRollout as AttentionRollout,
 )
 from .attribution.cam.cam import CAM as CAM
+from .attribution.cam.eigen_cam import EigenCAM as EigenCAM
+from .attribution.cam.finer_cam import FinerCAM as FinerCAM
 from .attribution.cam.grad_cam import (
     AblationCAM as AblationCAM,
     GradCAM as GradCAM,
@@ -13,6 +15,16 @@ from .attribution.cam.grad_cam import (
     GuidedGradCAM as GuidedGradCAM,
     HiResCAM as HiResCAM,
     LayerCAM as LayerCAM,
+    XGradCAM as XGradCAM,
+)
+from .attribution.cam.score_cam import ScoreCAM as ScoreCAM
+from .attribution.conductance import (
+    InternalInfluence as InternalInfluence,
+    LayerConductance as LayerConductance,
+)
+from .attribution.deep_lift import (
+    DeepLIFT as DeepLIFT,
+    DeepSHAP as DeepSHAP,
 )
 from .attribution.gradient import (
     Deconvolution as Deconvolution,

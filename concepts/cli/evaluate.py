@@ -126,14 +126,17 @@ def evaluate(
     say(f"Saved {', '.join(p.name for p in (*written, page))} in {out}.")
 
 
+_OF_A_LAYER = {"layer_ig", "layer_conductance", "internal_influence"}
+
+
 def _check(names: Sequence[str], background: Path | None) -> None:
     from probing.attribution import METHODS
 
     for name in names:
         if name not in METHODS:
             raise CommandError(f"there is no method {name!r}; methods: {', '.join(METHODS)}.")
-        if name == "layer_ig":
-            raise CommandError("--method layer_ig explains a layer, and is compared with nothing here.")
+        if name in _OF_A_LAYER:
+            raise CommandError(f"--method {name} explains a layer, and is compared with nothing here.")
         if names.count(name) > 1:
             raise CommandError(f"--method {name} is given twice.")
         if name == "expected_gradients" and background is None:

@@ -37,7 +37,9 @@ from torch import Tensor, nn
 
 from probing.attribution.base import Attribution
 from probing.attribution.baselines import ZERO
+from probing.attribution.cam.eigen_cam import EigenCAM
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM
+from probing.attribution.cam.score_cam import ScoreCAM
 from probing.attribution.gradient import GuidedBackprop, Saliency, SmoothGrad
 from probing.attribution.lrp.composites import (
     Composite,
@@ -178,6 +180,15 @@ def cam_cases(net: nn.Module, images: Tensor) -> Iterator[tuple[str, dict[str, C
             ),
         },
     )
+    yield "Eigen-CAM", {"floor": forward(net), "ours": lambda: EigenCAM("layer4")(score, images)}
+    one = images[:1]
+
+    def seen() -> None:
+        with torch.no_grad():
+            for part in one.expand(513, -1, -1, -1).split(32):  # of 512 channels, and the whole image
+                net(part)
+
+    yield "Score-CAM of one image", {"floor": seen, "ours": lambda: ScoreCAM("layer4")(score, one)}
     for name in ("resnet18", "mobilenet_v3_small", "vgg16"):
         model = net if name == "resnet18" else frozen(calibrated(name, images))
         of = Score(model, TARGET)

@@ -36,7 +36,16 @@ from probing.store.store import ActivationStore
 
 SMOOTH, EXPECTED, COALITIONS, MASKS, STEPS, MANY = 10, 20, 200, 100, 12, 24
 
-MOST_MISSED = {"ig": 0.01, "layer_ig": 0.01, "lrp": 1e-3, "cam": 1e-3, "rollout": 1e-5, "lime": 1e-3, "shapley": 1e-3}
+MOST_MISSED = {
+    "ig": 0.01,
+    "layer_ig": 0.01,
+    "deeplift": 1e-3,
+    "lrp": 1e-3,
+    "cam": 1e-3,
+    "rollout": 1e-5,
+    "lime": 1e-3,
+    "shapley": 1e-3,
+}
 """The largest share of the score, or of its change, that a map's parts may miss."""
 MOST_CHANNELS = 100
 """Of a layer whose channels are left out one by one by the check too."""
@@ -207,7 +216,7 @@ def method(name: str, truth: Truth) -> LocalMethod:
         arguments[name]["background"] = Samples.of(whole.float())
     if name == "guided_gradcam":
         return METHODS[name](cam=GradCAM(layer=subject.cam, **precision), backprop=GuidedBackprop(**precision))
-    if subject.cam and name in {"layer_ig", "ablationcam", *WEIGHINGS}:
+    if subject.cam and name in LAYERED:
         arguments[name] = {"layer": subject.cam, **arguments.get(name, {})}
     return {**METHODS, **ATTENTION_METHODS}[name](**arguments.get(name, {}), **precision)
 
@@ -305,12 +314,29 @@ def _plus_plus(maps: Tensor, slopes: Tensor) -> Tensor:
     return (weights * maps).sum(1).relu()
 
 
+def _x_grad(maps: Tensor, slopes: Tensor) -> Tensor:
+    weights = (slopes * maps).sum(_places(maps), keepdim=True) / maps.sum(_places(maps), keepdim=True)
+    return (weights.nan_to_num(0, 0, 0) * maps).sum(1).relu()
+
+
 WEIGHINGS: dict[str, Weighing] = {
     "gradcam": lambda maps, slopes: (slopes.mean(_places(maps), keepdim=True) * maps).sum(1).relu(),
     "gradcam++": _plus_plus,
     "hirescam": lambda maps, slopes: (slopes * maps).sum(1),
+    "xgradcam": _x_grad,
     "layercam": lambda maps, slopes: (slopes.relu() * maps).sum(1).relu(),
 }
+LAYERED = {
+    "layer_ig",
+    "layer_conductance",
+    "internal_influence",
+    "ablationcam",
+    "scorecam",
+    "eigencam",
+    "finercam",
+    *WEIGHINGS,
+}
+"""Methods that are read at a layer."""
 
 
 def _weighed(weighing: Weighing) -> Callable[[Attribution, Truth, Batch], float]:

@@ -39,10 +39,25 @@ TEN: dict[str, tuple[str, ...]] = {
         "smoothgrad",
         "ig",
         "layer_ig",
+        "layer_conductance",
+        "internal_influence",
         "expected_gradients",
+        "deeplift",
     ),
     "LRP": ("lrp",),
-    "CAMs": ("cam", "gradcam", "gradcam++", "guided_gradcam", "hirescam", "layercam", "ablationcam"),
+    "CAMs": (
+        "cam",
+        "gradcam",
+        "gradcam++",
+        "guided_gradcam",
+        "hirescam",
+        "layercam",
+        "xgradcam",
+        "ablationcam",
+        "scorecam",
+        "eigencam",
+        "finercam",
+    ),
     "attention": ("rollout", "attention_relevance"),
     "perturbation": ("lime", "occlusion", "feature_ablation", "rise", "shapley"),
     "rows": ("store",),
@@ -98,10 +113,10 @@ What a cell of the tables below holds:
   more) and Shapley values, of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times as much
   is let pass.
 - `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples), Expected Gradients ({expected})
-  and RISE ({masks} masks), which hang on draws, occlusion, feature ablation, attention relevance, and Ablation-CAM of more
-  than {channels} channels. `zero`: nothing raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name,
-  for the reason given below the table. `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds up, as
-  where another box is found on the way.
+  and RISE ({masks} masks), which hang on draws, occlusion, feature ablation, attention relevance, Score-CAM, Eigen-CAM,
+  Finer-CAM, conductance, internal influence, and Ablation-CAM of more than {channels} channels. `zero`: nothing raises the
+  score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the reason given below the table. `jumps`: IG
+  says in `diagnostics["converged"]` that no number of steps adds up, as where another box is found on the way.
 """
 
 

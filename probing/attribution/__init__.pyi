@@ -17,6 +17,8 @@ from .baselines import (
     Uniform as Uniform,
 )
 from .cam.cam import CAM as CAM
+from .cam.eigen_cam import EigenCAM as EigenCAM
+from .cam.finer_cam import FinerCAM as FinerCAM
 from .cam.grad_cam import (
     AblationCAM as AblationCAM,
     GradCAM as GradCAM,
@@ -24,6 +26,16 @@ from .cam.grad_cam import (
     GuidedGradCAM as GuidedGradCAM,
     HiResCAM as HiResCAM,
     LayerCAM as LayerCAM,
+    XGradCAM as XGradCAM,
+)
+from .cam.score_cam import ScoreCAM as ScoreCAM
+from .conductance import (
+    InternalInfluence as InternalInfluence,
+    LayerConductance as LayerConductance,
+)
+from .deep_lift import (
+    DeepLIFT as DeepLIFT,
+    DeepSHAP as DeepSHAP,
 )
 from .gradient import (
     Deconvolution as Deconvolution,

@@ -122,13 +122,7 @@ class Attribution(Result):
         Linear along each axis between the centres of the cells' receptive fields, and constant outside the outermost
         ones (Bau et al. 2017, sec. 2.2); no value is rescaled.
         """
-        if self.geometry is None:
-            return self.values
-        maps = self.values
-        for axis, cells in enumerate(self.values.shape[2:]):
-            weights = self.geometry.weights(axis, cells).to(maps)
-            maps = (maps.movedim(2 + axis, -1) @ weights.T).movedim(-1, 2 + axis)
-        return maps.contiguous()
+        return self.values if self.geometry is None else self.geometry.spread(self.values)
 
     def plot(
         self,

@@ -3,6 +3,8 @@
 from probing.attribution.attention import AttentionRelevance, AttentionRollout
 from probing.attribution.base import LocalMethod
 from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.eigen_cam import EigenCAM
+from probing.attribution.cam.finer_cam import FinerCAM
 from probing.attribution.cam.grad_cam import (
     AblationCAM,
     GradCAM,
@@ -10,7 +12,11 @@ from probing.attribution.cam.grad_cam import (
     GuidedGradCAM,
     HiResCAM,
     LayerCAM,
+    XGradCAM,
 )
+from probing.attribution.cam.score_cam import ScoreCAM
+from probing.attribution.conductance import InternalInfluence, LayerConductance
+from probing.attribution.deep_lift import DeepLIFT
 from probing.attribution.gradient import (
     Deconvolution,
     GradientTimesInput,
@@ -37,6 +43,8 @@ METHODS: dict[str, type[LocalMethod]] = {
     "smoothgrad": SmoothGrad,
     "ig": IntegratedGradients,
     "layer_ig": LayerIntegratedGradients,
+    "layer_conductance": LayerConductance,
+    "internal_influence": InternalInfluence,
     "expected_gradients": ExpectedGradients,
     "cam": CAM,
     "gradcam": GradCAM,
@@ -44,7 +52,12 @@ METHODS: dict[str, type[LocalMethod]] = {
     "guided_gradcam": GuidedGradCAM,
     "hirescam": HiResCAM,
     "layercam": LayerCAM,
+    "xgradcam": XGradCAM,
     "ablationcam": AblationCAM,
+    "scorecam": ScoreCAM,
+    "eigencam": EigenCAM,
+    "finercam": FinerCAM,
+    "deeplift": DeepLIFT,
     "lrp": LRP,
     "lime": LIME,
     "occlusion": Occlusion,

@@ -85,6 +85,13 @@ class Geometry:
         at = self.at(axis).clamp(0, cells - 1)
         return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
+    def spread(self, maps: Float[Tensor, "n c *cells"]) -> Float[Tensor, "n c *size"]:
+        """Return maps of cells at the input's resolution, by `weights` along each axis; no value is rescaled."""
+        for axis, cells in enumerate(maps.shape[2:]):
+            weights = self.weights(axis, cells).to(maps)
+            maps = (maps.movedim(2 + axis, -1) @ weights.T).movedim(-1, 2 + axis)
+        return maps.contiguous()
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -295,7 +295,7 @@ def _read(reading: Reading, part: object, rows: Int[Tensor, " n"] | None) -> Flo
                 f"got {int(rows.min())} to {int(rows.max())}."
             )
         reading = reading.rows(rows)
-    if reading.count is not None and isinstance(part, Tensor | Sequence) and len(part) != reading.count:
+    if reading.count is not None and isinstance(part, Tensor | list) and len(part) != reading.count:
         raise TargetError(
             f"the {type(reading).__name__} has values for {reading.count} of {len(part)} inputs: give one each."
         )

@@ -15,6 +15,8 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "smoothgrad": {"samples": 3},
     "ig": {"steps": 4},
     "rise": {"masks": 40},
+    "layer_conductance": {"steps": 4},
+    "internal_influence": {"steps": 4},
     "layer_ig": {"path": IntegratedGradients(steps=4)},
 }
 

@@ -232,11 +232,16 @@ def expected(net: RandomNet, x: Tensor, target: int, background: Tensor) -> dict
         "gradcam": (a_slope.mean((1, 2), keepdim=True) * maps).sum(0).relu(),
         "gradcam++": ((share * a_slope.relu()).sum((1, 2), keepdim=True) * maps).sum(0).relu(),
         "hirescam": (a_slope * maps).sum(0),
+        "xgradcam": (_safe((a_slope * maps).sum((1, 2), keepdim=True), total) * maps).sum(0).relu(),
         "layercam": (a_slope.relu() * maps).sum(0).relu(),
         "ablationcam": (falls[:, None, None] * maps).sum(0).relu(),
         "lime": _shapley(score, x),
     }
     return found
+
+
+def _safe(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole == 0, 0, part / torch.where(whole == 0, 1, whole))
 
 
 def _without(maps: Tensor, channel: int) -> Tensor:

@@ -1,31 +1,32 @@
 """Names of the operations that LRP knows, by what they do to relevance."""
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
-LAYERS = _names("convolution addmm mm")
+LAYERS = names("convolution addmm mm")
 """Layers with weights, where these are constants: each call gets a rule."""
-BATCH_NORMS = _names(
+BATCH_NORMS = names(
     """native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit
     _native_batch_norm_legit_no_training"""
 )
-PLAIN_NORMS = _names("native_layer_norm native_group_norm")
+PLAIN_NORMS = names("native_layer_norm native_group_norm")
 
-CREATE = _names("empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full")
+CREATE = names("empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full")
 """Operations that read a tensor's shape only."""
-TURNS = _names("permute transpose t")
-RESHAPES = _names("view _unsafe_view reshape")
-SAME_ORDER = RESHAPES | _names("unsqueeze squeeze clone detach alias contiguous _to_copy")
+TURNS = names("permute transpose t")
+RESHAPES = names("view _unsafe_view reshape")
+SAME_ORDER = RESHAPES | names("unsqueeze squeeze clone detach alias contiguous _to_copy")
 """Operations that keep elements in their order."""
 
-IDENTITIES = _names("detach alias contiguous lift_fresh")
+IDENTITIES = names("detach alias contiguous lift_fresh")
 """Operations that return what they get, whatever autograd makes of them."""
 MOVES = (
     TURNS
     | SAME_ORDER
-    | _names(
+    | names(
         """expand slice select split split_with_sizes unbind stack flip roll index index_select gather repeat
         constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
         pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col unfold as_strided diagonal
@@ -35,22 +36,20 @@ MOVES = (
     )
 )
 """Each element of an output is one element of an input, or a constant."""
-LINEAR = _names(
+LINEAR = names(
     """neg sum mean avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d cumsum rsub col2im
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa
     _upsample_bicubic2d_aa"""
 )
 """Outputs are sums of multiples of inputs, and of constants."""
-FILLS = _names("constant_pad_nd masked_fill rsub")
+FILLS = names("constant_pad_nd masked_fill rsub")
 """Operations that bring in a constant number."""
-ACTIVATIONS = _names(
-    """leaky_relu gelu silu hardswish elu celu mish tanh softshrink hardshrink _prelu_kernel abs sqrt erf"""
-)
+ACTIVATIONS = names("""leaky_relu gelu silu hardswish elu celu mish tanh softshrink hardshrink _prelu_kernel abs sqrt erf""")
 """Functions of one element that map zero to zero."""
-OFFSETS = _names("sigmoid hardsigmoid softplus log_sigmoid_forward")
+OFFSETS = names("sigmoid hardsigmoid softplus log_sigmoid_forward")
 """Functions of one element that do not."""
-SOFTMAXES = _names("_softmax _safe_softmax")
-GATES = _names("sigmoid hardsigmoid rsqrt reciprocal")
+SOFTMAXES = names("_softmax _safe_softmax")
+GATES = names("sigmoid hardsigmoid rsqrt reciprocal")
 """Outputs that count as weights, not as evidence, where they are multiplied with another activation."""
-GATE_KEEPERS = TURNS | RESHAPES | _names("expand unsqueeze squeeze clone select slice")
+GATE_KEEPERS = TURNS | RESHAPES | names("expand unsqueeze squeeze clone select slice")
 """Operations through which a gate stays one."""

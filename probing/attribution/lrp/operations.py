@@ -4,7 +4,7 @@ Each handler takes a recorded operation and the relevance of its outputs, and ha
 no handler is refused by name as soon as relevance reaches it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,12 @@ def transpose(flow: Flow, node: Node, shares: Sequence[Tensor | None]) -> dict[i
     """Return the operation's own gradient: shares of its outputs, summed back to its inputs."""
     if node.name == "max_pool2d_with_indices":
         return {node.inputs[0]: _unpool(flow.value(node.inputs[0]), node, shares[0])}
-    leaves = {key: flow.value(key).detach().requires_grad_() for key in node.inputs}
+    return pulled(node, {key: flow.value(key) for key in node.inputs}, shares)
+
+
+def pulled(node: Node, values: Mapping[int, Tensor], shares: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Return the gradient of a recorded operation at some values of its inputs: shares of its outputs, summed back."""
+    leaves = {key: value.detach().requires_grad_() for key, value in values.items()}
     place = lambda leaf: leaves[leaf.key] if isinstance(leaf, Slot) else leaf  # noqa: E731 (a closure, one line)
     with torch.enable_grad():
         args, kwargs = tree_map(place, (node.args, node.kwargs))

@@ -95,7 +95,7 @@ class Backward:
             flow.relevance[tap.key] = passed
 
     def _layer(self, node: Node) -> None:
-        parts = _linear_parts(node)
+        parts = linear_parts(node)
         key = node.outputs[0]
         assert key is not None
         if parts is None:
@@ -133,7 +133,7 @@ class Backward:
     def _norm(self, node: Node) -> None:
         source, key = node.inputs[0], node.outputs[0]
         assert key is not None
-        affine = None if node.name in PLAIN_NORMS else _batch_norm(node)
+        affine = None if node.name in PLAIN_NORMS else batch_norm(node)
         if affine is not None and self._fold(node, affine):
             return
         layer = LrpLayer(node.path, node.type, "norm", not self.flow.tape.values[source].deep)
@@ -175,7 +175,7 @@ class Backward:
         maker = self._maker_of(source, through=RESHAPES if node.name == "add" else frozenset())
         if maker is None or maker.outputs[0] in self._folded:
             return False
-        parts = _linear_parts(maker)
+        parts = linear_parts(maker)
         made = maker.outputs[0]
         if parts is None or made is None or (node.name == "add" and not isinstance(parts[1], Dense)):
             return False
@@ -202,7 +202,7 @@ _FORGOTTEN = torch.empty(0)
 
 def _without_negatives(flow: Flow) -> set[int]:
     """Return which inputs of linear layers hold nothing below zero; the host reads once for all, however deep a network."""
-    parts = [_linear_parts(node) for node in flow.tape.nodes if node.name in LAYERS]
+    parts = [linear_parts(node) for node in flow.tape.nodes if node.name in LAYERS]
     sources = list(dict.fromkeys(source for source, *_ in filter(None, parts) if flow.value(source).numel()))
     if not sources:
         return set()
@@ -210,7 +210,7 @@ def _without_negatives(flow: Flow) -> set[int]:
     return {source for source, is_so in zip(sources, found, strict=True) if is_so}
 
 
-def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | None:
+def linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | None:
     """Return a layer's input, geometry, weights and bias; None if its weights depend on the network's input."""
     if node.name == "convolution":
         source, weight, bias, *geometry = node.args
@@ -224,7 +224,7 @@ def _linear_parts(node: Node) -> tuple[int, LinearMap, Tensor, Tensor | None] | 
     return (source.key, map_, weight, bias) if units else None
 
 
-def _batch_norm(node: Node) -> Affine | None:
+def batch_norm(node: Node) -> Affine | None:
     """Return what BatchNorm computes from its running statistics; None for one that averages over the batch."""
     weight, bias, mean, variance = node.args[1:5]
     flags = [a for a in node.args[5:] if isinstance(a, bool)]

@@ -20,8 +20,8 @@ from probing.models.readings import OutputError
 from probing.models.scores import ModelModeError, Score, TargetError, Unit
 from probing.results.result import describe, rebuild
 
-OF_A_LAYER = {"layer_ig"}
-MAPS = {"cam", "gradcam", "gradcam++", "hirescam", "layercam", "ablationcam"}
+OF_A_LAYER = {"layer_ig", "layer_conductance", "internal_influence"}
+MAPS = {"cam", "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "ablationcam", "scorecam", "eigencam", "finercam"}
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -39,7 +39,7 @@ def test_values_have_the_inputs_shape_and_format(name: str) -> None:
     assert isinstance(made(name), AttributionMethod)
     assert isinstance(found, Attribution)
     assert found.values.dtype == torch.float64
-    shape = {"layer_ig": (4, 5, 6, 6)}.get(name, (4, 1, 6, 6))
+    shape = (4, 5, 6, 6) if name in OF_A_LAYER else (4, 1, 6, 6)
     assert found.values.shape == shape
     assert torch.isfinite(found.values).all()
     assert not found.values.requires_grad
@@ -58,7 +58,7 @@ def test_the_score_its_unit_and_its_targets_are_in_the_result(name: str) -> None
     assert found.target == (0, 1, 2, 1)
     assert found.unit == "logit"
     assert found.n_forward > 0
-    assert found.prepared == ("as given" if name == "lrp" else "channels_last")
+    assert found.prepared == ("as given" if name in {"lrp", "deeplift"} else "channels_last")
     for key, values in found.diagnostics.items():
         assert len(values) == 4, key
 
@@ -99,7 +99,7 @@ class Ends(nn.Module):
 
 
 @pytest.mark.parametrize("unit", ["probability", "logprob"])
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cam"}))  # which takes logits only
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"cam", "finercam", "deeplift"}))  # which take logits only
 def test_probabilities_of_probabilities_are_refused_and_one_logit_s_is_its_sigmoid(name: str, unit: Unit) -> None:
     x = batch()
     for end in (torch.sigmoid, lambda y: y.softmax(1), lambda y: y[:, :1].sigmoid()):
@@ -175,7 +175,9 @@ def test_another_model_is_another_map(name: str) -> None:
     model, x = net(), batch()
     before = made(name)(Score(model, TARGETS), x)
     with torch.no_grad():
-        model.features[0].weight.mul_(-1.5)  # type: ignore[index, union-attr, operator]
+        # What follows the layer is linear: the gradients there hang on the head alone.
+        layer = model.head if name == "internal_influence" else model.features[0]  # type: ignore[index]
+        layer.weight.mul_(-1.5)  # type: ignore[union-attr, operator]
     after = made(name)(Score(model, TARGETS), x)
     assert not torch.equal(before.values, after.values)
     assert before.provenance.model != after.provenance.model

@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from probing.attribution.base import Attribution
 from probing.attribution.cam.cam import CAM
+from probing.attribution.cam.eigen_cam import EigenCAM
+from probing.attribution.cam.finer_cam import FinerCAM
 from probing.attribution.cam.grad_cam import (
     AblationCAM,
     GradCAM,
@@ -14,7 +16,9 @@ from probing.attribution.cam.grad_cam import (
     GuidedGradCAM,
     HiResCAM,
     LayerCAM,
+    XGradCAM,
 )
+from probing.attribution.cam.score_cam import ScoreCAM
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.path import LayerIntegratedGradients
@@ -24,7 +28,7 @@ from probing.models.hooks import LayerCallError, edit
 from probing.models.layers import LayerNotFoundError
 from probing.models.scores import Score
 
-LAYER_METHODS = (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM, AblationCAM)
+LAYER_METHODS = (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM, XGradCAM, AblationCAM, ScoreCAM, EigenCAM, FinerCAM)
 
 
 def values(found: Attribution) -> list[list[float]]:

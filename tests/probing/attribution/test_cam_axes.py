@@ -57,6 +57,7 @@ def expected(name: str, model: Net, x: Tensor, target: int) -> Tensor:
             "gradcam": lambda a=a, g=g: g.mean(1, keepdim=True) * a,
             "gradcam++": lambda a=a, g=g, s=share: (s * g.relu()).sum(1, keepdim=True) * a,
             "hirescam": lambda a=a, g=g: g * a,
+            "xgradcam": lambda a=a, g=g: (g * a).sum(1, keepdim=True) / a.sum(1, keepdim=True).clamp(min=1e-9) * a,
             "layercam": lambda a=a, g=g: g.relu() * a,
             "ablationcam": lambda a=a, fall=fall: fall[:, None] * a,
         }[name]()
@@ -64,7 +65,7 @@ def expected(name: str, model: Net, x: Tensor, target: int) -> Tensor:
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("name", ["cam", "gradcam", "gradcam++", "hirescam", "layercam", "ablationcam"])
+@pytest.mark.parametrize("name", ["cam", "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "ablationcam"])
 def test_each_map_is_its_paper_s_formula(name: str, axes: int) -> None:
     model, x = net(axes), inputs(axes)
     assert cam_layer(Score(model, 1), x) == "body"

@@ -31,9 +31,9 @@ MADE: dict[str, object] = {
     "expected_gradients": lambda b: ExpectedGradients(Samples.of(b[None]), samples=5),
     "lime": lambda _: LIME(Grid(2, 2), Constant(), ExactShapley()),
 }
-AT_BODY = {"gradcam", "gradcam++", "hirescam", "layercam", "ablationcam"}
-LAWFUL = {"cam", "lrp"}
-MAY_REFUSE = {"guided_backprop", "deconvolution", "guided_gradcam", "cam", "lrp"}
+AT_BODY = {"gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "ablationcam", "scorecam", "eigencam", "finercam"}
+LAWFUL = {"cam", "deeplift", "lrp"}
+MAY_REFUSE = {"guided_backprop", "deconvolution", "guided_gradcam", "cam", "deeplift", "lrp"}
 """Other gates than rectifiers, another head than a global average, operations without a rule of relevance."""
 BATCHES = (1, 2, 7)
 TRIALS = int(os.environ.get("FUZZ", "1")) * 6

@@ -117,14 +117,27 @@ def model_of(kind: str) -> Ended:
 X = nets.images(3, size=5).double()
 BACKGROUND = nets.images(2, size=5, seed=9).double()
 STEPS = 3
+LAYER_MAPS = (
+    "gradcam",
+    "gradcam++",
+    "hirescam",
+    "layercam",
+    "xgradcam",
+    "ablationcam",
+    "scorecam",
+    "eigencam",
+    "finercam",
+)
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "ig": {"steps": STEPS},
+    "layer_conductance": {"layer": "net.features", "steps": STEPS},
+    "internal_influence": {"layer": "net.features", "steps": STEPS},
     "layer_ig": {"layer": "net.features", "path": IntegratedGradients(steps=STEPS)},
     "smoothgrad": {"samples": STEPS},
     "expected_gradients": {"background": BACKGROUND, "samples": STEPS},
     "lrp": {"composite": Uniform(Epsilon(0.0))},
     "guided_gradcam": {"cam": GradCAM("net.features")},
-    **{name: {"layer": "net.features"} for name in ("gradcam", "gradcam++", "hirescam", "layercam", "ablationcam")},
+    **{name: {"layer": "net.features"} for name in LAYER_MAPS},
 }
 
 
@@ -179,6 +192,8 @@ class Oracle:
         maps, slopes = self.maps()
         if name == "hirescam":
             return (maps * slopes).sum(1)
+        if name in {"xgradcam", "eigencam", "scorecam"}:
+            return {"xgradcam": self.conserved, "eigencam": self.component, "scorecam": self.seen_through}[name](maps)
         if name == "layercam":
             return (maps * slopes.relu()).sum(1).relu()
         if name == "gradcam":
@@ -193,6 +208,57 @@ class Oracle:
             less[:, c] = 0
             falls.append(self.head(maps) - self.head(less))
         return torch.einsum("cn,nchw->nhw", torch.stack(falls), maps).detach().relu()
+
+    def conserved(self, maps: Tensor) -> Tensor:
+        weights = (self.slope(self.head, maps) * maps).sum((2, 3)) / maps.sum((2, 3))
+        return torch.einsum("nc,nchw->nhw", weights, maps).relu()
+
+    def component(self, maps: Tensor) -> Tensor:
+        rows = maps.flatten(2)
+        first = torch.linalg.eigh(rows @ rows.mT)[1][:, :, -1]
+        total = torch.einsum("nc,nchw->nhw", first, maps)
+        return total * total.sum((1, 2), keepdim=True).sign()
+
+    def seen_through(self, maps: Tensor) -> Tensor:
+        total = torch.zeros_like(maps[:, 0])
+        for i in range(len(maps)):
+            moving = [m for m in maps[i] if m.max() > m.min()]
+            seen = torch.stack([X[i] * ((m - m.min()) / (m.max() - m.min())) for m in moving])
+            scores = torch.stack([self.head(self.features(s.expand(len(X), 1, 5, 5)))[i].detach() for s in seen])
+            total[i] = sum(w * m for w, m in zip(scores.softmax(0), moving, strict=True))
+        return total.relu()
+
+    def finer(self, target: int) -> Tensor:
+        maps = self.features(X).detach().requires_grad_()
+        logits = self.net.head(maps.mean((2, 3)))
+        total = torch.zeros_like(maps[:, 0])
+        for i, row in enumerate(logits):
+            near = (row - row[target]).abs().tolist()
+            others = sorted({*range(len(row))} - {target}, key=near.__getitem__)[:3]
+            (slope,) = torch.autograd.grad(row[target] - row[others].mean(), maps, retain_graph=True)
+            total[i] = (slope[i].mean((1, 2), keepdim=True) * maps[i]).sum(0)
+        return total.detach().relu()
+
+    def conducted(self) -> Tensor:
+        """Mean gradients of neighbouring points on the way of the input, times the change of the maps between them."""
+        points = [self.features(k / STEPS * X).detach() for k in range(STEPS + 1)]
+        slopes = [self.slope(self.head, at) for at in points]
+        return sum(  # type: ignore[return-value]
+            (slopes[k] + slopes[k + 1]) / 2 * (points[k + 1] - points[k]) for k in range(STEPS)
+        )
+
+    def influence(self) -> Tensor:
+        return torch.stack([self.slope(self.head, self.features((k + 0.5) / STEPS * X)) for k in range(STEPS)]).mean(0)
+
+    def rescaled(self) -> Tensor:
+        """The gradient of the network whose rectifiers are the slopes of their secants from the zero input."""
+        x, ours, theirs = X.detach().requires_grad_(), X, torch.zeros_like(X)
+        chain = x
+        for layer in self.features:
+            before = ours - theirs
+            ours, theirs = layer(ours).detach(), layer(theirs).detach()
+            chain = chain * ((ours - theirs) / before) if isinstance(layer, nn.ReLU) else layer(chain)
+        return X * torch.autograd.grad(self.head(chain).sum(), x)[0]
 
     def smooth(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -222,12 +288,20 @@ def expected_map(kind: str, method: str) -> Tensor | None:
             if column is None
             else torch.einsum("c,nchw->nhw", oracle.net.head.weight[column], oracle.features(X))[:, None]
         )
+    if method == "deeplift":
+        return oracle.rescaled() if KINDS[kind].linear and KINDS[kind].unit != "probability" else None
+    if method == "finercam":
+        of = KINDS[kind]
+        whole = of.unit in {None, "logit"} and isinstance(of.target, int)
+        return oracle.finer(of.target)[:, None] if whole else None  # type: ignore[arg-type]
     simple: dict[str, Callable[[], Tensor]] = {
         "guided_backprop": lambda: oracle.gated(guided=True),
         "deconvolution": lambda: oracle.gated(guided=False),
         "smoothgrad": oracle.smooth,
         "expected_gradients": oracle.expected,
         "ig": lambda: oracle.path(lambda v: oracle.head(oracle.features(v)), X),
+        "layer_conductance": oracle.conducted,
+        "internal_influence": oracle.influence,
         "layer_ig": lambda: oracle.path(oracle.head, oracle.features(X).detach()),
         "guided_gradcam": lambda: oracle.gated(guided=True) * oracle.cam("gradcam")[:, None],
     }
@@ -244,7 +318,7 @@ def test_every_score_by_every_gradient_method_is_what_plain_autograd_gives_or_is
     if wanted is None and (method, kind) != ("lrp", "probability"):  # the logit's map, on the probability's scale
         with pytest.raises(
             (RefusedError, OutputError),
-            match=r"logits apart, not|must be one tensor here|a sum of the model's|use GradCAM or",
+            match=r"logits apart, not|must be one tensor here|a sum of the model's|use GradCAM",
         ):
             made(score, X)
         return

@@ -51,6 +51,10 @@ def read(bert: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
 FORMULAS = {
     "gradcam": (partial(pb.GradCAM, relu=False), lambda a, g: (g.mean(1, keepdim=True) * a).sum(0)),
     "hirescam": (pb.HiResCAM, lambda a, g: (g * a).sum(0)),
+    "xgradcam": (
+        partial(pb.XGradCAM, relu=False),
+        lambda a, g: ((g * a).sum(1, keepdim=True) / a.sum(1, keepdim=True) * a).sum(0),
+    ),
     "layercam": (pb.LayerCAM, lambda a, g: (g.relu() * a).sum(0).relu()),
     "gradcam++": (
         pb.GradCAMPlusPlus,
@@ -84,6 +88,16 @@ def test_channels_left_out_are_those_of_each_text_alone(bert: Any) -> None:
     for row, length in enumerate(LENGTHS):
         alone = pb.AblationCAM(LAYER, precision=DOUBLE)(bert, {"input_ids": IDS[row : row + 1, :length]}, target=1)
         torch.testing.assert_close(found.values[row, :length], alone.values[0], rtol=1e-4, atol=1e-6)
+
+
+def test_score_cam_shows_each_text_alone_through_its_tokens_padding_or_no_mask(bert: Any) -> None:
+    """Of a text alone, whether a mask says that all is read or none is given, as of one among longer ones."""
+    found = pb.ScoreCAM(LAYER, precision=DOUBLE)(bert, TEXTS, target=1)
+    assert found.values.abs().max() > 0
+    for row, length in enumerate(LENGTHS):
+        alone = pb.ScoreCAM(LAYER, precision=DOUBLE)(bert, {"input_ids": IDS[row : row + 1, :length]}, target=1)
+        torch.testing.assert_close(found.values[row, :length], alone.values[0], rtol=1e-4, atol=1e-6)
+        assert not found.values[row, length:].any()
 
 
 def test_the_layer_by_default_is_one_at_which_more_than_the_token_that_is_read_matters(bert: Any) -> None:

@@ -34,7 +34,8 @@ from probing.evaluation.axioms import (
 from probing.evaluation.base import EvaluationError
 from probing.models.scores import Score
 
-NAMES = tuple(n for n in METHODS if n != "layer_ig")  # whose map is a layer's
+OF_A_LAYER = {"layer_ig", "layer_conductance", "internal_influence"}
+NAMES = tuple(n for n in METHODS if n not in OF_A_LAYER)
 
 
 def method(name: str) -> AttributionMethod:
@@ -67,7 +68,12 @@ EXPECTED = {
     "guided_gradcam": "+-o-+",
     "hirescam": "-+o++",
     "layercam": "--o++",
+    "xgradcam": "--o++",
+    "scorecam": "--o+-",  # zero stays what hides
+    "eigencam": "--o++",
+    "finercam": "-oo++",
     "ablationcam": "--o++",
+    "deeplift": "++++-",  # as of IG
     "lrp": "+++--",  # linear, since relevance starts with the scores themselves
     "lime": "-+-+-",  # its parts straddle the border of what is read
     "occlusion": "++++-",  # windows of one pixel; what covers them stays as it was
@@ -110,6 +116,7 @@ class Saturating(nn.Module):
 SEES_WHAT_SATURATED = {
     "ig": True,
     "expected_gradients": True,
+    "deeplift": True,
     "lime": True,
     "saliency": False,
     "gradient_times_input": False,

@@ -435,6 +435,7 @@ def test_the_command_writes_table_figures_and_page_and_goes_on_where_it_stopped(
         (["--method", "lime"], "compares methods, got 1"),
         (["--method", "lime", "--method", "lime"], "--method lime is given twice"),
         (["--method", "lime", "--method", "layer_ig"], "layer_ig explains a layer"),
+        (["--method", "layer_conductance", "--method", "lime"], "layer_conductance explains a layer"),
         (["--method", "lime", "--method", "expected_gradients"], "needs --background"),
         ([*FEW, "--target", "dog"], "dog"),
         ([*FEW, "--concept", "red=here"], "--concept needs --random"),

@@ -70,13 +70,16 @@ def test_a_read_for_each_layer_is_counted(net: nn.Module, monkeypatch: pytest.Mo
 
 
 # What is read besides, as what is done next hangs on it: whether the tail of a network that tracing found is its own,
-# whether a background holds anything but the input, which channels are silent, which layers get nothing below zero, whether
-# relevance adds up. LIME and Shapley cut two inputs into parts, and reckon on the host; feature ablation cuts them.
+# whether a background holds anything but the input, which channels are silent or constant, which layers get nothing below
+# zero, whether relevance adds up, or multipliers do. LIME and Shapley cut two inputs into parts, and reckon on the host;
+# feature ablation cuts them.
 MORE = {
     "layer_ig": 3,
+    "deeplift": 4,
     "expected_gradients": 3,
     "cam": 3,
     "ablationcam": 4,
+    "scorecam": 3,
     "lrp": 4,
     "lime": 3 + 2 * 6,
     "feature_ablation": 5,
