@@ -269,7 +269,8 @@ def _gap(result: "Attribution") -> float | None:
     relative = result.diagnostics.get("relative_gap")
     if relative is None:
         return None
-    own = bool(result.diagnostics["unmoved"][0] == 1)  # of nothing, nothing is missed
+    unmoved = result.diagnostics.get("unmoved")
+    own = unmoved is not None and bool(unmoved[0] == 1)  # of nothing, nothing is missed
     return 0.0 if own else float(relative[0])
 
 
@@ -277,12 +278,11 @@ def _gap_in_words(method: "AttributionMethod", gaps: Sequence[float]) -> str:
     from probing.attribution.path import IntegratedGradients, LayerIntegratedGradients
 
     path = method.path if isinstance(method, LayerIntegratedGradients) else method
-    assert isinstance(path, IntegratedGradients)
     if unknown := sum(map(math.isnan, gaps)):
         return f"of {unknown} of {len(gaps)} maps it is unknown by how much they miss the score's change."
     gap = max(gaps)
     missed = f"maps miss at most {gap:.1%} of the score's change from the baseline"
-    if path.steps == AUTO:
+    if not isinstance(path, IntegratedGradients) or path.steps == AUTO:
         return f"{missed}."
     said = f"with {path.steps} steps, {missed}"
     if gap <= path.tolerance:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments, attribution, in_chunks
-from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of
+from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, unmoved
 from probing.attribution.lrp.tape import Tape
 from probing.attribution.multipliers import Pair
 from probing.attribution.score_passes import BatchSize, rows_at_once
@@ -35,7 +35,8 @@ class DeepLIFT(LocalMethod):
     What has no rule, such as a softmax or layer normalisation, is refused by module and operation.
 
     It takes class logits and what else is a sum of the model's outputs, each times a number; of a softmax, explain the logit
-    (sec. 3.6). With several baselines the map is their mean, and `baseline_spread` its standard deviation over them.
+    (sec. 3.6). `unmoved` is the share of values that equal the baseline and get 0. With several baselines the map is their
+    mean, and `baseline_spread` its standard deviation over them.
 
     Attributes:
         baseline: the reference; zero in model space unless given. A number, or a tensor with a row for each input or one
@@ -143,6 +144,7 @@ def _mean(
         gap = mean.flatten(1).sum(1) - (value - base).double()
         size_ = (value - base).double().abs()
         diagnostics = {"completeness_gap": gap, "relative_gap": torch.where(size_ > 0, gap.abs() / size_, torch.nan)}
+        diagnostics["unmoved"] = unmoved(starts, inputs, score.beside)
         if len(starts) > 1:
             spread = variance.sqrt()
             diagnostics[told] = spread / len(starts) ** 0.5 if told == "standard_error" else spread

@@ -217,6 +217,12 @@ def test_a_gap_of_nan_is_not_small(gaps: list[float]) -> None:
     assert said == "of 1 of 2 maps it is unknown by how much they miss the score's change."
 
 
+def test_the_gap_of_a_method_without_a_number_of_steps_to_choose_is_told_alone() -> None:
+    for name in ("deeplift", "layer_conductance"):
+        said = command._gap_in_words(METHODS[name](), [0.001, 0.02])
+        assert said == "maps miss at most 2.0% of the score's change from the baseline."
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "said"),
     [

@@ -214,3 +214,4 @@ def test_an_input_that_is_its_reference_has_an_empty_map() -> None:
     found = DeepLIFT(x.clone())(Score(net, 1), x)
     assert not found.values.any()
     assert bool(found.diagnostics["relative_gap"].isnan().all())
+    assert found.checks() == ("empty: the input is its own baseline",) * 4
