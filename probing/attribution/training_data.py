@@ -84,11 +84,11 @@ class InfluenceResult(Result):
 
 @dataclass(frozen=True)
 class TracIn:
-    """How far steps on a training example lowered the loss on an input: TracInCP (Pruthi et al. 2020, sec. 3.2).
+    """How far steps on a training example lowered the loss on an input: TracInCP (Pruthi et al. 2020).
 
     The sum, over checkpoints of the training, of the learning rate times the product of both losses' gradients, here with
     respect to the last linear layer: with inputs `h` of that layer and probabilities less labels `r`, that is
-    `(h · h' + 1) (r · r')`, 1 for the bias, without any gradient being formed (ibid., appendix F). Exact for a network of
+    `(h · h' + 1) (r · r')`, 1 for the bias, without any gradient being formed. Exact for a network of
     which only this layer was trained, to first order and by steps of one example each; for others, what goes through the
     layers before it is left out. Two passes over the data for each checkpoint, and a matrix of inputs by examples.
 
@@ -180,8 +180,7 @@ class TracIn:
 class RepresentationSimilarity:
     """The cosine of each training example's representation at a layer with an input's: the plain baseline.
 
-    It knows no label, no loss and no training: what an influence shows beyond it is what these add. (Hanawa et al. 2021
-    find cosines hard to beat at finding examples of the same class.)
+    It knows no label, no loss and no training: what an influence shows beyond it is what these add.
 
     Attributes:
         layer: path of the layer whose outputs are compared, all of their values in one row.
