@@ -63,7 +63,7 @@ class _AlongPath(LocalMethod):
 
 @dataclass(frozen=True)
 class LayerConductance(_AlongPath):
-    """What flows through each unit of a layer while the input moves from a baseline (Dhamdhere et al. 2019, eq. 3).
+    """What flows through each unit of a layer while the input moves from a baseline (Dhamdhere et al. 2019).
 
     The map has the shape of the layer's output: of each unit, the integral of the score's gradient there over the change of
     the unit, `∫ ∂s/∂y dy`. That is the sum over all inputs of what integrated gradients sends through it, and is taken from

@@ -12,7 +12,7 @@ from probing.attribution.cam.layer_map import LayerMap, LayerReading, Weighed
 
 @dataclass(frozen=True)
 class EigenCAM(LayerMap):
-    """A layer's places projected on the first right singular vector of its maps (Muhammad & Yeasin 2020, sec. III).
+    """A layer's places projected on the first right singular vector of its maps (Muhammad & Yeasin 2020).
 
     It shows where the layer's strongest pattern lies and is the same for every class: the score has no part in it. The
     matrix `[places, channels]` is not centred, as in the paper.

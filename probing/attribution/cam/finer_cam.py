@@ -20,7 +20,7 @@ _NONE = nn.Identity()
 
 @dataclass(frozen=True)
 class FinerCAM(LayerMap):
-    """Grad-CAM of a class's logit minus that of the most similar classes (Zhang et al. 2025, sec. 3).
+    """Grad-CAM of a class's logit minus that of the most similar classes (Zhang et al. 2025).
 
     Similar are, for each input, the classes with the logits nearest to the explained one's. What is differentiated is the
     logit minus `strength` times the mean of theirs: `diagnostics["contrast"]`; `similar`, `[n, classes]`, names them, the

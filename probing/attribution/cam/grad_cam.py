@@ -67,7 +67,7 @@ class LayerCAM(LayerMap):
 
 @dataclass(frozen=True)
 class XGradCAM(LayerMap):
-    """Channels weighed by their gradient, averaged over places by how strong they are there (Fu et al. 2020, sec. 3).
+    """Channels weighed by their gradient, averaged over places by how strong they are there (Fu et al. 2020).
 
     Without the ReLU the map adds up to gradient times activation, and each channel's part to its own: in a network of
     rectifiers that is the logit minus what later biases give (the paper's axiom of conservation), and where what follows
