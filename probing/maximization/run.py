@@ -56,7 +56,7 @@ class Maximize:
     ascent: Ascent = field(default_factory=Adam)
     steps: int = 256
     seed: int = 0
-    size: int | tuple[int, int] | None = None
+    size: int | tuple[int, ...] | None = None
     precision: Precision = field(default_factory=Precision)
     redirect: int = 16
     batch: int = 32
@@ -126,7 +126,7 @@ class Maximize:
                 f"images must have at least 1 pixel, got {size[0]} x {size[1]}: draw them with smaller margins",
                 mends=[Mend("give a larger side", "size=…")],
             )
-        return views, size
+        return views, (size[0], size[1])
 
 
 def maximize(
@@ -139,7 +139,7 @@ def maximize(
     ascent: Ascent | None = None,
     steps: int = 256,
     seed: int = 0,
-    size: int | tuple[int, int] | None = None,
+    size: int | tuple[int, ...] | None = None,
     precision: Precision | None = None,
     space: Space | None = None,
     start: Float[Tensor, "n c h w"] | None = None,

@@ -14,7 +14,7 @@ def of_weights(model: nn.Module) -> torch.dtype:
 
 
 def beyond_rounding(
-    change: Float[Tensor, "n *cells"], scores: Float[Tensor, "m *cells"], dtype: torch.dtype
+    change: Float[Tensor, "n *cells"], scores: Float[Tensor, "*any"], dtype: torch.dtype
 ) -> Float[Tensor, "n *cells"]:
     """Return changes of scores, with 0 where rounding may have made them.
 

@@ -298,7 +298,7 @@ def told(results: AuditResults) -> "Figure":
     return figure
 
 
-def _concept_line(axes: "Axes", results: AuditResults, place: int, values: Sequence[float]) -> None:
+def _concept_line(axes: "Axes", results: AuditResults, place: int, values: Sequence[float | int]) -> None:
     """Draw a number of a concept over layers; those that stand beside contrasts for comparison are dotted."""
     concept = results.concepts[place]
     beside = not concept.matched and bool(results.contrasts)

@@ -36,6 +36,7 @@ from probing.statistics.rounding import beyond_rounding, of_weights
 from probing.store.store import ActivationStore
 
 Grid = Float[Tensor, "words templates"]
+_Told = Float[Tensor, "words explained"]
 _CELLS = ("value", "low", "high", "p", "beyond")
 _CONTROLS = 4  # random subspaces; each takes a pass of every held-out sentence at every layer
 _TEXTS = 128  # explained by integrated gradients at a time
@@ -182,7 +183,7 @@ class WordReader:
         method = LayerProbes(tuple(self.file.layers), inputs=False, seed=self.file.statistics.seed)
         return method(store, self.classifier.model, examples, kinds, groups=names, types=names)
 
-    def result(self, logits: Grid, explained: Mapping[str, Grid], tcav: TcavResult, gap: float) -> WordResult:
+    def result(self, logits: Grid, explained: Mapping[str, _Told], tcav: TcavResult, gap: float) -> WordResult:
         """Put everything side by side; `explained` has what local methods say of every sentence."""
         wording, statistics = self.wording, self.file.statistics
         terms, reference = list(wording.terms), list(wording.reference)

@@ -11,8 +11,10 @@ from torch.nn import functional
 from probing.attribution.cam import ablation, grad_cam
 from probing.attribution.cam.ablation import Head, head_of
 from probing.attribution.cam.grad_cam import AblationCAM
+from probing.attribution.score_passes import Passes
 from probing.attribution.subnetwork import tail_of
 from probing.models.hooks import edit
+from probing.models.precision import Precision
 from probing.models.scores import Score, Unit
 
 
@@ -167,7 +169,7 @@ def test_a_head_that_gives_other_scores_than_the_model_is_not_used() -> None:
     net, x = nets.seeded(HEADS["as in VGG"]()), nets.images(channels=2).double()
     tail = tail_of(net, "features")
     assert tail is not None
-    head, passes = head_of(tail), grad_cam.Passes.of(Score(net, 1), x)
+    head, passes = head_of(tail), Passes.of(Score(net, 1), x)
     assert head is not None
     with torch.no_grad():
         output, classes = net.features(x), net(x)  # type: ignore[operator]
@@ -188,7 +190,7 @@ def test_bfloat16_rounds_changes_and_not_scores() -> None:
     head.last.bias.data += 1000
     output = torch.rand(2, 5, 2, 2)
     whole = nn.Sequential(nn.Flatten(), head.first, *head.inner, head.last).eval()  # type: ignore[arg-type]
-    falls = [grad_cam.Passes.of(Score(whole, 1), output, precision=grad_cam.Precision(kind)) for kind in ("fast", "float32")]
+    falls = [Passes.of(Score(whole, 1), output, precision=Precision(kind)) for kind in ("fast", "float32")]
     with torch.no_grad():
         fast, exact = (head.falls(p, output, torch.arange(2), whole(output)) for p in falls)
     assert fast is not None
