@@ -138,6 +138,11 @@ class _Held:
 _OFFERED: WeakValueDictionary[str, _Held] = WeakValueDictionary()
 
 
+def samples_of(given: Samples | Tensor) -> Samples:
+    """Return samples as they are, or the rows of a tensor as samples."""
+    return Samples.of(given) if isinstance(given, Tensor) else given
+
+
 def baseline_of(given: Baseline | float | Tensor) -> Baseline:
     """Return a baseline: a number stands everywhere; of a tensor each row is the one of its input, a single row of all.
 

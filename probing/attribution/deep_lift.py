@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments, attribution, in_chunks
-from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, unmoved
+from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, samples_of, unmoved
 from probing.attribution.lrp.tape import Tape
 from probing.attribution.multipliers import Pair
 from probing.attribution.score_passes import BatchSize, rows_at_once
@@ -94,8 +94,7 @@ class DeepSHAP(LocalMethod):
 
     @property
     def _samples(self) -> Samples:
-        given = self.background
-        return Samples.of(given) if isinstance(given, Tensor) else given
+        return samples_of(self.background)
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.

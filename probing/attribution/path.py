@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, Moments
-from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, unmoved
+from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, samples_of, unmoved
 from probing.attribution.cam_layer import cam_layer
 from probing.attribution.quadrature import PathSum, Quadrature, adaptive_sum, nodes, path_sum
 from probing.attribution.score_passes import FLOAT32, BatchSize, Passes
@@ -155,8 +155,7 @@ class ExpectedGradients(LocalMethod):
 
     @property
     def _samples(self) -> Samples:
-        given = self.background
-        return Samples.of(given) if isinstance(given, Tensor) else given
+        return samples_of(self.background)
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.

@@ -325,6 +325,7 @@ def trust(results: AuditResults) -> "Figure":
         axes.axhline(0, color=FAINT, lw=0.6, zorder=1)
         for i, contrast in enumerate(results.contrasts):
             colour, marker = look(i)
+            label = contrast.name  # stands at the first layer that has a value
             for k, layer in enumerate(results.layers):
                 row = results.layer(contrast.name, layer)
                 if row.r is None:
@@ -332,7 +333,8 @@ def trust(results: AuditResults) -> "Figure":
                 x = k + 0.14 * (i - (len(results.contrasts) - 1) / 2)
                 _whiskers(axes, (row.r, row.r_low, row.r_high), x, colour, "y")
                 face = colour if row.trusted else "white"
-                axes.plot(x, row.r, marker, color=colour, mfc=face, ms=5, mew=0.8, label="" if k else contrast.name)
+                axes.plot(x, row.r, marker, color=colour, mfc=face, ms=5, mew=0.8, label=label)
+                label = ""
         axes.set_xticks(range(len(results.layers)), results.layers)
         axes.set(xlim=(-0.5, len(results.layers) - 0.5), ylim=(-1.02, 1.02), ylabel="correlation r")
         if axes.get_legend_handles_labels()[0]:

@@ -1,13 +1,15 @@
 """What any function says of rows: its class scores, checked."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from probing.core.inputs import InputError
+from probing.core.progress import Progress
 from probing.models.readings import OutputError
 from probing.models.scores import TargetError, classes
 
@@ -68,3 +70,38 @@ def class_scores(output: object, count: int, of: str) -> Float64[Tensor, "n clas
     if not torch.isfinite(scores).all():
         raise OutputError(f"a {of} function must return finite class scores, got NaN or infinity.")
     return scores
+
+
+@dataclass
+class CoalitionScores:
+    """What a function gives for coalitions of parts, call by call; keeps how many inputs it got, and the scores' range.
+
+    Attributes:
+        predict: from coalitions to the class scores of all inputs that render them, those of one beside each other.
+        target: the class.
+        of: what the function is given, in one word, such as `text`.
+        batch_size: inputs of a call.
+        each: inputs that render a coalition, over which the mean is taken.
+    """
+
+    predict: Callable[[Bool[Tensor, "k parts"]], object]
+    target: int
+    of: str
+    batch_size: int
+    each: int = 1
+    count: int = 0
+    extent: Extent = field(default_factory=Extent)
+
+    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+        """Return the score of each coalition."""
+        found = []
+        with Progress(len(kept), "LIME", unit="coalitions") as meter:
+            for part in torch.split(kept, max(1, self.batch_size // self.each)):
+                count = len(part) * self.each
+                scores = class_scores(self.predict(part), count, self.of)[:, self.target]
+                found.append(scores.view(len(part), -1).mean(1))
+                self.count += count
+                meter.advance(len(part))
+        scores = torch.cat(found)
+        self.extent.add(scores)
+        return scores

@@ -1,23 +1,21 @@
 """LIME: which parts of an image, or words of a text, a score depends on, by hiding them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
-import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from probing.attribution.base import Attribution, Demand, Family, LocalMethod, r2_in_words
 from probing.attribution.perturbation.contribution_maps import FACTS, contribution_map
 from probing.attribution.perturbation.cutting import PART_MEAN, SUPERPIXELS
-from probing.attribution.perturbation.function_scores import Extent, class_scores, named_class
-from probing.attribution.perturbation.parts import Hidden, TextParts, Tokens, Words
+from probing.attribution.perturbation.function_scores import CoalitionScores, class_scores, named_class
+from probing.attribution.perturbation.parts import Hidden, Tokens, Words
 from probing.attribution.perturbation.superpixels import Segmentation
 from probing.attribution.perturbation.surrogate import Local, Surrogate
 from probing.attribution.score_passes import FLOAT32, BatchSize
 from probing.core.inputs import InputError
-from probing.core.progress import Progress
 from probing.models.precision import Precision
 from probing.models.scores import Score
 from probing.results.result import Provenance, Result
@@ -164,7 +162,7 @@ class TextLIME:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}.")
         cut = self.parts(text)
         chosen = named_class(target, class_scores(predict([text]), 1, "text")[0])
-        scored = _ScoredTexts(predict, cut, chosen, self.batch_size)
+        scored = CoalitionScores(lambda kept: predict(list(cut.render(kept))), chosen, "text", self.batch_size)
         found = self.surrogate(scored, cut.count)
         hiding = f"parts of the text {text[:40]!r} are hidden: does the model know any of its words"
         scored.extent.refuse_constant(chosen, hiding)
@@ -181,27 +179,3 @@ class TextLIME:
             scored.count + 1,
             diagnostics | {"coalitions": float(found.samples)},
         )
-
-
-@dataclass
-class _ScoredTexts:
-    """Scores of coalitions of a text's parts; keeps their count and range."""
-
-    predict: Predict
-    parts: TextParts
-    target: int
-    batch_size: int
-    count: int = 0
-    extent: Extent = field(default_factory=Extent)
-
-    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
-        found = []
-        with Progress(len(kept), "LIME", unit="texts") as meter:
-            for part in torch.split(kept, self.batch_size):
-                texts = self.parts.render(part)
-                found.append(class_scores(self.predict(list(texts)), len(texts), "text")[:, self.target])
-                meter.advance(len(part))
-        scores = torch.cat(found)
-        self.count += len(kept)
-        self.extent.add(scores)
-        return scores

@@ -1,20 +1,19 @@
 """LIME for tables: which columns of a row a class's score depends on, for any function of rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probing.attribution.base import r2_in_words
 from probing.attribution.perturbation.contribution_maps import FACTS
-from probing.attribution.perturbation.function_scores import Extent, class_scores, named_class
+from probing.attribution.perturbation.function_scores import CoalitionScores, class_scores, named_class
 from probing.attribution.perturbation.surrogate import Local, Surrogate
 from probing.attribution.perturbation.table_parts import Table, TableParts
 from probing.core.inputs import InputError
-from probing.core.progress import Progress
 from probing.models.readings import OutputError
 from probing.models.scores import refuse_training
 from probing.results.figures import new_figure, style
@@ -139,7 +138,7 @@ class TableLIME:
             alone = parts.render(torch.ones(1, parts.count, dtype=torch.bool))[:1]
             own = class_scores(predict(alone), 1, "row")[0]
             chosen = named_class(target, own)
-            scored = _ScoredRows(predict, parts, chosen, self.batch_size)
+            scored = CoalitionScores(lambda kept: predict(parts.render(kept)), chosen, "row", self.batch_size, parts.rows)
             found = self.surrogate(scored, parts.count)
         scored.extent.refuse_constant(chosen, "columns show other rows: does the function read them")
         score = float(own[chosen])
@@ -160,28 +159,3 @@ class TableLIME:
             scored.count + 1,
             diagnostics | {"coalitions": float(found.samples), "unhidden_parts": float(parts.unhidden)},
         )
-
-
-@dataclass
-class _ScoredRows:
-    """Mean scores of coalitions over the background; keeps the count of rows, and the scores' range."""
-
-    predict: PredictRows
-    parts: TableParts
-    target: int
-    batch_size: int
-    count: int = 0
-    extent: Extent = field(default_factory=Extent)
-
-    def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
-        found = []
-        with Progress(len(kept), "LIME", unit="coalitions") as meter:
-            for part in torch.split(kept, max(1, self.batch_size // self.parts.rows)):
-                count = len(part) * self.parts.rows
-                scores = class_scores(self.predict(self.parts.render(part)), count, "row")[:, self.target]
-                found.append(scores.view(len(part), -1).mean(1))
-                self.count += count
-                meter.advance(len(part))
-        scores = torch.cat(found)
-        self.extent.add(scores)
-        return scores
