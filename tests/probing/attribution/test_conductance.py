@@ -44,7 +44,7 @@ def gauss(k: int) -> tuple[Tensor, Tensor]:
 
 
 def test_conductance_is_the_integral_of_the_gradient_over_the_change_of_each_unit() -> None:
-    """Dhamdhere et al. 2019, eq. 3, by forward-mode derivatives of the units at 60 Gauss points."""
+    """Dhamdhere et al. 2019, by forward-mode derivatives of the units at 60 Gauss points."""
     net, x = smooth(), batch()
     start, (points, weights) = torch.full_like(x[0], 0.3), gauss(60)
     expected = []
