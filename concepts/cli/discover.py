@@ -96,7 +96,7 @@ def discover(
     write_frame(out / "atoms.csv", result.to_pandas())
     first = next(iter(targets), "")
     drawn = atom_pictures(result, store, loaded.model, examples, targets[first] if maps and first else None)
-    subject = f"{model}, layer {layer}, {len(examples)} pictures of {images}, {atoms} atoms by {learner}"
+    subject = f"{model}, {len(examples)} pictures of {images}"
     discovery_page(result, drawn, subject, first).save(out / "index.html")
     common.show(_table(result))
     for sentence in result.sentences():

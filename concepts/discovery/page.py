@@ -1,7 +1,7 @@
 """A discovery's page: each atom's examples, where it is in them, and how far it is to be believed."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from PIL import Image
 from concepts.discovery.relevance import AtomPart, atom_relevance
 from concepts.discovery.result import DiscoveryResult, top_by
 from concepts.discovery.rows import read_rows
+from concepts.discovery.summary import discovery_summary, shown_atom
 from concepts.dissection.page import masked
 from probing.attribution.lrp.conditional import ConditionalLRP
 from probing.attribution.lrp.lrp import LRP
@@ -199,6 +200,7 @@ def discovery_page(result: DiscoveryResult, pictures: AtomPictures, subject: str
         findings=tuple(_findings(result)),
         limits=_LIMITS,
         sections=tuple(sections),
+        summary=discovery_summary(result, _example(result, by_atom)),
         colophon=(
             ("examples", f"{len(result.ids)}, content id {made.examples}"),
             ("model", made.model),
@@ -206,6 +208,12 @@ def discovery_page(result: DiscoveryResult, pictures: AtomPictures, subject: str
             ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
         ),
     )
+
+
+def _example(result: DiscoveryResult, by_atom: Mapping[int, AtomStrips]) -> Image.Image | None:
+    """Return the example that shows most of the atom that the first screen shows; None without pictures."""
+    one = by_atom.get(shown_atom(result))
+    return one.strips[0].images[0] if one and one.strips else None
 
 
 def _order(result: DiscoveryResult) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from concepts.data.segmentation.labels import Scenes, present
 from concepts.dissection.layer_units import Lens
+from concepts.dissection.summary import dissection_summary
 from probing.data.examples import Subset
 from probing.maximization import Maximization
 from probing.results.figures import Strip, montage
@@ -65,6 +66,7 @@ def overview(result: "DissectionResult", subject: str) -> Report:
         findings=tuple(_findings(result)),
         limits=_LIMITS,
         sections=sections,
+        summary=dissection_summary(result),
         colophon=_colophon(result),
     )
 

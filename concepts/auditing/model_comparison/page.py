@@ -5,6 +5,7 @@ from pathlib import Path
 
 from concepts.auditing.measurement.results import AuditResults, CellRow, LayerRow
 from concepts.auditing.model_comparison.compare import Difference, Side, SideBySide, side_by_side
+from concepts.auditing.model_comparison.summary import SCALES, comparison_summary, scale_ratio
 from concepts.auditing.report.verdict import verdict
 from probing import __version__
 from probing.results.html_report import (
@@ -28,7 +29,6 @@ from probing.results.html_report import (
 )
 from probing.results.tables import DataTable
 
-_SCALES = 1.5  # times apart, from which on a reader is warned
 CHANGES = "What the same swaps do in both"
 
 
@@ -65,6 +65,7 @@ def side_by_side_page(found: SideBySide) -> Report:
             ("Made", f"by probing-concepts {__version__} from {found.first.folder.name} and {found.second.folder.name}"),
         ),
         data=(numbers,),
+        summary=comparison_summary(found),
     )
 
 
@@ -90,15 +91,14 @@ def _finding(found: SideBySide, contrast: str, numbers: DataTable) -> Finding:
 def _scales(found: SideBySide, contrast: str) -> str:
     """Say on what scale each model's logits change, and warn where these are far apart."""
     rows = [next(b for b in side.results.backdrops if b.concept == contrast) for side in (found.first, found.second)]
-    widths = [max(row.high - row.low, 1e-12) for row in rows]
     bounds = " and ".join(
         f"{number(row.low, sign=True)} and {number(row.high, sign=True)} in {label}"
         for row, label in zip(rows, found.labels, strict=True)
     )
-    ratio = max(widths) / min(widths)
+    ratio = scale_ratio(found, contrast)
     warning = (
         f": scales {ratio:.1f} times apart, by which alone amounts differ; compare the shares of classes that move more."
-        if ratio > _SCALES
+        if ratio > SCALES
         else "."
     )
     return f"For scale: the middle 95% of the changes of all classes lie between {bounds}{warning}"

@@ -16,9 +16,10 @@ from concepts.auditing.measurement import setup
 from concepts.auditing.measurement.results import AuditResults, ClusterRow, ResultsError, SwapRow
 from concepts.auditing.model_comparison.compare import SideBySide, SideBySideError, side_by_side
 from concepts.auditing.model_comparison.page import side_by_side_page
+from concepts.auditing.model_comparison.summary import comparison_summary
 from concepts.cli.app import main
 from probing.results import html_report
-from probing.results.html_report import plain
+from probing.results.html_report import Standing, plain
 from probing.statistics.hypothesis_tests import holm
 
 GENDER, TONE = "woman against man", "dark against light"
@@ -124,6 +125,41 @@ def test_logits_on_other_scales_are_warned_of(pair: tuple[Path, Path]) -> None:
         said = plain(side_by_side_page(side_by_side(*pair)).findings[0].evidence)
         assert "For scale: the middle 95% of the changes of all classes lie between" in said
         assert ("scales 3.0 times apart, by which alone amounts differ" in said) == warned
+
+
+def test_the_first_screen_of_a_comparison_says_what_its_differences_say(pair: tuple[Path, Path]) -> None:
+    found = side_by_side(*pair)
+    first = comparison_summary(found)
+    assert first.answer == (
+        "In new against old, by woman against man 1 of 8 class scores changes otherwise, most bikini (higher in new); by "
+        "dark against light none."
+    )
+    assert first.marks[0].says == "1 of 16 after correction."
+    assert first.marks[0].standing is Standing.PARTLY
+    assert "most bikini (lower in old)" in comparison_summary(side_by_side(*reversed(pair))).answer
+    none = replace(found, differences=tuple(replace(d, p=0.01, p_corrected=0.06) for d in found.differences))
+    assert comparison_summary(none).answer.startswith("For none of 8 class scores is it shown that the change by woman")
+    assert comparison_summary(none).marks[0].standing is Standing.NO
+    untested = replace(found, differences=tuple(replace(d, p=None, p_corrected=None) for d in found.differences))
+    assert comparison_summary(untested).marks[0].standing is Standing.UNTESTED
+
+
+def test_scales_of_two_models_that_lie_apart_are_marked(pair: tuple[Path, Path]) -> None:
+    results = AuditResults.load(pair[1])
+    for times, standing in ((1, Standing.YES), (3, Standing.NO)):
+        wide = tuple(replace(b, low=times * b.low, high=times * b.high) for b in results.backdrops)
+        replace(results, backdrops=wide).save(pair[1])
+        scales = comparison_summary(side_by_side(*pair)).marks[1]
+        assert (scales.standing, scales.says) == (standing, f"{times:.1f} times apart.")
+
+
+def test_one_screen_holds_a_comparison(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for folder in pair:
+        audits.save_pictures(folder / "images")
+    whole = side_by_side_page(side_by_side(*pair))
+    page = replace(whole, sections=tuple(replace(section, blocks=()) for section in whole.sections))
+    with browser.chromium(tmp_path) as chromium:
+        assert chromium.first_screen_faults(page.save(tmp_path / "page.html", alone=True)) == []
 
 
 def _other_contrast(about: Made) -> None:
