@@ -39,6 +39,7 @@ def mend(
     from concepts.auditing.measurement.setup import Material
     from concepts.auditing.measurement.spec import read_audit
     from concepts.erasure.mending import Mending
+    from concepts.erasure.mending_page import mending_page
     from concepts.local_vs_global.matched_pairs import MatchedConcept
 
     output_folder(out)  # a folder that can't be written is reported before the work
@@ -63,10 +64,11 @@ def mend(
         fitted_on=material.fitted_on,
     )
     mended.save(out)
+    mending_page(mended.result, f"{parts.model.reference}, audit {file.name}").save(out / "report.html")
     common.show(_table(mended.result))
     for sentence in mended.result.sentences():
         say(sentence)
-    say(f"Saved in {out}: weights.safetensors; MendingResult.load({str(out)!r}) reads the numbers back.")
+    say(f"Saved in {out}: report.html, weights.safetensors; MendingResult.load({str(out)!r}) reads the numbers back.")
 
 
 def _contrast(material: "Material", name: str | None) -> "ContrastSets":

@@ -90,7 +90,7 @@ def draw_effects(panels: Sequence[EffectPanel], unit: str, sentences: Sequence[s
             figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7)
         grid = figure.subplots(2, len(panels), squeeze=False, height_ratios=heights, sharex="row", sharey="row")
         for head, axes, title, panel in zip(*grid, titles, panels, strict=True):
-            _head(head, title, panel.pictures)
+            _head(head, title, panel.pictures, pictured=pictured)
             _rows(axes, panel, names)
         grid[1, 0].set_yticks(range(len(names)), [_cut(name, _LETTERS) for name in names])
         figure.supxlabel(unit, fontsize=7)
@@ -109,9 +109,9 @@ def _broken(title: str, width: int) -> str:
     return "\n".join(fill(_cut(part, 2 * width), width) for part in title.replace(_ARROW, f"{_ARROW}\n").split("\n"))
 
 
-def _head(axes: "Axes", title: str, pictures: Sequence[Image.Image]) -> None:
+def _head(axes: "Axes", title: str, pictures: Sequence[Image.Image], *, pictured: bool) -> None:
     axes.set_axis_off()
-    axes.set(xlim=(0, 2.6), ylim=(0, 1), aspect="equal" if pictures else "auto", anchor="S")
+    axes.set(xlim=(0, 2.6), ylim=(0, 1), aspect="equal" if pictured else "auto", anchor="S")  # titles side by side
     axes.set_title(title, fontsize=7, fontweight="bold", pad=2)
     for k, picture in enumerate(pictures):
         left = 0.8 if len(pictures) == 1 else 1.6 * k

@@ -29,6 +29,7 @@ def test_the_planted_model_leans_on_gender_no_more(file: Path, tmp_path: Path, c
     assert set(weights) == {"head.weight", "head.bias"}
     assert (weights["head.weight"][:3, 0].abs() < 1).all()  # were 4, -4 and 2
     assert "keep their top class" in capsys.readouterr().out
+    assert "without labels, what it costs is not known" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_another_contrast_may_be_named_and_none_made_up(

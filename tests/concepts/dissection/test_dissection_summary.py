@@ -19,10 +19,11 @@ from probing.store.store import ActivationStore
 
 @pytest.fixture(scope="module")
 def found() -> DissectionResult:
-    """Return three units, of which the first is a concept's own mask."""
+    """Return three units, of which the first is active where a concept is."""
     generator = torch.Generator().manual_seed(0)
     masks = blobs(12, 2, 16, seed=0) > 1
-    maps = torch.cat([masks[:, :1].float(), torch.rand(12, 2, 16, 16, generator=generator)], 1)
+    maps = torch.rand(12, 3, 16, 16, generator=generator)
+    maps[:, 0] += masks[:, 0]
     planes = masks.long() * torch.arange(1, 3)[:, None, None]
     method = Dissection(("units",), Protocol(0.05), draws=9)
     return method(ActivationStore(progress=False), given_units(3), scenes_of(maps, planes, named(2)))
