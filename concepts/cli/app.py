@@ -62,12 +62,25 @@ app.add_typer(manifest.app, name="manifest")
 app.add_typer(cache.app, name="cache")
 
 
+_BEGINNING = f"""probing reads a PyTorch network and relates what it computes to concepts that people have names for.
+
+Where to begin, from nothing but a network:
+  probing layers torchvision:resnet18      what it is made of
+An audit of your own pictures, a folder for each concept:
+  {init.EXAMPLE}
+  probing audit my_audit/audit.yaml --out results
+All commands: probing --help; each in turn: probing COMMAND --help."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given:
+        typer.echo(_BEGINNING)
+        return 0
     debug, context, failed = False, None, True
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -61,9 +61,18 @@ def test_every_command_s_help_shows_an_example(path: list[str], capsys: pytest.C
     assert printed.err == ""
 
 
-def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_arguments_tell_where_to_begin_in_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main([]) == 0
-    assert "Commands" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) <= 12
+    root = typer.main.get_command(app.app)
+    shown = [line.split("   ")[0].split()[1:] for line in told.splitlines() if line.startswith("  probing ")]
+    assert [name for name, *_ in shown] == ["layers", "init", "audit"]
+    for name, *rest in shown:
+        command = root.commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= known
+    assert "probing --help" in told
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
