@@ -22,6 +22,10 @@ from .attribution.conductance import (
     InternalInfluence as InternalInfluence,
     LayerConductance as LayerConductance,
 )
+from .attribution.curved_paths import (
+    BlurIG as BlurIG,
+    GuidedIG as GuidedIG,
+)
 from .attribution.deep_lift import (
     DeepLIFT as DeepLIFT,
     DeepSHAP as DeepSHAP,
@@ -44,6 +48,7 @@ from .attribution.perturbation.lime import (
     LIME as LIME,
     TextLIME as TextLIME,
 )
+from .attribution.xrai import XRAI as XRAI
 from .core.errors import ProbingError as ProbingError
 from .core.inputs import Inputs as Inputs
 from .data.examples import (

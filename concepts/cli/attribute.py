@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -70,8 +70,9 @@ def attribute(
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Points on the path, for ig and layer_ig, each a forward and a backward pass; auto: as many as "
-            "explain the score up to 1 %, which may be 1,600. [default: 50]",
+            help="Points on the path, for ig and others that follow one, each a forward and a backward pass; auto, for ig "
+            "and layer_ig: as many as explain the score up to 1 %, which may be 1,600. [default: 50; guided_ig 200, "
+            "blur_ig 100]",
         ),
     ] = None,
     output: Annotated[
@@ -126,19 +127,27 @@ class _Choice:
         """Return the methods by name, with the background and the steps where they take them."""
         from probing.attribution import ATTENTION_METHODS, METHODS
         from probing.attribution.baselines import Samples
-        from probing.attribution.path import IntegratedGradients
         from probing.core.inputs import one_tensor
 
-        path = IntegratedGradients()
-        if self.steps is not None:
-            path = IntegratedGradients(steps="auto" if self.steps == AUTO else int(self.steps))
-        given: dict[str, object] = {"steps": path.steps, "path": path}
+        given: dict[str, object] = {}
         if self.background is not None:
             rows = pictures(self.background, loaded, "raise")
             given["background"] = Samples.of(one_tensor(rows.load(range(len(rows)))))
         methods = METHODS | ATTENTION_METHODS
         takes = {n: given.keys() & _fields(methods[n]) for n in self.names}
-        return {n: methods[n](**{k: given[k] for k in takes[n]}) for n in self.names}
+        return {n: methods[n](**{k: given[k] for k in takes[n]}, **self._steps_of(methods[n])) for n in self.names}
+
+    def _steps_of(self, method: type) -> dict[str, object]:
+        """Return the argument that gives a method's path as many steps as were asked for; none where there is no path."""
+        from probing.attribution.path import IntegratedGradients
+
+        if self.steps is None:
+            return {}
+        steps: int | Literal["auto"] = "auto" if self.steps == AUTO else int(self.steps)
+        own = {f.name: f.default for f in fields(method)}
+        if isinstance(path := own.get("path"), IntegratedGradients):
+            return {"path": replace(path, steps=steps)}
+        return {"steps": steps} if "steps" in own else {}
 
     @property
     def part(self) -> str | int | None:
@@ -167,8 +176,15 @@ class _Choice:
             return
         if self.steps != AUTO and not (self.steps.isdecimal() and int(self.steps)):
             raise CommandError(f"--steps takes a number from 1, or auto, got {self.steps!r}.")
-        if not {"ig", "layer_ig"}.intersection(self.names):
-            raise CommandError("--steps is for ig and layer_ig, which were not asked for.")
+        from probing.attribution import METHODS
+
+        along = [n for n, method in METHODS.items() if _fields(method) & {"steps", "path"}]
+        asked = [n for n in self.names if n in along]
+        if not asked:
+            raise CommandError(f"--steps is for {', '.join(along)}, none of which was asked for.")
+        fixed = [n for n in asked if n != "ig" and "path" not in _fields(METHODS[n])]
+        if self.steps == AUTO and fixed:
+            raise CommandError(f"--method {fixed[0]} takes a number of --steps, not auto.")
 
 
 def _fields(method: type) -> set[str]:

@@ -44,6 +44,9 @@ def samples_figure(
 
 NAMES = {
     "ig": "integrated gradients",
+    "guided_ig": "guided IG",
+    "blur_ig": "blur IG",
+    "xrai": "XRAI",
     "layer_ig": "IG at a layer",
     "layer_conductance": "conductance",
     "internal_influence": "internal influence",

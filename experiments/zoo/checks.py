@@ -199,6 +199,8 @@ def method(name: str, truth: Truth) -> LocalMethod:
     precision = {"precision": Precision("float64")} if name in DEFINITIONS and subject.exact else {}
     arguments: dict[str, dict[str, Any]] = {
         "ig": {"steps": "auto"},
+        "guided_ig": {"steps": 10},
+        "blur_ig": {"steps": 10},
         "layer_ig": {"path": IntegratedGradients(steps="auto")},
         "expected_gradients": {"samples": EXPECTED},
         "smoothgrad": {"samples": SMOOTH},

@@ -38,6 +38,9 @@ TEN: dict[str, tuple[str, ...]] = {
         "deconvolution",
         "smoothgrad",
         "ig",
+        "guided_ig",
+        "blur_ig",
+        "xrai",
         "layer_ig",
         "layer_conductance",
         "internal_influence",
@@ -114,9 +117,10 @@ What a cell of the tables below holds:
   is let pass.
 - `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples), Expected Gradients ({expected})
   and RISE ({masks} masks), which hang on draws, occlusion, feature ablation, attention relevance, Score-CAM, Eigen-CAM,
-  Finer-CAM, conductance, internal influence, and Ablation-CAM of more than {channels} channels. `zero`: nothing raises the
-  score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the reason given below the table. `jumps`: IG
-  says in `diagnostics["converged"]` that no number of steps adds up, as where another box is found on the way.
+  Finer-CAM, guided IG, blur IG, XRAI, conductance, internal influence, and Ablation-CAM of more than {channels}
+  channels. `zero`: nothing raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the
+  reason given below the table. `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds up, as where
+  another box is found on the way.
 """
 
 

@@ -12,6 +12,7 @@ from .base import (
 from .baselines import (
     Blurred as Blurred,
     Constant as Constant,
+    Extremes as Extremes,
     Mean as Mean,
     Samples as Samples,
     Uniform as Uniform,
@@ -32,6 +33,10 @@ from .cam.score_cam import ScoreCAM as ScoreCAM
 from .conductance import (
     InternalInfluence as InternalInfluence,
     LayerConductance as LayerConductance,
+)
+from .curved_paths import (
+    BlurIG as BlurIG,
+    GuidedIG as GuidedIG,
 )
 from .deep_lift import (
     DeepLIFT as DeepLIFT,
@@ -79,3 +84,4 @@ from .training_data import (
     RepresentationSimilarity as RepresentationSimilarity,
     TracIn as TracIn,
 )
+from .xrai import XRAI as XRAI

@@ -225,6 +225,21 @@ class Uniform:
         return low + (high - low) * noise
 
 
+@dataclass(frozen=True)
+class Extremes:
+    """Two references of each input: everywhere the lowest value of each of its channels, and everywhere the highest.
+
+    For maps from a dark and a bright image where black and white are not known; else give these (`Constant.black`).
+    """
+
+    def __call__(self, inputs: Shaped[Tensor, "n *shape"]) -> Shaped[Tensor, "draws n *shape"]:
+        if inputs.ndim < 3:
+            raise InputError(f"inputs without places have no darkest or brightest place, got shape {tuple(inputs.shape)}.")
+        places = tuple(range(2, inputs.ndim))
+        ends = [of(inputs, dim=places, keepdim=True).expand_as(inputs) for of in (torch.amin, torch.amax)]
+        return torch.stack(ends)
+
+
 def _blur(size: int, sigma: float) -> Float[Tensor, "size size"]:
     reach = int(4 * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,10 @@ from probing.attribution.base import Attribution, Demand, Family, LocalMethod, M
 from probing.attribution.baselines import ZERO, Baseline, Samples, baseline_of, samples_of, unmoved
 from probing.attribution.lrp.tape import Tape
 from probing.attribution.multipliers import Pair
+from probing.attribution.reveal_cancel import reveal_cancel
 from probing.attribution.score_passes import BatchSize, rows_at_once
 from probing.core.doubles import doubled
+from probing.core.errors import ArgumentError
 from probing.core.inputs import InputError
 from probing.models.calling import run
 from probing.models.consistency import refuse_inconsistent
@@ -22,10 +24,12 @@ from probing.models.model_cache import unchanged
 from probing.models.precision import AS_GIVEN, Precision, device_of
 from probing.models.scores import Score
 
+DeepLIFTRule = Literal["rescale", "reveal_cancel"]
+
 
 @dataclass(frozen=True)
 class DeepLIFT(LocalMethod):
-    """The score's difference from a reference, shared out by multipliers under the rescale rule (Shrikumar et al. 2017).
+    """The score's difference from a reference, shared out by multipliers (Shrikumar et al. 2017).
 
     The map adds up to the score minus the baseline's (summation to delta, eq. 1 there); `diagnostics["completeness_gap"]` is
     rounding, and a map that misses more is refused. Whatever a model computes is recorded operation by operation, so that
@@ -42,6 +46,9 @@ class DeepLIFT(LocalMethod):
         baseline: the reference; zero in model space unless given. A number, or a tensor with a row for each input or one
             for all, is one too.
         batch_size: inputs that run together.
+        rule: `reveal_cancel` carries what raises a unit and what lowers it apart, so that in `min(a, b)`, written with a
+            rectifier, each gets its part, where `rescale` gives all to one. It has rules for linear operations and for
+            functions of one value that never fall; maxima over windows, products and other activations are refused.
 
     Raises:
         RefusedError: for an operation that has no rule, and where input and reference do not run the same operations.
@@ -53,9 +60,12 @@ class DeepLIFT(LocalMethod):
 
     baseline: Baseline | float | Tensor = ZERO
     batch_size: BatchSize = "auto"
+    rule: DeepLIFTRule = "rescale"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", baseline_of(self.baseline))
+        if self.rule not in get_args(DeepLIFTRule):
+            raise ArgumentError(f"rule must be one of {get_args(DeepLIFTRule)}, got {self.rule!r}.")
 
     def explain(self, score: Score, inputs: Float[Tensor, "n *shape"]) -> Attribution:
         """Return the map.
@@ -66,7 +76,7 @@ class DeepLIFT(LocalMethod):
         starts = baseline_of(self.baseline)(inputs)
         if starts.shape[1:] != inputs.shape:
             raise InputError(f"the baseline has shape {tuple(starts.shape[1:])}, expected {tuple(inputs.shape)}.")
-        return _mean(self, score, inputs, starts, self.batch_size, "baseline_spread")
+        return _mean(self, score, inputs, starts, self.batch_size, "baseline_spread", self.rule)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ def _mean(
     starts: Float[Tensor, "draws n *shape"],
     size: BatchSize,
     told: str,
+    rule: DeepLIFTRule = "rescale",
 ) -> Attribution:
     """Return the mean of maps from several references to each input."""
     device, whole = device_of(score.model), score.given(inputs)
@@ -128,7 +139,7 @@ def _mean(
 
         def some(rows: slice) -> tuple[Tensor, ...]:
             of, one = placed.of(rows), inputs[rows].to(device, dtype)
-            return _maps(of, one, [start[rows].to(device, dtype) for start in starts])
+            return _maps(of, one, [start[rows].to(device, dtype) for start in starts], rule)
 
         # Of a caller in that mode, tensors could not be written to as models with in-place operations do.
         with torch.inference_mode(False), torch.no_grad(), Precision().arithmetic(device):
@@ -161,7 +172,7 @@ def _mean(
         )
 
 
-def _maps(score: Score, inputs: Tensor, starts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _maps(score: Score, inputs: Tensor, starts: Sequence[Tensor], rule: DeepLIFTRule) -> tuple[Tensor, ...]:
     """Return mean and variance of maps over references, the score, and the references' mean score."""
     ours, output = _recorded(score, inputs)
     value = replace(score, output=None).read(output)
@@ -173,8 +184,12 @@ def _maps(score: Score, inputs: Tensor, starts: Sequence[Tensor]) -> tuple[Tenso
         key = ours.key_of(output)
         if key is None:
             raise RefusedError("what is explained doesn't depend on the input by operations that can be recorded.")
-        pair.multipliers[key] = _start(score, output, reference, value - base)
-        found = doubled(pair.run() * pair.change(0))
+        slope = _start(score, output, reference, value - base)
+        if rule == "reveal_cancel":
+            found = doubled(reveal_cancel(pair, key, slope))
+        else:
+            pair.multipliers[key] = slope
+            found = doubled(pair.run() * pair.change(0))
         pair.refuse_differing()
         _refuse_gap(pair, found, doubled(value - base), doubled(value.abs() + base.abs()))
         moments.add(found[None])

@@ -16,6 +16,7 @@ from probing.attribution.cam.grad_cam import (
 )
 from probing.attribution.cam.score_cam import ScoreCAM
 from probing.attribution.conductance import InternalInfluence, LayerConductance
+from probing.attribution.curved_paths import BlurIG, GuidedIG
 from probing.attribution.deep_lift import DeepLIFT
 from probing.attribution.gradient import (
     Deconvolution,
@@ -34,6 +35,7 @@ from probing.attribution.perturbation.lime import LIME, TextLIME
 from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
 from probing.attribution.perturbation.rise import RISE
 from probing.attribution.perturbation.shapley import Shapley
+from probing.attribution.xrai import XRAI
 
 METHODS: dict[str, type[LocalMethod]] = {
     "saliency": Saliency,
@@ -42,6 +44,9 @@ METHODS: dict[str, type[LocalMethod]] = {
     "deconvolution": Deconvolution,
     "smoothgrad": SmoothGrad,
     "ig": IntegratedGradients,
+    "guided_ig": GuidedIG,
+    "blur_ig": BlurIG,
+    "xrai": XRAI,
     "layer_ig": LayerIntegratedGradients,
     "layer_conductance": LayerConductance,
     "internal_influence": InternalInfluence,

@@ -58,15 +58,19 @@ class Pair:
         return self.multipliers.get(0, torch.zeros_like(self.ours.inputs))
 
     def _pass(self, node: Node, twin: Node, given: list[Tensor | None]) -> None:
-        pairs = zip(tree_leaves((node.args, node.kwargs)), tree_leaves((twin.args, twin.kwargs)), strict=True)
-        made = [(a, b) for a, b in pairs if isinstance(a, Tensor) and a.data_ptr() != b.data_ptr()]
-        self.differing += [(node.where, (a != b).any()) for a, b in made]
+        self.note_constants(node, twin)
         shares = _rule(node)(self, node, twin, given)
         before, size = self._accounted(node.outputs, given)
         after, other = self._accounted(shares.keys(), shares.values())
         self.missed.append((node.where, (before - after).abs() / (size + other).clamp(min=torch.finfo(torch.float64).tiny)))
         for key, share in shares.items():
             self.multipliers[key] = self.multipliers[key] + share if key in self.multipliers else share
+
+    def note_constants(self, node: Node, twin: Node) -> None:
+        """Keep whether what an operation was given besides recorded tensors is another for the reference."""
+        pairs = zip(tree_leaves((node.args, node.kwargs)), tree_leaves((twin.args, twin.kwargs)), strict=True)
+        made = [(a, b) for a, b in pairs if isinstance(a, Tensor) and a.data_ptr() != b.data_ptr()]
+        self.differing += [(node.where, (a != b).any()) for a, b in made]
 
     def _accounted(self, keys: object, multipliers: object) -> tuple[Tensor, Tensor]:
         """Return the change of the score that tensors account for, and the sum of its parts' sizes."""
@@ -184,12 +188,12 @@ def _refuse(pair: Pair, node: Node, twin: Node, given: Sequence[Tensor | None]) 
 
 
 _POOLS = names("max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d")
-_CHOICES = _POOLS | names("max amax min amin maximum minimum sort topk")
+CHOICES = _POOLS | names("max amax min amin maximum minimum sort topk")
 """Moves whose places depend on the values."""
 _RECTIFIERS = names("relu hardtanh clamp clamp_min clamp_max threshold")
 _SINGLE = ACTIVATIONS | OFFSETS | _RECTIFIERS | names("pow exp log log1p expm1 sin cos rsqrt reciprocal")
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys((MOVES - _CHOICES) | LINEAR | {"add", "sub", "cat", "mul", "bmm", "mv", "dot"}, _transposed),
+    **dict.fromkeys((MOVES - CHOICES) | LINEAR | {"add", "sub", "cat", "mul", "bmm", "mv", "dot"}, _transposed),
     **dict.fromkeys(LAYERS, _layer),
     **dict.fromkeys(BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_SINGLE, _rescale),

@@ -5,7 +5,7 @@ import torch
 
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
-from probing.attribution.baselines import Samples
+from probing.attribution.baselines import Extremes, Samples
 from probing.attribution.path import IntegratedGradients
 
 TARGETS = torch.tensor([0, 1, 2, 1])
@@ -14,6 +14,9 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "expected_gradients": {"background": Samples.of(nets.images(3, seed=9).double()), "samples": 5},
     "smoothgrad": {"samples": 3},
     "ig": {"steps": 4},
+    "guided_ig": {"steps": 4},
+    "blur_ig": {"steps": 4},
+    "xrai": {"path": IntegratedGradients(Extremes(), steps=4)},
     "rise": {"masks": 40},
     "layer_conductance": {"steps": 4},
     "internal_influence": {"steps": 4},

@@ -18,6 +18,7 @@ from probing.data.images import Preprocess
 from probing.models.loading import LoadedModel
 from probing.models.scores import Score
 from probing.results import figures, heatmaps
+from probing.results.result import rebuild
 
 MODEL, PREDICT = "test_attribute_command:pictured", "test_attribute_command:predict"
 TRANSFORM = Preprocess(size=6, resize=None, channels="grey", mean=(0.4,), std=(0.25,))
@@ -256,6 +257,19 @@ def test_steps_are_50_another_number_or_as_many_as_explain_the_score_and_the_gap
             assert gap <= 0.01
 
 
+def test_steps_are_of_every_method_that_follows_a_path_and_else_its_own(
+    photos: list[str], tmp_path: Path, drawn: dict[str, Figure]
+) -> None:
+    own = {"guided_ig": 200, "blur_ig": 100, "layer_conductance": 50, "internal_influence": 50}
+    names = [part for name in own for part in ("--method", name)]
+    for given, expected in (([], own), (["--steps", "3"], dict.fromkeys(own, 3))):
+        out = tmp_path / str(len(given))
+        assert run(MODEL, photos[0], *names, *given, "--out", out) == 0
+        for name, steps in expected.items():
+            made = rebuild(Attribution.load(out / "first" / name).provenance.method)
+            assert made.steps == steps  # type: ignore[attr-defined]
+
+
 def test_a_folder_stands_for_all_pictures_below_it_and_they_are_counted(
     photos: list[str], tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,7 +397,8 @@ def test_the_class_of_a_text_is_numbered(tmp_path: Path, drawn: dict[str, Figure
         (["--method", "ig", "--weights", "no.pt"], "there is no weights file 'no.pt'"),
         (["--method", "ig", "--steps", "some"], "--steps takes a number from 1, or auto, got 'some'."),
         (["--method", "ig", "--steps", "0"], "--steps takes a number from 1, or auto, got '0'."),
-        (["--method", "lime", "--steps", "9"], "--steps is for ig and layer_ig, which were not asked for."),
+        (["--method", "lime", "--steps", "9"], "--steps is for ig, guided_ig, blur_ig, xrai, layer_ig, "),
+        (["--method", "ig", "--method", "blur_ig", "--steps", "auto"], "blur_ig takes a number of --steps, not auto."),
         (["--method", "ig", "--channels", "all"], "'all' is not one of"),
         (["--method", "ig", "missing.png"], "there is no 'missing.png'; check the path."),
         ([], "Missing option '--method'"),

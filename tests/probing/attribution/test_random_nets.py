@@ -12,6 +12,7 @@ from torch import Tensor
 from probing.attribution import METHODS
 from probing.attribution.base import AttributionMethod
 from probing.attribution.baselines import Constant, Samples
+from probing.attribution.curved_paths import BlurIG, GuidedIG
 from probing.attribution.path import (
     ExpectedGradients,
     IntegratedGradients,
@@ -20,6 +21,7 @@ from probing.attribution.path import (
 from probing.attribution.perturbation.lime import LIME
 from probing.attribution.perturbation.superpixels import Grid
 from probing.attribution.perturbation.surrogate import ExactShapley
+from probing.attribution.xrai import XRAI
 from probing.core.errors import ProbingError
 from probing.data.examples import TensorExamples
 from probing.models.scores import Score
@@ -27,6 +29,9 @@ from probing.store.store import ActivationStore
 
 MADE: dict[str, object] = {
     "ig": lambda _: IntegratedGradients(steps=4),
+    "guided_ig": lambda _: GuidedIG(steps=4),
+    "blur_ig": lambda _: BlurIG(steps=4),
+    "xrai": lambda _: XRAI(IntegratedGradients(Constant(), steps=4)),
     "layer_ig": lambda _: LayerIntegratedGradients("body", IntegratedGradients(steps=4)),
     "expected_gradients": lambda b: ExpectedGradients(Samples.of(b[None]), samples=5),
     "lime": lambda _: LIME(Grid(2, 2), Constant(), ExactShapley()),

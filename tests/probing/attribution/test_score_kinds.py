@@ -15,6 +15,7 @@ from probing.attribution import METHODS, GradCAM
 from probing.attribution.lrp.composites import Uniform
 from probing.attribution.lrp.rules import Epsilon
 from probing.attribution.path import IntegratedGradients
+from probing.attribution.perturbation.superpixels import Grid
 from probing.models.geometry import RefusedError
 from probing.models.readings import (
     Box,
@@ -130,6 +131,9 @@ LAYER_MAPS = (
 )
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "ig": {"steps": STEPS},
+    "guided_ig": {"steps": STEPS, "fraction": 1.0},  # the straight path
+    "blur_ig": {"steps": STEPS, "max_sigma": 2.0},
+    "xrai": {"path": IntegratedGradients(steps=STEPS), "cuts": (Grid(1, 5),)},
     "layer_conductance": {"layer": "net.features", "steps": STEPS},
     "internal_influence": {"layer": "net.features", "steps": STEPS},
     "layer_ig": {"layer": "net.features", "path": IntegratedGradients(steps=STEPS)},
@@ -187,6 +191,20 @@ class Oracle:
     def path(self, function: Callable[[Tensor], Tensor], ends: Tensor) -> Tensor:
         points = [(k + 0.5) / STEPS for k in range(STEPS)]
         return ends * torch.stack([self.slope(function, p * ends) for p in points]).mean(0)
+
+    def pieces(self, points: list[Tensor]) -> Tensor:
+        """Mean gradients of neighbouring points times the way between them."""
+        slopes = [self.of_input(at) for at in points]
+        ways = zip(points, points[1:], slopes, slopes[1:], strict=False)
+        return torch.stack([(b - a) * (left + right) / 2 for a, b, left, right in ways]).sum(0)
+
+    def sharpened(self) -> list[Tensor]:
+        """The input out of a blur: heat that spreads between neighbours for a time of half the width squared."""
+        beside = torch.diag(torch.ones(4), 1) + torch.diag(torch.ones(4), -1)
+        spread = beside - torch.diag(beside.sum(1))
+        widths = [2 - 2 * k / STEPS for k in range(STEPS + 1)]
+        blurs = [torch.matrix_exp(spread.double() * width**2 / 2) for width in widths]
+        return [blur @ X @ blur for blur in blurs]
 
     def cam(self, name: str) -> Tensor:
         maps, slopes = self.maps()
@@ -294,12 +312,19 @@ def expected_map(kind: str, method: str) -> Tensor | None:
         of = KINDS[kind]
         whole = of.unit in {None, "logit"} and isinstance(of.target, int)
         return oracle.finer(of.target)[:, None] if whole else None  # type: ignore[arg-type]
+
+    def straight() -> Tensor:
+        return oracle.path(lambda v: oracle.head(oracle.features(v)), X)
+
     simple: dict[str, Callable[[], Tensor]] = {
         "guided_backprop": lambda: oracle.gated(guided=True),
         "deconvolution": lambda: oracle.gated(guided=False),
         "smoothgrad": oracle.smooth,
         "expected_gradients": oracle.expected,
-        "ig": lambda: oracle.path(lambda v: oracle.head(oracle.features(v)), X),
+        "ig": straight,
+        "guided_ig": lambda: oracle.pieces([k / STEPS * X for k in range(STEPS + 1)]),
+        "blur_ig": lambda: oracle.pieces(oracle.sharpened()),
+        "xrai": lambda: straight().mean(2, keepdim=True).expand(X.shape),  # columns as regions
         "layer_conductance": oracle.conducted,
         "internal_influence": oracle.influence,
         "layer_ig": lambda: oracle.path(oracle.head, oracle.features(X).detach()),

@@ -61,6 +61,9 @@ EXPECTED = {
     "deconvolution": "+-+++",
     "smoothgrad": "++-++",  # the noise is not symmetric
     "ig": "++++-",  # the baseline stays where it was
+    "guided_ig": "+-++-",  # the path follows the gradient
+    "blur_ig": "+++++",
+    "xrai": "-++++",  # linear only as the regions of an image this small are those of the finest cut
     "expected_gradients": "++-+-",
     "cam": "-oo++",
     "gradcam": "--o++",
