@@ -5,7 +5,6 @@ the way from zero output to the layer's output, a code times the mean gradient a
 layer is affine, they are exact by one gradient, and with what the dictionary misses they sum to the logit minus the bias.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +18,9 @@ from concepts.effects.concept_attribution import ConceptGradients
 from probing.attribution.path import tail_passes
 from probing.attribution.score_passes import Passes
 from probing.attribution.subnetwork import is_affine, tail_of
-from probing.core.errors import ArgumentError
 from probing.models.scores import Score
 from probing.statistics.hypothesis_tests import max_t
+from probing.statistics.sobol import ratio, sobol_total
 
 _AT_ONCE = 8
 _STEPS = 32
@@ -109,45 +108,6 @@ class SobolIndices:
     error: Float[Tensor, " atoms"]
     """Standard error over inputs; over masks for one input."""
     evaluations: int
-
-
-def sobol_total(
-    function: Callable[[Float[Tensor, "masks atoms"]], Float[Tensor, " masks"]], atoms: int, masks: int, seed: int
-) -> tuple[Float[Tensor, "masks atoms"], Float[Tensor, " masks"]]:
-    """Return what each pair of masks says of every total index, and of the variance (Jansen 1999).
-
-    The index is the sum of the first over that of the second, as in `ratio`.
-
-    Args:
-        function: of masks between 0 and 1.
-        atoms: how many numbers a mask has.
-        masks: pairs; `masks * (atoms + 2)` evaluations.
-        seed: of the masks.
-    """
-    if masks < 2:
-        raise ArgumentError(f"Sobol indices take 2 pairs of masks or more, got {masks}.")
-    rng = np.random.default_rng(seed)
-    first, second = torch.from_numpy(rng.uniform(size=(2, masks, atoms)))
-    mixed = first.repeat(atoms, 1, 1)
-    mixed[torch.arange(atoms), :, torch.arange(atoms)] = second.mT
-    values = function(torch.cat([first, second, mixed.flatten(0, 1)])).double()
-    one, other, changed = values[:masks], values[masks : 2 * masks], values[2 * masks :].reshape(atoms, masks)
-    mean = values[: 2 * masks].mean()
-    # Of both sides' deviations from their common mean one degree of freedom is gone.
-    variance = ((one - mean).square() + (other - mean).square()) / 2 * (2 * masks / (2 * masks - 1))
-    return (one - changed).square().mT / 2, variance
-
-
-def ratio(
-    shares: Float[Tensor, "units atoms"], wholes: Float[Tensor, " units"]
-) -> tuple[Float[Tensor, " atoms"], Float[Tensor, " atoms"]]:
-    """Return ratios of sums over independent units, and their standard errors (linearised); NaN where nothing varies."""
-    whole, n = wholes.sum(), len(wholes)
-    if not float(whole) > 0:
-        return torch.full_like(shares[0], torch.nan), torch.full_like(shares[0], torch.nan)
-    found = shares.sum(0) / whole
-    left = shares - wholes[:, None] * found
-    return found, (left.square().sum(0) * n / max(n - 1, 1)).sqrt() / whole
 
 
 def sobol_indices(

@@ -21,9 +21,13 @@ import torch
 import torchvision
 from captum.attr import (
     LRP as CaptumLRP,  # noqa: N811 (a class, not a constant)
+    DeepLift as CaptumDeepLift,
+    DeepLiftShap as CaptumDeepShap,
     FeatureAblation as CaptumAblation,
     GuidedBackprop as CaptumGuided,
     IntegratedGradients as CaptumIntegrated,
+    InternalInfluence as CaptumInfluence,
+    LayerConductance as CaptumConductance,
     LayerGradCam,
     Lime as CaptumLime,
     NoiseTunnel,
@@ -40,6 +44,8 @@ from probing.attribution.baselines import ZERO
 from probing.attribution.cam.eigen_cam import EigenCAM
 from probing.attribution.cam.grad_cam import AblationCAM, GradCAM
 from probing.attribution.cam.score_cam import ScoreCAM
+from probing.attribution.conductance import InternalInfluence, LayerConductance
+from probing.attribution.deep_lift import DeepLIFT, DeepSHAP
 from probing.attribution.gradient import GuidedBackprop, Saliency, SmoothGrad
 from probing.attribution.lrp.composites import (
     Composite,
@@ -239,6 +245,73 @@ def lrp_cases(images: Tensor) -> Iterator[tuple[str, dict[str, Callable[[], obje
     yield case("EpsilonAlpha2Beta1", EpsilonAlpha2Beta1())
 
 
+def difference_cases(images: Tensor, references: int) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield DeepLIFT of a VGG-16 from black, and its mean over references; captum takes no network whose ReLU runs twice."""
+    net = frozen(torchvision.models.vgg16().to(images.device))
+    score, black = Score(net, TARGET), torch.zeros_like(images)
+    background = images.flip(3)[:references]
+
+    def passes(inputs: Tensor, starts: Tensor) -> None:
+        for part in inputs.split(8):
+            input_gradient(score, part)
+        with torch.no_grad():
+            for part in starts.split(8):
+                net(part)
+
+    yield (
+        "DeepLIFT, vgg16",
+        {
+            "floor": lambda: passes(images, black[:1]),
+            "ours": lambda: DeepLIFT()(score, images),
+            "captum": captum_quietly(lambda: CaptumDeepLift(net).attribute(images.clone(), black, target=TARGET)),
+        },
+    )
+    yield (
+        f"DeepSHAP, {len(background)} references, vgg16",
+        {
+            "floor": lambda: passes(images.repeat(len(background), 1, 1, 1), background),
+            "ours": lambda: DeepSHAP(background)(score, images),
+            "captum": captum_quietly(lambda: CaptumDeepShap(net).attribute(images.clone(), background, target=TARGET)),
+        },
+    )
+
+
+def layer_cases(net: nn.Module, images: Tensor, steps: int) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Yield what flows through a layer of a ResNet-18 along the path from black."""
+    score, layer = Score(net, TARGET), net.get_submodule("layer3")
+    points = images.repeat_interleave(steps, 0)
+
+    def floor() -> None:
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            kept[:] = [output.detach().requires_grad_()]
+            return kept[0]
+
+        handle = layer.register_forward_hook(keep)
+        for part in points.split(32):
+            torch.autograd.grad(net(part)[:, TARGET].sum(), kept)
+        handle.remove()
+
+    together: dict[str, Any] = {"target": TARGET, "n_steps": steps, "internal_batch_size": 32}
+    yield (
+        f"conductance, {steps} steps",
+        {
+            "floor": floor,
+            "ours": lambda: LayerConductance("layer3", steps=steps)(score, images),
+            "captum": captum_quietly(lambda: CaptumConductance(net, layer).attribute(images, **together)),
+        },
+    )
+    yield (
+        f"internal influence, {steps} steps",
+        {
+            "floor": floor,
+            "ours": lambda: InternalInfluence("layer3", steps=steps)(score, images),
+            "captum": captum_quietly(lambda: CaptumInfluence(net, layer).attribute(images, **together)),
+        },
+    )
+
+
 def zennit_composites(low: float, high: float) -> dict[str, object]:
     """Return zennit's composites by our names; none where it is not installed."""
     try:
@@ -418,6 +491,8 @@ def main() -> list[Row]:
         gradient_cases(net, images, steps),
         cam_cases(net, images),
         lrp_cases(images),
+        difference_cases(images, references=2 if args.tiny else 4),
+        layer_cases(net, images, steps),
         lime_cases(net, images, samples),
         removal_cases(net, images),
     )

@@ -23,6 +23,7 @@ from probing.attribution.cam.grad_cam import GradCAM
 from probing.attribution.gradient import GuidedBackprop
 from probing.attribution.methods import ATTENTION_METHODS, METHODS
 from probing.attribution.path import IntegratedGradients
+from probing.attribution.perturbation.owen import OwenSampling
 from probing.attribution.perturbation.surrogate import KernelShap, ShapleySampling
 from probing.core.errors import ProbingError
 from probing.core.inputs import Batch, Inputs
@@ -45,6 +46,7 @@ MOST_MISSED = {
     "rollout": 1e-5,
     "lime": 1e-3,
     "shapley": 1e-3,
+    "owen": 1e-3,
 }
 """The largest share of the score, or of its change, that a map's parts may miss."""
 MOST_CHANNELS = 100
@@ -207,6 +209,8 @@ def method(name: str, truth: Truth) -> LocalMethod:
         "lime": {"surrogate": KernelShap(max(COALITIONS, 2 * subject.parts))},
         "rise": {"masks": MASKS},
         "shapley": {"by": ShapleySampling(4, exact=6)},
+        "owen": {"by": OwenSampling(4, exact=False)},
+        "sobol": {"masks": 2},
     }
     if name == "layer_ig" and subject.embedding:
         arguments["layer_ig"] |= {"layer": subject.layer, "space": "input"}
@@ -264,7 +268,7 @@ def missed(name: str, found: Attribution, truth: Truth, one: Batch) -> float:
         gap, whole = facts["completeness_gap"], found.score
     elif name == "rollout":
         gap, whole = found.values.flatten(1).sum(1) + facts.get("prefix", 0.0) - 1, torch.ones(1)
-    elif name in {"lime", "shapley"}:
+    elif name in {"lime", "shapley", "owen"}:
         parts = facts["parts"].flatten().expand(found.values.numel())
         values = found.values.flatten()
         own = sum(float(values[parts == p].double()[0]) for p in parts.unique())

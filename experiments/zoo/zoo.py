@@ -62,7 +62,7 @@ TEN: dict[str, tuple[str, ...]] = {
         "finercam",
     ),
     "attention": ("rollout", "attention_relevance"),
-    "perturbation": ("lime", "occlusion", "feature_ablation", "rise", "shapley"),
+    "perturbation": ("lime", "occlusion", "feature_ablation", "rise", "shapley", "owen", "sobol"),
     "rows": ("store",),
     "probes": ("probes",),
     "TCAV": ("tcav",),
@@ -113,14 +113,14 @@ What a cell of the tables below holds:
   and labels; the value of the image that maximisation ends at ({steps} steps) with a pass of plain PyTorch. At most 0.1 %.
 - A number, for maps whose parts must add up: what they miss. IG, of the score minus the baseline's (at most 1 %); LRP, the
   ledger against the score; CAM, against the logit; attention rollout, against 1; LIME by Kernel SHAP ({lime} coalitions or
-  more) and Shapley values, of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times as much
-  is let pass.
-- `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples), Expected Gradients ({expected})
-  and RISE ({masks} masks), which hang on draws, occlusion, feature ablation, attention relevance, Score-CAM, Eigen-CAM,
-  Finer-CAM, guided IG, blur IG, XRAI, conductance, internal influence, and Ablation-CAM of more than {channels}
-  channels. `zero`: nothing raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by name, for the
-  reason given below the table. `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds up, as where
-  another box is found on the way.
+  more) and Shapley and Owen values, of the score minus that with everything hidden (at most 0.1 %). In 16 bits {half} times
+  as much is let pass.
+- `map`: finite, of the right kind and not constant; so with SmoothGrad ({smooth} samples), Expected Gradients ({expected}),
+  RISE ({masks} masks) and Sobol indices (2 pairs of masks), which hang on draws, occlusion, feature ablation, attention
+  relevance, Score-CAM, Eigen-CAM, Finer-CAM, guided IG, blur IG, XRAI, conductance, internal influence, and Ablation-CAM of
+  more than {channels} channels. `zero`: nothing raises the score, as `diagnostics["nothing_positive"]` says. `refused`: by
+  name, for the reason given below the table. `jumps`: IG says in `diagnostics["converged"]` that no number of steps adds
+  up, as where another box is found on the way.
 """
 
 

@@ -73,8 +73,11 @@ from .perturbation.occlusion import (
     FeatureAblation as FeatureAblation,
     Occlusion as Occlusion,
 )
+from .perturbation.interactions import InteractionResult as InteractionResult, PairInteractions as PairInteractions
+from .perturbation.owen import Owen as Owen
 from .perturbation.rise import RISE as RISE
 from .perturbation.shapley import Shapley as Shapley
+from .perturbation.sobol import Sobol as Sobol
 from .perturbation.tables import (
     TableAttribution as TableAttribution,
     TableLIME as TableLIME,

@@ -313,6 +313,8 @@ def _noise_check(facts: dict[str, Tensor], values: Tensor) -> str:
     """Return the error of a map by the draw of noise, if there was any."""
     if not float(facts.get("noise", torch.tensor(1.0))):
         return "no noise: the input has one value"
+    if not float(facts.get("variance", torch.tensor(1.0))):
+        return "empty: no mask changes the score"
     size, error = float(values.abs().mean()), float(facts["standard_error"].mean())
     return f"standard error {error / size:.0%}" if size > 0 else ""
 

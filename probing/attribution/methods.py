@@ -33,8 +33,10 @@ from probing.attribution.path import (
 )
 from probing.attribution.perturbation.lime import LIME, TextLIME
 from probing.attribution.perturbation.occlusion import FeatureAblation, Occlusion
+from probing.attribution.perturbation.owen import Owen
 from probing.attribution.perturbation.rise import RISE
 from probing.attribution.perturbation.shapley import Shapley
+from probing.attribution.perturbation.sobol import Sobol
 from probing.attribution.xrai import XRAI
 
 METHODS: dict[str, type[LocalMethod]] = {
@@ -69,6 +71,8 @@ METHODS: dict[str, type[LocalMethod]] = {
     "feature_ablation": FeatureAblation,
     "rise": RISE,
     "shapley": Shapley,
+    "owen": Owen,
+    "sobol": Sobol,
 }
 
 ATTENTION_METHODS: dict[str, type[LocalMethod]] = {

@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "blur_ig": {"steps": 4},
     "xrai": {"path": IntegratedGradients(Extremes(), steps=4)},
     "rise": {"masks": 40},
+    "sobol": {"masks": 2},
     "layer_conductance": {"steps": 4},
     "internal_influence": {"steps": 4},
     "layer_ig": {"path": IntegratedGradients(steps=4)},

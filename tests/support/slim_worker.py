@@ -53,12 +53,13 @@ MANY = nets.images(40, size=8, seed=1)
 LABELS = torch.arange(40) % 2
 MANY[LABELS == 1, :, :4] += 1
 METHODS_TRIED: dict[str, AttributionMethod] = {
-    name: METHODS[name]() for name in METHODS if name not in {"expected_gradients", "lime", "ablationcam", "rise", "shapley"}
+    name: METHODS[name]() for name in METHODS if name not in {"expected_gradients", "lime", "ablationcam", "rise", "shapley", "sobol"}
 } | {
     "expected_gradients": METHODS["expected_gradients"](background=Samples.of(nets.images(3, size=8, seed=9)), samples=5),  # type: ignore[call-arg]
     "lime": LIME(surrogate=Local(samples=100)),
     "rise": RISE(masks=40),
     "shapley": Shapley(by=ShapleySampling(4)),
+    "sobol": METHODS["sobol"](masks=2),  # type: ignore[call-arg]
     "ablationcam": METHODS["ablationcam"](),
     "ig auto": IntegratedGradients(steps="auto"),
     "ig mc": IntegratedGradients(rule="mc", steps=8),

@@ -1,5 +1,6 @@
 """Maps of what the parts of inputs contribute, as a surrogate finds it from scores of coalitions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ FACTS = ("r2", "intercept", "prediction", "condition", "reliability")
 
 def contribution_map(
     method: OfParts,
-    surrogate: Surrogate,
+    learner: Callable[[int, TensorParts], Surrogate],
     score: Score,
     inputs: Float[Tensor, "n *shape"],
     runs: tuple[BatchSize, Precision],
@@ -32,7 +33,7 @@ def contribution_map(
 
     Args:
         method: says how inputs are cut, and what hides parts.
-        surrogate: learns contributions from coalitions.
+        learner: what learns contributions of the numbered input's parts from coalitions of them.
         score: what is explained.
         inputs: one example per row.
         runs: variants of a pass, and how passes run.
@@ -48,7 +49,7 @@ def contribution_map(
         found = []
         with Progress(len(cut), what, unit="inputs") as meter:
             for i, parts in enumerate(cut):
-                found.append(surrogate(_Scored(passes, parts, i, what), parts.count))
+                found.append(learner(i, parts)(Scored(passes, parts, i, what), parts.count))
                 meter.advance(1)
         values, errors = (
             torch.stack([parts.spread(v) for parts, v in zip(cut, each, strict=True)]).to(inputs)
@@ -65,7 +66,7 @@ def _facts(found: list[Contributions]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """Scores of coalitions of one input's parts."""
 
     passes: Passes
@@ -74,10 +75,18 @@ class _Scored:
     what: str
 
     def __call__(self, kept: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+        """Return the score of each coalition of kept parts."""
+        return self._of(self.parts.render, kept)
+
+    def blended(self, shares: Float[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+        """Return the score of each variant in which parts show shares of themselves."""
+        return self._of(self.parts.blend, shares)
+
+    def _of(self, make: Callable[[Tensor], Tensor], shown: Tensor) -> Float64[Tensor, " k"]:
         found = []
-        with Progress(len(kept), self.what, unit="passes") as meter:
-            for part in self.passes.slices(len(kept)):
-                variants = self.parts.render(kept[part])
+        with Progress(len(shown), self.what, unit="passes") as meter:
+            for part in self.passes.slices(len(shown)):
+                variants = make(shown[part])
                 rows = torch.full((len(variants),), self.row)
                 with torch.no_grad():
                     found.append(self.passes.value(variants, rows))

@@ -76,7 +76,7 @@ class LIME(LocalMethod):
         Raises:
             InputError: if an input can't be cut, is a single part, or looks the same whatever is hidden.
         """
-        return contribution_map(self, self.surrogate, score, inputs, (self.batch_size, self.precision), "LIME")
+        return contribution_map(self, lambda *_: self.surrogate, score, inputs, (self.batch_size, self.precision), "LIME")
 
 
 @dataclass(frozen=True)

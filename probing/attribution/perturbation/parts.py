@@ -118,6 +118,12 @@ class TensorParts:
         shown |= places < 0
         return torch.where(shown.reshape(len(kept), *self.labels.shape), self.example, self.hidden)
 
+    def blend(self, shares: Float[Tensor, "k parts"]) -> Float[Tensor, "k *shape"]:
+        """Return k variants in which each part shows so much of the example (1: all), and of what hides it the rest."""
+        places = self.labels.flatten().expand(len(shares), -1)
+        shown = shares.to(self.example).gather(1, places.clamp(min=0)).masked_fill(places < 0, 1)
+        return torch.lerp(self.hidden, self.example, shown.reshape(len(shares), *self.labels.shape))
+
     def spread(self, values: Float[Tensor, " parts"]) -> Float[Tensor, "*shape"]:
         """Return a tensor of the example's shape that holds each part's value all over the part."""
         place = near(self.labels.device)  # values are float64

@@ -26,7 +26,7 @@ Value = Callable[[Tensor], Tensor]
 """Scores `[k]` of coalitions `[k, parts]`, boolean: true where a part is kept."""
 
 _MOST_ENUMERATED = 16  # parts: 65,536 coalitions
-_MOST_EXACT = 12  # parts: 4,096 coalitions
+MOST_EXACT = 12  # parts: 4,096 coalitions
 RIDGE = Ridge()
 
 
@@ -110,7 +110,7 @@ class Local:
         reliability = 0.0
         while len(scores) < len(masks):
             part = masks[len(scores) : len(scores) + step]
-            scores = torch.cat([scores, _distinct(value, part)])
+            scores = torch.cat([scores, scores_of(value, part)])
             reliability = self._reliability(masks[: len(scores)], scores)
             if self.stable is not None and reliability >= self.stable:
                 break
@@ -121,7 +121,7 @@ class Local:
         return replace(found, reliability=math.nan if math.isnan(found.r2) else reliability)
 
     def _check(self, count: int) -> None:
-        _refuse_single(count)
+        refuse_single(count)
         if self.samples < 2 or not self.width > 0:
             raise InputError(
                 f"LIME needs at least 2 samples and a kernel width above 0, got {self.samples} and {self.width}."
@@ -182,14 +182,14 @@ class KernelShap:
         Raises:
             InputError: for a single part, or fewer samples than parts.
         """
-        _refuse_single(count)
+        refuse_single(count)
         everything = count <= _MOST_ENUMERATED and 2**count - 2 <= self.samples
         if not everything and self.samples < 2 * count:
             raise InputError(f"KernelShap needs at least twice as many samples as parts, {2 * count}, got {self.samples}.")
         masks = every_coalition(count)[1:-1] if everything else self._draw(count)
-        weights = _shapley_kernel(masks) if everything else torch.ones(len(masks)).double()
+        weights = shapley_kernel(masks) if everything else torch.ones(len(masks)).double()
         ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
-        scores = _distinct(value, torch.cat([ends, masks]))
+        scores = scores_of(value, torch.cat([ends, masks]))
         empty, whole = float(scores[0]), float(scores[1])
         found = _constrained(masks, scores[2:], weights, (empty, whole))
         if everything:
@@ -218,17 +218,17 @@ class ExactShapley:
         Raises:
             InputError: for more than 12 parts.
         """
-        if count > _MOST_EXACT:
+        if count > MOST_EXACT:
             raise InputError(
-                f"ExactShapley takes at most {_MOST_EXACT} parts, got {count}: cut the input into fewer, or use "
+                f"ExactShapley takes at most {MOST_EXACT} parts, got {count}: cut the input into fewer, or use "
                 "ShapleySampling."
             )
         masks = every_coalition(count)
-        scores = _distinct(value, masks)
+        scores = scores_of(value, masks)
         values = torch.stack([_marginal(masks, scores, part) for part in range(count)])
         none, empty = torch.zeros_like(values), float(scores[0])
         inner = masks[1:-1]
-        r2 = weighted_r2(scores[1:-1], empty + inner.double() @ values, _shapley_kernel(inner))
+        r2 = weighted_r2(scores[1:-1], empty + inner.double() @ values, shapley_kernel(inner))
         score = float(scores[-1])
         return Contributions(values, none, empty, r2, score, score, 1.0, 1.0, len(masks))
 
@@ -248,7 +248,7 @@ class ShapleySampling:
     """
 
     permutations: int = 20
-    exact: int = _MOST_EXACT
+    exact: int = MOST_EXACT
     seed: int = 0
 
     def __call__(self, value: Value, count: int) -> Contributions:
@@ -257,9 +257,9 @@ class ShapleySampling:
         Raises:
             InputError: for fewer than four permutations, an odd number of them, or more parts to be exact for than 12.
         """
-        if self.permutations < 4 or self.permutations % 2 or not 0 <= self.exact <= _MOST_EXACT:
+        if self.permutations < 4 or self.permutations % 2 or not 0 <= self.exact <= MOST_EXACT:
             raise InputError(
-                f"ShapleySampling needs an even number of permutations from 4, and exact from 0 to {_MOST_EXACT}, "
+                f"ShapleySampling needs an even number of permutations from 4, and exact from 0 to {MOST_EXACT}, "
                 f"got {self.permutations} and {self.exact}."
             )
         if count <= max(1, self.exact):
@@ -267,20 +267,31 @@ class ShapleySampling:
         pairs = self.permutations // 2
         generator = torch.Generator().manual_seed(self.seed)
         rank = torch.rand(pairs, count, generator=generator).argsort(1)
-        rank = torch.stack([rank, count - 1 - rank], 1).flatten(0, 1)  # where each part stands in each order
-        masks = (rank[:, None] < torch.arange(1, count)[:, None]).flatten(0, 1)
-        ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
-        scores = _distinct(value, torch.cat([ends, masks]))
-        empty, whole = scores[:1].expand(len(rank), 1), scores[1:2].expand(len(rank), 1)
-        gains = torch.cat([empty, scores[2:].view(len(rank), -1), whole], 1).diff(dim=1)
-        of_pairs = gains.gather(1, rank).view(pairs, 2, count).mean(1)
-        values, error = of_pairs.mean(0), of_pairs.std(0) / pairs**0.5
-        sizes = masks.sum(1)
-        weights = 1 / (sizes * (count - sizes)).double()  # all sizes are drawn alike; this makes them the Shapley kernel
-        r2 = weighted_r2(scores[2:], float(scores[0]) + masks.double() @ values, weights)
-        reliability = math.nan if math.isnan(r2) else split_half(pairs, lambda rows: of_pairs[rows].mean(0))
-        score = float(scores[1])
-        return Contributions(values, error, float(scores[0]), r2, score, score, 1.0, reliability, len(scores))
+        return by_orders(value, rank)
+
+
+def by_orders(value: Value, rank: Int[Tensor, "pairs parts"]) -> Contributions:
+    """Return the mean gain of each part over orders of adding parts, each followed by its reverse.
+
+    Args:
+        value: scores of coalitions.
+        rank: where each part stands in each order.
+    """
+    pairs, count = rank.shape
+    rank = torch.stack([rank, count - 1 - rank], 1).flatten(0, 1)
+    masks = (rank[:, None] < torch.arange(1, count)[:, None]).flatten(0, 1)
+    ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
+    scores = scores_of(value, torch.cat([ends, masks]))
+    empty, whole = scores[:1].expand(len(rank), 1), scores[1:2].expand(len(rank), 1)
+    gains = torch.cat([empty, scores[2:].view(len(rank), -1), whole], 1).diff(dim=1)
+    of_pairs = gains.gather(1, rank).view(pairs, 2, count).mean(1)
+    values, error = of_pairs.mean(0), of_pairs.std(0) / pairs**0.5
+    sizes = masks.sum(1)
+    weights = 1 / (sizes * (count - sizes)).double()  # all sizes are drawn alike; this makes them the Shapley kernel
+    r2 = weighted_r2(scores[2:], float(scores[0]) + masks.double() @ values, weights)
+    reliability = math.nan if math.isnan(r2) else split_half(pairs, lambda rows: of_pairs[rows].mean(0))
+    score = float(scores[1])
+    return Contributions(values, error, float(scores[0]), r2, score, score, 1.0, reliability, len(scores))
 
 
 def every_coalition(count: int) -> Bool[Tensor, "k parts"]:
@@ -296,7 +307,7 @@ def every_coalition(count: int) -> Bool[Tensor, "k parts"]:
     return (torch.arange(2**count)[:, None] >> torch.arange(count) & 1).bool()
 
 
-def _refuse_single(count: int) -> None:
+def refuse_single(count: int) -> None:
     if count < 2:
         raise InputError(
             "the input is one single part, which leaves nothing to compare: cut it into more, or use "
@@ -304,7 +315,7 @@ def _refuse_single(count: int) -> None:
         )
 
 
-def _distinct(value: Value, masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+def scores_of(value: Value, masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
     """Return the score of each coalition, and ask once only for those that repeat."""
     count = masks.shape[1]
     if count > 62 or len(masks) < 2:  # codes must fit a whole number of 64 bits; long ones rarely repeat
@@ -323,7 +334,7 @@ def _first_of_each(codes: Int[Tensor, " k"]) -> tuple[Int[Tensor, " u"], Int[Ten
     return first[order], order.argsort()[number]
 
 
-def _shapley_kernel(masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+def shapley_kernel(masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
     count = masks.shape[1]
     by_size = [(count - 1) / (math.comb(count, s) * s * (count - s)) if 0 < s < count else 0.0 for s in range(count + 1)]
     return torch.tensor(by_size, dtype=torch.float64)[masks.sum(1)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from concepts.discovery import Discovery, KMeans, Nmf, Pca, SemiNmf, Strengths, name_atoms, read_rows
 from concepts.discovery.dictionary import Dictionary, NonNegative
 from concepts.discovery.discovery import pooled
-from concepts.discovery.importance import ratio, score_parts, shuffled_p, sobol_indices, sobol_total
+from concepts.discovery.importance import score_parts, shuffled_p, sobol_indices
 from concepts.discovery.matching import agreement, matched_cosine, partners
 from concepts.discovery.naming import NamingError
 from concepts.discovery.replacement import replaced
@@ -234,25 +234,6 @@ def test_parts_of_a_bent_tail_sum_with_the_gap_and_more_of_it_is_explained_by_al
     assert not found.exact
     assert torch.allclose(found.atoms.sum(1) + found.rest + found.gap, found.change)
     assert float(found.gap.abs().max()) < 0.05 * float(found.change.abs().max())
-
-
-def test_sobol_indices_of_a_sum_are_the_squares_of_its_weights() -> None:
-    weights = torch.tensor([3.0, 2.0, 1.0, 0.0]).double()
-    found, error = ratio(*sobol_total(lambda masks: masks @ weights, 4, 3000, seed=0))
-    want = weights.square() / weights.square().sum()
-    assert bool(((found - want).abs() <= 3 * error + 1e-12).all())
-    assert float(error.max()) < 0.05
-    product, _ = ratio(*sobol_total(lambda masks: masks[:, 0] * masks[:, 1], 2, 6000, seed=0))
-    assert torch.allclose(product, torch.full((2,), 4 / 7).double(), atol=0.08)  # (1/9 - 1/12) / (1/9 - 1/16)
-
-
-def test_standard_errors_of_sobol_indices_are_right() -> None:
-    weights = torch.tensor([2.0, 1.0]).double()
-    scores = []
-    for seed in range(100):
-        found, error = ratio(*sobol_total(lambda masks: masks @ weights, 2, 64, seed=seed))
-        scores.append(((found - weights.square() / 5) / error).numpy())
-    assert 0.7 < float(np.std(scores)) < 1.3  # of 200 standard normal numbers, 1 ± 6 standard errors
 
 
 def test_sobol_indices_of_atoms_are_those_of_their_parts_where_the_tail_is_linear() -> None:

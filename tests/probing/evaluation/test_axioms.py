@@ -82,6 +82,8 @@ EXPECTED = {
     "occlusion": "++++-",  # windows of one pixel; what covers them stays as it was
     "feature_ablation": "-+++-",  # its parts straddle, too
     "shapley": "-++++",  # a part's mean moves with the input
+    "owen": "-++++",
+    "sobol": "-+-++",
     "rise": "-+-+-",  # what plays no role gets the mean score; drawn masks are not symmetric
 }
 
