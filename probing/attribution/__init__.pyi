@@ -65,6 +65,7 @@ from .path import (
     IntegratedGradients as IntegratedGradients,
     LayerIntegratedGradients as LayerIntegratedGradients,
 )
+from .perturbation.interactions import InteractionResult as InteractionResult, PairInteractions as PairInteractions
 from .perturbation.lime import (
     LIME as LIME,
     TextLIME as TextLIME,
@@ -73,7 +74,6 @@ from .perturbation.occlusion import (
     FeatureAblation as FeatureAblation,
     Occlusion as Occlusion,
 )
-from .perturbation.interactions import InteractionResult as InteractionResult, PairInteractions as PairInteractions
 from .perturbation.owen import Owen as Owen
 from .perturbation.rise import RISE as RISE
 from .perturbation.shapley import Shapley as Shapley

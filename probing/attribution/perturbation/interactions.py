@@ -87,10 +87,11 @@ class InteractionResult(Result):
 class PairInteractions:
     """What two parts do together: how far what one of them does to the score hangs on the other.
 
-    `removal` looks at the whole input: `f(all) - f(without i) - f(without j) + f(without both)`. It takes a pass for each part
-    and each pair. `shapley` is the mean of that difference over all sets of other parts (Grabisch & Roubens 1999), exact, for
-    at most 12 parts. Both are 0 for parts whose contributions add up, and the product itself for a product of two parts that
-    show 0 where they are hidden; a product of three parts counts in full for each of its pairs by removal, and half by Shapley.
+    `removal` looks at the whole input: `f(all) - f(without i) - f(without j) + f(without both)`. It takes a pass for each
+    part and each pair. `shapley` is the mean of that difference over all sets of other parts (Grabisch & Roubens 1999),
+    exact, for at most 12 parts. Both are 0 for parts whose contributions add up, and the product itself for a product of two
+    parts that show 0 where they are hidden; a product of three parts counts in full for each of its pairs by removal, and
+    half by Shapley.
 
     Attributes:
         by: which of both.
@@ -117,8 +118,8 @@ class PairInteractions:
             inputs: one example per row, in model space, as local methods take them.
 
         Raises:
-            InputError: if an input can't be cut, is a single part, looks the same whatever is hidden, or has more than 12 parts
-                by Shapley.
+            InputError: if an input can't be cut, is a single part, looks the same whatever is hidden, or has more than 12
+                parts by Shapley.
             ModelModeError, TargetError, OutputError: as `checked` says.
         """
         score, points = checked(score, inputs)
@@ -129,8 +130,8 @@ class PairInteractions:
             if self.by == "shapley" and any(part.count > MOST_EXACT for part in cut):
                 most = max(part.count for part in cut)
                 raise InputError(
-                    f"interactions by Shapley take at most {MOST_EXACT} parts, got {most}: cut inputs into fewer, such as by "
-                    "Grid(3, 4), or use by='removal'."
+                    f"interactions by Shapley take at most {MOST_EXACT} parts, got {most}: cut inputs into fewer, such as "
+                    "by Grid(3, 4), or use by='removal'."
                 )
             of = _shapley if self.by == "shapley" else _removal
             matrices, wholes = [], []

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -36,8 +37,8 @@ _COARSE = 8  # groups, unless given
 class OwenSampling:
     """Owen values by random orders that keep each group together, each order followed by its reverse.
 
-    They are exact where all coalitions that such orders pass through are at most 4,096. Standard errors are those of the mean
-    over pairs of orders, of which half as many are drawn.
+    They are exact where all coalitions that such orders pass through are at most 4,096. Standard errors are those of the
+    mean over pairs of orders, of which half as many are drawn.
 
     Attributes:
         permutations: orders, an even number; each takes a pass for each part but one.
@@ -58,15 +59,17 @@ class OwenSampling:
                 group are of one group at the levels before.
 
         Raises:
-            InputError: for a single part, fewer than four permutations, an odd number of them, or groups that are not nested.
+            InputError: for a single part, fewer than four permutations, an odd number of them, or groups that are not
+                nested.
         """
         if self.permutations < 4 or self.permutations % 2:
             raise InputError(f"OwenSampling needs an even number of permutations from 4, got {self.permutations}.")
         count = groups.shape[1]
         refuse_single(count)
         levels = torch.cat([groups, torch.arange(count)[None]])
-        for i, (coarse, fine) in enumerate(zip(levels, levels[1:], strict=False)):
-            if len(torch.stack([coarse, fine]).unique(dim=1).mT) > len(fine.unique()):
+        for i, (coarse, fine) in enumerate(pairwise(levels)):
+            both = set(zip(coarse.tolist(), fine.tolist(), strict=True))
+            if len(both) > len(set(fine.tolist())):
                 raise InputError(f"groups of level {i + 1} lie in several groups of level {i}: nest them.")
         if self.exact and _coalitions(levels) <= _MOST_COALITIONS:
             return _exact(value, levels)
@@ -154,12 +157,14 @@ def _usual(score: Score, inputs: Float[Tensor, "n *shape"]) -> Segmentation:
 
 def _nested(parts: TensorParts, levels: list[Tensor]) -> Int[Tensor, "levels parts"]:
     """Return for each part, at each level, the group that holds most of its places, within its group of the level before."""
-    shape, found = parts.example.shape, []
+    shape = parts.example.shape
+    found: list[Tensor] = []
     own = parts.labels.expand(shape).flatten()
     for level in levels:
         held = torch.zeros(parts.count, int(level.max()) + 1, dtype=torch.long, device=own.device)
         group = level.to(own.device).expand(shape).flatten()
-        held.index_put_((own[own >= 0], group[own >= 0]), torch.ones((), dtype=torch.long, device=own.device), accumulate=True)
+        one = torch.ones((), dtype=torch.long, device=own.device)
+        held.index_put_((own[own >= 0], group[own >= 0]), one, accumulate=True)
         most = held.argmax(1).cpu()
         within = most if not found else found[-1] * (int(most.max()) + 1) + most
         found.append(contiguous(within))
@@ -188,11 +193,11 @@ def _exact(value: Value, levels: Int[Tensor, "levels parts"]) -> Contributions:
     before, weights = zip(*(_before(levels, part) for part in range(count)), strict=True)
     after = [masks | (torch.arange(count) == part) for part, masks in enumerate(before)]
     ends = torch.stack([torch.zeros(count), torch.ones(count)]).bool()
-    distinct, place = torch.cat([ends, *before, *after]).unique(dim=0, return_inverse=True)
+    distinct, place = torch.unique(torch.cat([ends, *before, *after]), dim=0, return_inverse=True)
     of_distinct = value(distinct).double().cpu()
     scores = of_distinct[place]
     sizes = [len(masks) for masks in before]
-    absent, present = scores[2 : 2 + sum(sizes)].split(sizes), scores[2 + sum(sizes) :].split(sizes)
+    absent, present = (torch.split(part, sizes) for part in scores[2:].chunk(2))
     values = torch.stack([(w * (p - a)).sum() for w, p, a in zip(weights, present, absent, strict=True)])
     none, empty, score = torch.zeros_like(values), float(scores[0]), float(scores[1])
     inner = distinct.any(1) & ~distinct.all(1)
@@ -201,9 +206,7 @@ def _exact(value: Value, levels: Int[Tensor, "levels parts"]) -> Contributions:
     return Contributions(values, none, empty, r2, score, score, 1.0, 1.0, len(distinct))
 
 
-def _before(
-    levels: Int[Tensor, "levels parts"], part: int
-) -> tuple[Bool[Tensor, "k parts"], Float64[Tensor, " k"]]:
+def _before(levels: Int[Tensor, "levels parts"], part: int) -> tuple[Bool[Tensor, "k parts"], Float64[Tensor, " k"]]:
     """Return the coalitions that may precede a part, and how probable each is."""
     masks, weights = torch.zeros(1, levels.shape[1], dtype=torch.bool), torch.ones(1, dtype=torch.float64)
     for others in _siblings(levels, part):

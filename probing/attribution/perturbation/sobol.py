@@ -25,15 +25,15 @@ from probing.statistics.sobol import ratio, sobol_total
 class Sobol(LocalMethod):
     """The share of the score's variance that goes with each part, alone or together with others (Fel et al. 2021).
 
-    Each part shows a random share of itself, uniform between none and all and independent of the other parts', and what hides
-    it the rest. A part's total index is the variance that is left, on average, once all other parts are fixed, over the whole
-    variance. Where parts act together, each counts what they do together, so shares may add up to more than 1; they say nothing
-    of a sign: a part that lowers the score as far as another raises it has the same share. Of a linear score with
-    contributions a the indices are `a² / Σ a²`. Estimates (Jansen 1999) of parts that play no role are exactly 0. All inputs
-    get the same draws.
+    Each part shows a random share of itself, uniform between none and all and independent of the other parts', and what
+    hides it the rest. A part's total index is the variance that is left, on average, once all other parts are fixed, over
+    the whole variance. Where parts act together, each counts what they do together, so shares may add up to more than 1;
+    they say nothing of a sign: a part that lowers the score as far as another raises it has the same share. Of a linear
+    score with contributions a the indices are `a² / Σ a²`. Estimates (Jansen 1999) of parts that play no role are exactly 0.
+    All inputs get the same draws.
 
-    In the diagnostics: `standard_error`, by the draw, of the map's shape; `variance` of each input's score under masks, where
-    0 leaves nothing to share, and the map is 0; `parts`, `flat_parts` and `unhidden_parts` as for `LIME`.
+    In the diagnostics: `standard_error`, by the draw, of the map's shape; `variance` of each input's score under masks,
+    where 0 leaves nothing to share, and the map is 0; `parts`, `flat_parts` and `unhidden_parts` as for `LIME`.
 
     Attributes:
         parts: how inputs are cut, as for `LIME`.

@@ -308,6 +308,11 @@ def every_coalition(count: int) -> Bool[Tensor, "k parts"]:
 
 
 def refuse_single(count: int) -> None:
+    """Refuse an input of a single part.
+
+    Raises:
+        InputError: for it.
+    """
     if count < 2:
         raise InputError(
             "the input is one single part, which leaves nothing to compare: cut it into more, or use "
@@ -335,6 +340,7 @@ def _first_of_each(codes: Int[Tensor, " k"]) -> tuple[Int[Tensor, " u"], Int[Ten
 
 
 def shapley_kernel(masks: Bool[Tensor, "k parts"]) -> Float64[Tensor, " k"]:
+    """Return the weight of each coalition in the regression whose coefficients are Shapley values; 0 of none and all."""
     count = masks.shape[1]
     by_size = [(count - 1) / (math.comb(count, s) * s * (count - s)) if 0 < s < count else 0.0 for s in range(count + 1)]
     return torch.tensor(by_size, dtype=torch.float64)[masks.sum(1)]

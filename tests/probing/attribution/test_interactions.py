@@ -86,7 +86,7 @@ def test_the_result_tells_the_strongest_pairs_and_can_be_saved(
 
 
 def test_too_many_parts_for_all_coalitions_are_refused(conv_net: nn.Module, image_batch: Tensor) -> None:
-    with pytest.raises(InputError, match="at most 12 parts, got 16.*Grid\\(3, 4\\)"):
+    with pytest.raises(InputError, match=r"at most 12 parts, got 16.*Grid\(3, 4\)"):
         PairInteractions("shapley", Grid(4, 4))(Score(conv_net, 1), image_batch)
     with pytest.raises(InputError, match="one single part"):
         PairInteractions(parts=Grid(1, 1))(Score(conv_net, 1), image_batch)

@@ -30,7 +30,8 @@ def test_of_a_linear_score_they_are_the_squares_of_contributions_over_their_sum(
     expected, error = part / part.sum(1, keepdim=True), found.diagnostics["standard_error"]
     assert ((found.values - expected).abs() <= 4.5 * error).all()  # of twelve normal numbers, once in 10,000
     assert float(error.max()) < 0.05
-    torch.testing.assert_close(found.diagnostics["variance"], part.sum(1) / 12, rtol=0.1, atol=0)  # of a uniform number: 1/12
+    # A uniform number has a variance of 1/12.
+    torch.testing.assert_close(found.diagnostics["variance"], part.sum(1) / 12, rtol=0.1, atol=0)
     assert not found.signed
     assert found.n_forward == 2 * (2000 * 8 + 1)
 
