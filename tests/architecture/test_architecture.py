@@ -191,6 +191,8 @@ ORACLES = {
     "feature_ablation": "feature_ablation_is_the_fall",
     "rise": "rise_is_the_mean",
     "shapley": "shapley_values_are_the_mean",
+    "owen": "owen_values_are_the_mean_gain",
+    "sobol": "of_a_linear_score_they_are_the_squares",
     "rollout": "rollout_is_the_product_of_averaged_layers",
     "attention_relevance": "relevance_is_gradients_times_weights",
 }
