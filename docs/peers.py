@@ -46,7 +46,7 @@ ABILITIES = {
     "RISE": "RISE",
     "conductance": "LayerConductance",
     "internal influence": "InternalInfluence",
-    "attributions of language models": "LLMAttribution",
+    "attributions of the next token": "NextToken LLMAttribution",
     "influence of training data": "TracIn TracInCP",
     "adversarial attacks": "PGD",
     "TCAV": "Tcav TCAV",
