@@ -239,9 +239,10 @@ def _findings(result: DiscoveryResult) -> Iterator[Finding]:
         for t, target in enumerate(told.targets):
             called = (told.p[t] < 1 - result.level).nonzero()[:, 0].tolist()
             largest = int(told.part[t].abs().argmax())
+            which = "The largest" if largest in called else "The largest, which is not significant,"
             yield Finding(
                 f"{target}: {len(called)} of {len(result)} atoms have a significant part of the score.",
-                f"The largest is that of {result.name(largest)}, {number(float(told.part[t, largest]), sign=True)} of "
+                f"{which} is that of {result.name(largest)}, {number(float(told.part[t, largest]), sign=True)} of "
                 f"{number(float(told.change[t]), sign=True)}.",
             )
     for a, attribute in enumerate(result.attributes):

@@ -73,6 +73,19 @@ def test_without_scores_the_figure_is_of_what_is_found_again(found: DiscoveryRes
     assert sorted(float(dot.get_xdata()[0]) for dot in dots) == pytest.approx(sorted(bare.agreement.cosine.tolist()))
 
 
+@pytest.mark.parametrize(
+    ("p_of_largest", "said"), [(0.01, "The largest is"), (0.2, "The largest, which is not significant, is")]
+)
+def test_the_largest_part_is_said_to_be_significant_only_where_it_is(
+    found: DiscoveryResult, p_of_largest: float, said: str
+) -> None:
+    one = made_up(found, [1.0] * 3, [[0.01, 1.0, p_of_largest]] * 4, [0.5, -2.0, 9.0])
+    pictures = AtomPictures(tuple(AtomStrips(atom, ()) for atom in range(len(one))))
+    evidence = [str(f.evidence) for f in discovery_page(one, pictures, "made up").findings if "significant part" in f.claim]
+    assert len(evidence) == 4
+    assert all(each.startswith(f"{said} that of atom 2, +9") for each in evidence), evidence
+
+
 @pytest.mark.parametrize("scored", [True, False])
 def test_one_screen_holds_a_discovery(found: DiscoveryResult, tmp_path: Path, scored: bool) -> None:
     one = made_up(found, [0.01, 0.2, 0.01], [[0.01, 0.02, 0.2]] * 4, [0.5, -2.0, 9.0])
