@@ -101,7 +101,7 @@ class PairInteractions:
         precision: how passes run; `fast` is fit for these (no gradients are taken).
 
     Example:
-        >>> PairInteractions(parts=Grid(4, 4))(Score(net, 3), images).strongest()
+        >>> PairInteractions()(Score(net, 3), images).strongest()
     """
 
     by: Literal["removal", "shapley"] = "removal"
