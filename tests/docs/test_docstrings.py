@@ -202,6 +202,7 @@ random_photos = TensorExamples(torch.rand(40, 3, 32, 32, generator=generator))
     ),
     "probing.attribution.lrp.conditional:ConditionalLRP": "images = pictures[:2]",
     "probing.attribution.lrp.lrp:LRP": "from probing.attribution.lrp.composites import EpsilonPlus\nimages = pictures[:2]",
+    "probing.attribution.perturbation.interactions:PairInteractions": "images = pictures[:1]",
     "probing.attribution.priors:attribution_prior": "x, y, step = pictures[:4], torch.arange(4), 1",
     "probing.atlas:Atlas": "Atlas = partial(Atlas, projection=Pca())",
     "probing.evaluation.base:Tally": (

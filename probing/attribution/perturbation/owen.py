@@ -150,7 +150,8 @@ def _usual(score: Score, inputs: Float[Tensor, "n *shape"]) -> Segmentation:
     """Return how places are grouped if nothing is said."""
     if inputs.ndim < 3 or (score.beside is not None and (score.beside.layers or len(score.beside.names) > 1)):
         raise InputError(
-            "tokens, features and several inputs have no usual groups:", mends=[Mend("say which parts go together", "groups=…")]
+            "tokens, features and several inputs have no usual groups:",
+            mends=[Mend("say which parts go together", "groups=…")],
         )
     return Slic(_COARSE) if inputs.ndim == 4 else Blocks(_COARSE)
 

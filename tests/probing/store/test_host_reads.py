@@ -71,8 +71,8 @@ def test_a_read_for_each_layer_is_counted(net: nn.Module, monkeypatch: pytest.Mo
 
 # What is read besides, as what is done next hangs on it: whether the tail of a network that tracing found is its own,
 # whether a background holds anything but the input, which channels are silent or constant, which layers get nothing below
-# zero, whether relevance adds up, or multipliers do. LIME and values by Shapley, Owen and Sobol cut two inputs into parts, and
-# reckon on the host; feature ablation cuts them. XRAI cuts each image four times, and ranks regions on the host.
+# zero, whether relevance adds up, or multipliers do. LIME and values by Shapley, Owen and Sobol cut two inputs into parts,
+# and reckon on the host; feature ablation cuts them. XRAI cuts each image four times, and ranks regions on the host.
 MORE = {
     "layer_ig": 3,
     "deeplift": 4,
