@@ -35,6 +35,7 @@ from probing.attribution.baselines import Blurred, Samples
 from probing.attribution.gradient import Saliency
 from probing.attribution.path import IntegratedGradients
 from probing.attribution.perturbation.lime import LIME
+from probing.attribution.perturbation.owen import Owen, OwenSampling
 from probing.attribution.perturbation.rise import RISE
 from probing.attribution.perturbation.shapley import Shapley
 from probing.attribution.perturbation.surrogate import Local, ShapleySampling
@@ -52,13 +53,16 @@ X, TARGETS = nets.images(4, size=8), torch.tensor([0, 1, 2, 1])
 MANY = nets.images(40, size=8, seed=1)
 LABELS = torch.arange(40) % 2
 MANY[LABELS == 1, :, :4] += 1
-SLOW = {"expected_gradients", "lime", "ablationcam", "rise", "shapley", "sobol"}
+SLOW = {"expected_gradients", "lime", "ablationcam", "rise", "shapley", "owen", "sobol", "guided_ig", "blur_ig"}
 METHODS_TRIED: dict[str, AttributionMethod] = {name: METHODS[name]() for name in METHODS if name not in SLOW} | {
     "expected_gradients": METHODS["expected_gradients"](background=Samples.of(nets.images(3, size=8, seed=9)), samples=5),  # type: ignore[call-arg]
     "lime": LIME(surrogate=Local(samples=100)),
     "rise": RISE(masks=40),
     "shapley": Shapley(by=ShapleySampling(4)),
+    "owen": Owen(by=OwenSampling(4)),
     "sobol": METHODS["sobol"](masks=2),  # type: ignore[call-arg]
+    "guided_ig": METHODS["guided_ig"](steps=4),  # type: ignore[call-arg]
+    "blur_ig": METHODS["blur_ig"](steps=4),  # type: ignore[call-arg]
     "ablationcam": METHODS["ablationcam"](),
     "ig auto": IntegratedGradients(steps="auto"),
     "ig mc": IntegratedGradients(rule="mc", steps=8),
