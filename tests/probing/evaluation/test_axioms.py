@@ -63,7 +63,7 @@ EXPECTED = {
     "ig": "++++-",  # the baseline stays where it was
     "guided_ig": "+-++-",  # the path follows the gradient
     "blur_ig": "+++++",
-    "xrai": "-++++",  # linear only as the regions of an image this small are those of the finest cut
+    "xrai": "-++++",  # linear only as an image this small is cut the same way four times
     "expected_gradients": "++-+-",
     "cam": "-oo++",
     "gradcam": "--o++",
