@@ -74,6 +74,7 @@ BY_NATURE = {
     "windows, pooled or other tokens have no one map": "attention within windows or to other tokens",
     "examples influence each other": "a layer that scales its numbers by the whole batch",
     "RISE needs images": "masks over features without places",
+    "have no usual groups": "groups of tokens or features that nobody gave",
     "LRP shares out a score that is a sum": "a score that is no sum of outputs",
 }
 """Refusals that no code would change, by what they say."""
