@@ -89,13 +89,9 @@ def shown_atom(result: DiscoveryResult) -> int:
     return max(among, key=lambda atom: abs(float(told.part[0, atom])))
 
 
-def _standing(count: int, total: int) -> Standing:
-    return Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
-
-
 def _again(result: DiscoveryResult) -> Mark:
     count, total = int(result.stable.sum()), len(result)
-    return Mark("Found again?", _standing(count, total), f"{count or 'none'} of {total} in the other half.")
+    return Mark("Found again?", Standing.of(count, total), f"{count or 'none'} of {total} in the other half.")
 
 
 def _parts(result: DiscoveryResult) -> Mark | None:
@@ -103,14 +99,14 @@ def _parts(result: DiscoveryResult) -> Mark | None:
         return None
     count = sum(len(_sure(result, told, t)) for t in range(len(told.targets)))
     total = told.p.numel()
-    return Mark("Part beyond chance?", _standing(count, total), f"{count or 'none'} of {total}.")
+    return Mark("Part beyond chance?", Standing.of(count, total), f"{count or 'none'} of {total}.")
 
 
 def _named(result: DiscoveryResult) -> Mark:
     if (naming := result.naming) is None:
         return Mark("Named?", Standing.UNTESTED)
     count = int(naming.named.sum())
-    return Mark("Named?", _standing(count, len(result)), f"{count or 'none'} of {len(result)} beyond chance.")
+    return Mark("Named?", Standing.of(count, len(result)), f"{count or 'none'} of {len(result)} beyond chance.")
 
 
 def _figure(result: DiscoveryResult, picture: Image.Image | None) -> "Figure":

@@ -65,7 +65,7 @@ def _beyond_chance(result: "DissectionResult") -> Mark:
     count, total = int(result.significant.sum()), int((~result.p_fdr.isnan()).sum())
     if not total:
         return Mark("Beyond chance?", Standing.UNTESTED)
-    standing = Standing.YES if count == len(result.unit) else Standing.PARTLY if count else Standing.NO
+    standing = Standing.of(count, len(result.unit))
     return Mark("Beyond chance?", standing, f"{count or 'none'} of {len(result.unit)} after correction.")
 
 
@@ -75,7 +75,7 @@ def _held_out(result: "DissectionResult") -> Mark:
     count, total = int((detectors & result.same_choice).sum()), int(detectors.sum())
     if not total:
         return Mark("Halves agree?", Standing.UNTESTED, "no detector.")
-    standing = Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
+    standing = Standing.of(count, total)
     return Mark("Halves agree?", standing, f"on {count or 'none'} of {total} detectors.")
 
 

@@ -241,6 +241,11 @@ class Standing(Enum):
     NO = "no"
     UNTESTED = "not tested"
 
+    @classmethod
+    def of(cls, count: int, total: int) -> "Standing":
+        """Return how far something is so that holds for some of so many: for all, for a part, or for none."""
+        return cls.YES if count == total > 0 else cls.PARTLY if count else cls.NO
+
 
 @dataclass(frozen=True)
 class Mark:

@@ -79,16 +79,15 @@ def beyond_chance(found: SideBySide) -> Mark:
     count, total = sum(found.significant(d) for d in tested), len(tested)
     if not tested:
         return Mark("Beyond chance?", Standing.UNTESTED, "too few images.")
-    standing = Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
+    standing = Standing.of(count, total)
     return Mark("Beyond chance?", standing, f"{count or 'none'} of {total} after correction.")
 
 
 def scales_alike(found: SideBySide) -> Mark:
     """Say whether the two models' logits change on scales alike: by other scales alone amounts differ."""
     ratios = [scale_ratio(found, contrast) for contrast in found.contrasts]
-    far = sum(ratio > SCALES for ratio in ratios)
-    standing = Standing.NO if far == len(ratios) else Standing.PARTLY if far else Standing.YES
-    return Mark("Scales alike?", standing, f"{max(ratios):.1f} times apart.")
+    near = sum(ratio <= SCALES for ratio in ratios)
+    return Mark("Scales alike?", Standing.of(near, len(ratios)), f"{max(ratios):.1f} times apart.")
 
 
 def scale_ratio(found: SideBySide, contrast: str) -> float:

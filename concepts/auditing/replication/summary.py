@@ -58,7 +58,7 @@ def _in_size(found: Replication) -> tuple[Mark, Mark]:
     together = sum(found.correlation(contrast).low > 0 for contrast in found.contrasts)
     differing = sum(len(found.differing(contrast)) for contrast in found.contrasts)
     cells = total * len(found.targets)
-    agree = Standing.YES if together == total else Standing.PARTLY if together else Standing.NO
+    agree = Standing.of(together, total)
     differ = Standing.PARTLY if differing else Standing.NO
     return (
         Mark("Sets agree?", agree, f"for {together or 'none'} of {total} contrasts."),

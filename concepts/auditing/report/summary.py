@@ -125,7 +125,7 @@ def _agreement(results: AuditResults) -> Mark:
     asks = _AGREE
     if not known:
         return Mark(asks, Standing.UNTESTED, "too few classes.")
-    standing = Standing.YES if len(trusted) == len(rows) else Standing.PARTLY if trusted else Standing.NO
+    standing = Standing.of(len(trusted), len(rows))
     return Mark(asks, standing, f"at {len(trusted) or 'none'} of {len(rows)} layers.")
 
 
@@ -151,7 +151,7 @@ def _unmatched(results: AuditResults, picture: Picture) -> Summary:
     draw = partial(_effects, results, shown, picture)
     cells = [c for c in results.cells if c.tcav_p_corrected is not None or c.effect_p_corrected is not None]
     found = sum(len(sure(results, c.name, results.layers)) for c in results.concepts)
-    standing = Standing.YES if cells and found == len(cells) else Standing.PARTLY if found else Standing.NO
+    standing = Standing.of(found, len(cells))
     chance = (
         Mark(_CHANCE, standing, f"{found or 'none'} of {len(cells)} pairs of class and layer.")
         if cells

@@ -56,7 +56,7 @@ def answer(words: WordResult, called: Called) -> str:
 def beyond_chance(words: WordResult, called: Called) -> Mark:
     """Say how many changes are significant after correction, and how many of these stand out from ordinary words'."""
     count, far, total = int(words.moves()[0].sum()), int(words.stands_out().sum()), len(words.words)
-    standing = Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
+    standing = Standing.of(count, total)
     if not count:
         return Mark("Beyond chance?", standing, f"none of {total} after correction.")
     further = f"{far or 'none'} further than 95% of ordinary {called.other}s"
@@ -73,7 +73,7 @@ def methods_agree(words: WordResult) -> Mark:
     count, total = len(followers(words)), len(words.listed) - 1
     if not total:
         return Mark("Measures agree?", Standing.UNTESTED)
-    standing = Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
+    standing = Standing.of(count, total)
     return Mark("Measures agree?", standing, f"{count or 'none'} of {total} methods, in rank.")
 
 

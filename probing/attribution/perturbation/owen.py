@@ -1,7 +1,7 @@
 """Owen values: what each part contributes where parts belong to groups that are added as a whole."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -130,8 +130,8 @@ class Owen(LocalMethod):
         found = contribution_map(self, learner, score, inputs, (self.batch_size, self.precision), "Owen values")
         of_parts = found.diagnostics["parts"]
         coarsest = [tree[0].to(of_parts)[part.clamp(min=0)] for tree, part in zip(trees, of_parts, strict=True)]
-        found.diagnostics["groups"] = torch.where(of_parts < 0, -1, torch.stack(coarsest))
-        return found
+        groups = torch.where(of_parts < 0, -1, torch.stack(coarsest))
+        return replace(found, diagnostics=found.diagnostics | {"groups": groups})
 
 
 @dataclass(frozen=True)

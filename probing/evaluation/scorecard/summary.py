@@ -35,8 +35,8 @@ def scorecard_summary(card: Scorecard) -> Summary | None:
         answer=answer(card),
         plate=Plate(partial(_figure, card), "Fidelity of each method", caption),
         marks=(
-            Mark("Ranks sure?", _standing(told, count), f"{told or 'none'} of {count} within one third."),
-            Mark("As expected?", _standing(expected, count), f"{expected or 'none'} of {count} methods."),
+            Mark("Ranks sure?", Standing.of(told, count), f"{told or 'none'} of {count} within one third."),
+            Mark("As expected?", Standing.of(expected, count), f"{expected or 'none'} of {count} methods."),
             Mark("Replicated?", Standing.UNTESTED),
         ),
         caveat="how other methods, inputs or models fare, or whether people understand the explanations.",
@@ -45,10 +45,6 @@ def scorecard_summary(card: Scorecard) -> Summary | None:
 
 def _measured(card: Scorecard) -> list[int]:
     return [r for r in range(len(card.rows)) if not math.isnan(float(card.standing[r, _FIDELITY]))]
-
-
-def _standing(count: int, total: int) -> Standing:
-    return Standing.YES if count == total else Standing.PARTLY if count else Standing.NO
 
 
 def surely_best(card: Scorecard) -> list[str]:
